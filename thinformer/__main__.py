@@ -1,0 +1,5 @@
+"""``python -m thinformer``."""
+
+from thinformer.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""The only caller of ``numba.njit``: our flag sets, the disk cache, and the fallback without one.
+
+Nothing is compiled before it is first called, no signature is given, and no kernel is
+``parallel=True``: Numba's threading layers abort on concurrent calls (workqueue) or kill forked
+children (omp). Kernels release the GIL and run from the threads of `thinformer._pool`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+from numba.extending import overload
+
+# What the compiler may do to floating-point arithmetic. None assumes the absence of NaN or inf.
+STRICT: set[str] = set()  # as written: the sums that decide swaps, or a seed does not reproduce
+ELEMENTWISE = {"contract", "nsz"}  # a*b+c may be rounded once
+REDUCTION = {"contract", "nsz", "reassoc"}  # sums may run in another order, to vectorise
+
+
+def _source_hash() -> str:
+    """Eight hex digits that change with any source file of this package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def kernel(function: Callable) -> Any:
+    """Compile a function that Python calls; its machine code is cached on disk where possible.
+
+    Numba's own cache does not see that a callee in another file has changed, and would run the old
+    code after an upgrade. Its index file is named after the function, so the name carries a hash
+    of the package's sources.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
+    if os.environ.get("THINFORMER_CACHE") == "0":
+        return numba.njit(**options)(function)
+    function.__qualname__ += f"_{_source_hash()}"
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to cache in is writable
+        return numba.njit(**options)(function)
+
+
+def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
+    """Compile a function that kernels call."""
+    return numba.njit(error_model="numpy", fastmath=fastmath)
+
+
+def bind(function: FunctionType, fastmath: set[str], **names: Any) -> Any:
+    """Compile a plain function for kernels, with some of its global names bound anew.
+
+    So `thinformer.kernels` says ``exp``, and each target binds its own.
+    """
+    bound = FunctionType(function.__code__, function.__globals__ | names, function.__name__)
+    return inner(fastmath)(bound)
+
+
+def by_dtype(float32: Callable, float64: Callable) -> Callable:
+    """Return a function for kernels that is one or the other by the type of its argument."""
+
+    def choose(x):
+        raise NotImplementedError("exists in compiled code only")
+
+    @overload(choose, jit_options={"fastmath": ELEMENTWISE})
+    def _(x):
+        return float32 if x == numba.float32 else float64
+
+    return choose

@@ -1,0 +1,300 @@
+"""Thinformer attention on NumPy arrays: attention over the keys and values that KH-Compress keeps.
+
+*Low-Rank Thinning* (arXiv 2502.12063), Algorithm 1. Arrays are query (B, T, H, E), key
+(B, S, H, E) and value (B, S, H, D); every head of every sequence is thinned by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thinformer import _checks
+from thinformer.compress import (
+    Plan,
+    compress,
+    finite_problems,
+    is_finite,
+    largest_entries,
+    plan,
+    starting_points,
+)
+from thinformer.draws import Draws, make_draws, seed_from
+from thinformer.kernels import Kernel, exponential, linear
+from thinformer.problem import Factor, make_factor
+
+# entries of the attention weights held at once where they are not returned: 8 MB in float32
+BLOCK = 2**21
+
+
+class Attended(NamedTuple):
+    """What `attention` returns.
+
+    output : (B, T, H, D), in the inputs' dtype
+    weights : (B, H, T, n_out), or None where they were not asked for
+    indices : (B, H, n_out) int64, or None where they were not asked for
+    """
+
+    output: NDArray
+    weights: NDArray | None
+    indices: NDArray | None
+
+
+def compress_kv(
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    scale: float | None = None,
+    delta: float = 0.5,
+    pre_thin: str = "even",
+    rng: None | int | np.random.Generator = None,
+    draws: Draws | None = None,
+) -> NDArray[np.int64]:
+    r"""Choose the keys, with their values, that attention needs most.
+
+    KH-Compress(g) with the attention kernel of *Low-Rank Thinning* (arXiv 2502.12063, Algorithm
+    1), :math:`\exp(\beta\langle k, k'\rangle)\,(\langle v, v'\rangle + \|V\|_{\max}^2)` for the
+    softmax scale :math:`\beta`.
+
+    Parameters
+    ----------
+    key : (B, S, H, E) float array
+    value : (B, S, H, D) float array
+        float32 and float64 are computed in their own precision, float16 in float32. Any strides;
+        never modified.
+    g : int
+        Oversampling: :math:`n_{out} = 2^g \sqrt n` keys are kept, n the largest power of four not
+        above S.
+    size : int, optional
+        The number of keys to keep, instead of the one that g gives.
+    scale : float, optional
+        Softmax scale, positive; 1 / sqrt(E) by default.
+    delta : float
+        Failure probability, in (0, 1].
+    pre_thin : {"even", "stride"}
+        How a sequence is brought to a length that halves evenly. "even" takes one token at random
+        from each of equal strata, so that all have the same chance. "stride" is the published
+        rule: every s-th token for s = S // n, the rest of the sequence unseen.
+    rng : None, int or numpy.random.Generator
+        Where the draws come from (SPEC 7). They differ by head but not by sequence, so a
+        sequence keeps the same keys in any batch, on any number of threads.
+    draws : Draws, optional
+        The draws themselves; `rng` is not used then.
+
+    Returns
+    -------
+    (B, H, n_out) int64 array
+        Positions kept, increasing. All of them where S <= n_out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        key or value is not a finite float array of the shape above with S >= 1; another argument
+        is out of its range; the draws have another shape.
+
+    Notes
+    -----
+    About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
+    """
+    key, value = _key_value(key, value)
+    indices, finite = select(
+        key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
+        rng=rng, draws=draws,
+    )  # fmt: skip
+    if not finite.all():
+        _blame(key=key, value=value)
+    return indices
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    scale: float | None = None,
+    delta: float = 0.5,
+    pre_thin: str = "even",
+    rng: None | int | np.random.Generator = None,
+    draws: Draws | None = None,
+    return_weights: bool = False,
+    return_indices: bool = False,
+) -> Attended:
+    """Approximate softmax attention by attention over few keys.
+
+    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063): `compress_kv` chooses the
+    keys, and every query attends to those alone, with equal weights. With S <= n_out keys, for
+    instance ``size=S``, this is exact attention.
+
+    Parameters
+    ----------
+    query : (B, T, H, E) float array
+    key, value, g, size, scale, delta, pre_thin, rng, draws
+        As in `compress_kv`. All arrays have one dtype.
+    return_weights : bool
+        Also return the attention weights (B, H, T, n_out).
+    return_indices : bool
+        Also return the positions of the keys they belong to, (B, H, n_out).
+
+    Returns
+    -------
+    Attended
+        ``output`` (B, T, H, D) in the inputs' dtype, ``weights`` and ``indices``, each None
+        unless asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity.
+
+    Notes
+    -----
+    Beside `compress_kv`, 2 T n_out (E + D) multiply-adds a head, against 2 T S (E + D) for exact
+    attention. Weights that are not returned are held for a few queries at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import attention
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.normal(size=(3, 1, 1024, 2, 16))
+    >>> output, weights, indices = attention(q, k, v, g=1, rng=0, return_indices=True)
+    >>> output.shape, weights, indices.shape
+    ((1, 1024, 2, 16), None, (1, 2, 64))
+    """
+    given = np.asarray(query).dtype
+    query = _checks.float_array("query", query, 4, "(B, T, H, E)")
+    key, value = _key_value(key, value)
+    _checks.same_dtype(query=query, key=key, value=value)
+    if query.ndim != 4 or query.shape[::2] != key.shape[::2] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"query must have shape (B, T, H, E) with the B, H and E of key {key.shape}; "
+            f"got shape {query.shape}"
+        )
+    scale = softmax_scale(scale, key.shape[-1])
+    indices, finite = select(
+        key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
+        rng=rng, draws=draws,
+    )  # fmt: skip
+    if not (finite.all() and is_finite(_factor(query), query.shape[1])):
+        _blame(query=query, key=key, value=value)
+    output, weights = attend(query, key, value, indices, scale, return_weights)
+    output = output.astype(given, copy=False)
+    if weights is not None:
+        weights = weights.astype(given, copy=False)
+    return Attended(output, weights, indices if return_indices else None)
+
+
+def select(
+    key: NDArray,
+    value: NDArray,
+    *,
+    g: int,
+    size: int | None,
+    scale: float | None,
+    delta: float,
+    pre_thin: str,
+    rng: None | int | np.random.Generator,
+    draws: Draws | None,
+) -> tuple[NDArray, NDArray]:
+    """Return the positions (B, H, n_out) of the keys kept, and which heads (B, H) are finite.
+
+    A head with NaN or infinity keeps some valid positions.
+    """
+    B, S, H, E = key.shape
+    settings = plan(S, g, size, delta, pre_thin)
+    scale = softmax_scale(scale, E)
+    if draws is None:
+        draws = make_draws(settings.schedule, seed_from(rng), H)
+    keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
+    finite = finite_problems(keys, S) & finite_problems(values, S)
+    index = _select(keys, values, S, settings, draws, (B, H))
+    return index.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
+
+
+def attend(
+    query: NDArray, key: NDArray, value: NDArray, indices: NDArray, scale: float, weights: bool
+) -> tuple[NDArray, NDArray | None]:
+    """Return softmax attention over the given positions (B, H, n_out), and its weights if asked."""
+    B, T, H, _ = query.shape
+    size = indices.shape[-1]
+    rows = indices[..., None]
+    kept_key = np.take_along_axis(key.transpose(0, 2, 1, 3), rows, 2)
+    kept_value = np.take_along_axis(value.transpose(0, 2, 1, 3), rows, 2)
+    kept_key *= kept_key.dtype.type(scale)
+    columns = kept_key.swapaxes(-1, -2)
+    output = np.empty((B, T, H, value.shape[-1]), query.dtype)
+    every = np.empty((B, H, T, size), query.dtype) if weights else None
+    block = max(1, BLOCK // max(1, B * H * size))
+    for start in range(0, T, block):
+        queries = slice(start, start + block)
+        part = query[:, queries].transpose(0, 2, 1, 3) @ columns
+        part -= part.max(axis=-1, keepdims=True)
+        np.exp(part, out=part)
+        part /= part.sum(axis=-1, keepdims=True)
+        output[:, queries] = (part @ kept_value).transpose(0, 2, 1, 3)
+        if every is not None:
+            every[:, :, queries] = part
+    return output, every
+
+
+def softmax_scale(scale: float | None, dim: int) -> float:
+    """Return the softmax scale, 1 / sqrt(dim) unless given."""
+    return 1 / math.sqrt(dim) if scale is None else _checks.positive("scale", scale)
+
+
+def _select(
+    keys: Factor,
+    values: Factor,
+    n_points: int,
+    settings: Plan,
+    draws: Draws,
+    stack: tuple[int, ...],
+) -> NDArray:
+    """Run the plan with the attention kernel of the two factors."""
+    index = starting_points(n_points, settings, draws, stack)
+    if not settings.schedule.rounds:
+        return index
+    # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2
+    values.parameters[:, 1] = largest_entries(values, index) ** 2
+    return compress((keys, values), settings.schedule, draws, index, stack)
+
+
+def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
+    """A factor on (B, S, H, dim); heads of sequences are the problems."""
+    return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
+
+
+def _key_value(key: ArrayLike, value: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Check key (B, S, H, E) and value (B, S, H, D), and return them as arrays."""
+    key = _checks.float_array("key", key, 4, "(B, S, H, E)")
+    value = _checks.float_array("value", value, 4, "(B, S, H, D)")
+    _checks.same_dtype(key=key, value=value)
+    check_key_value(key.shape, value.shape)
+    return key, value
+
+
+def check_key_value(key: tuple[int, ...], value: tuple[int, ...]) -> None:
+    """Check the shapes of key (B, S, H, E) and value (B, S, H, D)."""
+    if len(key) != 4:
+        raise ValueError(f"key must have shape (B, S, H, E); got shape {key}")
+    if len(value) != 4 or value[:3] != key[:3]:
+        raise ValueError(
+            f"value must have shape (B, S, H, D) with the B, S and H of key {key}; "
+            f"got shape {value}"
+        )
+    for name, shape in (("key", key), ("value", value)):
+        if shape[1] == 0 or shape[3] == 0:
+            raise ValueError(f"{name} must have at least one token and column; got shape {shape}")
+
+
+def _blame(**arrays: NDArray) -> None:
+    """Raise the error that names which argument holds NaN or infinity."""
+    for name, array in arrays.items():
+        _checks.finite(name, is_finite(_factor(array), array.shape[1]))

@@ -1,0 +1,1 @@
+"""Files that come with the package: real activations, and recorded vectors to validate against."""

@@ -1,0 +1,72 @@
+"""The random numbers of a schedule.
+
+Every number is a pure function of (seed, head, round, position): a counter-based generator. So
+neither the number of threads, nor the device, nor the batch a sequence sits in changes anything:
+a sequence gets the same coreset alone, padded, or as the last of a hundred. It also means that
+problems stacked in one call share their draws; call again with another seed for independent ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.schedule import Schedule
+
+# SplitMix64 (Steele, Lea & Flood, 2014): the increment is 2^64 over the golden ratio
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+
+
+class Draws(NamedTuple):
+    """The draws of one schedule, for one problem or a stack of them.
+
+    Leading axes of each array broadcast to the stack of problems: (heads,) for draws made from a
+    seed, (B, H) where every problem has its own.
+
+    uniforms : tuple of (..., pairs) float arrays, one a round, in [-1, 1)
+    coins : tuple of (..., buckets) bool arrays, one a round; True keeps the other half
+    strata : (..., length + 1) float array in [0, 1), or None: the start and then the place inside
+        every stratum of the pre-thinning
+    """
+
+    uniforms: tuple[NDArray, ...]
+    coins: tuple[NDArray, ...]
+    strata: NDArray | None = None
+
+
+def make_draws(schedule: Schedule, seed: int, heads: int = 1) -> Draws:
+    """Draw all that `schedule` needs for `heads` heads from a 64-bit seed."""
+    key = _mix(_mix(np.array([seed], np.uint64)) + np.arange(heads, dtype=np.uint64))
+    uniforms, coins = [], []
+    for i, (pairs, buckets, _) in enumerate(schedule.rounds):
+        uniforms.append(2 * _unit(_stream(key, 2 * i + 1, pairs)) - 1)
+        coins.append(_stream(key, 2 * i + 2, buckets) >> np.uint64(63) == 1)
+    return Draws(tuple(uniforms), tuple(coins), _unit(_stream(key, 0, schedule.length + 1)))
+
+
+def seed_from(rng: None | int | np.random.Generator) -> int:
+    """Return a 64-bit seed from an `rng` argument as SPEC 7 defines it."""
+    return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+
+
+def _stream(key: NDArray, stream: int, size: int) -> NDArray:
+    """`size` 64-bit words of a numbered stream of every head's key: (heads, size)."""
+    start = _mix(key + np.uint64(stream))[:, None]
+    counter = np.arange(1, size + 1, dtype=np.uint64)
+    return _mix(start + counter * np.uint64(GOLDEN))
+
+
+def _mix(word: NDArray) -> NDArray:
+    """SplitMix64's finaliser: every bit of the result depends on every bit of the word."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX_1)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX_2)
+    return word ^ (word >> np.uint64(31))
+
+
+def _unit(word: NDArray) -> NDArray:
+    """The top 53 bits of a word as a float64 in [0, 1)."""
+    return (word >> np.uint64(11)) * 2.0**-53

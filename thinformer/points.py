@@ -1,0 +1,170 @@
+"""Thinning of point sets held as NumPy arrays."""
+
+from __future__ import annotations
+
+from numpy.typing import ArrayLike, NDArray
+
+import numpy as np
+
+from thinformer import _checks
+from thinformer.compress import compress, halve_gram, is_finite, plan, starting_points
+from thinformer.draws import Draws, make_draws, seed_from
+from thinformer.kernels import Kernel, as_kernel, linear
+from thinformer.problem import make_factor, no_factor
+from thinformer.schedule import Round, Schedule
+
+
+def kernel_halve(
+    K: ArrayLike,
+    *,
+    delta: float = 0.5,
+    rng: None | int | np.random.Generator = None,
+    draws: Draws | None = None,
+) -> NDArray[np.int64]:
+    r"""Keep one of every two consecutive points so that the kept half represents the whole.
+
+    Kernel halving KH(:math:`\delta`) of *Low-Rank Thinning* (arXiv 2502.12063), symmetrized: a
+    fair coin decides between the chosen half and the other. With probability at least
+    :math:`1 - \delta/2` the kept half is sub-Gaussian with
+    :math:`\nu^2 \le \max_i K_{ii} (1/2 + L)^2 / (2 L (S/2)^2)`, :math:`L = \log(2S/\delta)`.
+
+    Parameters
+    ----------
+    K : (..., S, S) float array
+        Symmetric positive semidefinite Gram matrix of S points, or a stack of them.
+        float32 and float64 are computed in their own precision, float16 in float32.
+    delta : float
+        Failure probability, in (0, 1].
+    rng : None, int or numpy.random.Generator
+        Where the draws come from (SPEC 7). The matrices of a stack share their draws.
+    draws : Draws, optional
+        The draws themselves, of one round of S // 2 pairs in one bucket; `rng` is not used then.
+
+    Returns
+    -------
+    (..., ceil(S / 2)) int64 array
+        Positions kept, increasing. Where S is odd, the last point is carried over.
+
+    Raises
+    ------
+    TypeError, ValueError
+        K is not a stack of symmetric, finite, non-empty float matrices; delta lies outside
+        (0, 1]; the draws have another shape.
+
+    Notes
+    -----
+    O(S^2) time and O(S) memory a matrix.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import kernel_halve
+    >>> x = np.linspace(-1, 1, 8)
+    >>> kept = kernel_halve(np.exp(-np.subtract.outer(x, x) ** 2), rng=0)
+    >>> kept // 2  # one of each pair
+    array([0, 1, 2, 3])
+    """
+    K = _checks.float_array("K", K, 2, "(..., S, S)")
+    *stack, S, columns = K.shape
+    if S != columns:
+        raise ValueError(f"K must have shape (..., S, S); got shape {K.shape}")
+    _checks.not_empty("K", K, -1, "point")
+    delta = _checks.failure_probability(delta)
+    gram = make_factor(K, linear())
+    _checks.finite("K", is_finite(gram, S))
+    _symmetric(K)
+    pairs = S // 2
+    schedule = Schedule(2 * pairs, pairs, (Round(pairs, 1, delta),))
+    if draws is None:
+        draws = make_draws(schedule, seed_from(rng))
+    kept = halve_gram(gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
+    if S % 2:
+        last = np.full((*stack, 1), S - 1)
+        kept = np.concatenate([kept, last], axis=-1)
+    return kept
+
+
+def kh_compress(
+    points: ArrayLike,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    delta: float = 0.5,
+    kernel: str | Kernel = "gaussian",
+    rng: None | int | np.random.Generator = None,
+    draws: Draws | None = None,
+) -> NDArray[np.int64]:
+    r"""Choose a few points that represent all of them, in near-linear time.
+
+    KH-Compress(g) of *Low-Rank Thinning* (arXiv 2502.12063): kernel halving over a tree of
+    buckets. The order of the points is used: neighbours are paired.
+
+    Parameters
+    ----------
+    points : (..., S, d) float array
+        S points in d dimensions, or a stack of such sets, each thinned by itself.
+        float32 and float64 are computed in their own precision, float16 in float32.
+    g : int
+        Oversampling: :math:`2^g \sqrt n` points are kept, n the largest power of four not
+        above S. More points and a smaller error for a time that grows as :math:`4^g`.
+    size : int, optional
+        The number of points to keep, instead of the one that g gives.
+    delta : float
+        Failure probability of the whole, in (0, 1].
+    kernel : str or Kernel
+        One of `thinformer.kernels`, or its name for the default bandwidth of 1.
+    rng : None, int or numpy.random.Generator
+        Where the draws come from (SPEC 7). The sets of a stack share their draws: each gets
+        what it would get alone.
+    draws : Draws, optional
+        The draws themselves; `rng` is not used then.
+
+    Returns
+    -------
+    (..., size) int64 array
+        Positions kept, increasing. All of them where S <= size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The points are not a finite float array of at least one point; another argument is out
+        of its range; the draws have another shape.
+
+    Notes
+    -----
+    About :math:`2 r n_{out}^2` kernel values, :math:`r = \log_2(S / n_{out})`, and O(S) memory
+    for positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import kh_compress
+    >>> x = np.random.default_rng(0).normal(size=(4096, 2))
+    >>> kh_compress(x, g=0, rng=0).shape
+    (64,)
+    """
+    points = _checks.float_array("points", points, 2, "(..., S, d)")
+    *stack, S, _ = points.shape
+    _checks.not_empty("points", points, -2, "point")
+    _checks.not_empty("points", points, -1, "dimension")
+    factor = make_factor(points, as_kernel(kernel))
+    settings = plan(S, g, size, delta)
+    _checks.finite("points", is_finite(factor, S))
+    if draws is None:
+        draws = make_draws(settings.schedule, seed_from(rng))
+    index = starting_points(S, settings, draws, tuple(stack))
+    kept = compress(
+        (factor, no_factor(factor)), settings.schedule, draws, index, tuple(stack)
+    )
+    return kept.reshape(*stack, -1)
+
+
+def _symmetric(K: NDArray) -> None:
+    """Check that K is symmetric to half of its digits."""
+    tolerance = np.sqrt(np.finfo(K.dtype).eps)
+    largest = np.max(np.abs(K), axis=(-2, -1), initial=0)
+    off = np.max(np.abs(K - np.swapaxes(K, -2, -1)), axis=(-2, -1), initial=0)
+    if np.any(off > tolerance * largest):
+        raise ValueError(
+            f"K must be symmetric; got entries that differ by {np.max(off):.3g} from their mirror"
+        )

@@ -1,0 +1,80 @@
+"""KH-Compress as data: what will be halved, in which buckets, with which failure probability.
+
+A schedule is a pure function of three numbers. It holds no arrays and no randomness, so every body
+(NumPy, torch, Numba, CUDA) is handed the same one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Round(NamedTuple):
+    """One round of halvings.
+
+    The points that are left, in order, form `pairs` consecutive pairs. The pairs are cut into
+    `buckets` consecutive buckets; bucket b holds pairs ``b * pairs // buckets`` up to
+    ``(b + 1) * pairs // buckets``. Each bucket is halved with failure probability `delta`.
+    """
+
+    pairs: int
+    buckets: int
+    delta: float
+
+    @property
+    def largest_bucket(self) -> int:
+        """Points in the largest bucket."""
+        return 2 * -(-self.pairs // self.buckets)
+
+
+class Schedule(NamedTuple):
+    """The rounds that lead from `length` points to `size` of them."""
+
+    length: int
+    size: int
+    rounds: tuple[Round, ...]
+
+
+def coreset_size(n_points: int, g: int) -> int:
+    """Return the number of points that KH-Compress(g) keeps of `n_points`.
+
+    It is 2^g sqrt(n) for n the largest power of four not above `n_points`, and never more than
+    there are.
+    """
+    return min(n_points, 2 ** (g + _log4(n_points)))
+
+
+def published_length(n_points: int) -> int:
+    """Return the largest power of four not above `n_points`: the length the paper thins to."""
+    return 4 ** _log4(n_points)
+
+
+def compress_schedule(n_points: int, size: int, delta: float = 0.5) -> Schedule:
+    """Return KH-Compress from at most `n_points` points to `size` of them.
+
+    As many halvings are made as fit, r = floor(log2(n_points / size)), from a length of
+    size * 2^r. Round i = 0 .. r-1 cuts its points into 4^(r-1-i) buckets, so that bucket lengths
+    double from round to round and the last round is one bucket of 2 * size points; where that
+    would leave a bucket with less than two pairs, there are fewer buckets.
+    For n_points = 4^p and size = 2^g 2^p this is KH-Compress(g) of *Low-Rank Thinning*
+    (arXiv 2502.12063), whose delta l_i^2 / (4^(g+1) r n) is delta / (r * buckets):
+    every round fails with probability at most delta / (2r), all of them with delta / 2.
+
+    Parameters
+    ----------
+    n_points, size : int
+        1 <= size <= n_points.
+    delta : float
+        Failure probability of the whole, in (0, 1].
+    """
+    halvings = (n_points // size).bit_length() - 1
+    rounds = []
+    for i in range(halvings):
+        pairs = size << (halvings - 1 - i)
+        buckets = min(4 ** (halvings - 1 - i), max(1, pairs // 2))
+        rounds.append(Round(pairs, buckets, delta / (halvings * buckets)))
+    return Schedule(size << halvings, size, tuple(rounds))
+
+
+def _log4(n: int) -> int:
+    return (n.bit_length() - 1) // 2

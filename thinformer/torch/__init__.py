@@ -1,0 +1,12 @@
+"""Thinformer attention for torch models. Only this folder imports torch."""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "ThinformerAttention needs torch, which is not installed: pip install 'thinformer[torch]'"
+    ) from error
+
+from thinformer.torch.module import ThinformerAttention
+
+__all__ = ["ThinformerAttention"]

@@ -1,0 +1,149 @@
+"""`ThinformerAttention`, with the interface of the published torch module."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from thinformer import _checks
+from thinformer.attention import check_key_value, softmax_scale
+from thinformer.compress import PRE_THIN
+from thinformer.torch.op import COMPUTED_IN, select
+
+
+class ThinformerAttention(nn.Module):
+    r"""Softmax attention over the few keys and values that represent all of them.
+
+    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass chooses
+    :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of
+    four not above S, and lets all queries attend to those. Where S <= n_out nothing is thinned and
+    the result is exact attention.
+
+    It is unmasked attention: there is no causal or padding mask, and no parameter to train.
+
+    Parameters
+    ----------
+    g : int
+        Oversampling. The error falls as :math:`2^{-g}`, the time to choose grows as :math:`4^g`.
+    scale : float, optional
+        Softmax scale, positive; 1 / sqrt(E) by default.
+    use_torch_spda : bool
+        Attend with ``torch.nn.functional.scaled_dot_product_attention``: faster and in less
+        memory, but it returns no weights. (The name is the published module's.)
+    size : int, optional
+        The number of keys to keep, instead of the one that g gives.
+    pre_thin : {"even", "stride"}
+        How a sequence is brought to a length that halves evenly: by one token at random from each
+        of equal strata, or by the published rule, every s-th token for s = S // n.
+    generator : torch.Generator, optional
+        Where each forward pass takes its seed from; torch's default generator if None, so
+        ``torch.manual_seed`` reproduces a result.
+
+    Shape
+    -----
+    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU ->
+    (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to the kept keys, in
+    the order of the sequence.
+
+    Notes
+    -----
+    Gradients flow to the queries and to the keys and values kept; the choice itself is not
+    differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
+    NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arguments that do not fit; `NotImplementedError` for tensors that are not on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from thinformer import ThinformerAttention
+    >>> query, key, value = torch.randn(3, 1, 1024, 2, 16).unbind()
+    >>> output, weights = ThinformerAttention(g=1)(query, key, value)
+    >>> output.shape, weights.shape
+    (torch.Size([1, 1024, 2, 16]), torch.Size([1, 2, 1024, 64]))
+    """
+
+    def __init__(
+        self,
+        g: int = 2,
+        scale: float | None = None,
+        use_torch_spda: bool = False,
+        *,
+        size: int | None = None,
+        pre_thin: str = "even",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.g = _checks.integer("g", g, 0)
+        self.scale = None if scale is None else _checks.positive("scale", scale)
+        self.use_torch_spda = use_torch_spda
+        self.size = None if size is None else _checks.integer("size", size, 1)
+        self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
+        self.generator = generator
+
+    def extra_repr(self) -> str:
+        """Say how the module was made."""
+        return (
+            f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
+            f"size={self.size}, pre_thin={self.pre_thin!r}"
+        )
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend: see the class."""
+        _check(query, key, value)
+        indices, finite = select(
+            key, value, g=self.g, size=self.size, scale=self.scale, pre_thin=self.pre_thin,
+            generator=self.generator,
+        )  # fmt: skip
+        key, value = _gather(key, indices), _gather(value, indices)
+        query = query.transpose(1, 2)
+        scale = softmax_scale(self.scale, query.shape[-1])
+        weights = None
+        if self.use_torch_spda:
+            output = scaled_dot_product_attention(query, key, value, scale=scale)
+        else:
+            weights = torch.softmax(query @ (key * scale).mT, dim=-1)
+            output = weights @ value
+        if not finite.all():
+            affected = ~finite[:, :, None, None]
+            output = output.masked_fill(affected, float("nan"))
+            weights = None if weights is None else weights.masked_fill(affected, float("nan"))
+        return output.transpose(1, 2), weights
+
+
+def _gather(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, S, H, dim) at positions (B, H, n_out), as (B, H, n_out, dim)."""
+    rows = indices[..., None].expand(-1, -1, -1, tokens.shape[-1])
+    return tokens.transpose(1, 2).gather(2, rows)
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Check that three tensors make an attention that can be computed here."""
+    tensors = {"query": query, "key": key, "value": value}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+        if tensor.dtype not in COMPUTED_IN:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
+            )
+        if tensor.device.type != "cpu":
+            raise NotImplementedError(
+                f"{name} is on device {tensor.device}; ThinformerAttention runs on the CPU: "
+                f"move the tensors there with .cpu()"
+            )
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        got = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"query, key, value must have one dtype; got {got}")
+    check_key_value(tuple(key.shape), tuple(value.shape))
+    if query.ndim != 4 or (query.shape[0], *query.shape[2:]) != (key.shape[0], *key.shape[2:]):
+        raise ValueError(
+            f"query must have shape (B, T, H, E) with the B, H and E of key {tuple(key.shape)}; "
+            f"got shape {tuple(query.shape)}"
+        )

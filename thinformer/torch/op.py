@@ -1,0 +1,44 @@
+"""From tensors to the indices of the keys to keep; nothing here is differentiable."""
+
+from __future__ import annotations
+
+import torch
+
+from thinformer.attention import select as select_arrays
+
+# what the bodies compute in; half precision is too coarse for the running sums
+COMPUTED_IN = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+
+
+@torch.compiler.disable
+def select(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    g: int,
+    size: int | None,
+    scale: float | None,
+    pre_thin: str,
+    generator: torch.Generator | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
+
+    The tensors, on the CPU, are read in place where their dtype is one that is computed in.
+    """
+    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    arrays = (_array(key), _array(value))
+    indices, finite = select_arrays(
+        *arrays, g=g, size=size, scale=scale, delta=0.5, pre_thin=pre_thin, rng=seed, draws=None
+    )
+    return torch.from_numpy(indices), torch.from_numpy(finite)
+
+
+def _array(tensor: torch.Tensor):  # type: ignore[no-untyped-def]
+    """A NumPy view of a tensor's memory; a copy for half precision."""
+    tensor = tensor.detach().to(COMPUTED_IN[tensor.dtype])
+    return tensor.resolve_conj().resolve_neg().numpy()
