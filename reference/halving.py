@@ -19,9 +19,10 @@ class Trace(NamedTuple):
     b : |f_i|, the distance of the two points of a pair in the Hilbert space.
     a : the swapping threshold.
     alpha : <psi, f_i>, how far the walk so far points towards f_i.
-    margin : |alpha - u a| over the largest k(x, x). Two implementations that sum in another order
-        may differ from the first decision on whose margin is within rounding error.
-        Infinite for pair 0, about which nothing is decided.
+    margin : |alpha - u a| over the sum of the magnitudes of the kernel values in alpha and b.
+        Implementations that sum in another order may differ from the first decision on whose
+        margin is within rounding error. Infinite where nothing is decided or nothing can be
+        rounded: for pair 0, and where all those kernel values are 0.
     """
 
     b: np.ndarray
@@ -69,8 +70,12 @@ def kernel_halving(K, delta, uniform, coin=False):
         eta = -1 if swap[i] else 1
         walk = walk + eta * G[i]
 
-    largest = np.max(np.diagonal(K), initial=0)
-    margin = np.abs(alpha - uniform * a) / (largest if largest > 0 else 1)
-    margin[:1] = np.inf
+    M = np.abs(K)
+    M = M[0::2, 0::2] + M[0::2, 1::2] + M[1::2, 0::2] + M[1::2, 1::2]
+    magnitude = np.triu(M).sum(axis=0)
+    margin = np.full(S // 2, np.inf)
+    decided = magnitude > 0
+    decided[0] = False
+    margin[decided] = np.abs(alpha - uniform * a)[decided] / magnitude[decided]
     kept = 2 * np.arange(S // 2) + (swap ^ bool(coin))
     return kept, Trace(b, a, alpha, margin)

@@ -48,7 +48,9 @@ def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = 
     return Plan(compress_schedule(n_points, size, delta), pre_thin)
 
 
-def starting_points(n_points: int, plan: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
+def starting_points(
+    n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]
+) -> NDArray:
     """Return the (problems, length) positions that the first round starts from, increasing.
 
     "even": n_points positions are cut into `length` consecutive strata, whose sizes differ by one
@@ -58,8 +60,8 @@ def starting_points(n_points: int, plan: Plan, draws: Draws, stack: tuple[int, .
     "stride": positions 0, s, 2s, ... with s = n_points // length, as the published code does.
     Positions from length * s on are never looked at.
     """
-    length, problems = plan.schedule.length, math.prod(stack)
-    if plan.pre_thin == "stride":
+    length, problems = settings.schedule.length, math.prod(stack)
+    if settings.pre_thin == "stride":
         positions = np.arange(length) * (n_points // length)
     elif length == n_points:
         positions = np.arange(length)

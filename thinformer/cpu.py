@@ -32,7 +32,7 @@ from thinformer.kernels import (
 
 PANEL = 32  # points; two vectors of 16 floats, and BLAS still works at its speed
 TILE_ROWS = 128
-TILE_FLOPS = 2**18
+TILE_FLOPS = 2**18  # multiply-adds
 
 exp = by_dtype(exp32, exp64)
 phi_polynomial = bind(kernels.phi_polynomial, ELEMENTWISE)
@@ -77,7 +77,8 @@ def halve_buckets(
         key_rows, key_norms, key_constant, rest = load(keys, problem, positions, rest)
         value_rows, value_norms, value_constant, rest = load(values, problem, positions, rest)
         factor = threshold_factor(points, delta)
-        b_max = sums[0] - sums[0]
+        sums[:] = 0
+        b_max = sums[0]
         for start in range(0, points, PANEL):
             stop = min(start + PANEL, points)
             sums[:] = 0

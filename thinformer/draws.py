@@ -38,14 +38,22 @@ class Draws(NamedTuple):
     strata: NDArray | None = None
 
 
-def make_draws(schedule: Schedule, seed: int, heads: int = 1) -> Draws:
-    """Draw all that `schedule` needs for `heads` heads from a 64-bit seed."""
-    key = _mix(_mix(np.array([seed], np.uint64)) + np.arange(heads, dtype=np.uint64))
+def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws:
+    """Draw all that `schedule` needs from a 64-bit seed.
+
+    The arrays have a leading axis of that many heads, each with draws of its own. Without `heads`
+    they have none, and are those of head 0.
+    """
+    heads_key = _mix(np.array([seed], np.uint64)) + np.arange(heads or 1, dtype=np.uint64)
+    key = _mix(heads_key)
     uniforms, coins = [], []
     for i, (pairs, buckets, _) in enumerate(schedule.rounds):
         uniforms.append(2 * _unit(_stream(key, 2 * i + 1, pairs)) - 1)
         coins.append(_stream(key, 2 * i + 2, buckets) >> np.uint64(63) == 1)
-    return Draws(tuple(uniforms), tuple(coins), _unit(_stream(key, 0, schedule.length + 1)))
+    strata = _unit(_stream(key, 0, schedule.length + 1))
+    if heads is None:
+        return Draws(tuple(u[0] for u in uniforms), tuple(c[0] for c in coins), strata[0])
+    return Draws(tuple(uniforms), tuple(coins), strata)
 
 
 def seed_from(rng: None | int | np.random.Generator) -> int:

@@ -1,1 +1,39 @@
 """Files that come with the package: real activations, and recorded vectors to validate against."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ACTIVATIONS = ("text", "vision", "audio")
+
+
+def load_activations(name: str) -> dict[str, dict[str, NDArray]]:
+    """Return the packaged activations of an encoder, by layer and then query, key and value.
+
+    The arrays are float16, (1, tokens, heads, head dim); ``activations/README.md`` says of what.
+    """
+    layers: dict[str, dict[str, NDArray]] = {}
+    for entry, array in _load(f"activations/{name}.npz").items():
+        layer, role = entry.split("_")
+        if role != "heads":
+            layers.setdefault(layer, {})[role] = array
+    return layers
+
+
+def load_vectors() -> list[tuple[dict[str, Any], dict[str, NDArray]]]:
+    """Return the recorded cases, the description and the arrays of each: see `validate`."""
+    arrays = _load("vectors.npz")
+    return [
+        (case, {field: arrays[f"{i}_{field}"] for field in case["fields"]})
+        for i, case in enumerate(json.loads(str(arrays["cases"])))
+    ]
+
+
+def _load(path: str) -> dict[str, NDArray]:
+    with files(__name__).joinpath(path).open("rb") as file:
+        return dict(np.load(file))

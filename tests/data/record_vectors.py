@@ -1,0 +1,160 @@
+"""Record the vectors that ``thinformer validate`` checks an installation against.
+
+    python tests/data/record_vectors.py
+
+They go into ``thinformer/data/vectors.npz``: the published implementation's (from ``golden/``
+beside this file), and what the NumPy specification in ``reference/`` returns for further problems.
+Each case has its inputs, its draws or the seed they come from, the indices and, from the
+specification's trace, the smallest margin of a decision. `thinformer.validate` says what the fields are.
+"""
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from reference import kernels as reference_kernels  # noqa: E402
+from reference.attention import thinformer_attention  # noqa: E402
+from reference.compress import kh_compress, stratified_thin  # noqa: E402
+from reference.halving import kernel_halving  # noqa: E402
+from thinformer.draws import Draws, make_draws  # noqa: E402
+from thinformer.schedule import (  # noqa: E402
+    compress_schedule,
+    coreset_size,
+    published_length,
+)
+
+OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"
+
+
+def smallest_margin(traces):
+    """The margin of the decision that was closest to falling the other way."""
+    return min((float(trace.margin.min()) for trace in traces), default=np.inf)
+
+
+def draws_fields(draws):
+    """The arrays of draws, by the names that `thinformer.validate` expects."""
+    fields = {f"uniforms{i}": u for i, u in enumerate(draws.uniforms)}
+    return fields | {f"coins{i}": c for i, c in enumerate(draws.coins)}
+
+
+def published_cases():
+    """The cases of the published implementation."""
+    listed = json.loads((HERE / "golden" / "thinformer_vectors.json").read_text())
+    arrays = np.load(HERE / "golden" / "thinformer_vectors.npz")
+    for case in listed:
+        name = case["name"]
+        if case["kind"] == "halve":
+            K, u, coin = arrays[f"{name}_K"], arrays[f"{name}_u"], np.array([case["coin"]])
+            _, trace = kernel_halving(K, case["delta"], u)
+            yield (
+                {"family": "published halving", "kind": "halve", "id": name, "delta": case["delta"]},
+                {"K": K, "uniforms0": u, "coins0": coin, "indices": arrays[f"{name}_idx"]},
+                np.float64,
+                smallest_margin([trace]),
+            )
+            continue
+        key, value, query = (arrays[f"{name}_{role}"] for role in ("key", "value", "query"))
+        uniforms, coins = [], []
+        for i, coin in enumerate(case["coins"]):
+            u = arrays[f"{name}_u{i}"].transpose(0, 2, 1, 3)  # (B, H, buckets, pairs)
+            uniforms.append(u.reshape(*u.shape[:2], -1))
+            coins.append(np.full((1, 1, u.shape[2]), coin))
+        draws = Draws(tuple(uniforms), tuple(coins))
+        n = published_length(key.shape[1])
+        schedule = compress_schedule(n, coreset_size(n, case["g"]), case["delta"])
+        *_, traces = thinformer_attention(query, key, value, case["E"] ** -0.5, schedule, draws)
+        yield (
+            {"family": "published attention", "kind": "attention", "id": name,
+             "pre_thin": "stride", "g": case["g"], "size": None, "delta": case["delta"]},
+            {"query": query, "key": key, "value": value, **draws_fields(draws),
+             "indices": arrays[f"{name}_indices"], "output": arrays[f"{name}_out"]},
+            np.float64,
+            min(smallest_margin(t) for t in traces.values()),
+        )  # fmt: skip
+
+
+def point_cases(rng):
+    """Point sets under every kernel, and integer ones, on which arithmetic is exact."""
+    for dtype in (np.float64, np.float32):
+        for name in ("linear", "polynomial", "exponential", "gaussian", "laplace",
+                     "inverse_multiquadric"):  # fmt: skip
+            points = rng.standard_normal((500, 3)).astype(dtype)
+            yield point_case("points", name, points, 40, rng)
+        for name in ("linear", "polynomial"):
+            points = rng.integers(-3, 4, (300, 3)).astype(dtype)
+            yield point_case("integer points", name, points, 32, rng)
+
+
+def point_case(family, kernel, points, size, rng):
+    """One point set, thinned by the specification in the points' precision."""
+    S = len(points)
+    schedule = compress_schedule(S, size)
+    seed = int(rng.integers(2**63))
+    draws = make_draws(schedule, seed)
+    start = stratified_thin(S, schedule.length, draws.strata)
+    gram = getattr(reference_kernels, kernel)
+    kept, traces = kh_compress(
+        lambda x: gram(x, x), points[start], schedule.rounds, draws.uniforms, draws.coins
+    )
+    return (
+        {"family": family, "kind": "points", "kernel": kernel, "size": size,
+         "seed": seed, "exact": family == "integer points"},
+        {"points": points, "indices": start[kept]},
+        points.dtype,
+        smallest_margin(traces),
+    )  # fmt: skip
+
+
+def activation_cases(rng):
+    """The packaged activations; their arrays are not stored a second time."""
+    for name in ("text", "vision", "audio"):
+        activations = np.load(ROOT / "thinformer" / "data" / "activations" / f"{name}.npz")
+        layers = sorted({entry.split("_")[0] for entry in activations.files})
+        settings = zip(layers, [(2, None), (0, None), (2, 100)], strict=True)
+        for dtype, (layer, (g, size)) in product((np.float64, np.float32), settings):
+            query, key, value = (
+                activations[f"{layer}_{role}"].astype(dtype) for role in ("query", "key", "value")
+            )
+            S, H, E = key.shape[1:]
+            schedule = compress_schedule(S, size or coreset_size(S, g))
+            seed = int(rng.integers(2**63))
+            draws = make_draws(schedule, seed, H)
+            _, _, indices, traces = thinformer_attention(
+                query[:, :1], key, value, E**-0.5, schedule, draws
+            )
+            yield (
+                {"family": f"activations, {name}", "kind": "attention", "pre_thin": "even",
+                 "g": g, "size": size, "delta": 0.5, "activations": name, "layer": layer,
+                 "seed": seed},
+                {"indices": indices},
+                dtype,
+                min(smallest_margin(t) for t in traces.values()),
+            )  # fmt: skip
+
+
+def main():
+    """Write the file."""
+    rng = np.random.default_rng(20250212)
+    cases, arrays = [], {}
+    for source in (published_cases(), point_cases(rng), activation_cases(rng)):
+        for case, fields, dtype, margin in source:
+            fields = {
+                name: array.astype(np.int16) if name == "indices" else array
+                for name, array in fields.items()
+            }
+            arrays |= {f"{len(cases)}_{name}": array for name, array in fields.items()}
+            described = {"dtype": np.dtype(dtype).name, "margin": margin, "fields": sorted(fields)}
+            cases.append(case | described)
+    np.savez_compressed(OUTPUT, cases=np.array(json.dumps(cases)), **arrays)
+    print(f"{len(cases)} cases, {OUTPUT.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

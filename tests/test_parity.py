@@ -1,0 +1,110 @@
+"""One algorithm, several bodies, one answer."""
+
+import numpy as np
+import pytest
+
+from thinformer import compress_schedule, make_draws
+from thinformer.kernels import KERNELS
+
+from problems import (
+    BODIES,
+    Attention,
+    Points,
+    integers,
+    reference_numpy,
+    smallest_margin,
+)
+
+SIZES = [(64, 16), (100, 9), (257, 32), (300, 1), (512, 100), (1024, 128)]
+# the largest margin that float32 rounding may overcome; see thinformer.validate
+FLOAT32_TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=BODIES)
+def body(request):
+    return BODIES[request.param]
+
+
+def points_problem(rng, kernel, S, size, dtype):
+    schedule = compress_schedule(S, size)
+    points = rng.standard_normal((schedule.length, 3)).astype(dtype)
+    return Points(points, kernel), schedule, make_draws(schedule, int(rng.integers(2**62)))
+
+
+def attention_problem(rng, shape, S, size, dtype):
+    B, H, E, D = shape
+    schedule = compress_schedule(S, size)
+    problem = Attention(
+        rng.standard_normal((B, S, H, E)).astype(dtype),
+        rng.standard_normal((B, S, H, D)).astype(dtype),
+    )
+    return problem, schedule, make_draws(schedule, int(rng.integers(2**62)), H)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("S", "size"), SIZES)
+def test_points_float64(body, kernel, S, size):
+    rng = np.random.default_rng(S)
+    for _ in range(5):
+        problem, schedule, draws = points_problem(rng, kernel, S, size, np.float64)
+        expected, traces = reference_numpy(problem, schedule, draws)
+        assert smallest_margin(traces) > 1e-12
+        np.testing.assert_array_equal(body(problem, schedule, draws), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (2, 3, 8, 5), (1, 2, 64, 100)])
+@pytest.mark.parametrize(("S", "size"), SIZES)
+def test_attention_float64(body, shape, S, size):
+    rng = np.random.default_rng(S)
+    for _ in range(3):
+        problem, schedule, draws = attention_problem(rng, shape, S, size, np.float64)
+        expected, traces = reference_numpy(problem, schedule, draws)
+        assert smallest_margin(traces) > 1e-12
+        np.testing.assert_array_equal(body(problem, schedule, draws), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kernel", ["linear", "polynomial"])
+@pytest.mark.parametrize(("S", "size"), SIZES)
+def test_integers_bit_for_bit(body, kernel, S, size, dtype):
+    rng = np.random.default_rng(S)
+    for _ in range(5):
+        schedule = compress_schedule(S, size)
+        problem = Points(integers(rng, schedule.length, 3, dtype), kernel)
+        draws = make_draws(schedule, int(rng.integers(2**62)))
+        expected, _ = reference_numpy(problem, schedule, draws)
+        np.testing.assert_array_equal(body(problem, schedule, draws), expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float32_differs_from_ties_only(body, kernel):
+    rng = np.random.default_rng(0)
+    demanded = 0
+    for S, size in SIZES * 3:
+        problem, schedule, draws = points_problem(rng, kernel, S, size, np.float32)
+        expected, traces = reference_numpy(problem, schedule, draws)
+        if smallest_margin(traces) > FLOAT32_TOLERANCE:
+            demanded += 1
+            np.testing.assert_array_equal(body(problem, schedule, draws), expected)
+    assert demanded > 6
+
+
+def test_attention_float32_differs_from_ties_only(body):
+    rng = np.random.default_rng(0)
+    demanded = 0
+    for S, size in SIZES * 3:
+        problem, schedule, draws = attention_problem(rng, (1, 2, 16, 8), S, size, np.float32)
+        expected, traces = reference_numpy(problem, schedule, draws)
+        if smallest_margin(traces) > FLOAT32_TOLERANCE:
+            demanded += 1
+            np.testing.assert_array_equal(body(problem, schedule, draws), expected)
+    assert demanded > 6
+
+
+def test_problems_are_not_degenerate():
+    """Some pairs swap and some do not, in every kernel; else parity would show little."""
+    rng = np.random.default_rng(0)
+    for kernel in KERNELS:
+        problem, schedule, draws = points_problem(rng, kernel, 256, 128, np.float64)
+        kept, _ = reference_numpy(problem, schedule, draws)
+        assert 20 < np.sum(kept % 2) < 108

@@ -1,0 +1,160 @@
+"""The main job on real input: attention of three trained encoders, exact and by Thinformer."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.attention import attend, attention, softmax_scale
+from thinformer.data import ACTIVATIONS, load_activations
+from thinformer.schedule import coreset_size
+
+SEEDS = range(5)
+COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito's, told apart by colour-blind readers
+
+
+class Line(NamedTuple):
+    """One setting on one encoder's activations.
+
+    setting : "exact" or "g = ..."
+    kept, keys : keys attended to, and how many there are
+    error : mean over layers, heads and seeds of ||output - exact|| / ||exact||
+    uniform_error : the same for as many keys drawn uniformly
+    seconds : for all recorded heads, best of the seeds
+    megabytes : the most memory held at once beside the inputs, the output included
+    """
+
+    encoder: str
+    setting: str
+    kept: int
+    keys: int
+    error: float
+    uniform_error: float
+    seconds: float
+    megabytes: float
+
+
+def run() -> Iterator[Line]:
+    """Yield the lines of the table, encoder by encoder."""
+    for encoder in ACTIVATIONS:
+        layers = [
+            [layer[role].astype(np.float32) for role in ("query", "key", "value")]
+            for layer in load_activations(encoder).values()
+        ]
+        keys = layers[0][1].shape[1]
+        exact = [attention(*layer, size=keys).output for layer in layers]
+        yield _line(encoder, "exact", keys, layers, exact)
+        g = 0
+        while (kept := coreset_size(keys, g)) < keys:
+            yield _line(encoder, f"g = {g}", kept, layers, exact)
+            g += 1
+
+
+def format_line(line: Line) -> str:
+    """One line of the table."""
+    kept = f"{line.kept} of {line.keys}"
+    errors = (
+        f"{line.error:>7.3f}  {line.uniform_error:>7.3f}"
+        if line.kept < line.keys
+        else f"{'-':>7}  {'-':>7}"
+    )
+    return (
+        f"{line.encoder:<7}  {line.setting:<7}  {kept:>12}  {errors}"
+        f"  {1e3 * line.seconds:>7.1f} ms  {line.megabytes:>6.2f} MB"
+    )
+
+
+HEAD = (
+    f"{'':<7}  {'':<7}  {'':>12}  {'error':>7}  {'uniform':>7}\n"
+    f"{'input':<7}  {'setting':<7}  {'keys kept':>12}  {'':>7}  {'sampling':>7}"
+    f" {'time':>9}   {'memory':>8}"
+)
+
+
+def plot(lines: list[Line], path: Path) -> None:
+    """Draw error against keys kept; the ending of `path` chooses the format."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False,
+                                "axes.spines.right": False}):  # fmt: skip
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for encoder, colour, marker in zip(ACTIVATIONS, COLOURS, "osD", strict=True):
+            chosen = [x for x in lines if x.encoder == encoder and x.kept < x.keys]
+            kept = [x.kept for x in chosen]
+            label = f"{encoder}, {chosen[0].keys} keys"
+            axes.plot(kept, [x.error for x in chosen], marker=marker, color=colour, label=label)
+            axes.plot(kept, [x.uniform_error for x in chosen], "--", color=colour, linewidth=1)
+        axes.plot([], [], "--", color="grey", linewidth=1, label="uniform sampling")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_yticks([0.1, 0.2, 0.5, 1], labels=["0.1", "0.2", "0.5", "1"])
+        axes.set_yticks([], minor=True)
+        axes.set_xlabel("keys kept")
+        axes.set_ylabel("relative error of the output")
+        axes.set_title("Thinformer on attention of trained encoders")
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def _line(
+    encoder: str,
+    setting: str,
+    kept: int,
+    layers: list[list[NDArray]],
+    exact: list[NDArray],
+) -> Line:
+    """Measure one setting."""
+
+    def thin(seed: int) -> list[NDArray]:
+        return [attention(*layer, size=kept, rng=seed).output for layer in layers]
+
+    keys = layers[0][1].shape[1]
+    outputs, seconds = [], []
+    for seed in SEEDS:
+        start = time.perf_counter()
+        outputs.append(thin(seed))
+        seconds.append(time.perf_counter() - start)
+    error = np.mean([_error(output, exact) for output in outputs])
+    uniform = np.mean([_error(_uniform(layers, kept, seed), exact) for seed in SEEDS])
+    megabytes = _peak(lambda: [attention(*layer, size=kept, rng=0) for layer in layers[:1]])
+    return Line(encoder, setting, kept, keys, float(error), float(uniform), min(seconds), megabytes)
+
+
+def _uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]:
+    """Attention over keys drawn uniformly without replacement, for every head anew."""
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for query, key, value in layers:
+        B, S, H, E = key.shape
+        indices = np.argsort(rng.random((B, H, S)), axis=-1)[..., :kept]
+        outputs.append(attend(query, key, value, indices, softmax_scale(None, E), False)[0])
+    return outputs
+
+
+def _error(outputs: list[NDArray], exact: list[NDArray]) -> float:
+    """Mean over layers and heads of ||output - exact|| / ||exact|| in the Frobenius norm."""
+    norms = [
+        np.linalg.norm(a - b, axis=(1, 3)) / np.linalg.norm(b, axis=(1, 3))
+        for a, b in zip(outputs, exact, strict=True)
+    ]
+    return float(np.mean(norms))
+
+
+def _peak(work: Callable[[], object]) -> float:
+    """The most memory in MB that Python and NumPy hold at once during `work`, beyond before."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return (tracemalloc.get_traced_memory()[1] - before) / 1e6
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,216 @@
+"""Checks that this installation computes what was recorded, and that its bodies agree.
+
+A recorded case is one of three kinds and has the indices that are right:
+
+halve : a Gram matrix ``K``
+points : ``points`` and the name of a kernel
+attention : ``query``, ``key``, ``value``, or the name of packaged activations
+
+with its settings, the dtype it is computed in, its draws as arrays (``uniforms0``, ``coins0``, ...)
+or as the seed they come from, and its smallest margin: how far the decision that came nearest to
+falling the other way was from it, in units of the kernel values it adds up
+(`reference.halving.Trace`). Sums in another order may turn a decision whose margin is within
+rounding error, and all that follow from it. There alone indices may differ from the recorded ones,
+and in cases marked ``exact``, whose kernel values and sums are small integers, nowhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.attention import attention
+from thinformer.compress import plan
+from thinformer.data import load_activations, load_vectors
+from thinformer.draws import Draws, make_draws
+from thinformer.points import kernel_halve, kh_compress
+
+# the largest margin that rounding may overcome. An exponent of x turns a rounding of 1e-16 (1e-7 in
+# float32) into x of them, and x reaches some hundreds in real attention
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+OUTPUT_TOLERANCE = 1e-12
+SEEDS = range(10)
+INPUTS = ("K", "points", "query", "key", "value")
+
+
+class Row(NamedTuple):
+    """One line of the table: what a body was compared with, and how it went.
+
+    failed : names of the cases that do not agree
+    margin : the smallest among the cases, NaN where it is not known
+    tied : how many cases differ from a decision on whose margin is within rounding error
+    """
+
+    checked: str
+    body: str
+    dtype: str
+    cases: int
+    failed: list[str]
+    margin: float = math.nan
+    tied: int = 0
+
+
+def validate() -> list[Row]:
+    """Compare every body of this installation with the recorded vectors, and with each other."""
+    vectors = load_vectors()
+    rows = []
+    for family, dtype in dict.fromkeys((case["family"], case["dtype"]) for case, _ in vectors):
+        cases = [(c, fields) for c, fields in vectors if (c["family"], c["dtype"]) == (family, dtype)]
+        verdicts = [(_name(case), _verdict(case, fields)) for case, fields in cases]
+        failed = [name for name, verdict in verdicts if verdict == "differs"]
+        tied = sum(verdict == "tied" for _, verdict in verdicts)
+        margin = min(case["margin"] for case, _ in cases)
+        rows.append(Row(family, "numba", dtype, len(cases), failed, margin, tied))
+    if importlib.util.find_spec("torch"):
+        rows.append(_torch_against_numpy())
+    return rows
+
+
+def format_table(rows: list[Row]) -> str:
+    """Return the rows as a table with a verdict for each."""
+    lines = [("", "checked", "body", "dtype", "cases", "smallest margin", "")]
+    for row in rows:
+        note = f"differ: {', '.join(row.failed)}" if row.failed else ""
+        if row.tied:
+            note = f"{row.tied} from a tie on  {note}"
+        margin = f"{row.margin:.1e}" if math.isfinite(row.margin) else "-"
+        verdict = "FAIL" if row.failed else "PASS"
+        lines.append((verdict, *row[:3], str(row.cases), margin, note))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def validate_upstream(folder: Path) -> list[Row]:
+    """Compare live with the published torch module, in a clone of its repository at `folder`.
+
+    It draws from torch's global generator, so the same calls after the same seed give its draws
+    back.
+    """
+    import torch
+
+    upstream = load_upstream(folder)
+    rows = []
+    for B, T, S, H, E, D, g in ((1, 8, 64, 1, 4, 4, 1), (2, 16, 300, 3, 8, 12, 1),
+                                (1, 32, 1024, 2, 16, 16, 2), (2, 8, 2047, 1, 8, 8, 0)):  # fmt: skip
+        schedule = plan(S, g, None, 0.5, "stride").schedule
+        failed = []
+        for seed in SEEDS:
+            rng = np.random.default_rng(seed)
+            query, key = rng.standard_normal((B, T, H, E)), rng.standard_normal((B, S, H, E))
+            value = rng.standard_normal((B, S, H, D))
+            torch.manual_seed(seed)
+            expected, _ = upstream.ThinformerAttention(g=g)(*map(torch.tensor, (query, key, value)))
+            torch.manual_seed(seed)
+            uniforms, coins = [], []
+            for pairs, buckets, delta in schedule.rounds:
+                bound = 0.5 + math.log(4 * (pairs // buckets) / delta)
+                u = torch.empty(B, buckets, H, pairs // buckets).uniform_(-bound, bound)
+                uniforms.append(u.transpose(1, 2).reshape(B, H, pairs).double().numpy() / bound)
+                coin = bool(torch.empty(1, dtype=torch.bool).bernoulli_())
+                coins.append(np.full(buckets, coin))
+            draws = Draws(tuple(uniforms), tuple(coins))
+            output = attention(query, key, value, g=g, pre_thin="stride", draws=draws).output
+            if np.abs(output - expected.numpy()).max() > OUTPUT_TOLERANCE:
+                failed.append(f"seed {seed}")
+        rows.append(Row(f"published module, S = {S}, g = {g}", "numba", "float64", len(SEEDS),
+                        failed))  # fmt: skip
+    return rows
+
+
+def load_upstream(folder: Path) -> ModuleType:
+    """Load the published module under another name than the one it shares with this package."""
+    path = folder / "thinformer" / "thinformer.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: not a clone of the published repository")
+    # it is decorated for torch.compile, whose code would draw other numbers than eager torch
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    spec = importlib.util.spec_from_file_location("published_thinformer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _verdict(case: dict[str, Any], fields: dict[str, NDArray]) -> str:
+    """Say whether a case comes out "equal" to what was recorded, "tied" or "differs"."""
+    dtype = case["dtype"]
+    if "activations" in case:
+        fields = fields | load_activations(case["activations"])[case["layer"]]
+    inputs = {name: fields[name].astype(dtype) for name in INPUTS if name in fields}
+    indices, output = _compute(case, fields, inputs)
+    if not np.array_equal(indices, fields["indices"]):
+        exact = case.get("exact", False)
+        return "tied" if case["margin"] < TOLERANCE[dtype] and not exact else "differs"
+    if "output" in fields:
+        error = np.abs(output - fields["output"]).max()
+        return "equal" if error <= OUTPUT_TOLERANCE else "differs"
+    return "equal"
+
+
+def _compute(
+    case: dict[str, Any], fields: dict[str, NDArray], inputs: dict[str, NDArray]
+) -> tuple[NDArray, NDArray | None]:
+    """Compute the indices of a case and, for attention, the output."""
+    if case["kind"] == "halve":
+        return kernel_halve(**inputs, delta=case["delta"], draws=_recorded(fields)), None
+    if case["kind"] == "points":
+        schedule = plan(len(inputs["points"]), 0, case["size"], 0.5).schedule
+        draws = make_draws(schedule, case["seed"])
+        kernel, size = case["kernel"], case["size"]
+        return kh_compress(**inputs, size=size, kernel=kernel, draws=draws), None
+    settings = {name: case[name] for name in ("g", "size", "delta", "pre_thin")}
+    _, S, H, _ = inputs["key"].shape
+    if "seed" in case:
+        draws = make_draws(plan(S, **settings).schedule, case["seed"], H)
+    else:
+        draws = _recorded(fields)
+    result = attention(**inputs, **settings, draws=draws, return_indices=True)
+    assert result.indices is not None
+    return result.indices, result.output
+
+
+def _recorded(fields: dict[str, NDArray]) -> Draws:
+    """The draws that a case holds as arrays."""
+    rounds = range(sum(name.startswith("uniforms") for name in fields))
+    return Draws(
+        tuple(fields[f"uniforms{i}"] for i in rounds), tuple(fields[f"coins{i}"] for i in rounds)
+    )
+
+
+def _name(case: dict[str, Any]) -> str:
+    """What tells a case from the others of its family."""
+    return " ".join(f"{key}={case[key]}" for key in ("id", "kernel", "layer") if key in case)
+
+
+def _torch_against_numpy() -> Row:
+    """Compare `ThinformerAttention` with `attention`, seed by seed."""
+    import torch
+
+    from thinformer.torch import ThinformerAttention
+
+    failed = []
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        module = ThinformerAttention(g=1, generator=generator)
+        query, key, value = torch.randn(3, 2, 300, 2, 8, dtype=torch.float64, generator=generator)
+        state = generator.get_state()
+        output, _ = module(query, key, value)
+        generator.set_state(state)
+        drawn = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+        expected = attention(query.numpy(), key.numpy(), value.numpy(), g=1, rng=drawn).output
+        if np.abs(output.numpy() - expected).max() > OUTPUT_TOLERANCE:
+            failed.append(f"seed {seed}")
+    return Row("torch module = NumPy function", "numba", "float64", len(SEEDS), failed)
