@@ -71,7 +71,7 @@ def starting_points(
         bounds = np.arange(length + 1) * n_points // length
         inside = (strata[:, 1:] * np.diff(bounds)).astype(np.int64)
         return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)[row]
-    return np.broadcast_to(positions, (problems, length)).astype(np.int64)
+    return np.broadcast_to(positions, (problems, length)).astype(np.int64, order="C")
 
 
 def compress(

@@ -156,7 +156,7 @@ def kh_compress(
     kept = compress(
         (factor, no_factor(factor)), settings.schedule, draws, index, tuple(stack)
     )
-    return kept.reshape(*stack, -1)
+    return kept.reshape(*stack, settings.schedule.size)
 
 
 def _symmetric(K: NDArray) -> None:

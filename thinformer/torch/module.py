@@ -108,8 +108,11 @@ class ThinformerAttention(nn.Module):
         if self.use_torch_spda:
             output = scaled_dot_product_attention(query, key, value, scale=scale)
         else:
-            weights = torch.softmax(query @ (key * scale).mT, dim=-1)
-            output = weights @ value
+            # half precision would round logits to a few hundredths
+            wide = COMPUTED_IN[value.dtype]
+            weights = torch.softmax(query.to(wide) @ (key.to(wide) * scale).mT, dim=-1)
+            output = (weights @ value.to(wide)).to(value.dtype)
+            weights = weights.to(value.dtype)
         if not finite.all():
             affected = ~finite[:, :, None, None]
             output = output.masked_fill(affected, float("nan"))

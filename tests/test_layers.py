@@ -1,0 +1,67 @@
+"""Who may know whom: data goes one way through the modules, and torch and CUDA stay in theirs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import reference
+import thinformer
+
+PACKAGE = Path(thinformer.__file__).parent
+REFERENCE = Path(reference.__file__).parent
+
+# each module may import those before it, and nothing else of the package
+ORDER = [
+    "schedule", "draws", "kernels", "halving", "_checks", "_exp", "_jit", "_pool", "problem",
+    "cpu", "compress", "points", "attention", "data", "torch", "validate", "demo", "cli",
+]  # fmt: skip
+MAY_NOT = {("attention", "points"), ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),
+           ("kernels", "schedule"), ("halving", "kernels")}  # fmt: skip
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
+
+
+def test_every_module_has_a_place():
+    assert {module_of(path) for path in FILES} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path):
+    module = module_of(path)
+    if module == "__init__":
+        return
+    for name in imports(path):
+        first, *rest = name.split(".")
+        if first == "torch":
+            assert module in ("torch", "validate"), f"{module} imports torch"
+        if first == "numba":
+            assert module in ("_jit", "cli"), f"{module} imports numba"
+        assert first != "reference", f"{module} imports the specification"
+        if first == "thinformer" and rest and rest[0] in ORDER and rest[0] != module:
+            assert ORDER.index(rest[0]) < ORDER.index(module), f"{module} imports {rest[0]}"
+            assert (module, rest[0]) not in MAY_NOT, f"{module} imports {rest[0]}"
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.py")), ids=lambda path: path.name)
+def test_the_specification_stands_alone(path):
+    if path.name == "validate.py":  # the one that compares
+        return
+    for name in imports(path):
+        assert name.split(".")[0] in ("numpy", "torch", "math", "typing", "reference"), name
+        assert name.split(".")[0] != "torch" or path.name == "torch_version.py"

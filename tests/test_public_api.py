@@ -1,0 +1,70 @@
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+import thinformer
+
+PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
+
+
+def test_all_is_there_and_nothing_else_is_meant():
+    assert sorted(thinformer.__all__) == [
+        "Draws", "Kernel", "Schedule", "ThinformerAttention", "attention", "compress_kv",
+        "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
+        "make_draws", "set_num_threads",
+    ]  # fmt: skip
+    with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
+        thinformer.nonsense  # noqa: B018
+
+
+def test_functions_are_not_shadowed_by_their_modules():
+    importlib.import_module("thinformer.attention")
+    from thinformer import attention
+
+    assert inspect.isfunction(attention)
+    assert inspect.isfunction(thinformer.attention)
+
+
+def test_signatures():
+    """As documented; a change here is a change that users notice."""
+    expected = {
+        "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None)",
+        "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
+        "draws=None)",
+        "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
+        "rng=None, draws=None)",
+        "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
+        "pre_thin='even', rng=None, draws=None, return_weights=False, return_indices=False)",
+        "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
+        "pre_thin='even', generator=None)",
+    }
+    for name, text in expected.items():
+        signature = inspect.signature(getattr(thinformer, name))
+        bare = [p.replace(annotation=inspect.Parameter.empty)
+                for p in signature.parameters.values()]  # fmt: skip
+        plain = signature.replace(
+            parameters=bare, return_annotation=inspect.Signature.empty
+        )
+        assert str(plain) == text
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=thinformer.__all__)
+def test_docstrings(thing):
+    assert inspect.getdoc(thing)
+    module = importlib.import_module(thing.__module__)
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in finder.find(thing, thing.__name__, module=module):
+        runner.run(test)
+    assert runner.failures == 0
+
+
+def test_installed_package_is_what_is_tested(request):
+    """In CI the wheel is; the option says so."""
+    import os
+
+    if os.environ.get("THINFORMER_TEST_WHEEL") == "1":
+        assert "site-packages" in thinformer.__file__
+    assert thinformer.__version__
