@@ -8,6 +8,8 @@ pairs, the pairs are cut into that many consecutive buckets, and each bucket is 
 probability delta. Four halved buckets make one bucket of the next round, of twice the length.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from reference.halving import kernel_halving
@@ -60,7 +62,7 @@ def kh_compress(gram, points, rounds, uniforms, coins):
     for (pairs, buckets, delta), uniform, coin in zip(rounds, uniforms, coins, strict=True):
         bounds = bucket_bounds(pairs, buckets)
         halves = []
-        for b, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for b, (first, last) in enumerate(pairwise(bounds)):
             bucket = kept[2 * first : 2 * last]
             half, trace = kernel_halving(gram(points[bucket]), delta, uniform[first:last], coin[b])
             halves.append(bucket[half])

@@ -5,6 +5,7 @@ The same algorithm as in the NumPy files of this folder, step by step; tensors a
 """
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -56,7 +57,7 @@ def kh_compress(gram, points, rounds, uniforms, coins):
     kept = torch.arange(n, device=points[0].device).expand(*problems, n)
     for (pairs, buckets, delta), uniform, coin in zip(rounds, uniforms, coins, strict=True):
         bounds = [b * pairs // buckets for b in range(buckets + 1)]
-        lengths = [last - first for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+        lengths = [last - first for first, last in pairwise(bounds)]
         halves = torch.empty(*problems, pairs, dtype=kept.dtype, device=kept.device)
         for length in set(lengths):  # buckets of one length are halved together
             of_length = [b for b in range(buckets) if lengths[b] == length]
@@ -65,8 +66,9 @@ def kh_compress(gram, points, rounds, uniforms, coins):
             point = torch.stack([2 * pair, 2 * pair + 1], dim=-1).flatten(-2)
             bucket = kept[..., point]
             rows = [
-                x.gather(-2, bucket.flatten(-2)[..., None].expand(*problems, -1, x.shape[-1]))
-                .unflatten(-2, bucket.shape[-2:])
+                x.gather(
+                    -2, bucket.flatten(-2)[..., None].expand(*problems, -1, x.shape[-1])
+                ).unflatten(-2, bucket.shape[-2:])
                 for x in points
             ]
             half = kernel_halving(gram(rows), delta, uniform[..., pair], coin[..., of_length])

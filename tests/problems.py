@@ -80,9 +80,7 @@ def reference_torch_body(problem, schedule, draws):
 def numba_body(problem, schedule, draws):
     """The Numba kernels, through the public functions."""
     if isinstance(problem, Points):
-        return kh_compress(
-            problem.points, size=schedule.size, kernel=problem.kernel, draws=draws
-        )
+        return kh_compress(problem.points, size=schedule.size, kernel=problem.kernel, draws=draws)
     return compress_kv(problem.key, problem.value, size=schedule.size, draws=draws)
 
 

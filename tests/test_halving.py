@@ -107,7 +107,7 @@ def test_keeps_one_of_each_pair(S, seed, dtype):
 
 @given(st.integers(1, 20), st.integers(0, 2**32), st.sampled_from([2.0**-40, 8.0, 2.0**100]))
 def test_scale_invariance(pairs, seed, c):
-    """K -> cK changes nothing; exact for powers of two in any arithmetic, roots of them included."""
+    """K -> cK changes nothing; c is a power of four, so that even roots scale exactly."""
     x = np.random.default_rng(seed).standard_normal((2 * pairs, 2))
     K = gaussian(x, x)
     np.testing.assert_array_equal(kernel_halve(K, rng=seed), kernel_halve(c**2 * K, rng=seed))

@@ -2,10 +2,6 @@
 
 import numpy as np
 import pytest
-
-from thinformer import compress_schedule, make_draws
-from thinformer.kernels import KERNELS
-
 from problems import (
     BODIES,
     Attention,
@@ -14,6 +10,9 @@ from problems import (
     reference_numpy,
     smallest_margin,
 )
+
+from thinformer import compress_schedule, make_draws
+from thinformer.kernels import KERNELS
 
 SIZES = [(64, 16), (100, 9), (257, 32), (300, 1), (512, 100), (1024, 128)]
 # the largest margin that float32 rounding may overcome; see thinformer.validate

@@ -44,9 +44,7 @@ def test_signatures():
         signature = inspect.signature(getattr(thinformer, name))
         bare = [p.replace(annotation=inspect.Parameter.empty)
                 for p in signature.parameters.values()]  # fmt: skip
-        plain = signature.replace(
-            parameters=bare, return_annotation=inspect.Signature.empty
-        )
+        plain = signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
         assert str(plain) == text
 
 

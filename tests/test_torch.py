@@ -137,7 +137,7 @@ def test_gradients_reach_kept_keys_only():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_not_finite_spoils_its_own_head_only(bad, which, spda, dtype):
     tensors = dict(zip(("query", "key", "value"), qkv(dtype=dtype), strict=True))
-    clean, clean_weights = seeded(use_torch_spda=spda)(**tensors)
+    clean, _ = seeded(use_torch_spda=spda)(**tensors)
     for token in range(0, 300, 37):  # kept or not
         broken = dict(tensors, **{which: tensors[which].clone()})
         broken[which][1, token, 2, -1] = bad

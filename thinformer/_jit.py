@@ -38,7 +38,7 @@ def kernel(function: Callable) -> Any:
     code after an upgrade. Its index file is named after the function, so the name carries a hash
     of the package's sources.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
     function.__qualname__ += f"_{_source_hash()}"
@@ -53,11 +53,12 @@ def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
     return numba.njit(error_model="numpy", fastmath=fastmath)
 
 
-def bind(function: FunctionType, fastmath: set[str], **names: Any) -> Any:
+def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
     """Compile a plain function for kernels, with some of its global names bound anew.
 
     So `thinformer.kernels` says ``exp``, and each target binds its own.
     """
+    assert isinstance(function, FunctionType)
     bound = FunctionType(function.__code__, function.__globals__ | names, function.__name__)
     return inner(fastmath)(bound)
 

@@ -52,7 +52,7 @@ def compress_kv(
     scale: float | None = None,
     delta: float = 0.5,
     pre_thin: str = "even",
-    rng: None | int | np.random.Generator = None,
+    rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
 ) -> NDArray[np.int64]:
     r"""Choose the keys, with their values, that attention needs most.
@@ -121,7 +121,7 @@ def attention(
     scale: float | None = None,
     delta: float = 0.5,
     pre_thin: str = "even",
-    rng: None | int | np.random.Generator = None,
+    rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
@@ -200,7 +200,7 @@ def select(
     scale: float | None,
     delta: float,
     pre_thin: str,
-    rng: None | int | np.random.Generator,
+    rng: int | np.random.Generator | None,
     draws: Draws | None,
 ) -> tuple[NDArray, NDArray]:
     """Return the positions (B, H, n_out) of the keys kept, and which heads (B, H) are finite.

@@ -49,7 +49,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     if arguments.plot is not None:
         _can_plot(arguments.plot)
-    lines = []
+    lines: list[demo.Line] = []
     print(demo.HEAD)
     for line in demo.run():
         if line.setting == "exact" and lines:
@@ -93,7 +93,8 @@ def _info(arguments: argparse.Namespace) -> int:
     rows["python"] = f"{platform.python_version()} on {platform.platform()}"
     rows["threads"] = f"{get_num_threads()} of {available_cores()} cores"
     rows["threading layer"] = "thinformer's own threads; Numba's layers are not used"
-    rows["kernel cache"] = str(cpu.halve_buckets.stats.cache_path or "none: compiled at every start")
+    cache = cpu.halve_buckets.stats.cache_path
+    rows["kernel cache"] = cache or "none: compiled at every start"
     gpus = [gpu.name.decode() for gpu in cuda.gpus] if cuda.is_available() else []
     rows["CUDA devices"] = (", ".join(gpus) or "none found") + "; thinformer runs on the CPU"
     for name, value in rows.items():

@@ -16,6 +16,7 @@ from thinformer import _checks, _pool
 from thinformer.draws import Draws
 from thinformer.problem import Factor
 from thinformer.schedule import (
+    Round,
     Schedule,
     compress_schedule,
     coreset_size,
@@ -48,9 +49,7 @@ def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = 
     return Plan(compress_schedule(n_points, size, delta), pre_thin)
 
 
-def starting_points(
-    n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]
-) -> NDArray:
+def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
     """Return the (problems, length) positions that the first round starts from, increasing.
 
     "even": n_points positions are cut into `length` consecutive strata, whose sizes differ by one
@@ -97,21 +96,25 @@ def compress(
     check_rounds(schedule, draws)
     dtype = factors[0].window.dtype
     dims = factors[0].dim + factors[1].dim
-    for i, round_ in enumerate(schedule.rounds):
-        uniforms, uniform_row = _rows(draws.uniforms[i], stack, round_.pairs, "uniforms", dtype)
-        coins, coin_row = _rows(draws.coins[i], stack, round_.buckets, "coins", np.bool_)
+
+    def halve_all(round_: Round, uniform: NDArray, coin: NDArray, index: NDArray) -> NDArray:
+        uniforms, uniform_row = _rows(uniform, stack, round_.pairs, "uniforms", dtype)
+        coins, coin_row = _rows(coin, stack, round_.buckets, "coins", np.bool_)
         kept = np.empty((len(index), round_.pairs), np.int64)
 
         def halve(first: int, last: int) -> None:
+            work = cpu.workspace(round_.largest_bucket, dims, dtype)
             cpu.halve_buckets(
                 first, last, *factors, round_, index, kept,
-                uniforms, uniform_row, coins, coin_row,
-                cpu.workspace(round_.largest_bucket, dims, dtype),
+                uniforms, uniform_row, coins, coin_row, work,
             )  # fmt: skip
 
         units = len(index) * round_.buckets
         _pool.run(halve, units, units * round_.largest_bucket**2 * dims)
-        index = kept
+        return kept
+
+    for round_, uniform, coin in zip(schedule.rounds, draws.uniforms, draws.coins, strict=True):
+        index = halve_all(round_, uniform, coin, index)
     return index
 
 

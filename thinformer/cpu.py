@@ -53,8 +53,8 @@ def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
 
 @kernel
 def halve_buckets(
-    first_unit, last_unit, keys, values, round_, index, kept, uniforms, uniform_row, coins, coin_row,
-    work,
+    first_unit, last_unit, keys, values, round_, index, kept,
+    uniforms, uniform_row, coins, coin_row, work,
 ):  # fmt: skip
     """Halve buckets first_unit .. last_unit-1 of a round, counted over all problems.
 
@@ -153,6 +153,7 @@ def product(x, y, out):
 
 @inner(ELEMENTWISE)
 def multiply(tile, other):
+    """Tile *= other, entry by entry."""
     for r in range(tile.shape[0]):
         for c in range(tile.shape[1]):
             tile[r, c] *= other[r, c]
@@ -204,9 +205,9 @@ def load(factor, problem, positions, free):
             for c in range(dim):
                 rows[i, c] = factor.window[place + c * factor.column] * scale
     tag = factor.tag
-    if tag == GAUSSIAN or tag == LAPLACE or tag == INVERSE_MULTIQUADRIC:
+    if tag in (GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC):
         centre(rows)
-    if tag != LINEAR and tag != POLYNOMIAL:
+    if tag not in (LINEAR, POLYNOMIAL):
         for i in range(points):
             norms[i] = squared_norm(rows[i])
     if tag == EXPONENTIAL:
@@ -229,6 +230,7 @@ def centre(rows):
 
 @inner(REDUCTION)
 def squared_norm(row):
+    """|x|^2 of one row."""
     total = row[0] - row[0]
     for c in range(row.size):
         total += row[c] * row[c]

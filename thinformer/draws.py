@@ -56,7 +56,7 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
     return Draws(tuple(uniforms), tuple(coins), strata)
 
 
-def seed_from(rng: None | int | np.random.Generator) -> int:
+def seed_from(rng: int | np.random.Generator | None) -> int:
     """Return a 64-bit seed from an `rng` argument as SPEC 7 defines it."""
     return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numpy.typing import ArrayLike, NDArray
-
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
 from thinformer.compress import compress, halve_gram, is_finite, plan, starting_points
@@ -18,7 +17,7 @@ def kernel_halve(
     K: ArrayLike,
     *,
     delta: float = 0.5,
-    rng: None | int | np.random.Generator = None,
+    rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
 ) -> NDArray[np.int64]:
     r"""Keep one of every two consecutive points so that the kept half represents the whole.
@@ -66,7 +65,7 @@ def kernel_halve(
     """
     K = _checks.float_array("K", K, 2, "(..., S, S)")
     *stack, S, columns = K.shape
-    if S != columns:
+    if columns != S:
         raise ValueError(f"K must have shape (..., S, S); got shape {K.shape}")
     _checks.not_empty("K", K, -1, "point")
     delta = _checks.failure_probability(delta)
@@ -91,7 +90,7 @@ def kh_compress(
     size: int | None = None,
     delta: float = 0.5,
     kernel: str | Kernel = "gaussian",
-    rng: None | int | np.random.Generator = None,
+    rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
 ) -> NDArray[np.int64]:
     r"""Choose a few points that represent all of them, in near-linear time.
@@ -153,9 +152,7 @@ def kh_compress(
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng))
     index = starting_points(S, settings, draws, tuple(stack))
-    kept = compress(
-        (factor, no_factor(factor)), settings.schedule, draws, index, tuple(stack)
-    )
+    kept = compress((factor, no_factor(factor)), settings.schedule, draws, index, tuple(stack))
     return kept.reshape(*stack, settings.schedule.size)
 
 

@@ -1,11 +1,12 @@
 """Record the vectors that ``thinformer validate`` checks an installation against.
 
-    python tests/data/record_vectors.py
+    python tests/data/record_vectors.py [FILE]
 
-They go into ``thinformer/data/vectors.npz``: the published implementation's (from ``golden/``
-beside this file), and what the NumPy specification in ``reference/`` returns for further problems.
-Each case has its inputs, its draws or the seed they come from, the indices and, from the
-specification's trace, the smallest margin of a decision. `thinformer.validate` says what the fields are.
+They go into FILE or else ``thinformer/data/vectors.npz``: the published implementation's (from
+``golden/`` beside this file), and what the NumPy specification in ``reference/`` returns for
+further problems. Each case has its inputs, its draws or the seed they come from, the indices and,
+from the specification's trace, the smallest margin of a decision. `thinformer.validate` says what
+the fields are.
 """
 
 import json
@@ -54,7 +55,13 @@ def published_cases():
             K, u, coin = arrays[f"{name}_K"], arrays[f"{name}_u"], np.array([case["coin"]])
             _, trace = kernel_halving(K, case["delta"], u)
             yield (
-                {"family": "published halving", "kind": "halve", "id": name, "delta": case["delta"]},
+                {
+                    "family": "published halving",
+                    "kind": "halve",
+                    "id": name,
+                    "exact": True,
+                    "delta": case["delta"],
+                },
                 {"K": K, "uniforms0": u, "coins0": coin, "indices": arrays[f"{name}_idx"]},
                 np.float64,
                 smallest_margin([trace]),
@@ -71,7 +78,7 @@ def published_cases():
         schedule = compress_schedule(n, coreset_size(n, case["g"]), case["delta"])
         *_, traces = thinformer_attention(query, key, value, case["E"] ** -0.5, schedule, draws)
         yield (
-            {"family": "published attention", "kind": "attention", "id": name,
+            {"family": "published attention", "kind": "attention", "id": name, "exact": True,
              "pre_thin": "stride", "g": case["g"], "size": None, "delta": case["delta"]},
             {"query": query, "key": key, "value": value, **draws_fields(draws),
              "indices": arrays[f"{name}_indices"], "output": arrays[f"{name}_out"]},
@@ -141,6 +148,7 @@ def activation_cases(rng):
 
 def main():
     """Write the file."""
+    output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     rng = np.random.default_rng(20250212)
     cases, arrays = [], {}
     for source in (published_cases(), point_cases(rng), activation_cases(rng)):
@@ -152,8 +160,8 @@ def main():
             arrays |= {f"{len(cases)}_{name}": array for name, array in fields.items()}
             described = {"dtype": np.dtype(dtype).name, "margin": margin, "fields": sorted(fields)}
             cases.append(case | described)
-    np.savez_compressed(OUTPUT, cases=np.array(json.dumps(cases)), **arrays)
-    print(f"{len(cases)} cases, {OUTPUT.stat().st_size:,} bytes")
+    np.savez_compressed(output, cases=np.array(json.dumps(cases)), **arrays)
+    print(f"{len(cases)} cases, {output.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

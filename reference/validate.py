@@ -1,0 +1,102 @@
+"""Compare thinformer live with both specifications, over many seeds.
+
+    python -m reference.validate [SEEDS]
+
+Needs thinformer and torch installed. In float64 the indices must be equal. In float32 the same,
+except where the NumPy specification's trace has a margin within rounding error (see
+`thinformer.validate`). Exit status 1 if anything differs.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from reference import kernels
+from reference.attention import thinformer_attention
+from reference.compress import kh_compress
+from reference.torch_version import select
+from thinformer import Draws, attention, compress_schedule, make_draws
+from thinformer import kh_compress as fast_kh_compress
+from thinformer.kernels import KERNELS
+from thinformer.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
+
+SIZES = [(64, 16), (100, 7), (500, 64), (1024, 128)]
+
+
+def compare_points(kernel, dtype, seeds):
+    """Point sets under one kernel."""
+    failed, tied, smallest = [], 0, np.inf
+    gram = getattr(kernels, kernel)
+    for seed in range(seeds):
+        S, size = SIZES[seed % len(SIZES)]
+        schedule = compress_schedule(S, size)
+        points = np.random.default_rng(seed).standard_normal((schedule.length, 3)).astype(dtype)
+        draws = make_draws(schedule, seed)
+        expected, traces = kh_compress(
+            lambda x: gram(x, x), points, schedule.rounds, draws.uniforms, draws.coins
+        )
+        kept = fast_kh_compress(points, size=size, kernel=kernel, draws=draws)
+        margin = min(trace.margin.min() for trace in traces)
+        smallest = min(smallest, margin)
+        if not np.array_equal(kept, expected):
+            if margin < TOLERANCE[dtype]:
+                tied += 1
+            else:
+                failed.append(f"seed {seed}")
+    return Row(f"points, {kernel}", "numba", dtype, seeds, failed, smallest, tied)
+
+
+def compare_attention(dtype, seeds):
+    """Attention: one row for each body that is compared with the NumPy specification."""
+    failed, tied, smallest = {"numba": [], "torch": []}, {"numba": 0, "torch": 0}, np.inf
+    for seed in range(seeds):
+        S, size = SIZES[seed % len(SIZES)]
+        rng = np.random.default_rng(seed)
+        query, key, value = (
+            rng.standard_normal((2, length, 3, dim)).astype(dtype)
+            for length, dim in ((5, 16), (S, 16), (S, 8))
+        )
+        schedule = compress_schedule(S, size)
+        draws = make_draws(schedule, seed, heads=3)
+        output, _, expected, traces = thinformer_attention(query, key, value, 0.25, schedule, draws)
+        margin = min(trace.margin.min() for of_head in traces.values() for trace in of_head)
+        smallest = min(smallest, margin)
+        result = attention(query, key, value, size=size, draws=draws, return_indices=True)
+        tensors = Draws(
+            tuple(map(torch.tensor, draws.uniforms)),
+            tuple(map(torch.tensor, draws.coins)),
+            torch.tensor(draws.strata),
+        )
+        indices = {
+            "numba": result.indices,
+            "torch": select(
+                torch.tensor(key), torch.tensor(value), 0.25, schedule, tensors
+            ).numpy(),
+        }
+        for body, kept in indices.items():
+            if not np.array_equal(kept, expected):
+                if margin < TOLERANCE[dtype]:
+                    tied[body] += 1
+                else:
+                    failed[body].append(f"seed {seed}")
+        if dtype == "float64" and np.abs(result.output - output).max() > OUTPUT_TOLERANCE:
+            failed["numba"].append(f"seed {seed} (output)")
+    return [
+        Row("attention", body, dtype, seeds, failed[body], smallest, tied[body]) for body in failed
+    ]
+
+
+def main():
+    """Print one table; return 1 if any row fails."""
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    rows = []
+    for dtype in TOLERANCE:
+        rows += [compare_points(kernel, dtype, seeds) for kernel in KERNELS]
+        rows += compare_attention(dtype, seeds)
+    print(format_table(rows))
+    return int(any(row.failed for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
