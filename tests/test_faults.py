@@ -174,6 +174,24 @@ def test_new_shapes_and_layouts_do_not_recompile():
     assert count == "[2, 2, 2]"
 
 
+def test_every_index_is_in_bounds():
+    """All kernels compiled with Numba's bounds checks, over sizes of every parity."""
+    run("""
+        import numpy as np
+        from thinformer import attention, kernel_halve, kh_compress
+        from thinformer.kernels import KERNELS
+        rng = np.random.default_rng(0)
+        for S in (1, 2, 3, 5, 8, 33, 64, 67, 131, 300):
+            x = rng.standard_normal((2, S, 3))
+            kernel_halve(x @ x.swapaxes(1, 2), rng=0)
+            for size in (1, 3, S // 2 + 1, S):
+                for kernel in KERNELS:
+                    kh_compress(x, size=size, kernel=kernel, rng=0)
+                q, k, v = (rng.standard_normal((2, n, 2, d)) for n, d in ((3, 5), (S, 5), (S, 1)))
+                attention(q, k, v, size=size, rng=0)
+    """, NUMBA_BOUNDSCHECK="1", THINFORMER_CACHE="0")  # fmt: skip
+
+
 def test_package_does_not_write_beside_itself_or_into_the_working_directory(tmp_path):
     before = sorted(Path(tmp_path).iterdir())
     subprocess.run(

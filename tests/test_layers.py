@@ -20,6 +20,9 @@ MAY_NOT = {("attention", "points"), ("cpu", "_pool"), ("cpu", "schedule"), ("cpu
            ("kernels", "schedule"), ("halving", "kernels")}  # fmt: skip
 
 
+SPECIFICATION_IMPORTS = ("numpy", "torch", "math", "typing", "itertools", "reference")
+
+
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -63,5 +66,5 @@ def test_the_specification_stands_alone(path):
     if path.name == "validate.py":  # the one that compares
         return
     for name in imports(path):
-        assert name.split(".")[0] in ("numpy", "torch", "math", "typing", "reference"), name
+        assert name.split(".")[0] in SPECIFICATION_IMPORTS, name
         assert name.split(".")[0] != "torch" or path.name == "torch_version.py"

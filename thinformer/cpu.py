@@ -78,7 +78,7 @@ def halve_buckets(
         value_rows, value_norms, value_constant, rest = load(values, problem, positions, rest)
         factor = threshold_factor(points, delta)
         sums[:] = 0
-        b_max = sums[0]
+        b_max = work.dtype.type(0)
         for start in range(0, points, PANEL):
             stop = min(start + PANEL, points)
             sums[:] = 0
@@ -239,20 +239,20 @@ def squared_norm(row):
 
 @kernel
 def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coin_row, work):
-    """Halve problems first .. last-1, each given as an (S, S) Gram matrix, S even.
+    """Halve problems first .. last-1, each given as an (S, S) Gram matrix; an odd last point is left.
 
     gram : Factor whose rows are those of the matrix
-    kept : (problems, S/2) int64, written
-    work : (threads' own) of S entries
+    kept : (problems, S // 2) int64, written
+    work : S entries of memory, the thread's own
     """
-    points = gram.dim
+    points = 2 * kept.shape[1]
     factor = work.dtype.type(threshold_factor(points, delta))
     for problem in range(first, last):
         corner = gram.first[problem]
         coin = coins[coin_row[problem], 0]
         sums = work[:points]
         sums[:] = 0
-        b_max = sums[0]
+        b_max = work.dtype.type(0)
         for pair in range(points // 2):
             i, j = 2 * pair, 2 * pair + 1
             row_i, row_j = corner + i * gram.row, corner + j * gram.row
