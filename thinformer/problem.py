@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from thinformer.kernels import Kernel
+from thinformer.kernels import LINEAR, Kernel
 
 
 class Factor(NamedTuple):
@@ -56,7 +56,7 @@ def make_factor(points: NDArray, kernel: Kernel) -> Factor:
 
 def no_factor(other: Factor) -> Factor:
     """Return the factor that is missing where the kernel is `other` alone."""
-    return other._replace(dim=0)
+    return other._replace(dim=0, tag=LINEAR)
 
 
 def _window(array: NDArray) -> tuple[NDArray, int, list[int]]:
