@@ -17,6 +17,12 @@ def exact_attention(query, key, value, scale):
     return np.einsum("bhts,bshd->bthd", weights, value), weights
 
 
+def power_of_two(vmax):
+    """The power of two that brings vmax into [1/2, 1), as far as its dtype has it."""
+    largest = np.finfo(vmax.dtype).maxexp - 2
+    return np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -largest, largest))
+
+
 def attention_kernel(key, value, vmax):
     """exp(<k, k'> - shift) (<v, v'> + vmax^2) on keys (S, E), already times sqrt(scale).
 
@@ -39,7 +45,11 @@ def select(key, value, scale, schedule, uniforms, coins, strata=None):
     start = standard_thin(S, n) if strata is None else stratified_thin(S, n, strata)
     E = key.shape[1]
     pairs = np.concatenate([key * np.sqrt(scale).astype(key.dtype), value], axis=1)[start]
+    # ||V||_max, brought below 1 by a power of two, which is exact: its square cannot overflow
     vmax = np.max(np.abs(pairs[:, E:]))
+    power = power_of_two(vmax)
+    pairs[:, E:] *= power
+    vmax *= power
 
     def gram(points):
         return attention_kernel(points[:, :E], points[:, E:], vmax)

@@ -109,6 +109,10 @@ def select(key, value, scale, schedule, draws):
             for x in (key * math.sqrt(scale), value)
         ]
         vmax = points[1].abs().amax((-2, -1))[..., None, None, None]
+        # a power of two, which is exact, brings it below 1: its square cannot overflow
+        power = torch.ldexp(torch.ones_like(vmax), -torch.frexp(vmax).exponent.clamp(-125, 125))
+        points[1] = points[1] * power[..., 0]
+        vmax = vmax * power
         uniforms = [u.expand(B, H, -1) for u in draws.uniforms]
         coins = [c.expand(B, H, -1) for c in draws.coins]
         kept = kh_compress(

@@ -8,18 +8,24 @@ import torch
 
 from thinformer import (
     Draws,
+    Kernel,
     ThinformerAttention,
     attention,
     compress_kv,
+    compress_schedule,
+    coreset_size,
     kernel_halve,
     kh_compress,
+    make_draws,
     set_num_threads,
 )
+from thinformer.kernels import gaussian, linear, polynomial
 
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.standard_normal(shape) for shape in ((2, 5, 3, 4), (2, 20, 3, 4), (2, 20, 3, 6)))
 GRAM = np.eye(6)
 POINTS = RNG.standard_normal((20, 2))
+SCHEDULE = compress_schedule(20, 5)
 
 CALLS = {
     "kernel_halve": lambda **k: kernel_halve(**{"K": GRAM} | k),
@@ -98,10 +104,16 @@ def test_attention_shapes(arrays, message):
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_mixed_dtypes(name):
-    array = ARRAYS["attention"][name].astype(np.float32)
-    with pytest.raises(TypeError, match=rf"must have one dtype; got .*{name} float32"):
-        CALLS["attention"](**{name: array})
+@pytest.mark.parametrize(("dtype", "others"), [("float32", "float64"), ("float16", "float32")])
+def test_mixed_dtypes(name, dtype, others):
+    arrays = {n: array.astype(others) for n, array in ARRAYS["attention"].items()}
+    arrays[name] = arrays[name].astype(dtype)
+    with pytest.raises(TypeError, match=rf"must have one dtype; got .*{name} {dtype}"):
+        CALLS["attention"](**arrays)
+    if name != "query":
+        del arrays["query"]
+        with pytest.raises(TypeError, match=rf"must have one dtype; got .*{name} {dtype}"):
+            CALLS["compress_kv"](**arrays)
 
 
 def test_gram_matrix_shapes():
@@ -123,6 +135,10 @@ def test_gram_matrix_not_symmetric():
     K = np.eye(6, dtype=np.float32)
     K[0, 1] = 1e-6  # rounding is forgiven
     kernel_halve(K)
+    K = np.array([1e6 * np.eye(6), np.eye(6)])
+    K[0, 0, 1], K[1, 2, 3] = 1e-3, 0.5  # and told from a fault, each matrix by its own size
+    with pytest.raises(ValueError, match=r"differ by 0\.5 "):
+        kernel_halve(K)
 
 
 @pytest.mark.parametrize("call", SETTINGS)
@@ -147,7 +163,7 @@ def test_delta(call, delta):
 
 
 @pytest.mark.parametrize("call", ["compress_kv", "attention"])
-@pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf, "1"])
+@pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf, "1", True])
 def test_scale(call, scale):
     with pytest.raises(ValueError, match=f"^scale must be positive and finite; got {scale!r}"):
         CALLS[call](scale=scale)
@@ -164,9 +180,10 @@ def test_kernel():
         CALLS["kh_compress"](kernel="rbf")
 
 
-def test_rng():
-    with pytest.raises(TypeError):
-        CALLS["kh_compress"](rng="seed")
+@pytest.mark.parametrize("rng", ["seed", 1.5, -1, np.array([1.5])])
+def test_rng(rng):
+    with pytest.raises((TypeError, ValueError), match="^rng must be None, a non-neg"):
+        CALLS["kh_compress"](rng=rng)
 
 
 def test_draws():
@@ -184,11 +201,56 @@ def test_draws():
     with pytest.raises(ValueError, match=r"draws.strata must have shape \(\.\.\., 17\).*got None"):
         kh_compress(POINTS, size=8, draws=Draws((np.zeros(8),), (np.zeros(1, bool),)))
 
+    for draws in (np.zeros(3), (np.zeros(3), np.zeros(1)), "draws"):
+        with pytest.raises(TypeError, match="draws must be a thinformer.Draws; got "):
+            kernel_halve(GRAM, draws=draws)
+        with pytest.raises(TypeError, match="draws must be a thinformer.Draws; got "):
+            kh_compress(POINTS, size=8, draws=draws)
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
 def test_threads(threads):
-    with pytest.raises(ValueError, match="^threads must be a positive integer or None"):
+    with pytest.raises(ValueError, match="^threads must be an integer of at least 1; got "):
         set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: coreset_size(0, 1), "^n_points must be an integer of at least 1; got 0"),
+        (lambda: coreset_size(100, -5), "^g must be an integer of at least 0; got -5"),
+        (lambda: compress_schedule(10, 0), "^size must be an integer of at least 1; got 0"),
+        (lambda: compress_schedule(10, 11), "^size must be at most n_points = 10; got 11"),
+        (lambda: compress_schedule(10, 5, 0), r"^delta must lie in \(0, 1\]; got 0"),
+        (lambda: make_draws(SCHEDULE, -1), "^seed must be an integer of at least 0; got -1"),
+        (lambda: make_draws(SCHEDULE, 2**64), r"^seed must be below 2\^64; got 1844674407370955"),
+        (
+            lambda: make_draws(SCHEDULE, 0, heads=0),
+            "^heads must be an integer of at least 1",
+        ),
+        (lambda: gaussian("1"), "^bandwidth must be positive and finite; got '1'"),
+        (lambda: polynomial(0.5), "^degree must be an integer of at least 1; got 0.5"),
+        (lambda: polynomial(0), "^degree must be an integer of at least 1; got 0"),
+        (lambda: polynomial(constant=math.nan), "^constant must be finite; got nan"),
+        (lambda: linear(math.inf), "^constant must be finite; got inf"),
+        (lambda: kh_compress(POINTS, kernel=Kernel("mine", 99)), "^kernel must be a Kernel or"),
+        (
+            lambda: kh_compress(POINTS.astype("f4"), kernel=gaussian(1e-50)),
+            "^kernel gaussian has a bandwidth beyond the range of float32",
+        ),
+    ],
+)
+def test_building_blocks(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_numpy_integers_are_integers():
+    assert compress_schedule(np.int64(100), np.int32(10)) == compress_schedule(100, 10)
+    assert coreset_size(np.uint8(100), np.int16(1)) == 16
+    assert coreset_size(100, 10**9) == 100
+    assert len(kh_compress(POINTS, g=np.int64(0), size=np.int8(5), rng=np.int64(3))) == 5
+    set_num_threads(np.int64(2))
 
 
 class TestModule:
@@ -205,6 +267,7 @@ class TestModule:
             ({"scale": -0.5}, "^scale must be"),
             ({"size": 0}, "^size must be an integer of at least 1; got 0"),
             ({"pre_thin": "none"}, "^pre_thin must be one of"),
+            ({"scale": True}, "^scale must be"),
         ],
     )
     def test_settings(self, settings, message):
@@ -225,6 +288,8 @@ class TestModule:
 
     def test_types(self):
         module = ThinformerAttention()
+        with pytest.raises(TypeError, match=r"^generator must be a torch.Generator or None; got 3"):
+            ThinformerAttention(generator=3)
         with pytest.raises(TypeError, match=r"^key must be a torch.Tensor; got ndarray"):
             module(self.q, K, self.v)
         with pytest.raises(TypeError, match=r"^value must be float16.*got dtype torch.int64"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from thinformer import demo
+from thinformer.cli import main
 from thinformer.data import ACTIVATIONS
 
 
@@ -48,6 +49,20 @@ def test_info():
     assert info["numpy"] == np.__version__
     assert info["threads"].startswith("1 of ")
     assert "CUDA" in info
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100", b"NVIDIA H100"])
+def test_info_names_gpus_of_either_binding(name, monkeypatch, capsys):
+    from numba import cuda
+
+    class Gpu:
+        pass
+
+    Gpu.name = name
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "gpus", [Gpu])
+    assert main(["info"]) == 0
+    assert "NVIDIA H100; thinformer runs on the CPU" in capsys.readouterr().out
 
 
 def test_validate():

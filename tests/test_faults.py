@@ -102,6 +102,21 @@ def test_an_error_in_a_thread_reaches_the_caller():
     """)
 
 
+def test_calls_while_the_interpreter_shuts_down():
+    """From a thread that outlives the main one, and from atexit, no pool takes work any more."""
+    for late in ("atexit.register(late)", "threading.Thread(target=later).start()"):
+        printed = run(PROBLEM + """
+import atexit, threading, time
+expected = work()
+def late():
+    print(np.array_equal(work(), expected))
+def later():
+    threading.main_thread().join()
+    late()
+""" + late)  # fmt: skip
+        assert printed == "True"
+
+
 def test_cache_is_used_and_follows_the_sources(tmp_path):
     """A second process compiles nothing; one whose sources differ does."""
     code = """

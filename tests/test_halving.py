@@ -130,6 +130,19 @@ def test_stacks_and_layouts():
     assert kernel_halve(np.empty((0, 4, 4)), rng=0).shape == (0, 2)
 
 
+def test_memory_is_linear():
+    """S = 3000: the matrix has 72 MB, what halving it takes beside it has not."""
+    import tracemalloc
+
+    K = np.eye(3000)
+    kernel_halve(K, rng=0)
+    tracemalloc.start()
+    kernel_halve(K, rng=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6
+
+
 def test_identical_points_and_zeros():
     """No differences to balance: valid halves, no NaN, no warning (warnings are errors here)."""
     for K in (np.ones((8, 8)), np.zeros((8, 8)), np.full((8, 8), 1e-320), np.eye(8) * 1e300):

@@ -35,7 +35,9 @@ def test_phi_is_the_kernel(name):
         for i in range(20):
             for j in range(20):
                 a, b = kernel.scale * x[i], kernel.scale * y[j]
-                got = PHI[name](a @ b, a @ a, b @ b, kernel.constant, kernel.degree)
+                of_distance = kernel.tag >= kernels.OF_DISTANCE
+                entry = (a - b) @ (a - b) if of_distance else a @ b
+                got = PHI[name](entry, kernel.constant, kernel.degree)
                 assert math.isclose(got, expected[i, j], rel_tol=1e-12)
 
 

@@ -13,7 +13,7 @@ REFERENCE = Path(reference.__file__).parent
 
 # each module may import those before it, and nothing else of the package
 ORDER = [
-    "schedule", "draws", "kernels", "halving", "_checks", "_exp", "_jit", "_pool", "problem",
+    "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_pool", "problem",
     "cpu", "compress", "points", "attention", "data", "torch", "validate", "demo", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),

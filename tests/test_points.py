@@ -15,6 +15,7 @@ from thinformer import (
 )
 from thinformer.compress import plan, starting_points
 from thinformer.kernels import KERNELS, gaussian
+from thinformer.problem import make_factor
 
 
 @given(st.integers(1, 400), st.integers(0, 4), st.integers(0, 2**32),
@@ -125,6 +126,40 @@ def test_layouts_dtypes_and_stacks():
     assert kh_compress(np.empty((0, 200, 4)), rng=0).shape == (0, 32)
 
 
+def test_windows_share_memory():
+    """Arrays are read in place, whatever their strides."""
+    points = np.random.default_rng(0).standard_normal((3, 20, 4))
+    for array in (points, points[:, ::-2], points.T, np.broadcast_to(points[0], (5, 20, 4))):
+        factor = make_factor(array, gaussian())
+        assert np.shares_memory(factor.window, points)
+        assert not factor.window.flags.writeable
+        place = factor.first[-1] + 3 * factor.row + 2 * factor.column
+        assert factor.window[place] == array[(-1,) * (array.ndim - 2) + (3, 2)]
+
+
+def test_several_threads_are_used(monkeypatch):
+    from thinformer import _pool
+
+    ranges = []
+    set_num_threads(4)
+    _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e9)
+    assert sorted(ranges) == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    ranges.clear()
+    _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e3)
+    assert ranges == [(0, 10)]  # too little work to hand out
+
+    flops_of_calls, run = [], _pool.run
+
+    def recorded(task, units, flops):
+        flops_of_calls.append(flops)
+        run(task, units, flops)
+
+    monkeypatch.setattr(_pool, "run", recorded)
+    points = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
+    kh_compress(points, g=2, rng=1)
+    assert sum(flops > 4e6 for flops in flops_of_calls) >= 4  # large rounds are handed out
+
+
 def test_thread_count_changes_nothing():
     points = np.random.default_rng(0).standard_normal((2, 4096, 8)).astype(np.float32)
     results = []
@@ -138,12 +173,15 @@ def test_thread_count_changes_nothing():
 def test_huge_range_is_valid():
     """Magnitudes over which kernels overflow or underflow still give a coreset, silently."""
     rng = np.random.default_rng(0)
+    untouched = kh_compress(np.zeros((300, 3)), g=0, rng=0)  # no walk: every decision a tie
     for dtype in (np.float32, np.float64):
         for magnitude in (1e-30, 1, 150, 1e15):
             points = (magnitude * rng.standard_normal((300, 3))).astype(dtype)
             for kernel in KERNELS:
                 kept = kh_compress(points, g=0, kernel=kernel, rng=0)
                 assert np.all(np.diff(kept) > 0)
+                if magnitude == 1:
+                    assert not np.array_equal(kept, untouched)
         for points in (np.zeros((300, 3), dtype), np.ones((300, 3), dtype)):
             for kernel in KERNELS:
                 assert np.all(np.diff(kh_compress(points, g=0, kernel=kernel, rng=0)) > 0)

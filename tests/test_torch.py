@@ -197,6 +197,44 @@ def test_under_no_grad_and_inference_mode():
         torch.testing.assert_close(output, expected)
 
 
+def test_autocast_leaves_the_weights_path_alone():
+    query, key, value = qkv(dtype=torch.float32)
+    expected, _ = seeded()(query, key, value)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, weights = seeded()(query, key, value)
+    assert output.dtype == weights.dtype == torch.float32
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+def test_other_default_device():
+    query, key, value = qkv()
+    module = seeded()
+    with torch.device("meta"):
+        output, _ = module(query, key, value)
+    torch.testing.assert_close(output, seeded()(query, key, value)[0])
+
+
+def test_tensors_are_read_in_place():
+    from thinformer.torch.op import _array
+
+    key = qkv()[1]
+    for tensor in (key, key.transpose(1, 2), key[:, ::2], key.float()):
+        assert np.shares_memory(_array(tensor), tensor.numpy())
+
+
+def test_reference_is_differentiable():
+    query, key, value = (x.requires_grad_() for x in qkv(B=1, T=3, S=24, H=2, E=3, D=2))
+    schedule = compress_schedule(24, 6)
+    draws = make_draws(schedule, 0, heads=2)
+    draws = Draws(*(tuple(map(torch.tensor, part)) for part in draws[:2]),
+                  torch.tensor(draws.strata))  # fmt: skip
+
+    def forward(*tensors):
+        return torch_version.thinformer_attention(*tensors, 0.5, schedule, draws)[0]
+
+    assert torch.autograd.gradcheck(forward, (query, key, value))
+
+
 def test_compile_breaks_the_graph_and_goes_on():
     query, key, value = qkv()
     module = torch.compile(ThinformerAttention(g=0), backend="eager")

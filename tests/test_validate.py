@@ -9,6 +9,7 @@ import pytest
 import thinformer
 from thinformer import validate
 from thinformer.data import load_vectors
+from thinformer.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,23 +22,19 @@ def test_all_pass():
         "activations, text", "activations, vision", "activations, audio",
         "torch module = NumPy function",
     }  # fmt: skip
-    assert sum(row.tied for row in rows) == 0  # the tolerance excuses nothing today
 
 
-def test_hardly_any_case_could_be_excused():
-    excusable = [
-        case
-        for case, _ in load_vectors()
-        if case["margin"] < validate.TOLERANCE[case["dtype"]] and not case.get("exact")
-    ]
-    # DINOv2 in float32: one of its layers has keys of norm 146
-    assert [case["family"] for case in excusable] == ["activations, vision"] * 2
+def test_no_recorded_case_is_near_a_tie():
+    """But for repeated points, whose ties are exact."""
+    for case, _ in load_vectors():
+        if case["family"] != "published halving":
+            assert case["margin"] > 5 * validate.TOLERANCE[case["dtype"]]
 
 
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
-        ("cpu.py", "sums[c] += signs[r] * tile[r, c]", "sums[c] -= signs[r] * tile[r, c]"),
+        ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))"),
         ("cpu.py", "b_max = max(b_max, b)\n        alpha", "b_max = b\n        alpha"),
         ("halving.py", "factor) <= alpha", "factor) > alpha"),
         ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
@@ -61,6 +58,47 @@ def test_a_fault_fails(file, right, wrong, tmp_path):
     assert "FAIL  activations, text" in result.stdout
 
 
+UPSTREAM = """
+import math, sys
+import torch
+from torch import nn
+sys.path.insert(0, {root!r})
+from reference import torch_version
+
+class ThinformerAttention(nn.Module):
+    # draws as the published module does: for every round a uniform_ and one bernoulli_
+    def __init__(self, g):
+        super().__init__()
+        self.g = g
+
+    def forward(self, query, key, value):
+        from thinformer import Draws
+        from thinformer.compress import plan
+        B, S, H, E = key.shape
+        schedule = plan(S, self.g, None, 0.5, "stride").schedule
+        uniforms, coins = [], []
+        for pairs, buckets, delta in schedule.rounds:
+            bound = 0.5 + math.log(4 * (pairs // buckets) / delta)
+            u = torch.empty(B, buckets, H, pairs // buckets).uniform_(-bound, bound) / bound
+            uniforms.append(u.transpose(1, 2).reshape(B, H, pairs).double())
+            coins.append(torch.empty(1, dtype=torch.bool).bernoulli_().expand(buckets))
+        draws = Draws(tuple(uniforms), tuple(coins))
+        scale = {scale} * E**-0.5
+        return torch_version.thinformer_attention(query, key, value, scale, schedule, draws)[:2]
+"""
+
+
+@pytest.mark.parametrize(("scale", "agrees"), [(1, True), (1.5, False)])
+def test_upstream(scale, agrees, tmp_path):
+    """Against a stand-in for the published module that is right, and one that is not."""
+    (tmp_path / "thinformer").mkdir()
+    source = UPSTREAM.format(root=str(ROOT), scale=scale)
+    (tmp_path / "thinformer" / "thinformer.py").write_text(source)
+    rows = validate.validate_upstream(tmp_path)
+    assert len(rows) == 4
+    assert [not row.failed for row in rows] == [agrees] * 4
+
+
 def test_specification_live():
     """``python -m reference.validate``, briefly."""
     result = subprocess.run(
@@ -68,7 +106,7 @@ def test_specification_live():
         text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("PASS") == 16
+    assert result.stdout.count("PASS") == 2 * (len(KERNELS) + 2)
 
 
 def test_recorded_vectors_are_what_the_script_records(tmp_path):

@@ -11,26 +11,30 @@ from numpy.typing import NDArray
 COMPUTED_IN = {"float16": np.float32, "float32": np.float32, "float64": np.float64}
 
 
-def float_array(name: str, value: Any, ndim: int, axes: str) -> NDArray:
-    """Return `value` as an array in the dtype it is computed in, float32 or float64.
-
-    Only float16 and foreign byte orders are copied. `axes` describes the shape for the error.
-    """
+def float_array(name: str, value: Any) -> NDArray:
+    """Return `value` as an array, float16, float32 or float64."""
     array = np.asarray(value)
     if array.dtype.name not in COMPUTED_IN:
         raise TypeError(f"{name} must be float16, float32 or float64; got dtype {array.dtype}")
-    if array.ndim < ndim:
-        raise ValueError(f"{name} must have shape {axes}; got shape {array.shape}")
+    return array
+
+
+def computed(array: NDArray) -> NDArray:
+    """Return a float array in the dtype it is computed in; copies float16, foreign byte order."""
     return array.astype(COMPUTED_IN[array.dtype.name], copy=False)
 
 
-def same_dtype(**arrays: NDArray) -> np.dtype:
-    """Check that the arguments share one dtype, and return it."""
-    dtypes = {name: array.dtype.name for name, array in arrays.items()}
+def one_dtype(**dtypes: Any) -> None:
+    """Check that the arguments share one dtype."""
     if len(set(dtypes.values())) > 1:
         got = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{', '.join(arrays)} must have one dtype; got {got}")
-    return next(iter(arrays.values())).dtype
+        raise TypeError(f"{', '.join(dtypes)} must have one dtype; got {got}")
+
+
+def shape(name: str, array: NDArray, ndim: int, axes: str) -> None:
+    """Check that an array has at least `ndim` axes, which the error calls `axes`."""
+    if array.ndim < ndim:
+        raise ValueError(f"{name} must have shape {axes}; got shape {array.shape}")
 
 
 def not_empty(name: str, array: NDArray, axis: int, what: str) -> None:
@@ -47,23 +51,34 @@ def finite(name: str, is_finite: bool) -> None:
 
 def integer(name: str, value: Any, least: int) -> int:
     """Return an integer argument that is at least `least`."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+    if not _is_number(value) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
     return int(value)
 
 
 def positive(name: str, value: Any) -> float:
     """Return a positive, finite number."""
-    if not isinstance(value, numbers.Real) or not 0 < float(value) < float("inf"):
+    if not _is_number(value) or not 0 < float(value) < float("inf"):
         raise ValueError(f"{name} must be positive and finite; got {value!r}")
     return float(value)
 
 
 def failure_probability(delta: Any) -> float:
     """Return delta, a number in (0, 1]."""
-    if not isinstance(delta, numbers.Real) or not 0 < float(delta) <= 1:
+    if not _is_number(delta) or not 0 < float(delta) <= 1:
         raise ValueError(f"delta must lie in (0, 1]; got {delta!r}")
     return float(delta)
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Return a finite number."""
+    if not _is_number(value) or not abs(float(value)) < float("inf"):
+        raise ValueError(f"{name} must be finite; got {value!r}")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:

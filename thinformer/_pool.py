@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+from thinformer import _checks
 
 _threads: int | None = None
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process id, threads, executor
@@ -25,36 +28,40 @@ def get_num_threads() -> int:
     """
     if _threads is not None:
         return _threads
-    limits = [os.environ.get(name, "") for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
+    names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+    # OMP_NUM_THREADS may be a list, one number for each level of nesting
+    limits = [os.environ.get(name, "").split(",")[0].strip() for name in names]
     return min([available_cores(), *(int(n) for n in limits if n.isdigit() and int(n) > 0)])
 
 
 def set_num_threads(threads: int | None) -> None:
     """Set the number of threads that kernels run on; None returns to the default.
 
-    The result of a computation does not depend on it.
+    The result of a computation does not depend on it. Raises ValueError for anything but a
+    positive integer or None.
     """
     global _threads
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be a positive integer or None; got {threads!r}")
-    _threads = threads
+    _threads = None if threads is None else _checks.integer("threads", threads, 1)
 
 
 def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
-    The ranges depend on counts alone. The calling thread works on the first of them. Handing work
-    to a thread costs some 30 microseconds, so each gets at least a million operations.
+    The calling thread works on the first of them. Handing work to a thread costs some 30
+    microseconds, so each gets at least a million operations.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / 1e6)))
     bounds = [units * i // threads for i in range(threads + 1)]
-    if threads == 1:
-        task(0, units)
-        return
-    executor = _executor(threads - 1)
-    others = [executor.submit(task, bounds[i], bounds[i + 1]) for i in range(1, threads)]
+    others = []
+    for first, last in pairwise(bounds[1:]):
+        try:
+            others.append(_executor(threads - 1).submit(task, first, last))
+        except RuntimeError:  # the interpreter is shutting down and takes no more
+            break
     try:
         task(bounds[0], bounds[1])
+        if len(others) < threads - 1:
+            task(bounds[1 + len(others)], units)
     finally:
         errors = [future.exception() for future in others]  # waits: results are shared memory
     for error in errors:

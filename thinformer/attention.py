@@ -24,7 +24,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.problem import Factor, make_factor
+from thinformer.problem import CONSTANT, SCALE, Factor, make_factor
 
 # entries of the attention weights held at once where they are not returned: 8 MB in float32
 BLOCK = 2**21
@@ -71,7 +71,8 @@ def compress_kv(
         Oversampling: :math:`n_{out} = 2^g \sqrt n` keys are kept, n the largest power of four not
         above S.
     size : int, optional
-        The number of keys to keep, instead of the one that g gives.
+        The number of keys to keep, instead of the one that g gives, chosen from as many as halve
+        evenly to it.
     scale : float, optional
         Softmax scale, positive; 1 / sqrt(E) by default.
     delta : float
@@ -79,7 +80,8 @@ def compress_kv(
     pre_thin : {"even", "stride"}
         How a sequence is brought to a length that halves evenly. "even" takes one token at random
         from each of equal strata, so that all have the same chance. "stride" is the published
-        rule: every s-th token for s = S // n, the rest of the sequence unseen.
+        rule: n tokens, every s-th for s = S // n, of which the rest of the sequence is not seen and
+        no more than n are kept.
     rng : None, int or numpy.random.Generator
         Where the draws come from (SPEC 7). They differ by head but not by sequence, so a
         sequence keeps the same keys in any batch, on any number of threads.
@@ -89,7 +91,7 @@ def compress_kv(
     Returns
     -------
     (B, H, n_out) int64 array
-        Positions kept, increasing. All of them where S <= n_out.
+        Positions kept, increasing. All of them where S <= n_out and pre_thin is "even".
 
     Raises
     ------
@@ -101,7 +103,10 @@ def compress_kv(
     -----
     About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
     """
-    key, value = _key_value(key, value)
+    key, value = _checks.float_array("key", key), _checks.float_array("value", value)
+    _checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
+    check_shapes(key.shape, value.shape)
+    key, value = _checks.computed(key), _checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         rng=rng, draws=draws,
@@ -130,7 +135,7 @@ def attention(
 
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063): `compress_kv` chooses the
     keys, and every query attends to those alone, with equal weights. With S <= n_out keys, for
-    instance ``size=S``, this is exact attention.
+    instance ``size=S``, this is exact attention (unless ``pre_thin="stride"``).
 
     Parameters
     ----------
@@ -168,15 +173,14 @@ def attention(
     >>> output.shape, weights, indices.shape
     ((1, 1024, 2, 16), None, (1, 2, 64))
     """
-    given = np.asarray(query).dtype
-    query = _checks.float_array("query", query, 4, "(B, T, H, E)")
-    key, value = _key_value(key, value)
-    _checks.same_dtype(query=query, key=key, value=value)
-    if query.ndim != 4 or query.shape[::2] != key.shape[::2] or query.shape[3] != key.shape[3]:
-        raise ValueError(
-            f"query must have shape (B, T, H, E) with the B, H and E of key {key.shape}; "
-            f"got shape {query.shape}"
-        )
+    query, key, value = (
+        _checks.float_array(name, array)
+        for name, array in (("query", query), ("key", key), ("value", value))
+    )
+    given = query.dtype
+    _checks.one_dtype(query=given.name, key=key.dtype.name, value=value.dtype.name)
+    check_shapes(key.shape, value.shape, query.shape)
+    query, key, value = map(_checks.computed, (query, key, value))
     scale = softmax_scale(scale, key.shape[-1])
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
@@ -261,8 +265,13 @@ def _select(
     index = starting_points(n_points, settings, draws, stack)
     if not settings.schedule.rounds:
         return index
-    # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2
-    values.parameters[:, 1] = largest_entries(values, index) ** 2
+    # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2, once a
+    # power of two, to which halving is blind, has brought vmax below 1 and its square in range
+    vmax = largest_entries(values, index)
+    largest = np.finfo(vmax.dtype).maxexp - 2
+    power = np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -largest, largest))
+    values.parameters[:, SCALE] = power
+    values.parameters[:, CONSTANT] = (vmax * power) ** 2
     return compress((keys, values), settings.schedule, draws, index, stack)
 
 
@@ -271,17 +280,10 @@ def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
     return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
 
 
-def _key_value(key: ArrayLike, value: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Check key (B, S, H, E) and value (B, S, H, D), and return them as arrays."""
-    key = _checks.float_array("key", key, 4, "(B, S, H, E)")
-    value = _checks.float_array("value", value, 4, "(B, S, H, D)")
-    _checks.same_dtype(key=key, value=value)
-    check_key_value(key.shape, value.shape)
-    return key, value
-
-
-def check_key_value(key: tuple[int, ...], value: tuple[int, ...]) -> None:
-    """Check the shapes of key (B, S, H, E) and value (B, S, H, D)."""
+def check_shapes(
+    key: tuple[int, ...], value: tuple[int, ...], query: tuple[int, ...] | None = None
+) -> None:
+    """Check the shapes of key (B, S, H, E), value (B, S, H, D) and query (B, T, H, E)."""
     if len(key) != 4:
         raise ValueError(f"key must have shape (B, S, H, E); got shape {key}")
     if len(value) != 4 or value[:3] != key[:3]:
@@ -292,6 +294,11 @@ def check_key_value(key: tuple[int, ...], value: tuple[int, ...]) -> None:
     for name, shape in (("key", key), ("value", value)):
         if shape[1] == 0 or shape[3] == 0:
             raise ValueError(f"{name} must have at least one token and column; got shape {shape}")
+    if query is not None and (len(query) != 4 or (query[0], *query[2:]) != (key[0], *key[2:])):
+        raise ValueError(
+            f"query must have shape (B, T, H, E) with the B, H and E of key {key}; "
+            f"got shape {query}"
+        )
 
 
 def _blame(**arrays: NDArray) -> None:

@@ -95,8 +95,9 @@ def _info(arguments: argparse.Namespace) -> int:
     rows["threading layer"] = "thinformer's own threads; Numba's layers are not used"
     cache = cpu.halve_buckets.stats.cache_path
     rows["kernel cache"] = cache or "none: compiled at every start"
-    gpus = [gpu.name.decode() for gpu in cuda.gpus] if cuda.is_available() else []
-    rows["CUDA devices"] = (", ".join(gpus) or "none found") + "; thinformer runs on the CPU"
+    names = [gpu.name for gpu in cuda.gpus] if cuda.is_available() else []
+    gpus = ", ".join(name.decode() if isinstance(name, bytes) else name for name in names)
+    rows["CUDA devices"] = f"{gpus or 'none found'}; thinformer runs on the CPU"
     for name, value in rows.items():
         print(f"{name:<16} {value}")
     return 0

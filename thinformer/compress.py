@@ -36,17 +36,23 @@ class Plan(NamedTuple):
 def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = "even") -> Plan:
     """Check the settings of a compression of `n_points` points and return its plan.
 
+    With g it is the published schedule, from n points for n the largest power of four not above
+    `n_points`; with `size`, or where n points would not be halved, from as many as halve evenly.
     Where there are no more points than the coreset takes, the plan keeps all of them. The
-    published rule, ``pre_thin="stride"``, has only the length it thins to before it.
+    published rule, ``pre_thin="stride"``, has only n points before it.
     """
     g, delta = _checks.integer("g", g, 0), _checks.failure_probability(delta)
     pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
     if size is not None:
         size = _checks.integer("size", size, 1)
+    n = published_length(n_points)
     if pre_thin == "stride":
-        n_points = published_length(n_points)
-    size = min(n_points, coreset_size(n_points, g) if size is None else size)
-    return Plan(compress_schedule(n_points, size, delta), pre_thin)
+        n_points = n
+    if size is None:
+        size = coreset_size(n_points, g)
+        if size < n:
+            n_points = n
+    return Plan(compress_schedule(n_points, min(n_points, size), delta), pre_thin)
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -59,6 +65,7 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
     "stride": positions 0, s, 2s, ... with s = n_points // length, as the published code does.
     Positions from length * s on are never looked at.
     """
+    check_draws(settings.schedule, draws)
     length, problems = settings.schedule.length, math.prod(stack)
     if settings.pre_thin == "stride":
         positions = np.arange(length) * (n_points // length)
@@ -67,7 +74,7 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
     else:
         strata, row = _rows(draws.strata, stack, length + 1, "strata", np.float64)
         start = (strata[:, :1] * n_points).astype(np.int64)
-        bounds = np.arange(length + 1) * n_points // length
+        bounds = np.arange(length + 1, dtype=np.int64) * n_points // length
         inside = (strata[:, 1:] * np.diff(bounds)).astype(np.int64)
         return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)[row]
     return np.broadcast_to(positions, (problems, length)).astype(np.int64, order="C")
@@ -93,7 +100,6 @@ def compress(
     """
     from thinformer import cpu  # imports Numba
 
-    check_rounds(schedule, draws)
     dtype = factors[0].window.dtype
     dims = factors[0].dim + factors[1].dim
 
@@ -122,7 +128,7 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
     """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
     from thinformer import cpu  # imports Numba
 
-    check_rounds(schedule, draws)
+    check_draws(schedule, draws)
     (round_,) = schedule.rounds
     dtype = gram.window.dtype
     uniforms, uniform_row = _rows(draws.uniforms[0], stack, round_.pairs, "uniforms", dtype)
@@ -170,8 +176,10 @@ def is_finite(factor: Factor, n_points: int) -> bool:
     return bool(finite_problems(factor, n_points).all())
 
 
-def check_rounds(schedule: Schedule, draws: Draws) -> None:
-    """Check that draws made elsewhere have as many rounds as the schedule."""
+def check_draws(schedule: Schedule, draws: Draws) -> None:
+    """Check that draws are Draws with as many rounds as the schedule; `_rows` checks shapes."""
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws must be a thinformer.Draws; got {type(draws).__name__}")
     for name, arrays in (("uniforms", draws.uniforms), ("coins", draws.coins)):
         if len(arrays) != len(schedule.rounds):
             raise ValueError(

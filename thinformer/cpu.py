@@ -6,10 +6,10 @@ all pairs decided before it, a tile of kernel values at a time; then the panel's
 decided in turn. So every kernel value is computed once, half of the Gram matrix in all, and only
 one tile of it ever exists: memory is that of the bucket's points.
 
-A tile is one matrix product and phi. The product is BLAS's: a register-blocked one in plain Numba
-reached 14 GFLOP/s where BLAS reached 83 of 100 on tiles of this size (one Zen 4 core, float32).
-Tiles stay within TILE_FLOPS because OpenBLAS runs a product of up to 2^18 multiply-adds on the
-calling thread; above that it starts threads of its own inside ours.
+A tile is one matrix product and phi. The product is BLAS's: loops in plain Numba reached 14 GFLOP/s
+where BLAS reaches 110 on tiles of this size (one Zen 4 core, float32). OpenBLAS runs a product of
+up to 2^18 multiply-adds on the calling thread and starts threads of its own above, inside ours, so
+a tile's product is cut to that.
 The sums run strictly in the order of the pairs, so they do not depend on the tiling.
 """
 
@@ -27,28 +27,30 @@ from thinformer.kernels import (
     INVERSE_MULTIQUADRIC,
     LAPLACE,
     LINEAR,
+    OF_DISTANCE,
     POLYNOMIAL,
 )
+from thinformer.problem import CONSTANT, DEGREE, SCALE
 
-PANEL = 32  # points; two vectors of 16 floats, and BLAS still works at its speed
+PANEL = 32  # points: two vectors of 16 floats, in loops of constant length
 TILE_ROWS = 128
-TILE_FLOPS = 2**18  # multiply-adds
+BLAS_SERIAL = 2**18  # multiply-adds of one product
 
 exp = by_dtype(exp32, exp64)
+phi_linear = bind(kernels.phi_linear, ELEMENTWISE)
 phi_polynomial = bind(kernels.phi_polynomial, ELEMENTWISE)
-phi_gaussian = bind(kernels.phi_gaussian, ELEMENTWISE, exp=exp)
 phi_exponential = bind(kernels.phi_exponential, ELEMENTWISE, exp=exp)
+phi_gaussian = bind(kernels.phi_gaussian, ELEMENTWISE, exp=exp)
 phi_laplace = bind(kernels.phi_laplace, ELEMENTWISE, exp=exp)
 phi_inverse_multiquadric = bind(kernels.phi_inverse_multiquadric, ELEMENTWISE)
-phi_linear = bind(kernels.phi_linear, ELEMENTWISE)
 threshold_factor = bind(halving.threshold_factor, STRICT)
 pair_distance = bind(halving.pair_distance, STRICT)
 swaps = bind(halving.swaps, STRICT)
 
 
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
-    """Return the memory that one thread works in: a bucket's points and two tiles."""
-    return np.empty(largest_bucket * (dims + 3) + (2 * TILE_ROWS + 1) * PANEL, dtype)
+    """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
+    return np.empty(largest_bucket * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 1), dtype)
 
 
 @kernel
@@ -67,44 +69,39 @@ def halve_buckets(
     work : see `workspace`
     """
     pairs, buckets, delta = round_.pairs, round_.buckets, round_.delta
-    sums, free = work[:PANEL], work[PANEL:]
+    size = TILE_ROWS * PANEL
+    tile, other = work[:size], work[size : 2 * size]
+    sums, free = work[2 * size : 2 * size + PANEL], work[2 * size + PANEL :]
     for unit in range(first_unit, last_unit):
         problem, bucket = unit // buckets, unit % buckets
         first, last = bucket * pairs // buckets, (bucket + 1) * pairs // buckets
         points = 2 * (last - first)
         positions = index[problem, 2 * first : 2 * last]
         signs, rest = free[:points], free[points:]
-        key_rows, key_norms, key_constant, rest = load(keys, problem, positions, rest)
-        value_rows, value_norms, value_constant, rest = load(values, problem, positions, rest)
-        factor = threshold_factor(points, delta)
-        sums[:] = 0
+        key, key_constant, rest = load(keys, problem, positions, rest)
+        value, value_constant, rest = load(values, problem, positions, rest)
+        of_key, of_value = keys.parameters[problem], values.parameters[problem]
+        factor = work.dtype.type(threshold_factor(points, delta))
         b_max = work.dtype.type(0)
         for start in range(0, points, PANEL):
             stop = min(start + PANEL, points)
+            key_panel = columns(key, start, stop, rest)
+            value_panel = columns(value, start, stop, rest[key_panel.size :])
             sums[:] = 0
             row = 0
-            while row <= start:
-                # tiles of pairs already decided, then the panel's own
-                end = min(row + tile_rows(keys.dim, values.dim), start) if row < start else stop
-                size = (end - row) * (stop - start)
-                tile = rest[:size].reshape(end - row, stop - start)
-                product(key_rows[row:end], key_rows[start:stop], tile)
-                apply(keys.tag, tile, key_norms[row:end], key_norms[start:stop], key_constant,
-                      keys.parameters[problem, 2])  # fmt: skip
+            while row < stop:
+                # tiles of the pairs decided before, then the panel's own
+                end = min(row + TILE_ROWS, start) if row < start else stop
+                tabulate(keys.tag, key[row:end], key_panel, key_constant, of_key, tile)
                 if values.dim > 0:
-                    other = rest[size : 2 * size].reshape(end - row, stop - start)
-                    product(value_rows[row:end], value_rows[start:stop], other)
-                    apply(values.tag, other, value_norms[row:end], value_norms[start:stop],
-                          value_constant, values.parameters[problem, 2])  # fmt: skip
-                    multiply(tile, other)
-                if row == start:
-                    break
-                add_signed(tile, signs[row:end], sums)
+                    tabulate(values.tag, value[row:end], value_panel, value_constant, of_value,
+                             other)  # fmt: skip
+                    multiply(tile, other, end - row)
+                if row < start:
+                    add_signed(tile, signs[row:end], sums)
                 row = end
-            b_max = decide(
-                tile, start, sums, signs, b_max, factor,
-                uniforms[uniform_row[problem], first : last],
-            )  # fmt: skip
+            uniform = uniforms[uniform_row[problem], first + start // 2 : first + stop // 2]
+            b_max = decide(tile, start, sums, signs, b_max, factor, uniform)
         coin = coins[coin_row[problem], bucket]
         for pair in range(last - first):
             second = (signs[2 * pair] < 0) != coin
@@ -112,89 +109,132 @@ def halve_buckets(
 
 
 @inner(STRICT)
-def decide(tile, start, sums, signs, b_max, factor, uniforms):
+def decide(tile, start, sums, signs, b_max, factor, uniform):
     """Decide the pairs of a panel in turn, from its own tile and the sums before it.
 
     Writes their signs, +1 for the point kept and -1 for the other, and returns max b.
     """
-    for p in range(0, tile.shape[0], 2):
-        point = start + p
-        b = pair_distance(tile[p, p], tile[p, p + 1], tile[p + 1, p], tile[p + 1, p + 1])
+    for pair in range(uniform.size):
+        i, j = 2 * pair, 2 * pair + 1
+        row_i, row_j = tile[i * PANEL :], tile[j * PANEL :]
+        b = pair_distance(row_i[i], row_i[j], row_j[i], row_j[j])
         b_max = max(b_max, b)
-        alpha = sums[p] - sums[p + 1]
-        # pair 0 has nothing to balance and keeps its first point
-        if point > 0 and swaps(uniforms[point // 2], b, b_max, sums.dtype.type(factor), alpha):
-            signs[point], signs[point + 1] = -1, 1
-        else:
-            signs[point], signs[point + 1] = 1, -1
-        add_signed(tile[p : p + 2], signs[point : point + 2], sums)
+        alpha = sums[i] - sums[j]
+        # pair 0 of the bucket has nothing to balance and keeps its first point
+        swap = start + pair > 0 and swaps(uniform[pair], b, b_max, factor, alpha)
+        signs[start + i], signs[start + j] = (-1, 1) if swap else (1, -1)
+        add_signed(row_i, signs[start + i : start + j + 1], sums)
     return b_max
 
 
 @inner(STRICT)
 def add_signed(tile, signs, sums):
-    """sums[c] += sum_r signs[r] tile[r, c], in the order of the rows."""
-    for r in range(tile.shape[0]):
-        for c in range(tile.shape[1]):
-            sums[c] += signs[r] * tile[r, c]
+    """sums[x] += sum_j eta_j (tile[2j, x] - tile[2j+1, x]), in the order of the pairs.
+
+    Two pairs a step: the sums are loaded and stored half as often, 0.1 ns an entry for 0.3.
+    """
+    row = 0
+    while row + 4 <= signs.size:
+        a, b = tile[row * PANEL :], tile[(row + 1) * PANEL :]
+        c, d = tile[(row + 2) * PANEL :], tile[(row + 3) * PANEL :]
+        first, second = signs[row], signs[row + 2]
+        for x in range(PANEL):
+            sums[x] = (sums[x] + first * (a[x] - b[x])) + second * (c[x] - d[x])
+        row += 4
+    if row < signs.size:
+        a, b, first = tile[row * PANEL :], tile[(row + 1) * PANEL :], signs[row]
+        for x in range(PANEL):
+            sums[x] += first * (a[x] - b[x])
 
 
 @inner(STRICT)
-def tile_rows(key_dim, value_dim):
-    """Rows of a tile whose matrix products BLAS runs on the calling thread."""
-    return max(8, min(TILE_ROWS, TILE_FLOPS // (PANEL * max(key_dim, value_dim, 1))))
+def columns(rows, start, stop, free):
+    """Copy rows start .. stop-1 into free memory as the columns of a panel (dim, PANEL).
+
+    BLAS multiplies by such a panel at 110 GFLOP/s, by transposed rows at 75.
+    """
+    dim, width = rows.shape[1], stop - start
+    panel = free[: dim * PANEL].reshape(dim, PANEL)
+    for d in range(dim):
+        for c in range(width):
+            panel[d, c] = rows[start + c, d]
+    if width < PANEL:  # columns that nothing reads are computed along
+        panel[:, width:] = 0
+    return panel
 
 
 @inner(STRICT)
-def product(x, y, out):
-    """<x_i, y_j> for all rows of both."""
-    np.dot(x, y.T, out)
+def tabulate(tag, rows, panel, constant, parameters, tile):
+    """Kernel values of some rows and a panel's columns, into the tile (rows, PANEL)."""
+    if tag >= OF_DISTANCE:
+        squared_distances(rows, panel, parameters[SCALE], tile)
+    else:
+        step = max(1, BLAS_SERIAL // panel.size)
+        for row in range(0, rows.shape[0], step):
+            part = rows[row : row + step]
+            out = tile[row * PANEL : (row + part.shape[0]) * PANEL]
+            np.dot(part, panel, out.reshape(part.shape[0], PANEL))
+    apply(tag, tile[: rows.shape[0] * PANEL], constant, parameters[DEGREE])
 
 
 @inner(ELEMENTWISE)
-def multiply(tile, other):
-    """Tile *= other, entry by entry."""
-    for r in range(tile.shape[0]):
-        for c in range(tile.shape[1]):
-            tile[r, c] *= other[r, c]
+def squared_distances(rows, panel, scale, tile):
+    """|x - y|^2 scale^2 for some rows and a panel's columns.
+
+    Subtracted before anything is rounded: |x|^2 + |y|^2 - 2 <x, y> would be faster in many
+    dimensions, and would cancel all digits between close points that are far from the rest.
+    """
+    for r in range(rows.shape[0]):
+        out = tile[r * PANEL : (r + 1) * PANEL]
+        out[:] = 0
+        for d in range(rows.shape[1]):
+            x, y = rows[r, d], panel[d]
+            for c in range(PANEL):
+                difference = scale * (x - y[c])
+                out[c] += difference * difference
 
 
 @inner(ELEMENTWISE)
-def apply(tag, tile, row_norms, column_norms, constant, degree):
-    """Turn inner products into kernel values, in place. One branch a row, so loops vectorise."""
-    for r in range(tile.shape[0]):
-        row, xx, yy = tile[r], row_norms[r], column_norms
-        if tag == LINEAR:
-            for c in range(row.size):
-                row[c] = phi_linear(row[c], xx, yy[c], constant, degree)
-        elif tag == POLYNOMIAL:
-            for c in range(row.size):
-                row[c] = phi_polynomial(row[c], xx, yy[c], constant, degree)
-        elif tag == EXPONENTIAL:
-            for c in range(row.size):
-                row[c] = phi_exponential(row[c], xx, yy[c], constant, degree)
-        elif tag == GAUSSIAN:
-            for c in range(row.size):
-                row[c] = phi_gaussian(row[c], xx, yy[c], constant, degree)
-        elif tag == LAPLACE:
-            for c in range(row.size):
-                row[c] = phi_laplace(row[c], xx, yy[c], constant, degree)
-        elif tag == INVERSE_MULTIQUADRIC:
-            for c in range(row.size):
-                row[c] = phi_inverse_multiquadric(row[c], xx, yy[c], constant, degree)
+def multiply(tile, other, rows):
+    """Multiply a tile by another, entry by entry."""
+    for i in range(rows * PANEL):
+        tile[i] *= other[i]
+
+
+@inner(ELEMENTWISE)
+def apply(tag, tile, constant, degree):
+    """Turn inner products or squared distances into kernel values, in loops that vectorise."""
+    if tag == LINEAR:
+        for i in range(tile.size):
+            tile[i] = phi_linear(tile[i], constant, degree)
+    elif tag == POLYNOMIAL:
+        for i in range(tile.size):
+            tile[i] = phi_polynomial(tile[i], constant, degree)
+    elif tag == EXPONENTIAL:
+        for i in range(tile.size):
+            tile[i] = phi_exponential(tile[i], constant, degree)
+    elif tag == GAUSSIAN:
+        for i in range(tile.size):
+            tile[i] = phi_gaussian(tile[i], constant, degree)
+    elif tag == LAPLACE:
+        for i in range(tile.size):
+            tile[i] = phi_laplace(tile[i], constant, degree)
+    elif tag == INVERSE_MULTIQUADRIC:
+        for i in range(tile.size):
+            tile[i] = phi_inverse_multiquadric(tile[i], constant, degree)
 
 
 @inner(STRICT)
 def load(factor, problem, positions, free):
-    """Gather a bucket's points, times the scale, into free memory.
+    """Gather a bucket's points into free memory, times the scale where phi takes products.
 
-    Returns rows (S, dim), their squared norms (S,), the constant that phi takes in this bucket,
-    and the memory still free.
+    Returns rows (S, dim), the constant that phi takes in this bucket, and the memory still free.
     """
     points, dim = positions.size, factor.dim
     rows = free[: points * dim].reshape(points, dim)
-    norms = free[points * dim : points * (dim + 1)]
-    scale, constant = factor.parameters[problem, 0], factor.parameters[problem, 1]
+    scale, constant = factor.parameters[problem, SCALE], factor.parameters[problem, CONSTANT]
+    if factor.tag >= OF_DISTANCE:
+        scale = free.dtype.type(1)
     for i in range(points):
         place = factor.first[problem] + positions[i] * factor.row
         if factor.column == 1:
@@ -204,42 +244,27 @@ def load(factor, problem, positions, free):
         else:
             for c in range(dim):
                 rows[i, c] = factor.window[place + c * factor.column] * scale
-    tag = factor.tag
-    if tag in (GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC):
-        centre(rows)
-    if tag not in (LINEAR, POLYNOMIAL):
-        for i in range(points):
-            norms[i] = squared_norm(rows[i])
-    if tag == EXPONENTIAL:
+    if factor.tag == EXPONENTIAL:
         # the least shift that keeps exp from overflowing in this bucket; KH is blind to it
-        constant = np.max(norms)
-    return rows, norms, constant, free[points * (dim + 1) :]
-
-
-@inner(STRICT)
-def centre(rows):
-    """Subtract the bucket's mean, to which a function of x - y is blind.
-
-    |x|^2 + |y|^2 - 2 <x, y> then cancels no more digits than it must.
-    """
-    for c in range(rows.shape[1]):
-        mean = np.mean(rows[:, c])
-        for i in range(rows.shape[0]):
-            rows[i, c] -= mean
+        constant = largest_norm(rows)
+    return rows, constant, free[points * dim :]
 
 
 @inner(REDUCTION)
-def squared_norm(row):
-    """|x|^2 of one row."""
-    total = row[0] - row[0]
-    for c in range(row.size):
-        total += row[c] * row[c]
-    return total
+def largest_norm(rows):
+    """Max |x|^2 over the rows."""
+    largest = rows.dtype.type(0)
+    for i in range(rows.shape[0]):
+        norm = rows.dtype.type(0)
+        for c in range(rows.shape[1]):
+            norm += rows[i, c] * rows[i, c]
+        largest = max(largest, norm)
+    return largest
 
 
 @kernel
 def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coin_row, work):
-    """Halve problems first .. last-1, each given as an (S, S) Gram matrix; an odd last point is left.
+    """Halve problems first .. last-1, each an (S, S) Gram matrix; an odd last point is left out.
 
     gram : Factor whose rows are those of the matrix
     kept : (problems, S // 2) int64, written

@@ -6,7 +6,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,10 @@ def run() -> Iterator[Line]:
         ]
         keys = layers[0][1].shape[1]
         exact = [attention(*layer, size=keys).output for layer in layers]
-        yield _line(encoder, "exact", keys, layers, exact)
+        yield _line(encoder, None, layers, exact)
         g = 0
-        while (kept := coreset_size(keys, g)) < keys:
-            yield _line(encoder, f"g = {g}", kept, layers, exact)
+        while coreset_size(keys, g) < keys:
+            yield _line(encoder, g, layers, exact)
             g += 1
 
 
@@ -105,19 +105,15 @@ def plot(lines: list[Line], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _line(
-    encoder: str,
-    setting: str,
-    kept: int,
-    layers: list[list[NDArray]],
-    exact: list[NDArray],
-) -> Line:
-    """Measure one setting."""
+def _line(encoder: str, g: int | None, layers: list[list[NDArray]], exact: list[NDArray]) -> Line:
+    """Measure one setting; exact attention for g of None."""
+    keys = layers[0][1].shape[1]
+    kept = keys if g is None else coreset_size(keys, g)
+    settings: dict[str, Any] = {"size": keys} if g is None else {"g": g}
 
     def thin(seed: int) -> list[NDArray]:
-        return [attention(*layer, size=kept, rng=seed).output for layer in layers]
+        return [attention(*layer, **settings, rng=seed).output for layer in layers]
 
-    keys = layers[0][1].shape[1]
     outputs, seconds = [], []
     for seed in SEEDS:
         start = time.perf_counter()
@@ -125,7 +121,8 @@ def _line(
         seconds.append(time.perf_counter() - start)
     error = np.mean([_error(output, exact) for output in outputs])
     uniform = np.mean([_error(_uniform(layers, kept, seed), exact) for seed in SEEDS])
-    megabytes = _peak(lambda: [attention(*layer, size=kept, rng=0) for layer in layers[:1]])
+    megabytes = _peak(lambda: attention(*layers[0], **settings, rng=0))
+    setting = "exact" if g is None else f"g = {g}"
     return Line(encoder, setting, kept, keys, float(error), float(uniform), min(seconds), megabytes)
 
 

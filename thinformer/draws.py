@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer import _checks
 from thinformer.schedule import Schedule
 
 # SplitMix64 (Steele, Lea & Flood, 2014): the increment is 2^64 over the golden ratio
@@ -39,11 +40,27 @@ class Draws(NamedTuple):
 
 
 def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws:
-    """Draw all that `schedule` needs from a 64-bit seed.
+    """Draw all that a schedule needs from a seed.
 
-    The arrays have a leading axis of that many heads, each with draws of its own. Without `heads`
-    they have none, and are those of head 0.
+    Parameters
+    ----------
+    schedule : Schedule
+    seed : int
+        In [0, 2^64).
+    heads : int, optional
+        The arrays get a leading axis of that many heads, each with draws of its own. Without it
+        they have none, and are those of head 0.
+
+    Raises
+    ------
+    ValueError
+        The seed is out of its range, or `heads` is not a positive integer.
     """
+    seed = _checks.integer("seed", seed, 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed must be below 2^64; got {seed}")
+    if heads is not None:
+        heads = _checks.integer("heads", heads, 1)
     heads_key = _mix(np.array([seed], np.uint64)) + np.arange(heads or 1, dtype=np.uint64)
     key = _mix(heads_key)
     uniforms, coins = [], []
@@ -58,7 +75,13 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
 
 def seed_from(rng: int | np.random.Generator | None) -> int:
     """Return a 64-bit seed from an `rng` argument as SPEC 7 defines it."""
-    return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng must be None, a non-negative int or a numpy.random.Generator; got {rng!r}"
+        ) from None
+    return int(generator.integers(2**64, dtype=np.uint64))
 
 
 def _stream(key: NDArray, stream: int, size: int) -> NDArray:

@@ -1,9 +1,9 @@
-"""Reproducing kernels k(x, y) as functions phi(<x, y>, |x|^2, |y|^2).
+"""Reproducing kernels k(x, y) as functions phi of <x, y> or of |x - y|^2.
 
-Every kernel here is a function of one inner product and two squared norms of the points divided by
-the bandwidth, so all of them share one hot loop: a matrix product, then phi for each entry. phi is
-a plain Python function of scalars that each body compiles for its own target, and a kernel is
-chosen by an integer tag: passing the function itself would defeat Numba's disk cache.
+Points are divided by the bandwidth first, so all kernels share one hot loop: a matrix product, or
+squared distances, then phi for each entry. phi is a plain Python function of scalars that each body
+compiles for its own target, and a kernel is chosen by an integer tag: passing the function itself
+would defeat Numba's disk cache.
 
 The phi functions hold no number but their arguments: a literal would turn float32 into float64.
 """
@@ -14,7 +14,10 @@ from collections.abc import Callable
 from math import exp, sqrt
 from typing import NamedTuple
 
+from thinformer import _checks
+
 LINEAR, POLYNOMIAL, EXPONENTIAL, GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC = range(6)
+OF_DISTANCE = GAUSSIAN  # from this tag on, phi is a function of the squared distance
 
 
 class Kernel(NamedTuple):
@@ -33,35 +36,34 @@ class Kernel(NamedTuple):
     degree: float = 1.0
 
 
-def phi_linear(xy, xx, yy, constant, degree):
-    return xy + constant
+def phi_linear(product, constant, degree):
+    return product + constant
 
 
-def phi_polynomial(xy, xx, yy, constant, degree):
-    return (xy + constant) ** degree
+def phi_polynomial(product, constant, degree):
+    return (product + constant) ** degree
 
 
-def phi_exponential(xy, xx, yy, constant, degree):
+def phi_exponential(product, constant, degree):
     # the constant is a shift that keeps exp from overflowing; halving is blind to it
-    return exp(xy - constant)
+    return exp(product - constant)
 
 
-def phi_gaussian(xy, xx, yy, constant, degree):
-    return exp(xy + xy - xx - yy)
+def phi_gaussian(distance, constant, degree):
+    return exp(-distance)
 
 
-def phi_laplace(xy, xx, yy, constant, degree):
-    # abs: rounding can push the squared distance of close points below zero
-    return exp(-sqrt(abs(xx + yy - xy - xy)))
+def phi_laplace(distance, constant, degree):
+    return exp(-sqrt(distance))
 
 
-def phi_inverse_multiquadric(xy, xx, yy, constant, degree):
-    return constant / sqrt(constant + abs(xx + yy - xy - xy))
+def phi_inverse_multiquadric(distance, constant, degree):
+    return constant / sqrt(constant + distance)
 
 
 def linear(constant: float = 0.0) -> Kernel:
     """<x, y> + constant (scikit-learn: ``linear_kernel``)."""
-    return Kernel("linear", LINEAR, constant=constant)
+    return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
 
 
 def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: float = 1.0) -> Kernel:
@@ -69,12 +71,19 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: float = 1.0) -
 
     scikit-learn: ``polynomial_kernel(gamma=1 / bandwidth**2, coef0=constant)``.
     """
-    return Kernel("polynomial", POLYNOMIAL, 1 / _positive(bandwidth), constant, degree)
+    degree = _checks.integer("degree", degree, 1)
+    return Kernel(
+        "polynomial",
+        POLYNOMIAL,
+        _inverse(bandwidth),
+        _checks.finite_number("constant", constant),
+        degree,
+    )
 
 
 def exponential(bandwidth: float = 1.0) -> Kernel:
     """exp(<x, y> / bandwidth^2), the kernel of softmax attention."""
-    return Kernel("exponential", EXPONENTIAL, 1 / _positive(bandwidth))
+    return Kernel("exponential", EXPONENTIAL, _inverse(bandwidth))
 
 
 def gaussian(bandwidth: float = 1.0) -> Kernel:
@@ -82,7 +91,7 @@ def gaussian(bandwidth: float = 1.0) -> Kernel:
 
     scikit-learn: ``rbf_kernel(gamma=1 / (2 * bandwidth**2))``.
     """
-    return Kernel("gaussian", GAUSSIAN, 1 / (sqrt(2) * _positive(bandwidth)))
+    return Kernel("gaussian", GAUSSIAN, _inverse(bandwidth) / sqrt(2))
 
 
 def laplace(bandwidth: float = 1.0) -> Kernel:
@@ -90,7 +99,7 @@ def laplace(bandwidth: float = 1.0) -> Kernel:
 
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=0.5)``.
     """
-    return Kernel("laplace", LAPLACE, 1 / _positive(bandwidth))
+    return Kernel("laplace", LAPLACE, _inverse(bandwidth))
 
 
 def inverse_multiquadric(bandwidth: float = 1.0) -> Kernel:
@@ -98,9 +107,7 @@ def inverse_multiquadric(bandwidth: float = 1.0) -> Kernel:
 
     scikit-learn: ``RationalQuadratic(alpha=0.5, length_scale=bandwidth)``.
     """
-    return Kernel(
-        "inverse_multiquadric", INVERSE_MULTIQUADRIC, 1 / _positive(bandwidth), constant=1.0
-    )
+    return Kernel("inverse_multiquadric", INVERSE_MULTIQUADRIC, _inverse(bandwidth), constant=1.0)
 
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
@@ -115,7 +122,7 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 
 def as_kernel(kernel: str | Kernel) -> Kernel:
     """Return a kernel, given one or the name of one with its default parameters."""
-    if isinstance(kernel, Kernel):
+    if isinstance(kernel, Kernel) and kernel.name in KERNELS:
         return kernel
     if isinstance(kernel, str) and kernel in KERNELS:
         return KERNELS[kernel]()
@@ -124,7 +131,5 @@ def as_kernel(kernel: str | Kernel) -> Kernel:
     )
 
 
-def _positive(bandwidth: float) -> float:
-    if not 0 < bandwidth < float("inf"):
-        raise ValueError(f"bandwidth must be positive and finite; got {bandwidth!r}")
-    return bandwidth
+def _inverse(bandwidth: float) -> float:
+    return 1 / _checks.positive("bandwidth", bandwidth)

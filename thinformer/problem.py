@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from thinformer.kernels import LINEAR, Kernel
 
+SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
+
 
 class Factor(NamedTuple):
     """One factor of the problems' kernel, phi on one set of points.
@@ -24,7 +26,7 @@ class Factor(NamedTuple):
     row, column : distances in the window between neighbouring rows and columns
     dim : columns; 0 where the kernel has no such factor
     tag : which phi
-    parameters : (problems, 3), each problem's scale, constant and degree
+    parameters : (problems, 3), each problem's SCALE, CONSTANT and DEGREE
     """
 
     window: NDArray
@@ -47,6 +49,12 @@ def make_factor(points: NDArray, kernel: Kernel) -> Factor:
     for axis, stride in enumerate(strides[:-2]):
         steps = np.arange(points.shape[axis], dtype=np.int64) * stride
         first += steps.reshape(-1, *(1,) * (first.ndim - 1 - axis))
+    limits = np.finfo(points.dtype)
+    if not float(limits.tiny) <= kernel.scale <= float(limits.max):
+        raise ValueError(
+            f"kernel {kernel.name} has a bandwidth beyond the range of {points.dtype}: "
+            f"its inverse is {kernel.scale:.3g}"
+        )
     parameters = np.empty((first.size, 3), points.dtype)
     parameters[:] = kernel.scale, kernel.constant, kernel.degree
     return Factor(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from thinformer import _checks
+
 
 class Round(NamedTuple):
     """One round of halvings.
@@ -39,9 +41,11 @@ def coreset_size(n_points: int, g: int) -> int:
     """Return the number of points that KH-Compress(g) keeps of `n_points`.
 
     It is 2^g sqrt(n) for n the largest power of four not above `n_points`, and never more than
-    there are.
+    there are. Raises ValueError unless n_points >= 1 and g >= 0 are integers.
     """
-    return min(n_points, 2 ** (g + _log4(n_points)))
+    n_points, g = _checks.integer("n_points", n_points, 1), _checks.integer("g", g, 0)
+    log2 = g + _log4(n_points)
+    return n_points if log2 >= n_points.bit_length() else min(n_points, 2**log2)
 
 
 def published_length(n_points: int) -> int:
@@ -66,7 +70,16 @@ def compress_schedule(n_points: int, size: int, delta: float = 0.5) -> Schedule:
         1 <= size <= n_points.
     delta : float
         Failure probability of the whole, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
     """
+    n_points, size = _checks.integer("n_points", n_points, 1), _checks.integer("size", size, 1)
+    delta = _checks.failure_probability(delta)
+    if size > n_points:
+        raise ValueError(f"size must be at most n_points = {n_points}; got {size}")
     halvings = (n_points // size).bit_length() - 1
     rounds = []
     for i in range(halvings):

@@ -11,6 +11,7 @@ the fields are.
 
 import json
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,12 +25,16 @@ from reference import kernels as reference_kernels  # noqa: E402
 from reference.attention import thinformer_attention  # noqa: E402
 from reference.compress import kh_compress, stratified_thin  # noqa: E402
 from reference.halving import kernel_halving  # noqa: E402
+from thinformer.compress import plan  # noqa: E402
+from thinformer.data import ACTIVATIONS, load_activations  # noqa: E402
 from thinformer.draws import Draws, make_draws  # noqa: E402
+from thinformer.kernels import KERNELS  # noqa: E402
 from thinformer.schedule import (  # noqa: E402
     compress_schedule,
     coreset_size,
     published_length,
 )
+from thinformer.validate import TOLERANCE  # noqa: E402
 
 OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"
 
@@ -59,7 +64,6 @@ def published_cases():
                     "family": "published halving",
                     "kind": "halve",
                     "id": name,
-                    "exact": True,
                     "delta": case["delta"],
                 },
                 {"K": K, "uniforms0": u, "coins0": coin, "indices": arrays[f"{name}_idx"]},
@@ -78,7 +82,7 @@ def published_cases():
         schedule = compress_schedule(n, coreset_size(n, case["g"]), case["delta"])
         *_, traces = thinformer_attention(query, key, value, case["E"] ** -0.5, schedule, draws)
         yield (
-            {"family": "published attention", "kind": "attention", "id": name, "exact": True,
+            {"family": "published attention", "kind": "attention", "id": name,
              "pre_thin": "stride", "g": case["g"], "size": None, "delta": case["delta"]},
             {"query": query, "key": key, "value": value, **draws_fields(draws),
              "indices": arrays[f"{name}_indices"], "output": arrays[f"{name}_out"]},
@@ -88,22 +92,32 @@ def published_cases():
 
 
 def point_cases(rng):
-    """Point sets under every kernel, and integer ones, on which arithmetic is exact."""
+    """Point sets under every kernel, and integer ones, on which sums have no rounding error."""
     for dtype in (np.float64, np.float32):
-        for name in ("linear", "polynomial", "exponential", "gaussian", "laplace",
-                     "inverse_multiquadric"):  # fmt: skip
+        for name in KERNELS:
             points = rng.standard_normal((500, 3)).astype(dtype)
-            yield point_case("points", name, points, 40, rng)
+            yield clearest(partial(point_case, "points", name, points, 40), rng)
+        # two far clusters: |x|^2 + |y|^2 - 2 <x, y> would have no digit of |x - y|^2 left
+        clusters = rng.standard_normal((500, 3)) + 1e4 * rng.choice([-1, 1], (500, 1))
+        yield clearest(partial(point_case, "points", "gaussian", clusters.astype(dtype), 40), rng)
         for name in ("linear", "polynomial"):
             points = rng.integers(-3, 4, (300, 3)).astype(dtype)
-            yield point_case("integer points", name, points, 32, rng)
+            yield clearest(partial(point_case, "integer points", name, points, 32), rng)
 
 
-def point_case(family, kernel, points, size, rng):
+def clearest(make_case, rng):
+    """The case, of ten with other draws, whose smallest margin is largest: far from a tie."""
+    cases = [make_case(int(rng.integers(2**63))) for _ in range(10)]
+    best = max(cases, key=lambda case: case[3])
+    family, dtype = best[0]["family"], np.dtype(best[2]).name
+    assert family == "integer points" or best[3] > TOLERANCE[dtype]
+    return best
+
+
+def point_case(family, kernel, points, size, seed):
     """One point set, thinned by the specification in the points' precision."""
     S = len(points)
     schedule = compress_schedule(S, size)
-    seed = int(rng.integers(2**63))
     draws = make_draws(schedule, seed)
     start = stratified_thin(S, schedule.length, draws.strata)
     gram = getattr(reference_kernels, kernel)
@@ -111,39 +125,39 @@ def point_case(family, kernel, points, size, rng):
         lambda x: gram(x, x), points[start], schedule.rounds, draws.uniforms, draws.coins
     )
     return (
-        {"family": family, "kind": "points", "kernel": kernel, "size": size,
-         "seed": seed, "exact": family == "integer points"},
+        {"family": family, "kind": "points", "kernel": kernel, "size": size, "seed": seed},
         {"points": points, "indices": start[kept]},
         points.dtype,
         smallest_margin(traces),
-    )  # fmt: skip
+    )
 
 
 def activation_cases(rng):
     """The packaged activations; their arrays are not stored a second time."""
-    for name in ("text", "vision", "audio"):
-        activations = np.load(ROOT / "thinformer" / "data" / "activations" / f"{name}.npz")
-        layers = sorted({entry.split("_")[0] for entry in activations.files})
-        settings = zip(layers, [(2, None), (0, None), (2, 100)], strict=True)
-        for dtype, (layer, (g, size)) in product((np.float64, np.float32), settings):
-            query, key, value = (
-                activations[f"{layer}_{role}"].astype(dtype) for role in ("query", "key", "value")
-            )
-            S, H, E = key.shape[1:]
-            schedule = compress_schedule(S, size or coreset_size(S, g))
-            seed = int(rng.integers(2**63))
-            draws = make_draws(schedule, seed, H)
-            _, _, indices, traces = thinformer_attention(
-                query[:, :1], key, value, E**-0.5, schedule, draws
-            )
-            yield (
-                {"family": f"activations, {name}", "kind": "attention", "pre_thin": "even",
-                 "g": g, "size": size, "delta": 0.5, "activations": name, "layer": layer,
-                 "seed": seed},
-                {"indices": indices},
-                dtype,
-                min(smallest_margin(t) for t in traces.values()),
-            )  # fmt: skip
+    for name in ACTIVATIONS:
+        settings = zip(
+            load_activations(name).items(), [(2, None), (0, None), (2, 100)], strict=True
+        )
+        for dtype, ((layer, arrays), (g, size)) in product((np.float64, np.float32), settings):
+            arrays = {role: array.astype(dtype) for role, array in arrays.items()}
+            yield clearest(partial(activation_case, name, layer, arrays, g, size), rng)
+
+
+def activation_case(name, layer, arrays, g, size, seed):
+    """One layer, by the specification in the arrays' precision."""
+    key, value = arrays["key"], arrays["value"]
+    _, S, H, E = key.shape
+    schedule = plan(S, g, size, 0.5).schedule
+    draws = make_draws(schedule, seed, H)
+    query = arrays["query"][:, :1]
+    *_, indices, traces = thinformer_attention(query, key, value, E**-0.5, schedule, draws)
+    return (
+        {"family": f"activations, {name}", "kind": "attention", "pre_thin": "even", "g": g,
+         "size": size, "delta": 0.5, "activations": name, "layer": layer, "seed": seed},
+        {"indices": indices},
+        key.dtype,
+        min(smallest_margin(t) for t in traces.values()),
+    )  # fmt: skip
 
 
 def main():

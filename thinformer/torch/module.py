@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer import _checks
-from thinformer.attention import check_key_value, softmax_scale
+from thinformer.attention import check_shapes, softmax_scale
 from thinformer.compress import PRE_THIN
 from thinformer.torch.op import COMPUTED_IN, select
 
@@ -32,7 +32,8 @@ class ThinformerAttention(nn.Module):
         Attend with ``torch.nn.functional.scaled_dot_product_attention``: faster and in less
         memory, but it returns no weights. (The name is the published module's.)
     size : int, optional
-        The number of keys to keep, instead of the one that g gives.
+        The number of keys to keep, instead of the one that g gives, chosen from as many as halve
+        evenly to it.
     pre_thin : {"even", "stride"}
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
@@ -83,6 +84,8 @@ class ThinformerAttention(nn.Module):
         self.use_torch_spda = use_torch_spda
         self.size = None if size is None else _checks.integer("size", size, 1)
         self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
         self.generator = generator
 
     def extra_repr(self) -> str:
@@ -108,10 +111,11 @@ class ThinformerAttention(nn.Module):
         if self.use_torch_spda:
             output = scaled_dot_product_attention(query, key, value, scale=scale)
         else:
-            # half precision would round logits to a few hundredths
+            # half precision would round logits to a few hundredths; autocast would bring it back
             wide = COMPUTED_IN[value.dtype]
-            weights = torch.softmax(query.to(wide) @ (key.to(wide) * scale).mT, dim=-1)
-            output = (weights @ value.to(wide)).to(value.dtype)
+            with torch.autocast("cpu", enabled=False):
+                weights = torch.softmax(query.to(wide) @ (key.to(wide) * scale).mT, dim=-1)
+                output = (weights @ value.to(wide)).to(value.dtype)
             weights = weights.to(value.dtype)
         if not finite.all():
             affected = ~finite[:, :, None, None]
@@ -141,12 +145,5 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
                 f"{name} is on device {tensor.device}; ThinformerAttention runs on the CPU: "
                 f"move the tensors there with .cpu()"
             )
-    if len({tensor.dtype for tensor in tensors.values()}) > 1:
-        got = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
-        raise TypeError(f"query, key, value must have one dtype; got {got}")
-    check_key_value(tuple(key.shape), tuple(value.shape))
-    if query.ndim != 4 or (query.shape[0], *query.shape[2:]) != (key.shape[0], *key.shape[2:]):
-        raise ValueError(
-            f"query must have shape (B, T, H, E) with the B, H and E of key {tuple(key.shape)}; "
-            f"got shape {tuple(query.shape)}"
-        )
+    _checks.one_dtype(**{name: tensor.dtype for name, tensor in tensors.items()})
+    check_shapes(tuple(key.shape), tuple(value.shape), tuple(query.shape))

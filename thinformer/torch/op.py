@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from numpy.typing import NDArray
 
 from thinformer.attention import select as select_arrays
 
@@ -30,7 +31,7 @@ def select(
 
     The tensors, on the CPU, are read in place where their dtype is one that is computed in.
     """
-    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     arrays = (_array(key), _array(value))
     indices, finite = select_arrays(
         *arrays, g=g, size=size, scale=scale, delta=0.5, pre_thin=pre_thin, rng=seed, draws=None
@@ -38,7 +39,7 @@ def select(
     return torch.from_numpy(indices), torch.from_numpy(finite)
 
 
-def _array(tensor: torch.Tensor):  # type: ignore[no-untyped-def]
+def _array(tensor: torch.Tensor) -> NDArray:
     """A NumPy view of a tensor's memory; a copy for half precision."""
     tensor = tensor.detach().to(COMPUTED_IN[tensor.dtype])
     return tensor.resolve_conj().resolve_neg().numpy()
