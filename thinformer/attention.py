@@ -14,9 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
 from thinformer.compress import (
-    Plan,
+    all_rows,
     compress,
-    finite_problems,
     is_finite,
     largest_entries,
     plan,
@@ -217,9 +216,19 @@ def select(
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng), H)
     keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
-    finite = finite_problems(keys, S) & finite_problems(values, S)
-    index = _select(keys, values, S, settings, draws, (B, H))
-    return index.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
+    index = starting_points(S, settings, draws, (B, H))
+    largest_key, largest_value, vmax = largest_entries(
+        (keys, all_rows(S)), (values, all_rows(S)), (values, index)
+    )
+    finite = np.isfinite(largest_key) & np.isfinite(largest_value)
+    # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2, once a
+    # power of two, to which halving is blind, has brought vmax below 1 and its square in range
+    limit = np.finfo(vmax.dtype).maxexp - 2
+    power = np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -limit, limit))
+    values.parameters[:, SCALE] = power
+    values.parameters[:, CONSTANT] = (vmax * power) ** 2
+    kept = compress((keys, values), settings.schedule, draws, index, (B, H))
+    return kept.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
 
 
 def attend(
@@ -251,28 +260,6 @@ def attend(
 def softmax_scale(scale: float | None, dim: int) -> float:
     """Return the softmax scale, 1 / sqrt(dim) unless given."""
     return 1 / math.sqrt(dim) if scale is None else _checks.positive("scale", scale)
-
-
-def _select(
-    keys: Factor,
-    values: Factor,
-    n_points: int,
-    settings: Plan,
-    draws: Draws,
-    stack: tuple[int, ...],
-) -> NDArray:
-    """Run the plan with the attention kernel of the two factors."""
-    index = starting_points(n_points, settings, draws, stack)
-    if not settings.schedule.rounds:
-        return index
-    # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2, once a
-    # power of two, to which halving is blind, has brought vmax below 1 and its square in range
-    vmax = largest_entries(values, index)
-    largest = np.finfo(vmax.dtype).maxexp - 2
-    power = np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -largest, largest))
-    values.parameters[:, SCALE] = power
-    values.parameters[:, CONSTANT] = (vmax * power) ** 2
-    return compress((keys, values), settings.schedule, draws, index, stack)
 
 
 def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:

@@ -7,6 +7,7 @@ each problem.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ from thinformer import _checks, _pool
 from thinformer.draws import Draws
 from thinformer.problem import Factor
 from thinformer.schedule import (
-    Round,
     Schedule,
     compress_schedule,
     coreset_size,
@@ -89,6 +89,9 @@ def compress(
 ) -> NDArray:
     """Run the rounds of a schedule and return the positions kept, (problems, size) int64.
 
+    Where there are problems for every thread, each takes some through all rounds; otherwise they
+    share the buckets of a round.
+
     Parameters
     ----------
     factors : two Factor
@@ -102,26 +105,32 @@ def compress(
 
     dtype = factors[0].window.dtype
     dims = factors[0].dim + factors[1].dim
-
-    def halve_all(round_: Round, uniform: NDArray, coin: NDArray, index: NDArray) -> NDArray:
-        uniforms, uniform_row = _rows(uniform, stack, round_.pairs, "uniforms", dtype)
-        coins, coin_row = _rows(coin, stack, round_.buckets, "coins", np.bool_)
-        kept = np.empty((len(index), round_.pairs), np.int64)
-
-        def halve(first: int, last: int) -> None:
-            work = cpu.workspace(round_.largest_bucket, dims, dtype)
-            cpu.halve_buckets(
-                first, last, *factors, round_, index, kept,
-                uniforms, uniform_row, coins, coin_row, work,
-            )  # fmt: skip
-
-        units = len(index) * round_.buckets
-        _pool.run(halve, units, units * round_.largest_bucket**2 * dims)
-        return kept
-
+    problems = len(index)
+    rounds = []
     for round_, uniform, coin in zip(schedule.rounds, draws.uniforms, draws.coins, strict=True):
-        index = halve_all(round_, uniform, coin, index)
-    return index
+        drawn = (
+            *_rows(uniform, stack, round_.pairs, "uniforms", dtype),
+            *_rows(coin, stack, round_.buckets, "coins", np.bool_),
+        )
+        rounds.append((round_, drawn, np.empty((problems, round_.pairs), np.int64)))
+
+    def halve_buckets(i: int, first: int, last: int) -> None:
+        round_, drawn, kept = rounds[i]
+        points = rounds[i - 1][2] if i else index
+        work = cpu.workspace(round_.largest_bucket, dims, dtype)
+        cpu.halve_buckets(first, last, *factors, round_, points, kept, *drawn, work)
+
+    def compress_problems(first: int, last: int) -> None:
+        for i, (round_, _, _) in enumerate(rounds):
+            halve_buckets(i, first * round_.buckets, last * round_.buckets)
+
+    flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
+    if problems >= _pool.get_num_threads():
+        _pool.run(compress_problems, problems, sum(flops))
+    else:
+        for i, round_ in enumerate(schedule.rounds):
+            _pool.run(partial(halve_buckets, i), problems * round_.buckets, flops[i])
+    return rounds[-1][2] if rounds else index
 
 
 def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -146,34 +155,38 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
     return kept
 
 
-def largest_entries(factor: Factor, index: NDArray) -> NDArray:
-    """Return max |entry| of every problem over its rows in index, infinite or NaN if any is.
+def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
+    """Return max |entry| of every problem for each scan, infinite or NaN if any entry is.
 
-    index : (problems, n) int64, or (1, n) where all problems share the rows.
+    A scan is a factor and the rows to look at: (problems, n) int64, or (1, n) for all problems.
     """
     from thinformer import cpu  # imports Numba
 
-    dtype = factor.window.dtype
+    dtype = scans[0][0].window.dtype
     bits = np.dtype(f"i{dtype.itemsize}")
-    of_bits = factor._replace(window=factor.window.view(bits))
     magnitude = bits.type(np.iinfo(bits).max)
-    largest = np.empty(factor.first.size, bits)
+    problems = scans[0][0].first.size
+    largest = [np.empty(problems, bits) for _ in scans]
 
     def scan(first: int, last: int) -> None:
-        cpu.scan(first, last, of_bits, index, magnitude, largest)
+        for (factor, index), found in zip(scans, largest, strict=True):
+            of_bits = factor._replace(window=factor.window.view(bits))
+            cpu.scan(first, last, of_bits, index, magnitude, found)
 
-    _pool.run(scan, largest.size, largest.size * index.shape[1] * factor.dim)
-    return largest.view(dtype)
+    entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
+    _pool.run(scan, problems, entries)
+    return [found.view(dtype) for found in largest]
 
 
-def finite_problems(factor: Factor, n_points: int) -> NDArray:
-    """Return for every problem whether all its rows are finite."""
-    return np.isfinite(largest_entries(factor, np.arange(n_points)[None]))
+def all_rows(n_points: int) -> NDArray:
+    """Return the rows (1, n_points) of a scan of everything."""
+    return np.arange(n_points, dtype=np.int64)[None]
 
 
 def is_finite(factor: Factor, n_points: int) -> bool:
     """Return whether all rows of all problems are finite."""
-    return bool(finite_problems(factor, n_points).all())
+    (largest,) = largest_entries((factor, all_rows(n_points)))
+    return bool(np.isfinite(largest).all())
 
 
 def check_draws(schedule: Schedule, draws: Draws) -> None:

@@ -50,7 +50,8 @@ swaps = bind(halving.swaps, STRICT)
 
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
-    return np.empty(largest_bucket * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 1), dtype)
+    rows = -(-largest_bucket // PANEL) * PANEL
+    return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 1), dtype)
 
 
 @kernel
@@ -85,17 +86,17 @@ def halve_buckets(
         b_max = work.dtype.type(0)
         for start in range(0, points, PANEL):
             stop = min(start + PANEL, points)
-            key_panel = columns(key, start, stop, rest)
-            value_panel = columns(value, start, stop, rest[key_panel.size :])
+            key_panel = columns(keys.tag, key, start, rest)
+            value_panel = columns(values.tag, value, start, rest[PANEL * keys.dim :])
             sums[:] = 0
             row = 0
             while row < stop:
                 # tiles of the pairs decided before, then the panel's own
                 end = min(row + TILE_ROWS, start) if row < start else stop
-                tabulate(keys.tag, key[row:end], key_panel, key_constant, of_key, tile)
+                tabulate(keys.tag, key, row, end, start, key_panel, key_constant, of_key, tile)
                 if values.dim > 0:
-                    tabulate(values.tag, value[row:end], value_panel, value_constant, of_value,
-                             other)  # fmt: skip
+                    tabulate(values.tag, value, row, end, start, value_panel, value_constant,
+                             of_value, other)  # fmt: skip
                     multiply(tile, other, end - row)
                 if row < start:
                     add_signed(tile, signs[row:end], sums)
@@ -148,33 +149,41 @@ def add_signed(tile, signs, sums):
 
 
 @inner(STRICT)
-def columns(rows, start, stop, free):
-    """Copy rows start .. stop-1 into free memory as the columns of a panel (dim, PANEL).
+def columns(tag, rows, start, free):
+    """Copy rows start .. start+PANEL-1 into free memory as the columns of a panel (dim, PANEL).
 
-    BLAS multiplies by such a panel at 110 GFLOP/s, by transposed rows at 75.
+    BLAS multiplies by such a panel at 110 GFLOP/s, by transposed rows at 75: the copy pays where
+    there are rows enough to multiply. Otherwise the panel is empty.
     """
-    dim, width = rows.shape[1], stop - start
+    dim = rows.shape[1]
+    if tag < OF_DISTANCE and start + PANEL <= dim // 2:
+        return free[:0].reshape(0, PANEL)
     panel = free[: dim * PANEL].reshape(dim, PANEL)
     for d in range(dim):
-        for c in range(width):
+        for c in range(PANEL):
             panel[d, c] = rows[start + c, d]
-    if width < PANEL:  # columns that nothing reads are computed along
-        panel[:, width:] = 0
     return panel
 
 
 @inner(STRICT)
-def tabulate(tag, rows, panel, constant, parameters, tile):
-    """Kernel values of some rows and a panel's columns, into the tile (rows, PANEL)."""
+def tabulate(tag, rows, first, last, start, panel, constant, parameters, tile):
+    """Kernel values of rows first .. last-1 and of the panel at start, into the tile (rows, PANEL).
+
+    `panel` : that panel's columns, or empty.
+    """
     if tag >= OF_DISTANCE:
-        squared_distances(rows, panel, parameters[SCALE], tile)
+        squared_distances(rows[first:last], panel, parameters[SCALE], tile)
     else:
-        step = max(1, BLAS_SERIAL // panel.size)
-        for row in range(0, rows.shape[0], step):
-            part = rows[row : row + step]
-            out = tile[row * PANEL : (row + part.shape[0]) * PANEL]
-            np.dot(part, panel, out.reshape(part.shape[0], PANEL))
-    apply(tag, tile[: rows.shape[0] * PANEL], constant, parameters[DEGREE])
+        step = max(1, BLAS_SERIAL // (PANEL * rows.shape[1]))
+        for row in range(first, last, step):
+            part = rows[row : min(row + step, last)]
+            at = (row - first) * PANEL
+            out = tile[at : at + part.shape[0] * PANEL].reshape(part.shape[0], PANEL)
+            if panel.size > 0:
+                np.dot(part, panel, out)
+            else:
+                np.dot(part, rows[start : start + PANEL].T, out)
+    apply(tag, tile[: (last - first) * PANEL], constant, parameters[DEGREE])
 
 
 @inner(ELEMENTWISE)
@@ -228,10 +237,13 @@ def apply(tag, tile, constant, degree):
 def load(factor, problem, positions, free):
     """Gather a bucket's points into free memory, times the scale where phi takes products.
 
-    Returns rows (S, dim), the constant that phi takes in this bucket, and the memory still free.
+    Returns rows (S, dim), filled up with zeros to whole panels, the constant that phi takes in this
+    bucket, and the memory still free.
     """
     points, dim = positions.size, factor.dim
-    rows = free[: points * dim].reshape(points, dim)
+    padded = -(-points // PANEL) * PANEL
+    rows = free[: padded * dim].reshape(padded, dim)
+    rows[points:] = 0
     scale, constant = factor.parameters[problem, SCALE], factor.parameters[problem, CONSTANT]
     if factor.tag >= OF_DISTANCE:
         scale = free.dtype.type(1)
@@ -247,7 +259,7 @@ def load(factor, problem, positions, free):
     if factor.tag == EXPONENTIAL:
         # the least shift that keeps exp from overflowing in this bucket; KH is blind to it
         constant = largest_norm(rows)
-    return rows, constant, free[points * dim :]
+    return rows, constant, free[padded * dim :]
 
 
 @inner(REDUCTION)

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
 from thinformer.compress import (
+    all_rows,
     compress,
     halve_gram,
     is_finite,
@@ -172,9 +173,8 @@ def _symmetric(K: NDArray) -> None:
     rows = max(1, 2**18 // S)
     for place in np.ndindex(*K.shape[:-2]):
         matrix = K[place]
-        tolerance = np.sqrt(np.finfo(K.dtype).eps) * largest_entries(
-            make_factor(matrix, linear()), np.arange(S)[None]
-        )
+        (largest,) = largest_entries((make_factor(matrix, linear()), all_rows(S)))
+        tolerance = np.sqrt(np.finfo(K.dtype).eps) * largest
         for start in range(0, S, rows):
             block = matrix[start : start + rows]
             off = np.max(np.abs(block - matrix[:, start : start + rows].T))
