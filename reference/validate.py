@@ -97,7 +97,9 @@ def main():
         rows += [compare_points(kernel, dtype, seeds) for kernel in KERNELS]
         rows += compare_attention(dtype, seeds)
     print(format_table(rows))
-    return int(any(row.failed for row in rows))
+    failures = sum(bool(row.failed) for row in rows)
+    print(f"\n{'FAIL' if failures else 'PASS'}: {len(rows) - failures} of {len(rows)} rows agree")
+    return int(failures > 0)
 
 
 if __name__ == "__main__":

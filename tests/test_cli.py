@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+import thinformer
 from thinformer import demo
 from thinformer.cli import main
 from thinformer.data import ACTIVATIONS
@@ -92,3 +93,5 @@ def test_no_command():
     result = command()
     assert result.returncode == 2
     assert "usage: thinformer" in result.stderr
+    assert "validate" in result.stderr
+    assert command("--version").stdout.strip() == thinformer.__version__

@@ -11,12 +11,19 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Draws", "Kernel", "Schedule", "ThinformerAttention", "attention", "compress_kv",
-        "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
+        "Attended", "Draws", "Kernel", "Schedule", "ThinformerAttention", "attention",
+        "compress_kv", "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "set_num_threads",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
+
+
+def test_the_module_can_be_explored():
+    assert set(thinformer.__all__) <= set(dir(thinformer))
+    for name in thinformer.__all__:
+        if name not in ("Attended", "Draws", "Kernel", "Schedule"):
+            assert f"`{name}`" in thinformer.__doc__
 
 
 def test_functions_are_not_shadowed_by_their_modules():

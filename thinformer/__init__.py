@@ -1,5 +1,12 @@
 """Kernel halving, KH-Compress and Thinformer attention, fast on NumPy arrays and torch tensors.
 
+- `kh_compress` chooses a few points that represent all of an array's rows.
+- `kernel_halve` keeps one of every two points, given their Gram matrix.
+- `attention` is softmax attention over few keys that represent all; `compress_kv` chooses them.
+- `ThinformerAttention` is that as a torch module.
+- `coreset_size`, `compress_schedule`, `make_draws`: what will be done, and its random numbers.
+- `set_num_threads`, `get_num_threads`.
+
 Importing the package loads neither Numba nor torch: the first is loaded when something is
 computed, the second with `ThinformerAttention`.
 """
@@ -7,7 +14,7 @@ computed, the second with `ThinformerAttention`.
 from typing import TYPE_CHECKING, Any
 
 from thinformer._pool import get_num_threads, set_num_threads
-from thinformer.attention import attention, compress_kv
+from thinformer.attention import Attended, attention, compress_kv
 from thinformer.draws import Draws, make_draws
 from thinformer.kernels import Kernel
 from thinformer.points import kernel_halve, kh_compress
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
     from thinformer.torch import ThinformerAttention
 
 __all__ = [
+    "Attended",
     "Draws",
     "Kernel",
     "Schedule",
@@ -43,3 +51,7 @@ def __getattr__(name: str) -> Any:
 
         return version("thinformer")
     raise AttributeError(f"module 'thinformer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,10 @@ def float_array(name: str, value: Any) -> NDArray:
     """Return `value` as an array, float16, float32 or float64."""
     array = np.asarray(value)
     if array.dtype.name not in COMPUTED_IN:
-        raise TypeError(f"{name} must be float16, float32 or float64; got dtype {array.dtype}")
+        hint = " (convert it with .astype(float))" if array.dtype.kind in "biu" else ""
+        raise TypeError(
+            f"{name} must be float16, float32 or float64; got dtype {array.dtype}{hint}"
+        )
     return array
 
 
@@ -34,7 +37,8 @@ def one_dtype(**dtypes: Any) -> None:
 def shape(name: str, array: NDArray, ndim: int, axes: str) -> None:
     """Check that an array has at least `ndim` axes, which the error calls `axes`."""
     if array.ndim < ndim:
-        raise ValueError(f"{name} must have shape {axes}; got shape {array.shape}")
+        hint = f" (one column is {name}[:, None])" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape {axes}; got shape {array.shape}{hint}")
 
 
 def not_empty(name: str, array: NDArray, axis: int, what: str) -> None:

@@ -82,8 +82,9 @@ def compress_kv(
         rule: n tokens, every s-th for s = S // n, of which the rest of the sequence is not seen and
         no more than n are kept.
     rng : None, int or numpy.random.Generator
-        Where the draws come from (SPEC 7). They differ by head but not by sequence, so a
-        sequence keeps the same keys in any batch, on any number of threads.
+        Where the draws come from (SPEC 7): fresh ones, a seed, or a generator, which is advanced
+        by one number. They differ by head but not by sequence, so a sequence keeps the same keys in
+        any batch, on any number of threads.
     draws : Draws, optional
         The draws themselves; `rng` is not used then.
 

@@ -14,7 +14,8 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 for a failed check, 2 for an error."""
     parser = argparse.ArgumentParser("thinformer", description="Thinformer attention and thinning.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=version("thinformer"))
+    commands = parser.add_subparsers(dest="command", metavar="command")
 
     demo = commands.add_parser(
         "demo", help="exact attention and Thinformer on attention of three trained encoders"
@@ -23,6 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--plot", type=Path, metavar="FILE", help="also draw error against keys kept (.png, .svg)"
     )
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser(
+        "bench", help="time exact attention, Thinformer and the plain torch version (needs torch)"
+    )
+    bench.add_argument(
+        "--shapes", default="t2t,biggan,4k,16k", help="of t2t,biggan,4k,16k,64k (default: first 4)"
+    )
+    bench.add_argument("--g", type=int, default=2, help="oversampling (default: 2)")
+    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    bench.add_argument("--threads", type=int, help="threads of all candidates (default: all cores)")
+    bench.add_argument("--device", choices=("cpu",), default="cpu", help="only cpu, so far")
+    bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
+    bench.add_argument(
+        "--compiled", action="store_true", help="also torch.compile plain torch (takes minutes)"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
+    bench.set_defaults(run=_bench)
 
     info = commands.add_parser("info", help="versions, threads and devices")
     info.set_defaults(run=_info)
@@ -37,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     validate.set_defaults(run=_validate)
 
     arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         return arguments.run(arguments)
     except (OSError, ValueError, ImportError) as error:
@@ -57,13 +79,45 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(demo.format_line(line), flush=True)
         lines.append(line)
     print(
-        "\nerror: ||output - exact|| / ||exact||, mean over layers, heads and seeds; beside it,"
-        " of as many keys drawn\nuniformly. time: all recorded heads, on the NumPy path."
-        " memory: the most held at once beside one layer's inputs."
+        "\nerror: ||output - exact|| / ||exact||, mean over layers, heads and seeds; uniform: of as"
+        " many keys drawn\nuniformly. time: all recorded heads, on the NumPy path, best of five."
+        " memory: the most held at once beside\none layer's inputs."
     )
     if arguments.plot is not None:
         demo.plot(lines, arguments.plot)
         print(f"plot: {arguments.plot}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError("bench needs torch: pip install 'thinformer[torch]'")
+    import torch
+
+    from thinformer import _checks, bench
+
+    shapes = arguments.shapes.split(",")
+    for shape in shapes:
+        _checks.choice("--shapes", shape, tuple(bench.SHAPES))
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            _can_write(path)
+    if arguments.plot is not None:
+        _can_plot(arguments.plot)
+    rounds = _checks.integer("--rounds", arguments.rounds, 1)
+    g = _checks.integer("--g", arguments.g, 0)
+    if arguments.threads is not None:
+        torch.set_num_threads(_checks.integer("--threads", arguments.threads, 1))
+    print(", ".join(f"{name} {value}" for name, value in bench.machine().items()), end="\n\n")
+    results = []
+    for shape in shapes:
+        result = bench.run(shape, arguments.dtype, g, rounds, arguments.compiled)
+        print(bench.format_result(result), end="\n\n", flush=True)
+        results.append(result)
+    if arguments.json is not None:
+        bench.save(results, arguments.json)
+    if arguments.plot is not None:
+        bench.plot(results, arguments.plot)
     return 0
 
 
@@ -73,8 +127,13 @@ def _can_plot(path: Path) -> None:
         raise ImportError("--plot needs matplotlib: pip install 'thinformer[plot]'")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot takes a file ending in .png, .svg or .pdf; got {path}")
+    _can_write(path)
+
+
+def _can_write(path: Path) -> None:
+    """Find out before the work whether a file can be written."""
     if not path.resolve().parent.is_dir():
-        raise FileNotFoundError(f"--plot: there is no folder {path.resolve().parent}")
+        raise FileNotFoundError(f"there is no folder {path.resolve().parent}")
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -110,5 +169,9 @@ def _validate(arguments: argparse.Namespace) -> int:
     rows = validate() + live
     print(format_table(rows))
     failures = sum(bool(row.failed) for row in rows)
+    print(
+        "\nsmallest margin: how near the closest decision was to going the other way, in units of"
+        " the kernel\nvalues it adds up; 0 is a tie (repeated points)"
+    )
     print(f"\n{'FAIL' if failures else 'PASS'}: {len(rows) - failures} of {len(rows)} rows agree")
     return 1 if failures else 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer._measure import peak_megabytes
 from thinformer.attention import attend, attention, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.schedule import coreset_size
@@ -71,9 +71,9 @@ def format_line(line: Line) -> str:
 
 
 HEAD = (
-    f"{'':<7}  {'':<7}  {'':>12}  {'error':>7}  {'uniform':>7}\n"
-    f"{'input':<7}  {'setting':<7}  {'keys kept':>12}  {'':>7}  {'sampling':>7}"
-    f" {'time':>9}   {'memory':>8}"
+    f"{'':<7}  {'':<7}  {'':>12}   {'error of':>16}\n"
+    f"{'input':<7}  {'setting':<7}  {'keys kept':>12}  {'ours':>7}  {'uniform':>7}"
+    f"  {'time':>7}     {'memory':>6}"
 )
 
 
@@ -121,7 +121,7 @@ def _line(encoder: str, g: int | None, layers: list[list[NDArray]], exact: list[
         seconds.append(time.perf_counter() - start)
     error = np.mean([_error(output, exact) for output in outputs])
     uniform = np.mean([_error(_uniform(layers, kept, seed), exact) for seed in SEEDS])
-    megabytes = _peak(lambda: attention(*layers[0], **settings, rng=0))
+    megabytes = peak_megabytes(lambda: attention(*layers[0], **settings, rng=0))
     setting = "exact" if g is None else f"g = {g}"
     return Line(encoder, setting, kept, keys, float(error), float(uniform), min(seconds), megabytes)
 
@@ -144,14 +144,3 @@ def _error(outputs: list[NDArray], exact: list[NDArray]) -> float:
         for a, b in zip(outputs, exact, strict=True)
     ]
     return float(np.mean(norms))
-
-
-def _peak(work: Callable[[], object]) -> float:
-    """The most memory in MB that Python and NumPy hold at once during `work`, beyond before."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        work()
-        return (tracemalloc.get_traced_memory()[1] - before) / 1e6
-    finally:
-        tracemalloc.stop()

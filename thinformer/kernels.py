@@ -1,9 +1,10 @@
-"""Reproducing kernels k(x, y) as functions phi of <x, y> or of |x - y|^2.
+"""Reproducing kernels k(x, y): `gaussian`, `laplace`, `inverse_multiquadric`, `linear`,
+`polynomial`, `exponential`, each with its formula and its name in scikit-learn.
 
-Points are divided by the bandwidth first, so all kernels share one hot loop: a matrix product, or
-squared distances, then phi for each entry. phi is a plain Python function of scalars that each body
-compiles for its own target, and a kernel is chosen by an integer tag: passing the function itself
-would defeat Numba's disk cache.
+Inside, a kernel is a function phi of <x, y> or of |x - y|^2. Points are divided by the bandwidth
+first, so all kernels share one hot loop: a matrix product, or squared distances, then phi for each
+entry. phi is a plain Python function of scalars that each body compiles for its own target, and a
+kernel is chosen by an integer tag: passing the function itself would defeat Numba's disk cache.
 
 The phi functions hold no number but their arguments: a literal would turn float32 into float64.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from thinformer import _checks
 
@@ -120,15 +121,15 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
-def as_kernel(kernel: str | Kernel) -> Kernel:
+def as_kernel(kernel: Any) -> Kernel:
     """Return a kernel, given one or the name of one with its default parameters."""
     if isinstance(kernel, Kernel) and kernel.name in KERNELS:
         return kernel
     if isinstance(kernel, str) and kernel in KERNELS:
         return KERNELS[kernel]()
-    raise ValueError(
-        f"kernel must be a Kernel or one of {', '.join(sorted(KERNELS))}; got {kernel!r}"
-    )
+    names = ", ".join(sorted(KERNELS))
+    hint = f" (call it: {kernel.__name__}())" if kernel in KERNELS.values() else ""
+    raise ValueError(f"kernel must be a Kernel or one of {names}; got {kernel!r}{hint}")
 
 
 def _inverse(bandwidth: float) -> float:

@@ -43,7 +43,8 @@ def kernel_halve(
     delta : float
         Failure probability, in (0, 1].
     rng : None, int or numpy.random.Generator
-        Where the draws come from (SPEC 7). The matrices of a stack share their draws.
+        Where the draws come from (SPEC 7): fresh ones, a seed, or a generator, which is advanced
+        by one number. The matrices of a stack share their draws.
     draws : Draws, optional
         The draws themselves, of one round of S // 2 pairs in one bucket; `rng` is not used then.
 
@@ -105,7 +106,8 @@ def kh_compress(
     r"""Choose a few points that represent all of them, in near-linear time.
 
     KH-Compress(g) of *Low-Rank Thinning* (arXiv 2502.12063): kernel halving over a tree of
-    buckets. The order of the points is used: neighbours are paired.
+    buckets. Consecutive points are paired, and one of each pair is kept: an order in which
+    neighbours resemble each other, as in a time series or after sorting, helps, and none is needed.
 
     Parameters
     ----------
@@ -121,10 +123,12 @@ def kh_compress(
     delta : float
         Failure probability of the whole, in (0, 1].
     kernel : str or Kernel
-        One of `thinformer.kernels`, or its name for the default bandwidth of 1.
+        One of `thinformer.kernels`, or its name for the default bandwidth of 1, in the units of the
+        points: standardise them, or give a bandwidth near the distance of typical points. With one
+        far too small all points look alike, and the choice is no better than a uniform one.
     rng : None, int or numpy.random.Generator
-        Where the draws come from (SPEC 7). The sets of a stack share their draws: each gets
-        what it would get alone.
+        Where the draws come from (SPEC 7): fresh ones, a seed, or a generator, which is advanced
+        by one number. The sets of a stack share their draws: each gets what it would get alone.
     draws : Draws, optional
         The draws themselves; `rng` is not used then.
 

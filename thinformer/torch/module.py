@@ -142,8 +142,8 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
             )
         if tensor.device.type != "cpu":
             raise NotImplementedError(
-                f"{name} is on device {tensor.device}; ThinformerAttention runs on the CPU: "
-                f"move the tensors there with .cpu()"
+                f"{name} is on device {tensor.device}; ThinformerAttention takes tensors on the "
+                f"CPU, where .cpu() moves them"
             )
     _checks.one_dtype(**{name: tensor.dtype for name, tensor in tensors.items()})
     check_shapes(tuple(key.shape), tuple(value.shape), tuple(query.shape))

@@ -1,0 +1,266 @@
+"""How fast, on this machine: Thinformer beside exact attention and the plain torch version.
+
+All candidates of a shape run in one process, in turn, round after round, so that what disturbs the
+machine disturbs them alike; figures are medians, and comparisons are ratios of medians.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from thinformer._measure import peak_megabytes
+from thinformer._pool import available_cores, set_num_threads
+from thinformer.attention import attention, compress_kv
+from thinformer.compress import plan
+from thinformer.draws import Draws, make_draws
+from thinformer.schedule import Schedule
+from thinformer.torch import ThinformerAttention
+
+# (B, T, S, H, E, D)
+SHAPES = {
+    "t2t": (4, 3136, 3136, 1, 64, 64),
+    "biggan": (4, 4096, 1024, 1, 64, 256),
+    "4k": (1, 4096, 4096, 8, 64, 64),
+    "16k": (1, 16384, 16384, 4, 64, 64),
+    "64k": (1, 65536, 65536, 1, 64, 64),
+}
+NAMES = {
+    "t2t": "T2T-ViT 1",
+    "biggan": "BigGAN",
+    "4k": "4k tokens",
+    "16k": "16k tokens",
+    "64k": "64k tokens",
+}
+EXACT = "exact attention (SDPA)"
+KEPT = "SDPA over the kept keys"
+SELECT = "selection"
+WHOLE = "Thinformer (SDPA over the kept keys)"
+WEIGHTS = "Thinformer with weights"
+NUMPY = "Thinformer on NumPy arrays"
+EAGER = "selection, plain torch"
+COMPILED = "selection, plain torch compiled"
+
+
+@dataclass
+class Result:
+    """One shape.
+
+    seconds : medians by candidate
+    spread : (fastest, slowest) by candidate
+    gigaflops : of the selection, counting the kernel values it needs and not how it gets them
+    ceiling : of a large matrix product in the same dtype on the same threads
+    megabytes : the most memory the selection holds beside its input, as Python and NumPy count it
+    """
+
+    shape: str
+    dims: tuple[int, ...]
+    kept: int
+    dtype: str
+    threads: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
+    gigaflops: float = 0.0
+    ceiling: float = 0.0
+    megabytes: float = 0.0
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The comparisons that can be made."""
+        pairs = {
+            "exact / Thinformer": (EXACT, WHOLE),
+            "exact / Thinformer with weights": (EXACT, WEIGHTS),
+            "exact / Thinformer on NumPy": (EXACT, NUMPY),
+            "plain torch / selection": (EAGER, SELECT),
+            "compiled torch / selection": (COMPILED, SELECT),
+        }
+        found = {
+            name: self.seconds[a] / self.seconds[b]
+            for name, (a, b) in pairs.items()
+            if a in self.seconds and b in self.seconds
+        }
+        parts = self.seconds[SELECT] + self.seconds[KEPT]
+        return found | {"Thinformer / its parts": self.seconds[WHOLE] / parts}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    from importlib.metadata import version
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        processor = lines[0].split(":", 1)[1].strip() if lines else processor
+    names = ("thinformer", "numpy", "numba", "scipy", "torch")
+    return {
+        "processor": processor,
+        "cores": str(available_cores()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in names}
+
+
+def run(
+    shape: str, dtype: str = "float32", g: int = 2, rounds: int = 9, compiled: bool = False
+) -> Result:
+    """Check that the candidates agree, then time them in turn."""
+    B, T, S, H, E, D = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(size, generator=generator, dtype=getattr(torch, dtype))
+        for size in ((B, T, H, E), (B, S, H, E), (B, S, H, D))
+    )
+    schedule = plan(S, g, None, 0.5).schedule
+    threads = torch.get_num_threads()
+    set_num_threads(threads)
+    result = Result(shape, SHAPES[shape], schedule.size, dtype, threads)
+    candidates = _candidates(query, key, value, g, schedule, compiled)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    with torch.no_grad():
+        for work in candidates.values():
+            work()
+        for _ in range(rounds):
+            for name, work in candidates.items():
+                start = time.perf_counter()
+                work()
+                times[name].append(time.perf_counter() - start)
+        ceilings = [_matrix_product(dtype) for _ in range(5)]
+    result.seconds = {name: float(np.median(t)) for name, t in times.items()}
+    result.spread = {name: (min(t), max(t)) for name, t in times.items()}
+    result.gigaflops = B * H * _flops(schedule, E + D) / result.seconds[SELECT] / 1e9
+    result.ceiling = max(ceilings)
+    result.megabytes = peak_megabytes(candidates[SELECT])
+    return result
+
+
+def format_result(result: Result) -> str:
+    """One shape's figures for a terminal."""
+    B, T, S, H, E, D = result.dims
+    lines = [
+        f"{NAMES[result.shape]}: B {B}, T {T}, S {S}, H {H}, E {E}, D {D}, {result.dtype}, "
+        f"{result.threads} threads; {result.kept} keys kept"
+    ]
+    for name, seconds in result.seconds.items():
+        low, high = result.spread[name]
+        lines.append(
+            f"  {name:<38} {1e3 * seconds:>9.2f} ms   ({1e3 * low:.2f} .. {1e3 * high:.2f})"
+        )
+    lines += [f"  {name:<38} {ratio:>9.2f}" for name, ratio in result.ratios.items()]
+    share = 100 * result.gigaflops / result.ceiling
+    lines.append(
+        f"  {'selection':<38} {result.gigaflops:>9.1f} GFLOP/s, {share:.0f} % of a matrix product's"
+        f" {result.ceiling:.0f}; {result.megabytes:.1f} MB beside its input"
+    )
+    return "\n".join(lines)
+
+
+def save(results: list[Result], path: Path) -> None:
+    """Write the figures and the machine as JSON."""
+    content = {
+        "machine": machine(),
+        "results": [asdict(result) | {"ratios": result.ratios} for result in results],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def plot(results: list[Result], path: Path) -> None:
+    """Draw the time of exact attention, of Thinformer and of its selection, shape by shape."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(results))
+    for i, (name, colour) in enumerate(
+        ((EXACT, "#D55E00"), (WHOLE, "#0072B2"), (SELECT, "#009E73"))
+    ):
+        heights = [1e3 * result.seconds[name] for result in results]
+        bars = axes.bar(places + 0.27 * (i - 1), heights, 0.25, color=colour, label=name)
+        axes.bar_label(bars, fmt="{:.3g}", fontsize=8)
+    axes.set_xticks(places, [NAMES[result.shape] for result in results])
+    axes.set_yscale("log")
+    axes.set_ylabel("milliseconds")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{results[0].dtype}, {results[0].threads} threads")
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(path, dpi=150)
+
+
+def _candidates(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: int,
+    schedule: Schedule,
+    compiled: bool,
+) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    arrays = [tensor.numpy() for tensor in (query, key, value)]
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    kept_k, kept_v = (tensor[:, :, : schedule.size].contiguous() for tensor in (k, v))
+    fast, with_weights = ThinformerAttention(g, use_torch_spda=True), ThinformerAttention(g)
+
+    candidates: dict[str, Callable[[], object]] = {
+        EXACT: lambda: scaled_dot_product_attention(q, k, v),
+        KEPT: lambda: scaled_dot_product_attention(q, kept_k, kept_v),
+        SELECT: lambda: compress_kv(*arrays[1:], g=g, rng=0),
+        WHOLE: lambda: fast(query, key, value),
+        WEIGHTS: lambda: with_weights(query, key, value),
+        NUMPY: lambda: attention(*arrays, g=g, rng=0),
+    }
+    if importlib.util.find_spec("reference") is None:
+        print(
+            "(plain torch is left out: it is in reference/; run `python -m thinformer bench` "
+            "in a checkout)",
+            file=sys.stderr,
+        )
+        return candidates
+    from reference.torch_version import select
+
+    scale = key.shape[-1] ** -0.5
+    draws = _tensors(make_draws(schedule, 0, key.shape[2]))
+    _agree(select, key[:, :1024].double(), value[:, :1024].double(), g, scale)
+    candidates[EAGER] = lambda: select(key, value, scale, schedule, draws)
+    if compiled:
+        program = torch.compile(select)
+        candidates[COMPILED] = lambda: program(key, value, scale, schedule, draws)
+    return candidates
+
+
+def _agree(select: Callable, key: torch.Tensor, value: torch.Tensor, g: int, scale: float) -> None:
+    """No figure without the right answer: compare with plain torch, in float64."""
+    schedule = plan(key.shape[1], g, None, 0.5).schedule
+    draws = make_draws(schedule, 0, key.shape[2])
+    kept = compress_kv(key.numpy(), value.numpy(), g=g, draws=draws)
+    if not np.array_equal(kept, select(key, value, scale, schedule, _tensors(draws)).numpy()):
+        raise RuntimeError("the selection differs from plain torch's; see `thinformer validate`")
+
+
+def _tensors(draws: Draws) -> Any:
+    """Draws as torch tensors."""
+    uniforms, coins = ([torch.from_numpy(array) for array in part] for part in draws[:2])
+    return draws._replace(uniforms=uniforms, coins=coins, strata=torch.as_tensor(draws.strata))  # type: ignore[arg-type]
+
+
+def _flops(schedule: Schedule, dims: int) -> float:
+    """Operations of a problem's kernel values: each once, half of each bucket's Gram matrix."""
+    return sum(2.0 * dims * r.buckets * r.largest_bucket**2 / 2 for r in schedule.rounds)
+
+
+def _matrix_product(dtype: str) -> float:
+    """GFLOP/s of a product of two matrices of 2048 x 2048."""
+    a = torch.ones(2048, 2048, dtype=getattr(torch, dtype))
+    start = time.perf_counter()
+    a @ a
+    return 2 * 2048**3 / (time.perf_counter() - start) / 1e9
