@@ -214,3 +214,195 @@ def test_package_does_not_write_beside_itself_or_into_the_working_directory(tmp_
         cwd=tmp_path, check=True, timeout=120,
     )  # fmt: skip
     assert sorted(Path(tmp_path).iterdir()) == before
+
+
+def test_container_quota(tmp_path, monkeypatch):
+    from thinformer import _pool, get_num_threads
+
+    for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    unlimited = _pool.available_cores()
+    for text, cores in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", unlimited)):
+        quota = tmp_path / text.replace(" ", "-")
+        quota.write_text(text + "\n")
+        monkeypatch.setattr(_pool, "CGROUP", quota)
+        assert _pool.available_cores() == cores
+        assert get_num_threads() == cores
+
+
+def test_interrupt_stops_all_threads_soon():
+    """A KeyboardInterrupt in the middle of hours of work ends it, and leaves a usable pool."""
+    run("""
+        import threading, time
+        import thinformer
+        from thinformer import _pool
+        thinformer.set_num_threads(3)
+        done, begun = [], threading.Event()
+        def task(first, last):
+            assert last - first == 1  # pieces of one unit
+            if threading.current_thread() is threading.main_thread() and first == 5:
+                begun.wait()
+                raise KeyboardInterrupt
+            if threading.current_thread() is not threading.main_thread():
+                begun.set()
+            done.append(first)
+        try:
+            _pool.run(task, 10**6, 1e16)
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("not interrupted")
+        count = len(done)
+        assert count < 10**6 / 2, count
+        assert len(done) == count  # nothing runs on
+        done.clear()
+        _pool.run(lambda first, last: done.append((first, last)), 9, 1e7)
+        assert sorted(done) == [(0, 3), (3, 6), (6, 9)]
+    """)
+
+
+def test_interrupt_by_signal():
+    """SIGINT during one long computation: it ends as an interrupt, and the next one is right."""
+    run(PROBLEM + """
+import os, signal, threading
+big = np.random.default_rng(1).standard_normal((400_000, 32)).astype(np.float32)
+expected = work()
+thinformer.kh_compress(big[:1000], rng=0)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    for _ in range(1000):
+        thinformer.kh_compress(big, g=4, rng=0)
+except KeyboardInterrupt:
+    pass
+else:
+    raise AssertionError("not interrupted")
+assert np.array_equal(work(), expected)
+""")  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_after_a_parallel_call(method, tmp_path):
+    import multiprocessing
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {method}")
+    (tmp_path / "job.py").write_text(PROBLEM + f"""
+import multiprocessing, warnings
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of any fork beside threads
+    expected = [work(seed) for seed in range(4)]
+    with multiprocessing.get_context({method!r}).Pool(2) as pool:
+        for got, want in zip(pool.map(work, range(4)), expected, strict=True):
+            assert np.array_equal(got, want)
+""")  # fmt: skip
+    subprocess.run([sys.executable, str(tmp_path / "job.py")], check=True, timeout=120)
+
+
+def test_data_loader_workers(tmp_path):
+    """Workers of a torch DataLoader that thin in __getitem__, after the parent did."""
+    (tmp_path / "job.py").write_text(PROBLEM + """
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Coresets(Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, seed):
+        return torch.from_numpy(work(seed))
+
+if __name__ == "__main__":
+    expected = [work(seed) for seed in range(6)]
+    thinformer.ThinformerAttention()(*torch.randn(3, 1, 300, 2, 8))
+    for got, want in zip(DataLoader(Coresets(), num_workers=2, batch_size=None), expected):
+        assert np.array_equal(got, want)
+""")  # fmt: skip
+    subprocess.run([sys.executable, str(tmp_path / "job.py")], check=True, timeout=120)
+
+
+def test_blas_settings_are_left_alone():
+    """No library's number of threads is changed, not even for the time of a call."""
+    run(PROBLEM + """
+from scipy.linalg import blas
+import torch
+before = torch.get_num_threads()
+torch.set_num_threads(1)
+expected = work()
+assert torch.get_num_threads() == 1
+torch.set_num_threads(before)
+assert np.array_equal(work(), expected)
+""")  # fmt: skip
+
+
+def test_several_processes_start_at_once_with_an_empty_cache(tmp_path):
+    code = "import numpy as np, thinformer; print(thinformer.kernel_halve(np.eye(6), rng=0))"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    starting = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment, cwd="/",
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=120) for process in starting]
+    assert [process.returncode for process in starting] == [0] * 4, ended
+    assert len({printed for printed, _ in ended}) == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can write into any folder"
+)
+def test_read_only_home_and_package(tmp_path):
+    read_only = tmp_path / "read-only"
+    read_only.mkdir(mode=0o500)
+    environment = {"HOME": str(read_only), "NUMBA_CACHE_DIR": str(read_only / "cache")}
+    assert run("import numpy as np, thinformer; print(len(thinformer.kernel_halve(np.eye(4))))",
+               **environment) == "2"  # fmt: skip
+
+
+def test_cache_that_cannot_be_written_later(tmp_path):
+    """A cache folder that turns out to be a file: the first call still succeeds."""
+    (tmp_path / "cache").write_text("not a folder")
+    assert run("import numpy as np, thinformer; print(len(thinformer.kernel_halve(np.eye(4))))",
+               NUMBA_CACHE_DIR=str(tmp_path / "cache")) == "2"  # fmt: skip
+
+
+def soak(seconds):
+    """Random shapes from four threads for some time, against a serial replay from the seeds."""
+    run(f"""
+        import resource, time
+        from concurrent.futures import ThreadPoolExecutor
+        import numpy as np, thinformer
+
+        def problem(seed):
+            rng = np.random.default_rng(seed)
+            B, H = rng.integers(1, 4, 2)
+            S, E, D = rng.integers(1, 3000), rng.integers(1, 80), rng.integers(1, 80)
+            dtype = rng.choice(["f4", "f8"])
+            key = rng.standard_normal((B, S, H, E)).astype(dtype)
+            value = rng.standard_normal((B, S, H, D)).astype(dtype)
+            return thinformer.compress_kv(key, value, g=int(rng.integers(0, 4)), rng=seed)
+
+        results, seed, peak = {{}}, 0, []
+        end = time.monotonic() + {seconds}
+        with ThreadPoolExecutor(4) as pool:
+            while time.monotonic() < end:
+                batch = range(seed, seed + 40)
+                results |= dict(zip(batch, pool.map(problem, batch)))
+                seed += 40
+                peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        thinformer.set_num_threads(1)
+        replayed = range(0, seed, max(1, seed // 200))
+        for s in replayed:
+            assert np.array_equal(problem(s), results[s]), s
+        half = len(peak) // 2
+        assert peak[-1] < 1.1 * peak[half], peak  # flat in the second half
+        print(seed, "problems,", len(list(replayed)), "replayed, peak", peak[half] // 1024, "->",
+              peak[-1] // 1024, "MB")
+    """, timeout=seconds * 3 + 120)  # fmt: skip
+
+
+def test_soak_briefly():
+    soak(6)
+
+
+@pytest.mark.soak
+def test_soak():
+    soak(600)

@@ -12,7 +12,8 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
         "Attended", "Draws", "Kernel", "Schedule", "ThinformerAttention", "attention",
-        "compress_kv", "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
+        "compress_kv", "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve",
+        "kh_compress",
         "make_draws", "set_num_threads",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 from thinformer import _checks
+
+THREAD_FLOPS = 1e6  # operations worth a thread
+PIECE_FLOPS = 1e10  # operations between two looks for an interrupt
+CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 _threads: int | None = None
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process id, threads, executor
 
 
 def available_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those it is bound to, and no more than a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, math.ceil(min(cores or 1, _quota(CGROUP))))
+
+
+@functools.cache
+def _quota(path: Path) -> float:
+    """Cores that the process's control group grants, read from its cpu.max: "200000 100000"."""
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        return math.inf
 
 
 def get_num_threads() -> int:
@@ -47,21 +63,34 @@ def set_num_threads(threads: int | None) -> None:
 def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
-    The calling thread works on the first of them. Handing work to a thread costs some 30
-    microseconds, so each gets at least a million operations.
+    The calling thread works on its share. Handing work to a thread costs some 30 microseconds, so
+    each gets at least a million operations. A share is done in pieces of a fraction of a second:
+    between them an interrupt is noticed and stops all threads.
     """
-    threads = max(1, min(get_num_threads(), units, int(flops / 1e6)))
+    threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
     bounds = [units * i // threads for i in range(threads + 1)]
+    piece = max(1, int(units * PIECE_FLOPS / max(flops, 1)))
+    stopped = False
+
+    def share(first: int, last: int) -> None:
+        for start in range(first, last, piece):
+            if stopped:
+                return
+            task(start, min(start + piece, last))
+
     others = []
     for first, last in pairwise(bounds[1:]):
         try:
-            others.append(_executor(threads - 1).submit(task, first, last))
+            others.append(_executor(threads - 1).submit(share, first, last))
         except RuntimeError:  # the interpreter is shutting down and takes no more
             break
     try:
-        task(bounds[0], bounds[1])
+        share(bounds[0], bounds[1])
         if len(others) < threads - 1:
-            task(bounds[1 + len(others)], units)
+            share(bounds[1 + len(others)], units)
+    except BaseException:
+        stopped = True
+        raise
     finally:
         errors = [future.exception() for future in others]  # waits: results are shared memory
     for error in errors:
