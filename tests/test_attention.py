@@ -96,15 +96,28 @@ def test_optional_results_are_none_unless_asked_for():
     np.testing.assert_allclose(again, full.output)
 
 
-def test_blocks_of_queries_change_nothing(monkeypatch):
-    from thinformer.attention import attend
+@given(st.integers(0, 200), st.integers(1, 200), st.integers(1, 70), st.integers(1, 300),
+       st.sampled_from(["f4", "f8"]))  # fmt: skip
+def test_softmax_attention_of_any_shape(T, S, E, D, dtype):
+    """Blocks of queries and tiles of keys that are full, partial or just one."""
+    rng = np.random.default_rng(T + S)
+    query, key, value = qkv(rng, B=2, T=T, S=S, E=E, D=D, dtype=dtype)
+    query[:, ::3] *= 30  # peaked rows beside flat ones
+    result = attention(query, key, value, size=S, return_weights=True)
+    expected, weights = exact_attention(query, key, value, np.dtype(dtype).type(E**-0.5))
+    tolerance = 2000 * np.finfo(dtype).eps
+    np.testing.assert_allclose(result.output, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(result.weights, weights, rtol=tolerance, atol=tolerance)
 
-    query, key, value = qkv(np.random.default_rng(0), T=50)
-    whole = attention(query, key, value, rng=0, return_weights=True)
-    monkeypatch.setitem(attend.__globals__, "BLOCK", 3 * 2 * 64)  # three queries at a time
-    parts = attention(query, key, value, rng=0, return_weights=True)
-    np.testing.assert_allclose(parts.output, whole.output, rtol=1e-14)
-    np.testing.assert_allclose(parts.weights, whole.weights, rtol=1e-14)
+
+def test_huge_logits():
+    """As large as they come in float32 and apart by more than exp can tell."""
+    query, key, value = qkv(np.random.default_rng(0), T=70, S=90, dtype=np.float32)
+    query *= 1e4
+    result = attention(query, key, value, size=90, return_weights=True)
+    expected, _ = exact_attention(*(x.astype(float) for x in (query, key, value)), 8**-0.5)
+    np.testing.assert_allclose(result.weights.sum(-1), 1, rtol=1e-5)
+    assert np.mean(np.abs(result.output - expected) < 1e-2) > 0.99
 
 
 def test_memory_is_not_quadratic():
@@ -241,3 +254,18 @@ def test_error_falls_with_g_on_real_activations():
         errors.append(np.mean([np.linalg.norm(run) for run in runs]) / np.linalg.norm(exact))
     assert np.all(np.diff(errors) < 0)
     assert errors[-1] < errors[0] / 6
+
+
+def test_selection_takes_little_memory():
+    """65,536 tokens: beside 33 MB of keys and values, positions and draws (24 bytes a token) and
+    what the threads work in.
+    """
+    import tracemalloc
+
+    key, value = qkv(np.random.default_rng(0), S=65536, H=1, E=64, D=64, dtype=np.float32)[1:]
+    compress_kv(key, value, g=2, rng=0)
+    tracemalloc.start()
+    compress_kv(key, value, g=2, rng=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 65536 * 60 + 2 * 2 * 1024 * 129 * 4 * 2

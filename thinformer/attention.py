@@ -25,9 +25,6 @@ from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
 from thinformer.problem import CONSTANT, SCALE, Factor, make_factor
 
-# entries of the attention weights held at once where they are not returned: 8 MB in float32
-BLOCK = 2**21
-
 
 class Attended(NamedTuple):
     """What `attention` returns.
@@ -236,26 +233,19 @@ def attend(
     query: NDArray, key: NDArray, value: NDArray, indices: NDArray, scale: float, weights: bool
 ) -> tuple[NDArray, NDArray | None]:
     """Return softmax attention over the given positions (B, H, n_out), and its weights if asked."""
-    B, T, H, _ = query.shape
-    size = indices.shape[-1]
+    from thinformer.softmax import softmax_attention  # imports Numba
+
+    B, T, H, E = query.shape
+    size, D = indices.shape[-1], value.shape[-1]
     rows = indices[..., None]
-    kept_key = np.take_along_axis(key.transpose(0, 2, 1, 3), rows, 2)
-    kept_value = np.take_along_axis(value.transpose(0, 2, 1, 3), rows, 2)
-    kept_key *= kept_key.dtype.type(scale)
-    columns = kept_key.swapaxes(-1, -2)
-    output = np.empty((B, T, H, value.shape[-1]), query.dtype)
-    every = np.empty((B, H, T, size), query.dtype) if weights else None
-    block = max(1, BLOCK // max(1, B * H * size))
-    for start in range(0, T, block):
-        queries = slice(start, start + block)
-        part = query[:, queries].transpose(0, 2, 1, 3) @ columns
-        part -= part.max(axis=-1, keepdims=True)
-        np.exp(part, out=part)
-        part /= part.sum(axis=-1, keepdims=True)
-        output[:, queries] = (part @ kept_value).transpose(0, 2, 1, 3)
-        if every is not None:
-            every[:, :, queries] = part
-    return output, every
+    kept_key = np.take_along_axis(key.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, E)
+    kept_value = np.take_along_axis(value.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, D)
+    queries = _factor(query)
+    queries.parameters[:, SCALE] = scale
+    output = np.empty((B, T, H, D), query.dtype)
+    every = np.empty((B * H, T, size), query.dtype) if weights else None
+    softmax_attention(queries, kept_key, kept_value, output, every)
+    return output, None if every is None else every.reshape(B, H, T, size)
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
