@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,8 +144,19 @@ def test_several_threads_are_used(monkeypatch):
 
     ranges = []
     set_num_threads(4)
+    workers, everyone = set(), threading.Barrier(4)
+
+    def meet(first, last):
+        workers.add(threading.current_thread())
+        everyone.wait(10)  # breaks unless four threads are at work together
+
+    _pool.run(meet, 4, 1e9)
+    assert len(workers) == 4
     _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e9)
-    assert sorted(ranges) == [(0, 2), (2, 5), (5, 7), (7, 10)]
+    assert sorted(ranges) == [(i, i + 1) for i in range(10)]
+    ranges.clear()
+    _pool.run(lambda first, last: ranges.append((first, last)), 100, 1e9)
+    assert sorted(ranges) == [(i, min(i + 6, 100)) for i in range(0, 100, 6)]
     ranges.clear()
     _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e3)
     assert ranges == [(0, 10)]  # too little work to hand out

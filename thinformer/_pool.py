@@ -7,13 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 
 from thinformer import _checks
 
 THREAD_FLOPS = 1e6  # operations worth a thread
 PIECE_FLOPS = 1e10  # operations between two looks for an interrupt
+SHARES = 4  # ranges a thread, where there are units enough
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 _threads: int | None = None
@@ -63,31 +64,34 @@ def set_num_threads(threads: int | None) -> None:
 def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
-    The calling thread works on its share. Handing work to a thread costs some 30 microseconds, so
-    each gets at least a million operations. A share is done in pieces of a fraction of a second:
-    between them an interrupt is noticed and stops all threads.
+    The calling thread works along. Handing work to a thread costs some 30 microseconds, so there is
+    at least a million operations for each. Ranges are small, and a thread that has done one takes
+    the next: one whose core is busy with something else, such as another library's spinning
+    threads, does fewer. Between ranges an interrupt is noticed and stops all threads.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
-    bounds = [units * i // threads for i in range(threads + 1)]
-    piece = max(1, int(units * PIECE_FLOPS / max(flops, 1)))
+    share = units if threads == 1 else units // (SHARES * threads)
+    size = max(1, min(share, int(units * PIECE_FLOPS / max(flops, 1))))
+    starts = iter(range(0, units, size))
+    lock = Lock()
     stopped = False
 
-    def share(first: int, last: int) -> None:
-        for start in range(first, last, piece):
-            if stopped:
+    def work() -> None:
+        while not stopped:
+            with lock:
+                start = next(starts, None)
+            if start is None:
                 return
-            task(start, min(start + piece, last))
+            task(start, min(start + size, units))
 
     others = []
-    for first, last in pairwise(bounds[1:]):
+    for _ in range(threads - 1):
         try:
-            others.append(_executor(threads - 1).submit(share, first, last))
+            others.append(_executor(threads - 1).submit(work))
         except RuntimeError:  # the interpreter is shutting down and takes no more
             break
     try:
-        share(bounds[0], bounds[1])
-        if len(others) < threads - 1:
-            share(bounds[1 + len(others)], units)
+        work()
     except BaseException:
         stopped = True
         raise

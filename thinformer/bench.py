@@ -107,7 +107,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": processor,
         "cores": str(available_cores()),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     } | {name: version(name) for name in names}
 
@@ -187,7 +187,9 @@ def plot(results: list[Result], path: Path) -> None:
     ):
         heights = [1e3 * result.seconds[name] for result in results]
         bars = axes.bar(places + 0.27 * (i - 1), heights, 0.25, color=colour, label=name)
-        axes.bar_label(bars, fmt="{:.3g}", fontsize=8)
+        axes.bar_label(
+            bars, labels=[f"{h:,.0f}" if h > 99 else f"{h:.1f}" for h in heights], fontsize=8
+        )
     axes.set_xticks(places, [NAMES[result.shape] for result in results])
     axes.set_yscale("log")
     axes.set_ylabel("milliseconds")

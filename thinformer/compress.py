@@ -114,23 +114,29 @@ def compress(
         )
         rounds.append((round_, drawn, np.empty((problems, round_.pairs), np.int64)))
 
-    def halve_buckets(i: int, first: int, last: int) -> None:
+    def halve_buckets(i: int, work: NDArray, first: int, last: int) -> None:
         round_, drawn, kept = rounds[i]
         points = rounds[i - 1][2] if i else index
-        work = cpu.workspace(round_.largest_bucket, dims, dtype)
         cpu.halve_buckets(first, last, *factors, round_, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
-        for i, (round_, _, _) in enumerate(rounds):
-            halve_buckets(i, first * round_.buckets, last * round_.buckets)
+        work = cpu.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
+        for i, round_ in enumerate(schedule.rounds):
+            halve_buckets(i, work, first * round_.buckets, last * round_.buckets)
+
+    def share_round(i: int, first: int, last: int) -> None:
+        work = cpu.workspace(schedule.rounds[i].largest_bucket, dims, dtype)
+        halve_buckets(i, work, first, last)
 
     flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
+    if not rounds:
+        return index
     if problems >= _pool.get_num_threads():
         _pool.run(compress_problems, problems, sum(flops))
     else:
         for i, round_ in enumerate(schedule.rounds):
-            _pool.run(partial(halve_buckets, i), problems * round_.buckets, flops[i])
-    return rounds[-1][2] if rounds else index
+            _pool.run(partial(share_round, i), problems * round_.buckets, flops[i])
+    return rounds[-1][2]
 
 
 def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
