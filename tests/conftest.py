@@ -41,14 +41,16 @@ _load_reference()
 @pytest.fixture(autouse=True)
 def poisoned_workspace(monkeypatch):
     """Hand kernels memory full of NaN, so that reading what was not written shows."""
-    from thinformer import cpu
+    from thinformer import cpu, softmax
 
-    def workspace(largest_bucket, dims, dtype, make=cpu.workspace):
-        work = make(largest_bucket, dims, dtype)
-        work[:] = np.nan
-        return work
+    for body in (cpu, softmax):
 
-    monkeypatch.setattr(cpu, "workspace", workspace)
+        def workspace(*sizes, make=body.workspace):
+            work = make(*sizes)
+            work[:] = np.nan
+            return work
+
+        monkeypatch.setattr(body, "workspace", workspace)
 
 
 @pytest.fixture(autouse=True)

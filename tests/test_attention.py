@@ -225,6 +225,8 @@ def test_no_queries_and_no_sequences():
     query, key, value = qkv(np.random.default_rng(0))
     assert attention(query[:, :0], key, value, rng=0).output.shape == (1, 0, 2, 5)
     assert attention(query[:0], key[:0], value[:0], rng=0).output.shape == (0, 7, 2, 5)
+    no_heads = (array[:, :, :0] for array in (query, key, value))
+    assert attention(*no_heads, rng=0).output.shape == (1, 7, 0, 5)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

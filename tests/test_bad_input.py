@@ -169,6 +169,12 @@ def test_scale(call, scale):
         CALLS[call](scale=scale)
 
 
+def test_scale_beyond_the_dtype():
+    arrays = {name: array.astype("f4") for name, array in ARRAYS["attention"].items()}
+    with pytest.raises(ValueError, match="^scale must be in the range of float32; got 1e"):
+        attention(**arrays, scale=1e40)
+
+
 @pytest.mark.parametrize("call", ["compress_kv", "attention"])
 def test_pre_thin(call):
     with pytest.raises(ValueError, match="^pre_thin must be one of 'even', 'stride'; got 'odd'"):

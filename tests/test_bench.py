@@ -38,9 +38,18 @@ def test_result(tiny, dtype):
 
 
 def test_no_figure_without_the_right_answer(tiny, monkeypatch):
-    wrong = np.arange(64).reshape(1, 2, 32)
-    monkeypatch.setattr(bench, "compress_kv", lambda *args, **kwargs: wrong)
-    with pytest.raises(RuntimeError, match="the selection differs from plain torch's"):
+    wrong = np.arange(150).reshape(1, 2, 75)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "compress_kv", lambda *args, **kwargs: wrong)
+        with pytest.raises(RuntimeError, match="the selection differs from plain torch's"):
+            bench.run("t2t", g=1, rounds=1)
+
+    def with_other_keys(*arrays, **options):
+        return bench_attention(*arrays, **options)._replace(indices=wrong)
+
+    bench_attention = bench.attention
+    monkeypatch.setattr(bench, "attention", with_other_keys)
+    with pytest.raises(RuntimeError, match="attention differs from SDPA over the same keys"):
         bench.run("t2t", g=1, rounds=1)
 
 
@@ -83,11 +92,12 @@ def test_files(tiny, tmp_path):
 def test_stored_figures_are_what_the_readme_quotes():
     readme = (ROOT / "README.md").read_text()
     stored = json.loads((ROOT / "docs" / "benchmarks" / "cpu.json").read_text())
+    columns = ("exact / Thinformer", "exact / Thinformer on NumPy", "plain torch / selection")
     for result in stored["results"]:
-        ratio = result["ratios"]["exact / Thinformer"]
-        name = bench.NAMES[result["shape"]]
-        (line,) = [x for x in readme.splitlines() if x.startswith(f"| {name} ")]
-        assert f"| {ratio:.1f} |" in line, line
+        name, dims = bench.NAMES[result["shape"]], tuple(result["dims"])
+        figures = [f"{result['ratios'][column]:.1f}" for column in columns]
+        cells = [name, str(dims), str(result["kept"]), *figures]
+        assert f"| {' | '.join(cells)} |" in readme.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,8 @@ def test_threads_respect_the_environment():
     code = "import thinformer; print(thinformer.get_num_threads())"
     assert run(code, OMP_NUM_THREADS="1") == "1"
     assert run(code, NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="") == "1"
-    assert run(code, OMP_NUM_THREADS="nonsense", NUMBA_NUM_THREADS="") == str(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    cores = "from thinformer._pool import available_cores; print(available_cores())"
+    assert run(code, OMP_NUM_THREADS="nonsense", NUMBA_NUM_THREADS="") == run(cores)
 
 
 def test_an_error_in_a_thread_reaches_the_caller():
@@ -167,7 +166,7 @@ def test_no_writable_cache(tmp_path):
 def test_new_shapes_and_layouts_do_not_recompile():
     count = run("""
         import numpy as np
-        from thinformer import Draws, attention, cpu, kernel_halve, kh_compress
+        from thinformer import Draws, attention, cpu, kernel_halve, kh_compress, softmax
         rng = np.random.default_rng(0)
         def calls(dtype):
             for B, S, H, E, D in ((1, 100, 1, 4, 4), (2, 300, 3, 8, 5), (1, 64, 2, 1, 1)):
@@ -187,9 +186,10 @@ def test_new_shapes_and_layouts_do_not_recompile():
         calls(np.float32)
         calls(np.float64)
         calls(np.float16)
-        print([len(f.signatures) for f in (cpu.halve_buckets, cpu.halve_gram, cpu.scan)])
+        print([len(f.signatures) for f in (cpu.halve_buckets, cpu.halve_gram, cpu.scan,
+                                            softmax.attend_blocks)])
     """)
-    assert count == "[2, 2, 2]"
+    assert count == "[2, 2, 2, 2]"
 
 
 def test_every_index_is_in_bounds():
@@ -205,8 +205,8 @@ def test_every_index_is_in_bounds():
             for size in (1, 3, S // 2 + 1, S):
                 for kernel in KERNELS:
                     kh_compress(x, size=size, kernel=kernel, rng=0)
-                q, k, v = (rng.standard_normal((2, n, 2, d)) for n, d in ((3, 5), (S, 5), (S, 1)))
-                attention(q, k, v, size=size, rng=0)
+                q, k, v = (rng.standard_normal((2, n, 2, d)) for n, d in ((70, 5), (S, 5), (S, 1)))
+                attention(q, k, v, size=size, rng=0, return_weights=True)
     """, NUMBA_BOUNDSCHECK="1", THINFORMER_CACHE="0")  # fmt: skip
 
 
@@ -260,6 +260,69 @@ def test_interrupt_stops_all_threads_soon():
         done.clear()
         _pool.run(lambda first, last: done.append(first), 9, 1e7)
         assert sorted(done) == list(range(9))
+    """)
+
+
+def test_a_call_does_not_wait_for_another_callers_work():
+    """A short call beside a long one that keeps all of the pool's threads busy."""
+    run("""
+        import threading
+        from thinformer import _pool, set_num_threads
+        set_num_threads(2)
+        short_is_done = threading.Event()
+        def long(first, last):
+            assert short_is_done.wait(60)
+        waiting = threading.Thread(target=_pool.run, args=(long, 2, 1e9))
+        waiting.start()
+        done = []
+        _pool.run(lambda first, last: done.append(first), 8, 1e9)
+        assert sorted(done) == list(range(8))
+        short_is_done.set()
+        waiting.join()
+    """)
+
+
+def test_results_are_complete_where_no_thread_can_be_started():
+    """An item that stays queued is not picked up after the call has returned."""
+    run("""
+        import threading, time
+        from thinformer import _pool, set_num_threads
+        set_num_threads(2)
+        release = threading.Event()
+        threading.Thread(target=_pool.run, args=(lambda *_: release.wait(60), 2, 1e9)).start()
+        set_num_threads(4)
+        start, threading.Thread.start = threading.Thread.start, None
+        def failing(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = failing
+        done = []
+        _pool.run(lambda first, last: done.append(first), 3, 1e9)
+        assert sorted(done) == [0, 1, 2]
+        threading.Thread.start = start
+        release.set()
+        time.sleep(0.2)
+        assert sorted(done) == [0, 1, 2]
+    """)
+
+
+def test_an_error_stops_the_other_threads():
+    run("""
+        import threading
+        from thinformer import _pool, set_num_threads
+        set_num_threads(2)
+        failed, done = threading.Event(), []
+        def task(first, last):
+            if threading.current_thread() is not threading.main_thread():
+                failed.set()
+                raise MemoryError("thread")
+            failed.wait(10)
+            done.append(first)
+        try:
+            _pool.run(task, 10**5, 1e15)
+        except MemoryError:
+            assert len(done) < 10**4, len(done)
+        else:
+            raise AssertionError
     """)
 
 

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 
 from thinformer import _checks
 
 THREAD_FLOPS = 1e6  # operations worth a thread
-PIECE_FLOPS = 1e10  # operations between two looks for an interrupt
+PIECE_FLOPS = 1e10  # operations of a range, where a unit is not larger
 SHARES = 4  # ranges a thread, where there are units enough
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
@@ -67,39 +67,54 @@ def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
     The calling thread works along. Handing work to a thread costs some 30 microseconds, so there is
     at least a million operations for each. Ranges are small, and a thread that has done one takes
     the next: one whose core is busy with something else, such as another library's spinning
-    threads, does fewer. Between ranges an interrupt is noticed and stops all threads.
+    threads, does fewer, and one that is busy with another caller's work is not waited for. An
+    interrupt or an error stops all threads at the end of their ranges; a unit is never split.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
     share = units if threads == 1 else units // (SHARES * threads)
     size = max(1, min(share, int(units * PIECE_FLOPS / max(flops, 1))))
     starts = iter(range(0, units, size))
-    lock = Lock()
-    stopped = False
+    state = Condition()
+    active, closed, stopped = 0, False, False
+    errors: list[BaseException] = []
 
     def work() -> None:
-        while not stopped:
-            with lock:
-                start = next(starts, None)
-            if start is None:
+        nonlocal active, stopped
+        with state:
+            if closed:  # a thread that is free only now: all is done
                 return
-            task(start, min(start + size, units))
-
-    others = []
-    for _ in range(threads - 1):
+            active += 1
         try:
-            others.append(_executor(threads - 1).submit(work))
-        except RuntimeError:  # the interpreter is shutting down and takes no more
-            break
+            while not stopped:
+                with state:
+                    start = next(starts, None)
+                if start is None:
+                    break
+                task(start, min(start + size, units))
+        except BaseException as error:
+            stopped = True
+            errors.append(error)
+        finally:
+            with state:
+                active -= 1
+                state.notify_all()
+
     try:
+        for _ in range(threads - 1):
+            try:
+                _executor(threads - 1).submit(work)
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
+                break
         work()
     except BaseException:
         stopped = True
         raise
     finally:
-        errors = [future.exception() for future in others]  # waits: results are shared memory
-    for error in errors:
-        if error is not None:
-            raise error
+        with state:
+            closed = True
+            state.wait_for(lambda: active == 0)  # results are shared memory
+    if errors:
+        raise errors[0]
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:

@@ -179,6 +179,8 @@ def attention(
     check_shapes(key.shape, value.shape, query.shape)
     query, key, value = map(_checks.computed, (query, key, value))
     scale = softmax_scale(scale, key.shape[-1])
+    if scale > float(np.finfo(query.dtype).max):
+        raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         rng=rng, draws=draws,
@@ -212,7 +214,7 @@ def select(
     settings = plan(S, g, size, delta, pre_thin)
     scale = softmax_scale(scale, E)
     if draws is None:
-        draws = make_draws(settings.schedule, seed_from(rng), H)
+        draws = make_draws(settings.schedule, seed_from(rng), max(H, 1))
     keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
     index = starting_points(S, settings, draws, (B, H))
     largest_key, largest_value, vmax = largest_entries(

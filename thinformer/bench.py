@@ -25,7 +25,7 @@ from thinformer._pool import available_cores, set_num_threads
 from thinformer.attention import attention, compress_kv
 from thinformer.compress import plan
 from thinformer.draws import Draws, make_draws
-from thinformer.schedule import Schedule
+from thinformer.schedule import Schedule, compress_schedule
 from thinformer.torch import ThinformerAttention
 
 # (B, T, S, H, E, D)
@@ -115,7 +115,7 @@ def machine() -> dict[str, str]:
 def run(
     shape: str, dtype: str = "float32", g: int = 2, rounds: int = 9, compiled: bool = False
 ) -> Result:
-    """Check that the candidates agree, then time them in turn."""
+    """Check what is timed on the first tokens, then time the candidates in turn."""
     B, T, S, H, E, D = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -208,6 +208,7 @@ def _candidates(
     compiled: bool,
 ) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
+    _agree(query[:, :100], key[:, :1024], value[:, :1024])
     arrays = [tensor.numpy() for tensor in (query, key, value)]
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     kept_k, kept_v = (tensor[:, :, : schedule.size].contiguous() for tensor in (k, v))
@@ -232,7 +233,7 @@ def _candidates(
 
     scale = key.shape[-1] ** -0.5
     draws = _tensors(make_draws(schedule, 0, key.shape[2]))
-    _agree(select, key[:, :1024].double(), value[:, :1024].double(), g, scale)
+    _agree_on_selection(select, key[:, :1024].double(), value[:, :1024].double())
     candidates[EAGER] = lambda: select(key, value, scale, schedule, draws)
     if compiled:
         program = torch.compile(select)
@@ -240,11 +241,25 @@ def _candidates(
     return candidates
 
 
-def _agree(select: Callable, key: torch.Tensor, value: torch.Tensor, g: int, scale: float) -> None:
-    """No figure without the right answer: compare with plain torch, in float64."""
-    schedule = plan(key.shape[1], g, None, 0.5).schedule
+def _agree(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """No figure without the right answer: attention is that over the keys it says it kept."""
+    arrays = [tensor.numpy() for tensor in (query, key, value)]
+    size = max(1, key.shape[1] // 4)
+    found = attention(*arrays, size=size, rng=0, return_indices=True)
+    rows = torch.from_numpy(found.indices).transpose(1, 2)[..., None]
+    kept = [tensor.gather(1, rows.expand(-1, -1, -1, tensor.shape[-1])) for tensor in (key, value)]
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, *kept))
+    exact = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    if not np.allclose(found.output, exact.numpy(), rtol=1e-3, atol=1e-5):
+        raise RuntimeError("attention differs from SDPA over the same keys; see `validate`")
+
+
+def _agree_on_selection(select: Callable, key: torch.Tensor, value: torch.Tensor) -> None:
+    """The selection is that of plain torch, in float64."""
+    schedule = compress_schedule(key.shape[1], max(1, key.shape[1] // 4))
     draws = make_draws(schedule, 0, key.shape[2])
-    kept = compress_kv(key.numpy(), value.numpy(), g=g, draws=draws)
+    kept = compress_kv(key.numpy(), value.numpy(), size=schedule.size, draws=draws)
+    scale = key.shape[-1] ** -0.5
     if not np.array_equal(kept, select(key, value, scale, schedule, _tensors(draws)).numpy()):
         raise RuntimeError("the selection differs from plain torch's; see `thinformer validate`")
 

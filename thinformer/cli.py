@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     bench.add_argument("--g", type=int, default=2, help="oversampling (default: 2)")
     bench.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    bench.add_argument("--threads", type=int, help="threads of all candidates (default: all cores)")
+    bench.add_argument(
+        "--threads", type=int, help="threads of all candidates (default: as many as torch takes)"
+    )
     bench.add_argument("--device", choices=("cpu",), default="cpu", help="only cpu, so far")
     bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
     bench.add_argument(

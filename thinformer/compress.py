@@ -89,8 +89,8 @@ def compress(
 ) -> NDArray:
     """Run the rounds of a schedule and return the positions kept, (problems, size) int64.
 
-    Where there are problems for every thread, each takes some through all rounds; otherwise they
-    share the buckets of a round.
+    Where there are problems for every thread, each takes some through all rounds; otherwise, and
+    where that would take long, they share the buckets of a round.
 
     Parameters
     ----------
@@ -131,7 +131,8 @@ def compress(
     flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
     if not rounds:
         return index
-    if problems >= _pool.get_num_threads():
+    whole = problems >= _pool.get_num_threads() and sum(flops) < problems * _pool.PIECE_FLOPS
+    if whole:
         _pool.run(compress_problems, problems, sum(flops))
     else:
         for i, round_ in enumerate(schedule.rounds):

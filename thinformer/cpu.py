@@ -9,7 +9,7 @@ one tile of it ever exists: memory is that of the bucket's points.
 A tile is one matrix product and phi. The product is BLAS's: loops in plain Numba reached 14 GFLOP/s
 where BLAS reaches 110 on tiles of this size (one Zen 4 core, float32). OpenBLAS runs a product of
 up to 2^18 multiply-adds on the calling thread and starts threads of its own above, inside ours, so
-a tile's product is cut to that.
+a tile's product is cut to that, or to one row (of more than 8192 dimensions).
 The sums run strictly in the order of the pairs, so they do not depend on the tiling.
 """
 

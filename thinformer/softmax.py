@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import _pool
-from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, inner, kernel
+from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, bind, inner, kernel
 from thinformer.cpu import BLAS_SERIAL, exp
 from thinformer.problem import SCALE, Factor
 
@@ -47,13 +47,25 @@ def softmax_attention(
     blocks = -(-T // QUERIES)
 
     def attend(first: int, last: int) -> None:
-        size = QUERIES * (E + 2 * D + (tiles + 1) * KEYS + 2)
-        work = np.empty(size, value.dtype)
+        work = workspace(E, D, tiles, value.dtype)
         attend_blocks(
             first, last, T, query, columns, rows, n, output.ravel(), place, H * D, every, work
         )
 
-    _pool.run(attend, problems * blocks, 2.0 * problems * T * n * (E + D))
+    _pool.run(attend, problems * blocks, 2.0 * problems * _padded(T) * n * (E + D))
+
+
+def workspace(E: int, D: int, tiles: int, dtype: np.dtype) -> NDArray:
+    """Return the memory that one thread works in."""
+    return np.empty(QUERIES * (E + 2 * D + (tiles + 1) * KEYS + 2), dtype)
+
+
+def _padded(count):
+    """Rows that are computed for a number of queries: whole vectors of them."""
+    return -(-count // 16) * 16
+
+
+padded = bind(_padded, STRICT)
 
 
 @kernel
@@ -71,18 +83,20 @@ def attend_blocks(
     tiles, dim, width = columns.shape[1], columns.shape[2], rows.shape[2]
     blocks = -(-n_queries // QUERIES)
     size = QUERIES * KEYS
-    queries, work = work[: QUERIES * dim].reshape(QUERIES, dim), work[QUERIES * dim :]
-    spread, work = work[:size], work[size:]
+    block, work = work[: QUERIES * dim].reshape(QUERIES, dim), work[QUERIES * dim :]
+    whole_spread, work = work[:size], work[size:]
     logits, work = work[: tiles * size], work[tiles * size :]
     top, work = work[:QUERIES], work[QUERIES:]
     total, work = work[:QUERIES], work[QUERIES:]
-    sums, part = work[: QUERIES * width], work[QUERIES * width : 2 * QUERIES * width]
     for unit in range(first, last):
         problem, start = unit // blocks, unit % blocks * QUERIES
         count = min(QUERIES, n_queries - start)
+        used = min(QUERIES, padded(count))
+        queries, spread = block[:used], whole_spread[: used * KEYS]
+        sums, part = work[: used * width], work[used * width : 2 * used * width]
         gather(query, problem, start, count, queries)
         for t in range(tiles):
-            tile = logits[t * size : (t + 1) * size]
+            tile = logits[t * size : t * size + used * KEYS]
             product(queries, columns[problem, t], tile)
             if t == tiles - 1:
                 hide(tile, n - t * KEYS)
@@ -94,10 +108,10 @@ def attend_blocks(
         spread[:] = 0
         sums[:] = 0
         for t in range(tiles):
-            tile = logits[t * size : (t + 1) * size]
+            tile = logits[t * size : t * size + used * KEYS]
             exponentials(tile, top)
             add(spread, tile)
-            product(tile.reshape(QUERIES, KEYS), rows[problem, t * KEYS : (t + 1) * KEYS], part)
+            product(tile.reshape(used, KEYS), rows[problem, t * KEYS : (t + 1) * KEYS], part)
             add(sums, part)
         row_sums(spread, total)
         for r in range(count):
@@ -135,7 +149,7 @@ def product(a, b, out):
 @inner(STRICT)
 def hide(tile, width):
     """Give the padding, columns from width on, no weight."""
-    for r in range(QUERIES):
+    for r in range(tile.size // KEYS):
         tile[r * KEYS + width : (r + 1) * KEYS] = -np.inf
 
 
@@ -156,7 +170,7 @@ def add(out, tile):
 @inner(STRICT)
 def row_maxima(tile, out):
     """Largest entry of every row."""
-    for r in range(QUERIES):
+    for r in range(tile.size // KEYS):
         largest = tile[r * KEYS]
         for c in range(1, KEYS):
             largest = max(largest, tile[r * KEYS + c])
@@ -166,7 +180,7 @@ def row_maxima(tile, out):
 @inner(REDUCTION)
 def row_sums(tile, out):
     """Sum of every row."""
-    for r in range(QUERIES):
+    for r in range(tile.size // KEYS):
         total = tile[r * KEYS]
         for c in range(1, KEYS):
             total += tile[r * KEYS + c]
@@ -176,7 +190,7 @@ def row_sums(tile, out):
 @inner(ELEMENTWISE)
 def exponentials(tile, top):
     """exp(logit - largest logit of the row)."""
-    for r in range(QUERIES):
+    for r in range(tile.size // KEYS):
         row, largest = tile[r * KEYS : (r + 1) * KEYS], top[r]
         for c in range(KEYS):
             row[c] = exp(row[c] - largest)

@@ -1,4 +1,4 @@
-"""Thinformer attention for torch models. Only this folder imports torch."""
+"""Thinformer attention for torch models. The adapter is here and only here."""
 
 try:
     import torch  # noqa: F401
