@@ -431,8 +431,8 @@ def test_cache_that_cannot_be_written_later(tmp_path):
 
 def soak(seconds):
     """Random shapes from four threads for some time, against a serial replay from the seeds."""
-    run(f"""
-        import resource, time
+    print(run(f"""
+        import resource, time, zlib
         from concurrent.futures import ThreadPoolExecutor
         import numpy as np, thinformer
 
@@ -443,7 +443,8 @@ def soak(seconds):
             dtype = rng.choice(["f4", "f8"])
             key = rng.standard_normal((B, S, H, E)).astype(dtype)
             value = rng.standard_normal((B, S, H, D)).astype(dtype)
-            return thinformer.compress_kv(key, value, g=int(rng.integers(0, 4)), rng=seed)
+            kept = thinformer.compress_kv(key, value, g=int(rng.integers(0, 4)), rng=seed)
+            return zlib.crc32(kept.tobytes())  # the results themselves would fill the memory
 
         results, seed, peak = {{}}, 0, []
         end = time.monotonic() + {seconds}
@@ -456,12 +457,12 @@ def soak(seconds):
         thinformer.set_num_threads(1)
         replayed = range(0, seed, max(1, seed // 200))
         for s in replayed:
-            assert np.array_equal(problem(s), results[s]), s
+            assert problem(s) == results[s], s
         half = len(peak) // 2
         assert peak[-1] < 1.1 * peak[half], peak  # flat in the second half
         print(seed, "problems,", len(list(replayed)), "replayed, peak", peak[half] // 1024, "->",
               peak[-1] // 1024, "MB")
-    """, timeout=seconds * 3 + 120)  # fmt: skip
+    """, timeout=seconds * 3 + 120))  # fmt: skip
 
 
 def test_soak_briefly():
