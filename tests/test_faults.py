@@ -283,25 +283,33 @@ def test_a_call_does_not_wait_for_another_callers_work():
 
 
 def test_results_are_complete_where_no_thread_can_be_started():
-    """An item that stays queued is not picked up after the call has returned."""
+    """An item that stays queued may yet be picked up: then it is waited for."""
     run("""
-        import threading, time
+        import threading
         from thinformer import _pool, set_num_threads
-        set_num_threads(2)
-        release = threading.Event()
-        threading.Thread(target=_pool.run, args=(lambda *_: release.wait(60), 2, 1e9)).start()
         set_num_threads(4)
-        start, threading.Thread.start = threading.Thread.start, None
+        release, picked, last = threading.Event(), threading.Event(), threading.Event()
+        _pool._executor(3)  # room for three threads, of which the next line starts one
+        long = threading.Thread(target=_pool.run, args=(lambda *_: release.wait(60), 2, 1e9))
+        long.start()
         def failing(self):
             raise RuntimeError("can't start new thread")
         threading.Thread.start = failing
         done = []
-        _pool.run(lambda first, last: done.append(first), 3, 1e9)
-        assert sorted(done) == [0, 1, 2]
-        threading.Thread.start = start
-        release.set()
-        time.sleep(0.2)
-        assert sorted(done) == [0, 1, 2]
+        def task(first, last_of_range):
+            if threading.current_thread() is threading.main_thread():
+                release.set()
+                assert picked.wait(60)
+                if first == 2:
+                    last.set()
+            elif not picked.is_set():
+                picked.set()
+                assert last.wait(60)
+                sum(range(10**6))  # the caller is through long before
+            done.append(first)
+        _pool.run(task, 3, 1e9)
+        assert sorted(done) == [0, 1, 2], done
+        long.join()
     """)
 
 
