@@ -39,3 +39,49 @@ def laplace(x, y, bandwidth=1.0):
 def inverse_multiquadric(x, y, bandwidth=1.0):
     """1 / sqrt(1 + |x - y|^2 / bandwidth^2)."""
     return 1 / np.sqrt(1 + squared_distance(x, y) / bandwidth**2)
+
+
+def matern(x, y, bandwidth=1.0, nu=1.5):
+    """The Matern kernel of smoothness 1/2, 3/2 or 5/2, a polynomial in r times exp(-r)."""
+    r = np.sqrt(2 * nu) * np.sqrt(squared_distance(x, y)) / bandwidth
+    polynomial_in_r = {0.5: 1, 1.5: 1 + r, 2.5: 1 + r + r**2 / 3}[nu]
+    return polynomial_in_r * np.exp(-r)
+
+
+def rational_quadratic(x, y, bandwidth=1.0, alpha=1.0):
+    """(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha."""
+    return (1 + squared_distance(x, y) / (2 * alpha * bandwidth**2)) ** -alpha
+
+
+def energy(x, y, bandwidth=1.0):
+    """-|x - y| / bandwidth: the kernel of the energy distance."""
+    return -np.sqrt(squared_distance(x, y)) / bandwidth
+
+
+def sobolev(x, y, smoothness=1):
+    """Periodic Sobolev: prod_j (1 + (-1)^(s-1) (2 pi)^(2s) / (2s)! B_2s(|x_j - y_j|)) - 1."""
+    t = np.abs(x[:, None, :] - y[None, :, :])
+    bernoulli, factorial = {
+        1: (t**2 - t + 1 / 6, 2),
+        2: (t**4 - 2 * t**3 + t**2 - 1 / 30, 24),
+        3: (t**6 - 3 * t**5 + 5 / 2 * t**4 - 1 / 2 * t**2 + 1 / 42, 720),
+    }[smoothness]
+    sign = (-1) ** (smoothness - 1)
+    factors = 1 + sign * (2 * np.pi) ** (2 * smoothness) / factorial * bernoulli
+    return np.prod(factors, axis=-1) - 1
+
+
+def stein(x, y, score_x, score_y, bandwidth=1.0):
+    """The Langevin Stein kernel of the inverse multiquadric k(x, y) = q^(-1/2).
+
+    It is div_x div_y k + <grad_x k, s_y> + <grad_y k, s_x> + k <s_x, s_y>, for scores s.
+    """
+    difference = x[:, None, :] - y[None, :, :]
+    distance = squared_distance(x, y)
+    q = 1 + distance / bandwidth**2
+    k = q**-0.5
+    grad_x = -difference / bandwidth**2 * (q**-1.5)[:, :, None]
+    grad_y = -grad_x
+    divergence = x.shape[1] / bandwidth**2 * q**-1.5 - 3 * distance / bandwidth**4 * q**-2.5
+    cross = np.sum(grad_x * score_y[None, :, :] + grad_y * score_x[:, None, :], axis=-1)
+    return divergence + cross + k * (score_x @ score_y.T)

@@ -12,7 +12,7 @@ from reference import torch_version
 from reference.halving import kernel_halving
 from reference.kernels import gaussian
 from thinformer import Draws, kernel_halve
-from thinformer.halving import pair_distance, swaps, threshold_factor
+from thinformer.halving import pair_distance, simple_factor, simple_threshold, swaps
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = [
@@ -85,13 +85,14 @@ class TestWorkedExample:
         assert halve(self.K, self.delta, uniform, False).tolist() == [0, 2, 4, 6]
 
     def test_scalar_step(self):
-        c = threshold_factor(8, self.delta)
+        c = simple_factor(8, self.delta)
         assert c == pytest.approx(4)
         assert pair_distance(9, 3, 3, 1) == 2
         assert pair_distance(1, 1, 1, 1 - 1e-16) == 0
-        assert swaps(-0.5, 2, 2, 4, -2)
-        assert not swaps(0.5, 3, 3, 4, 9)
-        assert swaps(0.0, 0, 0, 4, 0)
+        assert simple_threshold(2, 3, 4) == 24
+        assert swaps(-0.5, 16, -2)
+        assert not swaps(0.5, 36, 9)
+        assert swaps(0.0, 0, 0)
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([np.float32, np.float64]))

@@ -35,7 +35,7 @@ def test_no_recorded_case_is_near_a_tie():
     ("file", "right", "wrong"),
     [
         ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))"),
-        ("cpu.py", "b_max = max(b_max, b)\n        alpha", "b_max = b\n        alpha"),
+        ("cpu.py", "state = max(state, b)", "state = b"),
         ("halving.py", "factor) <= alpha", "factor) > alpha"),
         ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
     ],

@@ -7,6 +7,7 @@ children (omp). Kernels release the GIL and run from the threads of `thinformer.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -61,6 +62,48 @@ def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
     assert isinstance(function, FunctionType)
     bound = FunctionType(function.__code__, function.__globals__ | names, function.__name__)
     return inner(fastmath)(bound)
+
+
+def by_kind(functions: dict[type, Callable]) -> Callable:
+    """Return a function for kernels that is one of several by its first argument's class."""
+    return _by_first_type(lambda first: functions[first.instance_class])
+
+
+def by_array(of_array: Callable, of_other: Callable) -> Callable:
+    """Return a function for kernels that is one or the other by whether it gets an array first."""
+    return _by_first_type(lambda t: of_array if isinstance(t, numba.types.Array) else of_other)
+
+
+def _by_first_type(select: Callable[[Any], Callable]) -> Callable:
+    def choose(*arguments):
+        raise NotImplementedError("exists in compiled code only")
+
+    @overload(choose)
+    def _(*arguments):
+        function = select(arguments[0])
+
+        def chosen(*arguments):
+            return function(*arguments)
+
+        return chosen
+
+    return choose
+
+
+@functools.cache
+def from_products(phi: Callable) -> Callable:
+    """Compile a function of two points from one of their inner product and squared norms."""
+
+    @inner(STRICT)
+    def of_points(x, y):
+        product = x_norm = y_norm = x.dtype.type(0)
+        for i in range(x.size):
+            product += x[i] * y[i]
+            x_norm += x[i] * x[i]
+            y_norm += y[i] * y[i]
+        return phi(product, x_norm, y_norm)
+
+    return of_points
 
 
 def by_dtype(float32: Callable, float64: Callable) -> Callable:

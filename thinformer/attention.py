@@ -23,7 +23,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.problem import CONSTANT, SCALE, Factor, make_factor
+from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
 class Attended(NamedTuple):
@@ -227,7 +227,7 @@ def select(
     power = np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -limit, limit))
     values.parameters[:, SCALE] = power
     values.parameters[:, CONSTANT] = (vmax * power) ** 2
-    kept = compress((keys, values), settings.schedule, draws, index, (B, H))
+    kept = compress(Products(keys, values), settings.schedule, draws, index, (B, H))[-1]
     return kept.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
 
 

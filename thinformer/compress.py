@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thinformer import _checks, _pool
 from thinformer.draws import Draws
-from thinformer.problem import Factor
+from thinformer.problem import Factor, Points, Problem
 from thinformer.schedule import (
     Schedule,
     compress_schedule,
@@ -81,30 +81,34 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
 
 
 def compress(
-    factors: tuple[Factor, Factor],
+    problem: Problem,
     schedule: Schedule,
     draws: Draws,
     index: NDArray,
     stack: tuple[int, ...],
-) -> NDArray:
-    """Run the rounds of a schedule and return the positions kept, (problems, size) int64.
+    adaptive: bool = False,
+) -> list[NDArray]:
+    """Run the rounds of a schedule; return the positions left after each, (problems, n) int64.
+
+    The first are those before any round.
 
     Where there are problems for every thread, each takes some through all rounds; otherwise, and
     where that would take long, they share the buckets of a round.
 
     Parameters
     ----------
-    factors : two Factor
-        The kernel of the problems.
+    problem : Products or Points
     index : (problems, length) int64 array
         The positions to start from; not modified.
     stack : tuple of int
         The problems' axes, to which the draws' leading axes broadcast.
+    adaptive : bool
+        Halve with kernel thinning's adaptive thresholds.
     """
     from thinformer import cpu  # imports Numba
 
-    dtype = factors[0].window.dtype
-    dims = factors[0].dim + factors[1].dim
+    factor, dims = _memory(problem)
+    dtype = factor.window.dtype
     problems = len(index)
     rounds = []
     for round_, uniform, coin in zip(schedule.rounds, draws.uniforms, draws.coins, strict=True):
@@ -117,7 +121,7 @@ def compress(
     def halve_buckets(i: int, work: NDArray, first: int, last: int) -> None:
         round_, drawn, kept = rounds[i]
         points = rounds[i - 1][2] if i else index
-        cpu.halve_buckets(first, last, *factors, round_, points, kept, *drawn, work)
+        cpu.halve_buckets(first, last, problem, round_, adaptive, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
         work = cpu.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
@@ -128,16 +132,23 @@ def compress(
         work = cpu.workspace(schedule.rounds[i].largest_bucket, dims, dtype)
         halve_buckets(i, work, first, last)
 
-    flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
     if not rounds:
-        return index
+        return [index]
+    flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
     whole = problems >= _pool.get_num_threads() and sum(flops) < problems * _pool.PIECE_FLOPS
     if whole:
         _pool.run(compress_problems, problems, sum(flops))
     else:
         for i, round_ in enumerate(schedule.rounds):
             _pool.run(partial(share_round, i), problems * round_.buckets, flops[i])
-    return rounds[-1][2]
+    return [index, *(kept for _, _, kept in rounds)]
+
+
+def _memory(problem: Problem) -> tuple[Factor | Points, int]:
+    """A part of the problem with its dtype, and the columns of all parts."""
+    if isinstance(problem, Points):
+        return problem, problem.dim
+    return problem.keys, problem.keys.dim + problem.values.dim
 
 
 def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:

@@ -1,10 +1,10 @@
-"""Reproducing kernels k(x, y): `gaussian`, `laplace`, `inverse_multiquadric`, `linear`,
-`polynomial`, `exponential`, each with its formula and its name in scikit-learn.
+"""Reproducing kernels k(x, y), each with its formula and its name in scikit-learn or SciPy.
 
-Inside, a kernel is a function phi of <x, y> or of |x - y|^2. Points are divided by the bandwidth
-first, so all kernels share one hot loop: a matrix product, or squared distances, then phi for each
-entry. phi is a plain Python function of scalars that each body compiles for its own target, and a
-kernel is chosen by an integer tag: passing the function itself would defeat Numba's disk cache.
+Inside, most kernels are a function phi of <x, y> or of |x - y|^2. Points are divided by the
+bandwidth first, so they share one hot loop: a matrix product, or squared distances, then phi for
+each entry. phi is a plain Python function of scalars that each body compiles for its own target,
+and a kernel is chosen by an integer tag: passing the function itself would defeat Numba's disk
+cache. Kernels of another form (`sobolev`, `stein`, your own) have a loop of their own.
 
 The phi functions hold no number but their arguments: a literal would turn float32 into float64.
 """
@@ -12,29 +12,74 @@ The phi functions hold no number but their arguments: a literal would turn float
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from math import exp, sqrt
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
 
-LINEAR, POLYNOMIAL, EXPONENTIAL, GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC = range(6)
-OF_DISTANCE = GAUSSIAN  # from this tag on, phi is a function of the squared distance
+# of a product
+LINEAR, POLYNOMIAL, EXPONENTIAL = range(3)
+# of a squared distance
+GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC, MATERN_3_2, MATERN_5_2 = range(3, 8)
+RATIONAL_QUADRATIC, ENERGY = range(8, 10)
+# of another form
+SOBOLEV, STEIN, PAIRWISE, OF_PRODUCTS, TABLE = range(10, 15)
+OF_DISTANCE, OF_ANOTHER_FORM = GAUSSIAN, SOBOLEV  # the first tags of these kinds
 
 
-class Kernel(NamedTuple):
-    """A kernel and its parameters; made by the functions of this module.
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel and its parameters; made by the functions of `thinformer.kernels`.
 
-    name : how `KERNELS` lists it
+    ``a + b`` is the sum of two kernels, ``2.5 * a`` is one times a positive number.
+
+    Attributes
+    ----------
+    name : how it is listed
     tag : the integer the compiled bodies branch on
-    scale : what the points are multiplied by first, 1 / bandwidth up to a constant
+    scale : what the points are multiplied by first, 1 / bandwidth up to a constant: a number, or a
+        tuple of one a dimension
     constant, degree : parameters of phi
+    coefficients : parameters of a kernel of another form
+    weight : what the kernel is multiplied by
+    terms : the kernels of a sum, or none
+    companion : what a kernel needs beside the points: the scores of a Stein kernel, a user's
+        function, or None
     """
 
     name: str
     tag: int
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
     constant: float = 0.0
     degree: float = 1.0
+    coefficients: tuple[float, ...] = ()
+    weight: float = 1.0
+    terms: tuple[Kernel, ...] = ()
+    companion: Any = field(default=None, repr=False)
+
+    @property
+    def summands(self) -> tuple[Kernel, ...]:
+        """The kernels it is the sum of: itself, where it is not a sum."""
+        return self.terms or (self,)
+
+    def __add__(self, other: Kernel) -> Kernel:
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        terms = self.summands + other.summands
+        if any(term.tag >= STEIN for term in terms):
+            raise ValueError("a sum takes no Stein kernel and no kernel of your own")
+        return Kernel("sum", terms[0].tag, terms=terms)
+
+    def __mul__(self, factor: float) -> Kernel:
+        factor = _checks.positive("factor", factor)
+        terms = tuple(factor * term for term in self.terms)
+        return replace(self, weight=self.weight * factor, terms=terms)
+
+    __rmul__ = __mul__
 
 
 def phi_linear(product, constant, degree):
@@ -62,12 +107,50 @@ def phi_inverse_multiquadric(distance, constant, degree):
     return constant / sqrt(constant + distance)
 
 
+def phi_matern_3_2(distance, constant, degree):
+    root = sqrt(distance)
+    return (constant + root) * exp(-root)
+
+
+def phi_matern_5_2(distance, constant, degree):
+    root = sqrt(distance)
+    return (constant + root + degree * distance) * exp(-root)
+
+
+def phi_rational_quadratic(distance, constant, degree):
+    return (constant + distance) ** -degree
+
+
+def phi_energy(distance, constant, degree):
+    return -sqrt(distance)
+
+
+def sobolev_factor(x, y, coefficients):
+    """1 plus a Bernoulli polynomial of the difference's fractional part, by Horner's rule."""
+    difference = abs(x - y)
+    value = coefficients[6]
+    for i in range(6):
+        value = value * difference + coefficients[5 - i]
+    return value
+
+
+def stein_of(distance, products, scores, dim, constant, degree):
+    """The Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
+
+    constant : 1
+    degree : 3 / l^2
+    """
+    q = constant / (constant + distance)
+    root = sqrt(q)
+    return root * (scores + q * (products + dim - degree * distance * q))
+
+
 def linear(constant: float = 0.0) -> Kernel:
     """<x, y> + constant (scikit-learn: ``linear_kernel``)."""
     return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
 
 
-def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: float = 1.0) -> Kernel:
+def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.0) -> Kernel:
     """(<x, y> / bandwidth^2 + constant)^degree.
 
     scikit-learn: ``polynomial_kernel(gamma=1 / bandwidth**2, coef0=constant)``.
@@ -82,20 +165,20 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: float = 1.0) -
     )
 
 
-def exponential(bandwidth: float = 1.0) -> Kernel:
+def exponential(bandwidth: ArrayLike = 1.0) -> Kernel:
     """exp(<x, y> / bandwidth^2), the kernel of softmax attention."""
     return Kernel("exponential", EXPONENTIAL, _inverse(bandwidth))
 
 
-def gaussian(bandwidth: float = 1.0) -> Kernel:
+def gaussian(bandwidth: ArrayLike = 1.0) -> Kernel:
     """exp(-|x - y|^2 / (2 bandwidth^2)).
 
     scikit-learn: ``rbf_kernel(gamma=1 / (2 * bandwidth**2))``.
     """
-    return Kernel("gaussian", GAUSSIAN, _inverse(bandwidth) / sqrt(2))
+    return Kernel("gaussian", GAUSSIAN, _inverse(bandwidth, sqrt(2)))
 
 
-def laplace(bandwidth: float = 1.0) -> Kernel:
+def laplace(bandwidth: ArrayLike = 1.0) -> Kernel:
     """exp(-|x - y| / bandwidth) with the Euclidean distance.
 
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=0.5)``.
@@ -103,34 +186,153 @@ def laplace(bandwidth: float = 1.0) -> Kernel:
     return Kernel("laplace", LAPLACE, _inverse(bandwidth))
 
 
-def inverse_multiquadric(bandwidth: float = 1.0) -> Kernel:
-    """1 / sqrt(1 + |x - y|^2 / bandwidth^2).
+def inverse_multiquadric(bandwidth: ArrayLike = 1.0) -> Kernel:
+    """1 / sqrt(1 + |x - y|^2 / bandwidth^2); "imq" for short.
 
     scikit-learn: ``RationalQuadratic(alpha=0.5, length_scale=bandwidth)``.
     """
     return Kernel("inverse_multiquadric", INVERSE_MULTIQUADRIC, _inverse(bandwidth), constant=1.0)
 
 
-KERNELS: dict[str, Callable[[], Kernel]] = {
+def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
+    """The Matern kernel of smoothness nu = 1/2, 3/2 or 5/2, with r = |x - y| / bandwidth.
+
+    exp(-r), (1 + sqrt(3) r) exp(-sqrt(3) r) or (1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r).
+    scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=nu)``.
+    """
+    if nu == 0.5:
+        return replace(laplace(bandwidth), name="matern")
+    if nu == 1.5:
+        return Kernel("matern", MATERN_3_2, _inverse(bandwidth, 1 / sqrt(3)), 1.0)
+    if nu == 2.5:
+        return Kernel("matern", MATERN_5_2, _inverse(bandwidth, 1 / sqrt(5)), 1.0, 1 / 3)
+    raise ValueError(f"nu must be 0.5, 1.5 or 2.5; got {nu!r}")
+
+
+def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel:
+    """(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha.
+
+    scikit-learn: ``RationalQuadratic(alpha=alpha, length_scale=bandwidth)``.
+    """
+    alpha = _checks.positive("alpha", alpha)
+    scale = _inverse(bandwidth, sqrt(2 * alpha))
+    return Kernel("rational_quadratic", RATIONAL_QUADRATIC, scale, 1.0, alpha)
+
+
+def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
+    """-|x - y| / bandwidth, of the energy distance.
+
+    Conditionally positive definite, which is enough where weights sum to one: the squared MMD is
+    then half the energy distance, ``scipy.stats.energy_distance(x, y)**2 / 2`` in one dimension.
+    """
+    return Kernel("energy", ENERGY, _inverse(bandwidth))
+
+
+def sobolev(smoothness: int = 1) -> Kernel:
+    r"""The periodic Sobolev kernel of smoothness s = 1, 2 or 3 on the unit cube.
+
+    :math:`\prod_j (1 + (-1)^{s-1} (2\pi)^{2s} / (2s)! \; B_{2s}(|x_j - y_j|)) - 1` with the
+    Bernoulli polynomial :math:`B_{2s}` (SciPy has its numbers: ``scipy.special.bernoulli``). Its
+    mean embedding under the uniform distribution is zero: ``target="mean-zero"`` gives points that
+    stand for the cube itself. Points must lie in [0, 1].
+    """
+    polynomials = {
+        1: (1 / 6, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+        2: (-1 / 30, 0.0, 1.0, -2.0, 1.0, 0.0, 0.0),
+        3: (1 / 42, 0.0, -1 / 2, 0.0, 5 / 2, -3.0, 1.0),
+    }
+    if smoothness not in polynomials:
+        raise ValueError(f"smoothness must be 1, 2 or 3; got {smoothness!r}")
+    factor = {1: 2 * np.pi**2, 2: -2 / 3 * np.pi**4, 3: 4 / 45 * np.pi**6}[smoothness]
+    coefficients = [factor * c for c in polynomials[smoothness]]
+    coefficients[0] += 1
+    return Kernel("sobolev", SOBOLEV, coefficients=tuple(map(float, coefficients)))
+
+
+def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
+    r"""The Langevin Stein kernel of the inverse multiquadric, from the points' scores.
+
+    With :math:`q = 1 + |x - y|^2 / \ell^2` and scores :math:`s_x = \nabla \log p(x)` of a density p
+    that need not be normalised,
+    :math:`q^{-1/2} \langle s_x, s_y \rangle + q^{-3/2} (\langle x - y, s_x - s_y \rangle + d)
+    / \ell^2 - 3 q^{-5/2} |x - y|^2 / \ell^4`.
+    Its mean embedding under p is zero, so ``target="mean-zero"`` gives points that stand for p, of
+    which the given ones may be a biased or unconverged sample (kernel Stein discrepancy).
+
+    Parameters
+    ----------
+    scores : (n, d) float array
+        Of the points that will be thinned, row by row.
+    bandwidth : float
+        The length l.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    _checks.shape("scores", scores, 2, "(n, d)")
+    _checks.finite("scores", bool(np.isfinite(scores).all()))
+    bandwidth = _checks.positive("bandwidth", bandwidth)
+    return Kernel(
+        "stein", STEIN, 1 / bandwidth, constant=1.0, degree=3 / bandwidth**2, companion=scores
+    )
+
+
+def pairwise(function: Callable) -> Kernel:
+    """Your own kernel: function(x, y) -> number, symmetric, of two points (d,).
+
+    One compiled by ``@numba.njit`` runs inside the compiled loops, which are compiled anew for it
+    in each process (seconds). A plain Python function is called once for every two points, which
+    is slow, and says so.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable; got {function!r}")
+    return Kernel("pairwise", PAIRWISE, companion=function)
+
+
+def of_products(phi: Callable) -> Kernel:
+    """Your own kernel as ``@numba.njit`` phi(<x, y>, |x|^2, |y|^2) -> number."""
+    if not hasattr(phi, "py_func"):
+        raise TypeError(f"phi must be compiled by numba.njit; got {phi!r}")
+    return Kernel("of_products", OF_PRODUCTS, companion=phi)
+
+
+KERNELS: dict[str, Callable[..., Kernel]] = {
     "linear": linear,
     "polynomial": polynomial,
     "exponential": exponential,
     "gaussian": gaussian,
     "laplace": laplace,
     "inverse_multiquadric": inverse_multiquadric,
+    "matern": matern,
+    "rational_quadratic": rational_quadratic,
+    "energy": energy,
+    "sobolev": sobolev,
 }
+SHORT = {"imq": "inverse_multiquadric", "rbf": "gaussian"}
+WITHOUT_BANDWIDTH = ("linear", "sobolev")
 
 
-def as_kernel(kernel: Any) -> Kernel:
-    """Return a kernel, given one or the name of one with its default parameters."""
-    if isinstance(kernel, Kernel) and kernel.name in KERNELS:
+def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
+    """Return a kernel, given one or the name of one, for which a bandwidth may be given."""
+    if isinstance(kernel, Kernel) and kernel.tag in range(TABLE + 1):
         return kernel
-    if isinstance(kernel, str) and kernel in KERNELS:
-        return KERNELS[kernel]()
+    if isinstance(kernel, str) and SHORT.get(kernel, kernel) in KERNELS:
+        name = SHORT.get(kernel, kernel)
+        if bandwidth is None or name in WITHOUT_BANDWIDTH:
+            return KERNELS[name]()
+        return KERNELS[name](bandwidth=bandwidth)
     names = ", ".join(sorted(KERNELS))
-    hint = f" (call it: {kernel.__name__}())" if kernel in KERNELS.values() else ""
+    known = [*KERNELS.values(), stein, pairwise, of_products]
+    hint = f" (call it: {kernel.__name__}())" if any(kernel is f for f in known) else ""
     raise ValueError(f"kernel must be a Kernel or one of {names}; got {kernel!r}{hint}")
 
 
-def _inverse(bandwidth: float) -> float:
-    return 1 / _checks.positive("bandwidth", bandwidth)
+def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:
+    """1 / (bandwidth * factor), for one bandwidth or one a dimension."""
+    if np.ndim(bandwidth) == 0:
+        return 1 / (_checks.positive("bandwidth", bandwidth) * factor)
+    bandwidths: NDArray = np.asarray(bandwidth)
+    if bandwidths.ndim != 1 or bandwidths.size == 0 or bandwidths.dtype.kind not in "iuf":
+        raise ValueError(
+            "bandwidth must be a number or a sequence of one a dimension; "
+            f"got an array of shape {bandwidths.shape} and dtype {bandwidths.dtype}"
+        )
+    return tuple(1 / (_checks.positive("bandwidth", float(b)) * factor) for b in bandwidths)

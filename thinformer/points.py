@@ -17,7 +17,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import Kernel, as_kernel, linear
-from thinformer.problem import make_factor, no_factor
+from thinformer.problem import make_factor, make_problem
 from thinformer.schedule import Round, Schedule
 
 
@@ -161,13 +161,13 @@ def kh_compress(
     *stack, S, _ = points.shape
     _checks.not_empty("points", points, -2, "point")
     _checks.not_empty("points", points, -1, "dimension")
-    factor = make_factor(points, as_kernel(kernel))
+    problem = make_problem(points, as_kernel(kernel))
     settings = plan(S, g, size, delta)
-    _checks.finite("points", is_finite(factor, S))
+    _checks.finite("points", is_finite(make_factor(points, linear()), S))
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng))
     index = starting_points(S, settings, draws, tuple(stack))
-    kept = compress((factor, no_factor(factor)), settings.schedule, draws, index, tuple(stack))
+    kept = compress(problem, settings.schedule, draws, index, tuple(stack))[-1]
     return kept.reshape(*stack, settings.schedule.size)
 
 

@@ -7,15 +7,25 @@ Batches, heads, strides and layouts end here: row i, column c of a factor's poin
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from thinformer.kernels import LINEAR, Kernel
+from thinformer.kernels import (
+    EXPONENTIAL,
+    LINEAR,
+    OF_DISTANCE,
+    OF_PRODUCTS,
+    SOBOLEV,
+    STEIN,
+    TABLE,
+    Kernel,
+)
 
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
+WEIGHT, FIRST = 0, 3  # columns of a point set's parameters: the weight, and where coefficients begin
 
 
 class Factor(NamedTuple):
@@ -38,33 +48,160 @@ class Factor(NamedTuple):
     parameters: NDArray
 
 
+class Products(NamedTuple):
+    """Problems whose kernel is the product of two factors, phi of a product each."""
+
+    keys: Factor
+    values: Factor
+
+
+class Points(NamedTuple):
+    """Problems of points under any kernel, a sum of terms.
+
+    window, first, row, column, dim : as in Factor
+    tags : (terms,) int64
+    scales : (terms, dim)
+    parameters : (terms, 10), each term's WEIGHT, CONSTANT, DEGREE and coefficients
+    companion : (n, n) Gram matrix, empty unless the points are rows of one; or a compiled function
+    """
+
+    window: NDArray
+    first: NDArray
+    row: int
+    column: int
+    dim: int
+    tags: NDArray
+    scales: NDArray
+    parameters: NDArray
+    companion: Any
+
+
+Problem = Products | Points
+
+
 def make_factor(points: NDArray, kernel: Kernel) -> Factor:
     """Return the factor `kernel` on points (..., S, dim), whose leading axes are the problems.
 
     Memory is shared with `points` whatever its strides; a dtype that the bodies compute in is
     assumed.
     """
-    window, offset, strides = _window(points)
-    first = np.full(points.shape[:-2], offset, np.int64)
-    for axis, stride in enumerate(strides[:-2]):
-        steps = np.arange(points.shape[axis], dtype=np.int64) * stride
-        first += steps.reshape(-1, *(1,) * (first.ndim - 1 - axis))
-    limits = np.finfo(points.dtype)
-    if not float(limits.tiny) <= kernel.scale <= float(limits.max):
-        raise ValueError(
-            f"kernel {kernel.name} has a bandwidth beyond the range of {points.dtype}: "
-            f"its inverse is {kernel.scale:.3g}"
-        )
+    window, first, row, column = _rows(points)
+    _check_scale(kernel, points.dtype)
     parameters = np.empty((first.size, 3), points.dtype)
     parameters[:] = kernel.scale, kernel.constant, kernel.degree
-    return Factor(
-        window, first.ravel(), strides[-2], strides[-1], points.shape[-1], kernel.tag, parameters
-    )
+    return Factor(window, first, row, column, points.shape[-1], kernel.tag, parameters)
 
 
 def no_factor(other: Factor) -> Factor:
     """Return the factor that is missing where the kernel is `other` alone."""
     return other._replace(dim=0, tag=LINEAR)
+
+
+def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
+    """Return the problems of points (..., S, dim) under any kernel.
+
+    Parameters
+    ----------
+    shift : bool
+        Multiply an exponential kernel by the constant that keeps it from overflowing.
+
+    Raises
+    ------
+    ValueError
+        The kernel does not fit the points: other dimensions, points outside its domain.
+    """
+    dtype, dim = points.dtype, points.shape[-1]
+    terms = kernel.summands
+    tags = np.array([term.tag for term in terms], np.int64)
+    scales = np.empty((len(terms), dim), dtype)
+    parameters = np.zeros((len(terms), FIRST + 7), dtype)
+    companion: Any = np.empty((0, 0), dtype)
+    for term, of_term, scale in zip(terms, parameters, scales, strict=True):
+        _check_scale(term, dtype)
+        if isinstance(term.scale, tuple) and len(term.scale) != dim:
+            raise ValueError(
+                f"bandwidth must have one number for each of {dim} dimensions; "
+                f"got {len(term.scale)}"
+            )
+        scale[:] = term.scale
+        of_term[:FIRST] = term.weight, term.constant, term.degree
+        of_term[FIRST : FIRST + len(term.coefficients)] = term.coefficients
+        if term.tag == EXPONENTIAL:
+            largest = _largest_norm(points, scale)
+            of_term[1] = largest if shift else 0
+            if not shift and largest > np.log(np.finfo(dtype).max):
+                raise ValueError(
+                    f"kernel exponential overflows on these points: |x|^2 / bandwidth^2 reaches "
+                    f"{largest:.3g}; centre them or take a larger bandwidth"
+                )
+        if term.tag == SOBOLEV and points.size and not (points.min() >= 0 and points.max() <= 1):
+            raise ValueError(
+                f"points must lie in [0, 1] for kernel sobolev; "
+                f"got {points.min():.3g} to {points.max():.3g}"
+            )
+        if term.tag >= STEIN:
+            points, companion = _accompany(points, term)
+    window, first, row, column = _rows(points)
+    return Points(
+        window, first, row, column, points.shape[-1], tags, scales, parameters, companion
+    )
+
+
+def make_problem(points: NDArray, kernel: Kernel) -> Problem:
+    """Return the problems of points (..., S, dim), as products where the kernel is of one."""
+    if kernel.terms or kernel.tag >= OF_DISTANCE or isinstance(kernel.scale, tuple):
+        return make_points(points, kernel, shift=True)
+    factor = make_factor(points, kernel)
+    return Products(factor, no_factor(factor))
+
+
+def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
+    """The points that a kernel of another form takes, and its companion."""
+    from thinformer import _jit  # imports Numba
+
+    n, nothing = points.shape[-2], np.empty((0, 0), points.dtype)
+    if kernel.tag == STEIN:
+        scores = kernel.companion
+        if scores.shape != points.shape:
+            raise ValueError(
+                f"scores must have the shape of the points {points.shape}; got {scores.shape}"
+            )
+        return np.concatenate([points, scores.astype(points.dtype)], axis=-1), nothing
+    if kernel.tag == TABLE:
+        places = np.arange(n, dtype=points.dtype)[:, None]  # a point is its row's number
+        return places, np.ascontiguousarray(kernel.companion, points.dtype)
+    if kernel.tag == OF_PRODUCTS:
+        return points, _jit.from_products(kernel.companion)
+    return points, kernel.companion
+
+
+def _check_scale(kernel: Kernel, dtype: np.dtype) -> None:
+    limits = np.finfo(dtype)
+    for scale in np.atleast_1d(kernel.scale):
+        if not float(limits.tiny) <= scale <= float(limits.max):
+            raise ValueError(
+                f"kernel {kernel.name} has a bandwidth beyond the range of {dtype}: "
+                f"its inverse is {scale:.3g}"
+            )
+
+
+def _largest_norm(points: NDArray, scale: NDArray) -> float:
+    """Max |x|^2 of the scaled points, some rows at a time."""
+    rows = points.reshape(-1, points.shape[-1])
+    return max(
+        (float(np.max(np.sum((rows[i : i + 2**16] * scale) ** 2, axis=1)))
+         for i in range(0, len(rows), 2**16)), default=0.0,
+    )  # fmt: skip
+
+
+def _rows(points: NDArray) -> tuple[NDArray, NDArray, int, int]:
+    """A window on the points, where each problem's row 0 is, and the strides of rows, columns."""
+    window, offset, strides = _window(points)
+    first = np.full(points.shape[:-2], offset, np.int64)
+    for axis, stride in enumerate(strides[:-2]):
+        steps = np.arange(points.shape[axis], dtype=np.int64) * stride
+        first += steps.reshape(-1, *(1,) * (first.ndim - 1 - axis))
+    return window, first.ravel(), strides[-2], strides[-1]
 
 
 def _window(array: NDArray) -> tuple[NDArray, int, list[int]]:

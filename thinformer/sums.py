@@ -1,0 +1,170 @@
+"""Sums of kernel values over point sets, and swaps that make them smaller, in Numba.
+
+Values are computed a tile at a time in the points' dtype and summed in float64. Every sum runs in
+one order, whatever the threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer._jit import REDUCTION, STRICT, inner, kernel
+from thinformer.tiles import PANEL, TILE_ROWS, copy_columns, load_points, tabulate_rows
+
+
+def workspace(dim: int, dtype: np.dtype) -> NDArray:
+    """Return the memory that one thread works in: a tile's points, a panel twice, and two tiles."""
+    return np.empty(TILE_ROWS * dim + 2 * PANEL * dim + 2 * TILE_ROWS * PANEL, dtype)
+
+
+@inner(STRICT)
+def divide(work):
+    """Two tiles, and the memory still free."""
+    size = TILE_ROWS * PANEL
+    return work[:size], work[size : 2 * size], work[2 * size :]
+
+
+@kernel
+def embed(first, last, problem, at, index, weights, out, work):
+    """Write sum_j w_j k(x, y_j) for the points x of panels first .. last-1, y_j those of index.
+
+    at : (n,) int64, the points x, PANEL of them a panel; out (n,) float64
+    index : (m,) int64; weights (m,) float64
+    work : see `workspace`
+    """
+    tile, other, free = divide(work)
+    for unit in range(first, last):
+        positions = at[unit * PANEL : (unit + 1) * PANEL]
+        rows, rest = load_points(problem, 0, positions, free)
+        panel = copy_columns(rows, 0, rest)
+        rest = rest[panel.size :]
+        sums = np.zeros(PANEL, np.float64)
+        for row in range(0, index.size, TILE_ROWS):
+            chosen = index[row : row + TILE_ROWS]
+            rows, _ = load_points(problem, 0, chosen, rest)
+            tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
+            add_rows(tile, weights[row : row + TILE_ROWS], sums)
+        out[unit * PANEL : (unit + 1) * PANEL] = sums[: positions.size]
+
+
+@inner(STRICT)
+def add_rows(tile, weights, sums):
+    """sums[x] += sum_j w_j tile[j, x]."""
+    for row in range(weights.size):
+        values, weight = tile[row * PANEL :], weights[row]
+        for c in range(PANEL):
+            sums[c] += weight * values[c]
+
+
+@kernel
+def square(first, last, problem, sets, weights, out, work):
+    """Write the parts of sum_ij w_i w_j k(x_i, x_j) of panels first .. last-1, for several sets.
+
+    A panel's part are its own values, and twice those of the points before it with it.
+
+    sets : (sets, n) int64; weights (n,) float64
+    out : (sets, panels) float64; panels are counted over all sets
+    """
+    tile, other, free = divide(work)
+    panels = out.shape[1]
+    for unit in range(first, last):
+        index, start = sets[unit // panels], unit % panels * PANEL
+        positions = index[start : start + PANEL]
+        rows, rest = load_points(problem, 0, positions, free)
+        panel = copy_columns(rows, 0, rest)
+        rest = rest[panel.size :]
+        sums = np.zeros(PANEL, np.float64)
+        tabulate_rows(problem, rows[: positions.size], panel, tile, other)
+        add_rows(tile, weights[start : start + PANEL], sums)
+        twice = np.zeros(PANEL, np.float64)
+        for row in range(0, start, TILE_ROWS):
+            chosen = index[row : min(row + TILE_ROWS, start)]
+            rows, _ = load_points(problem, 0, chosen, rest)
+            tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
+            add_rows(tile, weights[row : row + chosen.size], twice)
+        total = 0.0
+        for c in range(positions.size):
+            total += weights[start + c] * (sums[c] + 2 * twice[c])
+        out[unit // panels, start // PANEL] = total
+
+
+@kernel
+def diagonal(first, last, problem, at, out, work):
+    """Write k(x, x) for the points x of panels first .. last-1."""
+    tile, other, free = divide(work)
+    for unit in range(first, last):
+        positions = at[unit * PANEL : (unit + 1) * PANEL]
+        rows, rest = load_points(problem, 0, positions, free)
+        panel = copy_columns(rows, 0, rest)
+        tabulate_rows(problem, rows, panel, tile, other)
+        for c in range(positions.size):
+            out[unit * PANEL + c] = tile[c * PANEL + c]
+
+
+@kernel
+def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
+    """Replace each point of a coreset in turn by the candidate that makes the MMD least.
+
+    The squared MMD changes by (k(y, y) + 2 sum_i k(x_i, y)) / s - 2 m(y), over s, where y comes
+    in for one of the s points and x_i are the others; m is the target's mean embedding.
+
+    candidates : (n,) int64, points that may come in
+    potential : (n,) float64, k(y, y) / s + 2 sum_i k(x_i, y) / s - 2 m(y) over all points x_i of the
+        coreset; kept up to date
+    coreset : (s,) int64, places in `candidates`; overwritten
+    unique : whether a candidate may be taken once only
+    passes : stop after so many passes over the coreset, or after one that changed nothing
+    memory : n points, filled up to whole panels, twice
+    Returns the number of changes.
+    """
+    size, n = coreset.size, candidates.size
+    tile, other, _ = divide(work)
+    rows, rest = load_points(problem, 0, candidates, memory)
+    panels = rest[: rows.size].reshape(rows.shape[0] // PANEL, rows.shape[1], PANEL)
+    for i in range(panels.shape[0]):
+        copy_columns(rows, i * PANEL, rest[i * PANEL * rows.shape[1] :])
+    leaving = np.empty(panels.shape[0] * PANEL, np.float64)
+    coming = np.empty(panels.shape[0] * PANEL, np.float64)
+    taken = np.zeros(n, np.uint8)
+    for place in coreset:
+        taken[place] += unique
+    changes = 0
+    for _ in range(passes):
+        before = changes
+        for i in range(size):
+            old = coreset[i]
+            column(problem, rows[old : old + 1], panels, tile, other, leaving)
+            new = best(potential, leaving, 2 / size, taken, old)
+            if new == old:
+                continue
+            column(problem, rows[new : new + 1], panels, tile, other, coming)
+            for y in range(n):
+                potential[y] += 2 / size * (coming[y] - leaving[y])
+            taken[old] -= unique
+            taken[new] += unique
+            coreset[i] = new
+            changes += 1
+        if changes == before:
+            break
+    return changes
+
+
+@inner(STRICT)
+def column(problem, row, panels, tile, other, out):
+    """Kernel values of one point and all candidates."""
+    for i in range(panels.shape[0]):
+        tabulate_rows(problem, row, panels[i], tile, other)
+        for c in range(PANEL):
+            out[i * PANEL + c] = tile[c]
+
+
+@inner(REDUCTION)
+def best(potential, leaving, factor, taken, old):
+    """The candidate with the least potential once a point has left, that point where none is less."""
+    least, place = potential[old] - factor * leaving[old], old
+    for y in range(potential.size):
+        value = potential[y] - factor * leaving[y]
+        if value < least and taken[y] == 0:
+            least, place = value, y
+    return place
