@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from thinformer._pool import get_num_threads, set_num_threads
 from thinformer.attention import Attended, attention, compress_kv
+from thinformer.discrepancy import Comparison, compare, median_distance, mmd, mmd2_unbiased
 from thinformer.draws import Draws, make_draws
 from thinformer.kernels import Kernel
 from thinformer.points import kernel_halve, kh_compress
 from thinformer.schedule import Schedule, compress_schedule, coreset_size
+from thinformer.thinning import thin
 
 if TYPE_CHECKING:
     from thinformer.torch import ThinformerAttention

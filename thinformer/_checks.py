@@ -53,6 +53,26 @@ def finite(name: str, is_finite: bool) -> None:
         raise ValueError(f"{name} must be finite; it holds NaN or infinity")
 
 
+def symmetric(name: str, matrices: NDArray) -> None:
+    """Check that each matrix of a stack is symmetric to half of its digits, some rows at a time."""
+    S = matrices.shape[-1]
+    rows = max(1, 2**18 // S)
+    for place in np.ndindex(*matrices.shape[:-2]):
+        matrix = matrices[place]
+        largest = max(
+            float(np.max(np.abs(matrix[start : start + rows]))) for start in range(0, S, rows)
+        )
+        tolerance = np.sqrt(np.finfo(matrix.dtype).eps) * largest
+        for start in range(0, S, rows):
+            block = matrix[start : start + rows]
+            off = np.max(np.abs(block - matrix[:, start : start + rows].T))
+            if off > tolerance:
+                raise ValueError(
+                    f"{name} must be symmetric; "
+                    f"got entries that differ by {off:.3g} from their mirror"
+                )
+
+
 def integer(name: str, value: Any, least: int) -> int:
     """Return an integer argument that is at least `least`."""
     if not _is_number(value) or not isinstance(value, numbers.Integral) or value < least:

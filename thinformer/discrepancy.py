@@ -2,37 +2,366 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from thinformer import _pool
-from thinformer.problem import Points
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thinformer import _checks, _pool
+from thinformer.compress import is_finite
+from thinformer.kernels import (
+    PAIRWISE,
+    TABLE,
+    WITHOUT_BANDWIDTH,
+    Kernel,
+    as_kernel,
+    energy,
+    linear,
+    pairwise,
+)
+from thinformer.problem import Points, make_factor, make_points
+from thinformer.tables import as_points
+
+TARGETS = ("sample", "mean-zero")
+MEDIAN_ROWS = 1000  # of which the median distance is taken
+
+
+def mmd(
+    points: Any,
+    coreset: Any,
+    *,
+    kernel: Any = "gaussian",
+    bandwidth: Any = "median",
+    weights: ArrayLike | None = None,
+    target: str = "sample",
+    rng: int | np.random.Generator | None = 0,
+) -> float:
+    r"""Return the maximum mean discrepancy between points and a coreset, exactly.
+
+    The largest difference of means, :math:`\max_f |\sum_i w_i f(x_i) - \frac1s \sum_j f(y_j)|`
+    over functions f in the unit ball of the kernel's Hilbert space.
+
+    Parameters
+    ----------
+    points : (n, d) array, data frame or posterior
+        See `thin`.
+    coreset : (s,) int array of rows of `points`, or (s, d) float array of points
+        Equally weighted.
+    kernel, bandwidth
+        See `thin`. A median bandwidth is of `points`; it depends on `rng` where there are more
+        than 1000 of them, so compare values with the same seed, or give a number.
+    weights : (n,) array, optional
+        Of the points; equal unless given.
+    target : "sample" or "mean-zero"
+        Compare with the points, or with a measure whose mean embedding is zero: with a `stein`
+        kernel, the kernel Stein discrepancy of the coreset.
+    rng : int, numpy.random.Generator or None
+        Where the rows for a median bandwidth are drawn from (SPEC 7).
+
+    Returns
+    -------
+    float
+        In float64, whatever the points' dtype. Zero where rounding makes the square negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `thin`; the rows are out of range.
+
+    Notes
+    -----
+    O(n^2 d) time, O(n d) memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import mmd
+    >>> x = np.array([[0.0], [1.0]])
+    >>> round(mmd(x, [0], bandwidth=1.0), 4)  # sqrt((1 - exp(-1/2)) / 2)
+    0.4435
+    """
+    array = as_points(points).astype(np.float64, copy=False)
+    n = len(array)
+    rows, array = _with_coreset(array, coreset)
+    problem = as_problem(array, resolve(kernel, bandwidth, array[:n], rng))
+    of_coreset = square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
+    if _checks.choice("target", target, TARGETS) == "mean-zero":
+        return float(np.sqrt(max(of_coreset, 0)))
+    share = as_weights(weights, n)
+    every = np.arange(n)
+    of_points = square(problem, every[None], share)[0]
+    between = embed(problem, rows, every, share).mean()
+    return float(np.sqrt(max(of_points - 2 * between + of_coreset, 0)))
+
+
+def mmd2_unbiased(
+    x: Any,
+    y: Any,
+    *,
+    kernel: Any = "gaussian",
+    bandwidth: Any = "median",
+    rng: int | np.random.Generator | None = 0,
+) -> float:
+    r"""Return the unbiased estimate of the squared MMD of two distributions from samples of them.
+
+    :math:`\frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
+    - \frac{2}{nm} \sum_{ij} k(x_i, y_j)` (Gretton et al., 2012, eq. 3). It can be negative.
+
+    Parameters
+    ----------
+    x : (n, d) array, data frame or posterior, n >= 2
+    y : (m, d) likewise, m >= 2
+    kernel, bandwidth, rng
+        See `mmd`; a median bandwidth is of both samples together.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `thin`; a sample of one point.
+
+    Notes
+    -----
+    O((n + m)^2 d) time, O((n + m) d) memory.
+
+    Examples
+    --------
+    >>> from thinformer import mmd2_unbiased
+    >>> mmd2_unbiased([[0.0], [1.0]], [[0.0], [1.0]], kernel="linear")
+    -0.5
+    """
+    first, second = (as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y")))
+    n, m = len(first), len(second)
+    for name, size in (("x", n), ("y", m)):
+        if size < 2:
+            raise ValueError(f"{name} must have at least two points; got {size}")
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}"
+        )
+    both = np.concatenate([first, second])
+    problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
+    total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
+    for rows in (np.arange(n), n + np.arange(m)):
+        size = rows.size
+        pairs = square(problem, rows[None], np.ones(size))[0] - diagonal(problem, rows).sum()
+        total += pairs / (size * (size - 1))
+    return float(total)
+
+
+class Comparison(NamedTuple):
+    """How well one coreset represents the points; a row of `compare`.
+
+    name, size : of the coreset
+    mmd : its MMD under the kernel
+    energy : its energy distance
+    mean : the largest error of a mean, in standard deviations of its dimension
+    covariance : the error of the covariance matrix relative to the matrix, in the Frobenius norm
+    """
+
+    name: str
+    size: int
+    mmd: float
+    energy: float
+    mean: float
+    covariance: float
+
+
+class Comparisons(list[Comparison]):
+    """The rows of a comparison; prints as a table."""
+
+    def __str__(self) -> str:
+        width = max([len("coreset"), *(len(row.name) for row in self)])
+        lines = [f"{'coreset':<{width}}    size       MMD    energy      mean  covariance"]
+        lines += [
+            f"{row.name:<{width}} {row.size:>7} {row.mmd:>9.5f} {row.energy:>9.5f} "
+            f"{row.mean:>9.5f} {row.covariance:>11.5f}"
+            for row in self
+        ]
+        return "\n".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+def compare(
+    points: Any,
+    coresets: Mapping[str, ArrayLike],
+    *,
+    kernel: Any = "gaussian",
+    bandwidth: Any = "median",
+    rng: int | np.random.Generator | None = 0,
+) -> Comparisons:
+    """Compare coresets of the same points: MMD, energy distance, errors of mean and covariance.
+
+    Parameters
+    ----------
+    points : (n, d) array, data frame or posterior
+        See `thin`.
+    coresets : dict of (s,) int arrays
+        Rows of `points`, by name.
+    kernel, bandwidth, rng
+        See `mmd`.
+
+    Returns
+    -------
+    Comparisons
+        A list of `Comparison`, one a coreset, that prints as a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `mmd`.
+
+    Notes
+    -----
+    O(n^2 d) time, O(n d) memory.
+    """
+    array = as_points(points).astype(np.float64, copy=False)
+    n = len(array)
+    chosen = {name: _with_coreset(array, rows)[0] for name, rows in coresets.items()}
+    kernels = (resolve(kernel, bandwidth, array, rng), energy())
+    share, every = np.full(n, 1 / n), np.arange(n)
+    distances = []
+    for each in kernels:
+        problem = as_problem(array, each)
+        of_points = square(problem, every[None], share)[0]
+        distances.append(
+            [
+                of_points
+                - 2 * embed(problem, rows, every, share).mean()
+                + square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
+                for rows in chosen.values()
+            ]
+        )
+    deviation = array.std(axis=0)
+    deviation[deviation == 0] = 1
+    covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
+    size_of_covariance = np.linalg.norm(covariance) or 1.0
+    table = Comparisons()
+    for (name, rows), mmd2, energy2 in zip(chosen.items(), *distances, strict=True):
+        part = array[rows]
+        off = np.abs(part.mean(axis=0) - array.mean(axis=0)) / deviation
+        of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
+        table.append(
+            Comparison(
+                name,
+                rows.size,
+                float(np.sqrt(max(mmd2, 0))),
+                float(np.sqrt(max(energy2, 0))),
+                float(off.max()),
+                float(np.linalg.norm(of_part - covariance) / size_of_covariance),
+            )
+        )
+    return table
+
+
+def median_distance(points: Any, rng: int | np.random.Generator | None = None) -> float:
+    """Return the median distance between distinct points, of at most 1000 drawn from `rng`.
+
+    What ``bandwidth="median"`` stands for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `thin`; all points drawn are equal.
+    """
+    from scipy.spatial.distance import pdist
+
+    array = as_points(points)
+    if len(array) > MEDIAN_ROWS:
+        drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
+        array = array[np.sort(drawn)]
+    distances = pdist(array.astype(np.float64))
+    distances = distances[distances > 0]
+    if not distances.size:
+        raise ValueError(
+            "bandwidth='median' needs points that differ; "
+            f"all {len(array)} that were looked at are equal"
+        )
+    return float(np.median(distances))
+
+
+def resolve(
+    kernel: Any, bandwidth: Any, points: NDArray, rng: int | np.random.Generator | None
+) -> Kernel:
+    """Return the kernel that arguments `kernel` and `bandwidth` mean for some points."""
+    if isinstance(kernel, str) and kernel == "precomputed":
+        return Kernel("precomputed", TABLE, companion=points)
+    if callable(kernel) and not isinstance(kernel, Kernel) and not _makes_kernels(kernel):
+        kernel = pairwise(kernel)
+    if isinstance(kernel, Kernel) or kernel in WITHOUT_BANDWIDTH:
+        if not (isinstance(bandwidth, str) and bandwidth == "median"):
+            raise ValueError(
+                f"bandwidth is part of the kernel {getattr(kernel, 'name', kernel)!r}, "
+                f"or it has none; got {bandwidth!r} besides"
+            )
+        return as_kernel(kernel)
+    as_kernel(kernel)
+    if isinstance(bandwidth, str):
+        if bandwidth != "median":
+            raise ValueError(
+                "bandwidth must be a positive number, one for each dimension or 'median'; "
+                f"got {bandwidth!r}"
+            )
+        bandwidth = median_distance(points, rng)
+    return as_kernel(kernel, bandwidth)
+
+
+def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
+    """Return points under a kernel as a problem; checks that both are finite and fit."""
+    n = len(points)
+    _checks.finite("points", is_finite(make_factor(points, linear()), n))
+    if kernel.tag == TABLE and kernel.companion is points:
+        if points.shape != (n, n):
+            raise ValueError(
+                f"points must be a Gram matrix (n, n) where kernel='precomputed'; got {points.shape}"
+            )
+        _checks.symmetric("points", points)
+    elif kernel.tag >= PAIRWISE:
+        _check_function(kernel, points)
+        if not hasattr(kernel.companion, "py_func"):
+            kernel = Kernel("precomputed", TABLE, companion=_tabulated(kernel.companion, points))
+    return make_points(points, kernel, shift)
+
+
+def as_weights(weights: ArrayLike | None, n: int) -> NDArray:
+    """Return weights of n points that sum to one, equal ones unless given."""
+    if weights is None:
+        return np.full(n, 1 / n)
+    array = np.asarray(weights)
+    if array.dtype.kind not in "biuf" or array.shape != (n,):
+        raise ValueError(
+            f"weights must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
+        raise ValueError("weights must be finite, none of them negative and not all zero")
+    return array / array.sum()
 
 
 def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
     """Return sum_j w_j k(x, y_j) for the points x at (n,), y_j those of index (m,): (n,) float64."""
-    from thinformer import sums, tiles  # imports Numba
+    from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
-    panels = -(-at.size // tiles.PANEL)
 
     def task(first: int, last: int) -> None:
-        work = sums.workspace(problem.dim, problem.window.dtype)
-        sums.embed(first, last, problem, at, index, weights, out, work)
+        sums.embed(first, last, problem, at, index, weights, out, _workspace(problem))
 
-    _pool.run(task, panels, at.size * index.size * problem.dim)
+    _pool.run(task, -(-at.size // sums.PANEL), at.size * index.size * problem.dim)
     return out
 
 
 def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64."""
-    from thinformer import sums, tiles  # imports Numba
+    from thinformer import sums  # imports Numba
 
-    parts = np.empty((len(sets), -(-sets.shape[1] // tiles.PANEL)), np.float64)
+    parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
 
     def task(first: int, last: int) -> None:
-        work = sums.workspace(problem.dim, problem.window.dtype)
-        sums.square(first, last, problem, sets, weights, parts, work)
+        sums.square(first, last, problem, sets, weights, parts, _workspace(problem))
 
     _pool.run(task, parts.size, sets.size * sets.shape[1] * problem.dim)
     return parts.sum(axis=1)
@@ -40,11 +369,76 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
 
 def diagonal(problem: Points, at: NDArray) -> NDArray:
     """Return k(x, x) for the points x at (n,): (n,) float64."""
-    from thinformer import sums, tiles  # imports Numba
+    from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
-    panels = -(-at.size // tiles.PANEL)
-    sums.diagonal(
-        0, panels, problem, at, out, sums.workspace(problem.dim, problem.window.dtype)
-    )
+    sums.diagonal(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
     return out
+
+
+def _workspace(problem: Points) -> NDArray:
+    from thinformer import sums  # imports Numba
+
+    return sums.workspace(problem.dim, problem.window.dtype)
+
+
+def _with_coreset(array: NDArray, coreset: Any) -> tuple[NDArray, NDArray]:
+    """A coreset's rows, and the points with those of the coreset appended if it brings its own."""
+    n = len(array)
+    rows = np.asarray(coreset)
+    if rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size:
+        if rows.min() < 0 or rows.max() >= n:
+            raise ValueError(
+                f"coreset must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
+            )
+        return rows.astype(np.int64), array
+    own = as_points(coreset, "coreset").astype(np.float64)
+    if own.shape[1] != array.shape[1]:
+        raise ValueError(
+            f"coreset must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
+        )
+    _checks.finite("coreset", bool(np.isfinite(own).all()))
+    return n + np.arange(len(own)), np.concatenate([array, own])
+
+
+def _makes_kernels(function: Any) -> bool:
+    return getattr(function, "__module__", "") == "thinformer.kernels"
+
+
+def _check_function(kernel: Kernel, points: NDArray) -> None:
+    """Try a user's function on a few points: symmetric, and finite numbers."""
+    from thinformer import _jit  # imports Numba
+
+    few = points[np.linspace(0, len(points) - 1, 8).astype(int)]
+    function = kernel.companion
+    if kernel.name == "of_products":
+        function = _jit.from_products(function)
+    K = np.array([[function(x, y) for y in few] for x in few])
+    if K.dtype.kind not in "biuf" or K.ndim != 2 or not np.isfinite(K).all():
+        raise ValueError("kernel must return finite numbers; on some of the points it does not")
+    _checks.symmetric("kernel", K.astype(np.float64))
+
+
+def _tabulated(function: Callable, points: NDArray) -> NDArray:
+    """The Gram matrix of a plain Python function."""
+    n = len(points)
+    warnings.warn(
+        f"kernel is plain Python: it is called {n * (n + 1) // 2} times, and the matrix of its "
+        "values is stored; compile it with numba.njit to have neither",
+        stacklevel=_depth(),
+    )
+    K = np.empty((n, n), points.dtype)
+    for i in range(n):
+        for j in range(i + 1):
+            K[i, j] = K[j, i] = function(points[i], points[j])
+    return K
+
+
+def _depth() -> int:
+    """Stack levels up to the first caller outside this package, for a warning's place."""
+    import sys
+
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):
+        level, frame = level + 1, frame.f_back
+    return level

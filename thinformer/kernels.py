@@ -222,8 +222,8 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
 def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
     """-|x - y| / bandwidth, of the energy distance.
 
-    Conditionally positive definite, which is enough where weights sum to one: the squared MMD is
-    then half the energy distance, ``scipy.stats.energy_distance(x, y)**2 / 2`` in one dimension.
+    Conditionally positive definite, which is enough where weights sum to one: the MMD is the
+    energy distance, in one dimension ``scipy.stats.energy_distance(x, y)``.
     """
     return Kernel("energy", ENERGY, _inverse(bandwidth))
 

@@ -81,7 +81,7 @@ def kernel_halve(
     delta = _checks.failure_probability(delta)
     gram = make_factor(K, linear())
     _checks.finite("K", is_finite(gram, S))
-    _symmetric(K)
+    _checks.symmetric("K", K)
     pairs = S // 2
     schedule = Schedule(2 * pairs, pairs, (Round(pairs, 1, delta),))
     if draws is None:
@@ -169,20 +169,3 @@ def kh_compress(
     index = starting_points(S, settings, draws, tuple(stack))
     kept = compress(problem, settings.schedule, draws, index, tuple(stack))[-1]
     return kept.reshape(*stack, settings.schedule.size)
-
-
-def _symmetric(K: NDArray) -> None:
-    """Check that each matrix of a stack is symmetric to half of its digits, some rows at a time."""
-    S = K.shape[-1]
-    rows = max(1, 2**18 // S)
-    for place in np.ndindex(*K.shape[:-2]):
-        matrix = K[place]
-        (largest,) = largest_entries((make_factor(matrix, linear()), all_rows(S)))
-        tolerance = np.sqrt(np.finfo(K.dtype).eps) * largest
-        for start in range(0, S, rows):
-            block = matrix[start : start + rows]
-            off = np.max(np.abs(block - matrix[:, start : start + rows].T))
-            if off > tolerance:
-                raise ValueError(
-                    f"K must be symmetric; got entries that differ by {off:.3g} from their mirror"
-                )

@@ -53,7 +53,7 @@ def add_rows(tile, weights, sums):
     """sums[x] += sum_j w_j tile[j, x]."""
     for row in range(weights.size):
         values, weight = tile[row * PANEL :], weights[row]
-        for c in range(PANEL):
+        for c in range(sums.size):
             sums[c] += weight * values[c]
 
 

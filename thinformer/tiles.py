@@ -35,7 +35,7 @@ from thinformer.kernels import (
 )
 from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 
-PANEL = 32  # points: two vectors of 16 floats, in loops of constant length
+PANEL = 32  # points: two vectors of 16 floats
 TILE_ROWS = 128
 BLAS_SERIAL = 2**18  # multiply-adds of one product
 
@@ -272,13 +272,14 @@ def tabulate_term(problem, term, rows, panel, tile):
 @inner(ELEMENTWISE)
 def scaled_products(rows, panel, scale, tile):
     """Inner products of the scaled rows and the panel's scaled columns."""
-    for r in range(rows.shape[0]):
-        out = tile[r * PANEL : (r + 1) * PANEL]
-        out[:] = 0
-        for d in range(rows.shape[1]):
-            x, y = rows[r, d] * scale[d], panel[d]
-            for c in range(PANEL):
-                out[c] += x * (y[c] * scale[d])
+    dim, width = panel.shape
+    tile[: rows.shape[0] * width] = 0
+    for d in range(dim):
+        y, s = panel[d], scale[d]
+        for r in range(rows.shape[0]):
+            x, at = rows[r, d] * s, r * width
+            for c in range(width):
+                tile[at + c] += x * (s * y[c])
 
 
 @inner(ELEMENTWISE)
@@ -287,15 +288,18 @@ def squared_distances(rows, panel, scale, tile):
 
     Subtracted before anything is rounded: |x|^2 + |y|^2 - 2 <x, y> would be faster in many
     dimensions, and would cancel all digits between close points that are far from the rest.
+    The width is read from the panel: a loop of constant length is unrolled before it could be
+    vectorised, 1.0 ns an entry for 0.26 (two dimensions, float64).
     """
-    for r in range(rows.shape[0]):
-        out = tile[r * PANEL : (r + 1) * PANEL]
-        out[:] = 0
-        for d in range(rows.shape[1]):
-            x, y, s = rows[r, d], panel[d], scale[d]
-            for c in range(PANEL):
+    dim, width = panel.shape
+    tile[: rows.shape[0] * width] = 0
+    for d in range(dim):
+        y, s = panel[d], scale[d]
+        for r in range(rows.shape[0]):
+            x, at = rows[r, d], r * width
+            for c in range(width):
                 difference = s * (x - y[c])
-                out[c] += difference * difference
+                tile[at + c] += difference * difference
 
 
 @inner(ELEMENTWISE)
@@ -327,37 +331,38 @@ def apply_to_distances(tag, tile, constant, degree):
 @inner(ELEMENTWISE)
 def sobolev(rows, panel, coefficients, tile):
     """The periodic Sobolev kernel: a product over dimensions, less 1."""
-    one = rows.dtype.type(1)
-    for r in range(rows.shape[0]):
-        out = tile[r * PANEL : (r + 1) * PANEL]
-        out[:] = one
-        for d in range(rows.shape[1]):
-            x, y = rows[r, d], panel[d]
-            for c in range(PANEL):
-                out[c] *= sobolev_factor(x, y[c], coefficients)
-        for c in range(PANEL):
-            out[c] -= one
+    dim, width = panel.shape
+    one, size = rows.dtype.type(1), rows.shape[0] * width
+    tile[:size] = one
+    for d in range(dim):
+        y = panel[d]
+        for r in range(rows.shape[0]):
+            x, at = rows[r, d], r * width
+            for c in range(width):
+                tile[at + c] *= sobolev_factor(x, y[c], coefficients)
+    for i in range(size):
+        tile[i] -= one
 
 
 @inner(ELEMENTWISE)
 def stein(rows, panel, scale, constant, degree, tile):
     """The Stein kernel; the second half of a point's columns are its scores."""
-    dim = rows.shape[1] // 2
+    dim, width = panel.shape[0] // 2, panel.shape[1]
     inverse = scale[0] * scale[0]
-    products, scores = np.empty(PANEL, rows.dtype), np.empty(PANEL, rows.dtype)
+    products, scores = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
     for r in range(rows.shape[0]):
-        distance = tile[r * PANEL : (r + 1) * PANEL]
+        distance = tile[r * width : (r + 1) * width]
         distance[:] = 0
         products[:] = 0
         scores[:] = 0
         for d in range(dim):
             x, y, s, t = rows[r, d], panel[d], rows[r, dim + d], panel[dim + d]
-            for c in range(PANEL):
+            for c in range(width):
                 difference = x - y[c]
                 distance[c] += inverse * difference * difference
                 products[c] += inverse * difference * (s - t[c])
                 scores[c] += s * t[c]
-        for c in range(PANEL):
+        for c in range(width):
             distance[c] = stein_of(
                 distance[c], products[c], scores[c], dim * inverse, constant, degree
             )

@@ -1,0 +1,100 @@
+"""Points from what people hold them in: arrays, data frames, and draws of a posterior.
+
+Nothing is imported that the caller has not: a frame is known by its methods.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer import _checks
+
+
+def as_points(points: Any, name: str = "points") -> NDArray:
+    """Return points as a finite-dimensional float array (n, d), float32 or float64.
+
+    Parameters
+    ----------
+    points : array-like (n, d), pandas or polars frame, xarray Dataset, DataArray or DataTree, or an
+        ArviZ posterior
+        The columns of a frame are the dimensions. Draws of a posterior are its chains one after
+        the other, and the elements of its variables, in their order, are the dimensions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are not numbers, or have another shape.
+    """
+    draws = _posterior(points)
+    if hasattr(draws, "data_vars"):
+        return _stacked(draws, name)
+    if hasattr(points, "columns") and hasattr(points, "to_numpy"):
+        return _of_frame(points, name)
+    array = np.asarray(points.to_numpy() if hasattr(points, "to_numpy") else points)
+    array = _real(name, array)
+    if array.ndim != 2:
+        hint = f" (one column is {name}[:, None])" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (n, d); got shape {array.shape}{hint}")
+    _checks.not_empty(name, array, 0, "point")
+    _checks.not_empty(name, array, 1, "dimension")
+    return array
+
+
+def _real(name: str, array: NDArray) -> NDArray:
+    """Numbers in the dtype they are computed in: integers and booleans as float64."""
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    return _checks.computed(_checks.float_array(name, array))
+
+
+def _of_frame(frame: Any, name: str) -> NDArray:
+    """The columns of a data frame, all of which must be numbers."""
+    columns = []
+    for label in frame.columns:
+        column = frame[label].to_numpy()
+        if column.dtype.kind not in "biuf":
+            raise TypeError(f"{name} has a column {label!r} of {frame[label].dtype}, not of numbers")
+        columns.append(_real(name, column))
+    if not columns:
+        raise ValueError(f"{name} must have at least one column")
+    if not len(columns[0]):
+        raise ValueError(f"{name} must have at least one row")
+    return np.column_stack(columns)
+
+
+def _posterior(points: Any) -> Any:
+    """The Dataset of a posterior: the group of that name, or what is one already."""
+    if hasattr(points, "data_vars") and points.data_vars:
+        return points
+    try:
+        group = points["posterior"] if hasattr(points, "children") else points.posterior
+    except (AttributeError, KeyError):
+        return points
+    return getattr(group, "dataset", group)
+
+
+def _stacked(dataset: Any, name: str) -> NDArray:
+    """The draws of a Dataset as rows: chain and draw stacked, or its one shared dimension."""
+    variables = {label: dataset[label] for label in dataset.data_vars}
+    if not variables:
+        raise ValueError(f"{name} must have at least one variable")
+    shared = set.intersection(*(set(v.dims) for v in variables.values()))
+    sample = ("chain", "draw") if {"chain", "draw"} <= shared else tuple(sorted(shared))
+    if sample != ("chain", "draw") and len(sample) != 1:
+        raise ValueError(
+            f"{name} must have variables with dimensions chain and draw, or one that they share; "
+            f"they share {sorted(map(str, shared)) or 'none'}"
+        )
+    columns = []
+    for label, variable in variables.items():
+        array = variable.transpose(*sample, ...).to_numpy()
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} has a variable {label!r} of {array.dtype}, not of numbers")
+        rows = int(np.prod(array.shape[: len(sample)]))
+        columns.append(_real(name, array).reshape(rows, -1))
+    if not len(columns[0]):
+        raise ValueError(f"{name} must have at least one draw")
+    return np.concatenate(columns, axis=1)
