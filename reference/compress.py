@@ -36,7 +36,7 @@ def bucket_bounds(pairs, buckets):
     return [b * pairs // buckets for b in range(buckets + 1)]
 
 
-def kh_compress(gram, points, rounds, uniforms, coins):
+def kh_compress(gram, points, rounds, uniforms, coins, halving=kernel_halving):
     """Thin a sequence of points by repeated halving.
 
     Parameters
@@ -49,6 +49,8 @@ def kh_compress(gram, points, rounds, uniforms, coins):
     uniforms : sequence of (pairs,) arrays, one a round
         Draws from [-1, 1).
     coins : sequence of (buckets,) arrays of bool, one a round
+    halving : callable
+        The halving algorithm: `kernel_halving` for KH-Compress.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def kh_compress(gram, points, rounds, uniforms, coins):
         halves = []
         for b, (first, last) in enumerate(pairwise(bounds)):
             bucket = kept[2 * first : 2 * last]
-            half, trace = kernel_halving(gram(points[bucket]), delta, uniform[first:last], coin[b])
+            half, trace = halving(gram(points[bucket]), delta, uniform[first:last], coin[b])
             halves.append(bucket[half])
             traces.append(trace)
         kept = np.concatenate(halves)

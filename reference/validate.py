@@ -32,6 +32,7 @@ def compare_points(kernel, dtype, seeds):
         S, size = SIZES[seed % len(SIZES)]
         schedule = compress_schedule(S, size)
         points = np.random.default_rng(seed).standard_normal((schedule.length, 3)).astype(dtype)
+        points = points % 1 if kernel == "sobolev" else points
         draws = make_draws(schedule, seed)
         expected, traces = kh_compress(
             lambda x: gram(x, x), points, schedule.rounds, draws.uniforms, draws.coins

@@ -41,9 +41,9 @@ _load_reference()
 @pytest.fixture(autouse=True)
 def poisoned_workspace(monkeypatch):
     """Hand kernels memory full of NaN, so that reading what was not written shows."""
-    from thinformer import cpu, softmax
+    from thinformer import cpu, softmax, sums
 
-    for body in (cpu, softmax):
+    for body in (cpu, softmax, sums):
 
         def workspace(*sizes, make=body.workspace):
             work = make(*sizes)

@@ -34,6 +34,11 @@ class Attention(NamedTuple):
         return self.key.shape[-1] ** -0.5
 
 
+def in_domain(kernel, points):
+    """Points where the kernel is defined: the unit cube for sobolev."""
+    return points % 1 if kernel == "sobolev" else points
+
+
 def integers(rng, S, d, dtype):
     """Small integers, on which linear and polynomial kernels are exact in any order of sums."""
     return rng.integers(-2, 3, (S, d)).astype(dtype)

@@ -204,7 +204,7 @@ def test_every_index_is_in_bounds():
             kernel_halve(x @ x.swapaxes(1, 2), rng=0)
             for size in (1, 3, S // 2 + 1, S):
                 for kernel in KERNELS:
-                    kh_compress(x, size=size, kernel=kernel, rng=0)
+                    kh_compress(x % 1, size=size, kernel=kernel, rng=0)
                 q, k, v = (rng.standard_normal((2, n, 2, d)) for n, d in ((70, 5), (S, 5), (S, 1)))
                 attention(q, k, v, size=size, rng=0, return_weights=True)
     """, NUMBA_BOUNDSCHECK="1", THINFORMER_CACHE="0")  # fmt: skip

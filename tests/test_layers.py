@@ -14,10 +14,12 @@ REFERENCE = Path(reference.__file__).parent
 # each module may import those before it, and nothing else of the package
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_pool", "problem",
-    "cpu", "compress", "points", "softmax", "attention", "data", "torch", "validate",
+    "tiles", "cpu", "sums", "compress", "points", "tables", "discrepancy", "thinning", "recursion",
+    "estimator", "softmax", "attention", "data", "torch", "validate",
     "_measure", "demo", "bench", "cli",
 ]  # fmt: skip
-MAY_NOT = {("attention", "points"), ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),
+MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
+           ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),
            ("kernels", "schedule"), ("halving", "kernels")}  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from problems import (
     BODIES,
     Attention,
     Points,
+    in_domain,
     integers,
     numba_body,
     reference_numpy,
@@ -28,7 +29,7 @@ def body(request):
 
 def points_problem(rng, kernel, S, size, dtype):
     schedule = compress_schedule(S, size)
-    points = rng.standard_normal((schedule.length, 3)).astype(dtype)
+    points = in_domain(kernel, rng.standard_normal((schedule.length, 3)).astype(dtype))
     return Points(points, kernel), schedule, make_draws(schedule, int(rng.integers(2**62)))
 
 

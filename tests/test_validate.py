@@ -19,7 +19,7 @@ def test_all_pass():
     assert [row.failed for row in rows] == [[]] * len(rows)
     assert {row.checked for row in rows} == {
         "published halving", "published attention", "points", "integer points",
-        "activations, text", "activations, vision", "activations, audio",
+        "activations, text", "activations, vision", "activations, audio", "thin",
         "torch module = NumPy function",
     }  # fmt: skip
 
@@ -36,7 +36,9 @@ def test_no_recorded_case_is_near_a_tie():
     [
         ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))"),
         ("cpu.py", "state = max(state, b)", "state = b"),
-        ("halving.py", "factor) <= alpha", "factor) > alpha"),
+        ("halving.py", "a <= alpha", "a > alpha"),
+        ("halving.py", "sqrt(variance) * factor, b * b", "sqrt(variance) * factor, b"),
+        ("sums.py", "value < least", "value <= least + 1"),
         ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
     ],
 )

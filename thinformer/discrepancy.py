@@ -131,15 +131,15 @@ def mmd2_unbiased(
     >>> mmd2_unbiased([[0.0], [1.0]], [[0.0], [1.0]], kernel="linear")
     -0.5
     """
-    first, second = (as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y")))
+    first, second = (
+        as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
+    )
     n, m = len(first), len(second)
     for name, size in (("x", n), ("y", m)):
         if size < 2:
             raise ValueError(f"{name} must have at least two points; got {size}")
     if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}"
-        )
+        raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
     both = np.concatenate([first, second])
     problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
     total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
@@ -316,7 +316,7 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     if kernel.tag == TABLE and kernel.companion is points:
         if points.shape != (n, n):
             raise ValueError(
-                f"points must be a Gram matrix (n, n) where kernel='precomputed'; got {points.shape}"
+                f"points must be a Gram matrix (n, n) for kernel='precomputed'; got {points.shape}"
             )
         _checks.symmetric("points", points)
     elif kernel.tag >= PAIRWISE:
@@ -326,23 +326,23 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     return make_points(points, kernel, shift)
 
 
-def as_weights(weights: ArrayLike | None, n: int) -> NDArray:
+def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDArray:
     """Return weights of n points that sum to one, equal ones unless given."""
     if weights is None:
         return np.full(n, 1 / n)
     array = np.asarray(weights)
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(
-            f"weights must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
+            f"{name} must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
         )
     array = array.astype(np.float64)
     if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
-        raise ValueError("weights must be finite, none of them negative and not all zero")
+        raise ValueError(f"{name} must be finite, none of them negative and not all zero")
     return array / array.sum()
 
 
 def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
-    """Return sum_j w_j k(x, y_j) for the points x at (n,), y_j those of index (m,): (n,) float64."""
+    """Return sum_j w_j k(x, y_j), (n,) float64, for the points x at (n,), y_j those of index (m,)."""
     from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)

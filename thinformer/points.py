@@ -7,11 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
 from thinformer.compress import (
-    all_rows,
     compress,
     halve_gram,
     is_finite,
-    largest_entries,
     plan,
     starting_points,
 )

@@ -25,7 +25,10 @@ from thinformer.kernels import (
 )
 
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
-WEIGHT, FIRST = 0, 3  # columns of a point set's parameters: the weight, and where coefficients begin
+WEIGHT, FIRST = (
+    0,
+    3,
+)  # columns of a point set's parameters: the weight, and where coefficients begin
 
 
 class Factor(NamedTuple):
@@ -142,9 +145,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
         if term.tag >= STEIN:
             points, companion = _accompany(points, term)
     window, first, row, column = _rows(points)
-    return Points(
-        window, first, row, column, points.shape[-1], tags, scales, parameters, companion
-    )
+    return Points(window, first, row, column, points.shape[-1], tags, scales, parameters, companion)
 
 
 def make_problem(points: NDArray, kernel: Kernel) -> Problem:

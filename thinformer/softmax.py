@@ -3,7 +3,7 @@
 A thread works on QUERIES queries of one head at a time: their logits with all keys, a tile of KEYS
 keys after another, the exponentials, then the weighted sum of the values. What it holds is those
 logits; the weights of all queries exist only if they are asked for. Products are BLAS's, cut to
-what it runs on the calling thread (see `thinformer.cpu`).
+what it runs on the calling thread (see `thinformer.tiles`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, bind, inner, kernel
-from thinformer.cpu import BLAS_SERIAL, exp
 from thinformer.problem import SCALE, Factor
+from thinformer.tiles import BLAS_SERIAL, exp
 
 QUERIES = 64
 KEYS = 64

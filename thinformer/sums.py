@@ -14,7 +14,7 @@ from thinformer.tiles import PANEL, TILE_ROWS, copy_columns, load_points, tabula
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
-    """Return the memory that one thread works in: a tile's points, a panel twice, and two tiles."""
+    """Return what one thread works in: a tile's points, a panel twice, and two tiles."""
     return np.empty(TILE_ROWS * dim + 2 * PANEL * dim + 2 * TILE_ROWS * PANEL, dtype)
 
 
@@ -110,8 +110,8 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
     in for one of the s points and x_i are the others; m is the target's mean embedding.
 
     candidates : (n,) int64, points that may come in
-    potential : (n,) float64, k(y, y) / s + 2 sum_i k(x_i, y) / s - 2 m(y) over all points x_i of the
-        coreset; kept up to date
+    potential : (n,) float64, k(y, y) / s + 2 sum_i k(x_i, y) / s - 2 m(y) over all points x_i of
+        the coreset; kept up to date
     coreset : (s,) int64, places in `candidates`; overwritten
     unique : whether a candidate may be taken once only
     passes : stop after so many passes over the coreset, or after one that changed nothing
@@ -161,7 +161,7 @@ def column(problem, row, panels, tile, other, out):
 
 @inner(REDUCTION)
 def best(potential, leaving, factor, taken, old):
-    """The candidate with the least potential once a point has left, that point where none is less."""
+    """The candidate of least potential once a point has left; that point if none is less."""
     least, place = potential[old] - factor * leaving[old], old
     for y in range(potential.size):
         value = potential[y] - factor * leaving[y]

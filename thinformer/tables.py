@@ -56,7 +56,9 @@ def _of_frame(frame: Any, name: str) -> NDArray:
     for label in frame.columns:
         column = frame[label].to_numpy()
         if column.dtype.kind not in "biuf":
-            raise TypeError(f"{name} has a column {label!r} of {frame[label].dtype}, not of numbers")
+            raise TypeError(
+                f"{name} has a column {label!r} of {frame[label].dtype}, not of numbers"
+            )
         columns.append(_real(name, column))
     if not columns:
         raise ValueError(f"{name} must have at least one column")

@@ -111,8 +111,8 @@ def thin(
     -----
     With c = :math:`2^g` size rows left by the tree, "compress++" computes about
     :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most :math:`32 c^2` to compare
-    with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on until nothing changes, and in
-    "compress++" its target is not the c rows but the up to 32 c before the last five halvings.
+    with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on until nothing changes, and
+    in "compress++" its target is not the c rows but the up to 32 c before the last five halvings.
 
     Examples
     --------
@@ -338,7 +338,7 @@ def _distinct(places: NDArray, n: int) -> NDArray:
 
 
 def _without_repeats(rows: NDArray, task: Task) -> NDArray:
-    """Increasing rows with each repeat replaced by the nearest row that is free, of those that weigh."""
+    """Increasing rows with each repeat replaced by the nearest free row of those that weigh."""
     distinct = np.unique(rows)
     if distinct.size == rows.size:
         return rows

@@ -1,9 +1,10 @@
 """Checks that this installation computes what was recorded, and that its bodies agree.
 
-A recorded case is one of three kinds and has the indices that are right:
+A recorded case is one of four kinds and has the indices that are right:
 
 halve : a Gram matrix ``K``
-points : ``points`` and the name of a kernel
+points : ``points`` and the name of a kernel, for `kh_compress`
+thin : likewise, for `thin`
 attention : ``query``, ``key``, ``value``, or the name of packaged activations
 
 with its settings, the dtype it is computed in, its draws as arrays (``uniforms0``, ``coins0``, ...)
@@ -31,6 +32,7 @@ from thinformer.compress import plan
 from thinformer.data import load_activations, load_vectors
 from thinformer.draws import Draws, make_draws
 from thinformer.points import kernel_halve, kh_compress
+from thinformer.thinning import thin
 
 # The largest margin that rounding may overcome. An exponent of x turns one rounding, 1e-16 or 6e-8,
 # into x of them, and x reaches some hundreds in real attention.
@@ -166,6 +168,9 @@ def _compute(
         draws = make_draws(schedule, case["seed"])
         kernel, size = case["kernel"], case["size"]
         return kh_compress(**inputs, size=size, kernel=kernel, draws=draws), None
+    if case["kind"] == "thin":
+        chosen = {name: case[name] for name in ("size", "kernel", "bandwidth", "g")}
+        return thin(**inputs, **chosen, rng=case["seed"]), None
     settings = {name: case[name] for name in ("g", "size", "delta", "pre_thin")}
     _, S, H, _ = inputs["key"].shape
     if "seed" in case:

@@ -19,7 +19,9 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from specified import Specified  # noqa: E402
 
 from reference import kernels as reference_kernels  # noqa: E402
 from reference.attention import thinformer_attention  # noqa: E402
@@ -96,6 +98,7 @@ def point_cases(rng):
     for dtype in (np.float64, np.float32):
         for name in KERNELS:
             points = rng.standard_normal((500, 3)).astype(dtype)
+            points = points % 1 if name == "sobolev" else points
             yield clearest(partial(point_case, "points", name, points, 40), rng)
         # two far clusters: |x|^2 + |y|^2 - 2 <x, y> would have no digit of |x - y|^2 left
         clusters = rng.standard_normal((500, 3)) + 1e4 * rng.choice([-1, 1], (500, 1))
@@ -132,6 +135,29 @@ def point_case(family, kernel, points, size, seed):
     )
 
 
+def thin_cases(rng):
+    """Kernel thinning and Compress++, in float64: their choices among all points can be close."""
+    for name, (n, size, g) in product(
+        ("gaussian", "matern", "energy"), ((500, 20, 1), (300, 7, 4))
+    ):
+        points = rng.standard_normal((n, 2))
+        yield clearest(partial(thin_case, name, points, size, g), rng)
+
+
+def thin_case(name, points, size, g, seed):
+    """One point set thinned by the specification."""
+    gram = getattr(reference_kernels, name)
+    specified = Specified(points, lambda x, y: gram(x, y, 1.5), seed)
+    indices = specified.compress_plus_plus(size, g, 0.5)
+    return (
+        {"family": "thin", "kind": "thin", "kernel": name, "bandwidth": 1.5, "size": size, "g": g,
+         "seed": seed},
+        {"points": points, "indices": indices},
+        points.dtype,
+        float(min(specified.margins)),
+    )  # fmt: skip
+
+
 def activation_cases(rng):
     """The packaged activations; their arrays are not stored a second time."""
     for name in ACTIVATIONS:
@@ -165,7 +191,7 @@ def main():
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     rng = np.random.default_rng(20250212)
     cases, arrays = [], {}
-    for source in (published_cases(), point_cases(rng), activation_cases(rng)):
+    for source in (published_cases(), point_cases(rng), activation_cases(rng), thin_cases(rng)):
         for case, fields, dtype, margin in source:
             fields = {
                 name: array.astype(np.int16) if name == "indices" else array

@@ -1,0 +1,185 @@
+"""Thinning as a scikit-learn estimator; the one module that imports scikit-learn."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import validate_data
+
+from thinformer import _checks
+from thinformer.discrepancy import as_weights
+from thinformer.thinning import thin
+
+
+class KernelThinner(BaseEstimator):
+    r"""Choose the rows of X that represent all of them best, as `thinformer.thin` does.
+
+    A scikit-learn transformer keeps the number of rows, so this is none: `fit` finds the rows, and
+    `fit_resample` returns them, as in pipelines of imbalanced-learn.
+
+    Parameters
+    ----------
+    n_samples : int or float
+        Rows to choose: a number from 1 to those X has, or a share of them in (0, 1), rounded to the
+        nearest number and at least 1.
+    kernel, bandwidth, method, g, delta, refine, target
+        See `thinformer.thin`. With ``kernel="precomputed"``, X is the Gram matrix.
+    random_state : int, numpy.random.RandomState or None
+        An int gives the rows of ``thin(..., rng=random_state)``, the same each time; a RandomState,
+        or NumPy's global one with None, gives a new seed to every `fit`.
+
+    Attributes
+    ----------
+    coreset_indices_ : (size,) int64 array
+        The rows chosen, increasing and distinct.
+    n_features_in_ : int
+        Columns of X.
+    feature_names_in_ : (n_features_in_,) object array
+        Their names, where X is a data frame whose columns all have a name that is a string.
+
+    Notes
+    -----
+    Time and memory are those of `thinformer.thin`; the default is kernel thinning in a tree of
+    buckets, Compress++ (arXiv 2111.07941).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import KernelThinner
+    >>> X = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> y = X[:, 0] > 0
+    >>> X_few, y_few = KernelThinner(50, random_state=0).fit_resample(X, y)
+    >>> X_few.shape, y_few.shape
+    ((50, 2), (50,))
+    """
+
+    def __init__(
+        self,
+        n_samples: float = 0.1,
+        *,
+        kernel: Any = "gaussian",
+        bandwidth: Any = "median",
+        method: str = "compress++",
+        g: int = 4,
+        delta: float = 0.5,
+        refine: bool = True,
+        target: str = "sample",
+        random_state: Any = None,
+    ) -> None:
+        self.n_samples = n_samples
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.method = method
+        self.g = g
+        self.delta = delta
+        self.refine = refine
+        self.target = target
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> KernelThinner:
+        """Find the rows that represent X.
+
+        Parameters
+        ----------
+        X : (n, d) array-like or data frame, n >= 2
+            float32 is computed in float32, everything else in float64.
+        y : ignored
+        sample_weight : (n,) array, optional
+            What the rows weigh in the sample that is to be represented; those chosen weigh the
+            same.
+
+        Returns
+        -------
+        KernelThinner
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            X is not a matrix of finite numbers, has fewer rows than `n_samples`, or a parameter is
+            out of its range.
+        """
+        # one row has no median distance, and nothing to choose
+        points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        n = len(points)
+        state = check_random_state(self.random_state)
+        seed = self.random_state
+        if not isinstance(seed, numbers.Integral):
+            seed = state.randint(2**31)
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight)
+            as_weights(sample_weight, n, "sample_weight")
+        self.coreset_indices_ = thin(
+            points,
+            _size(self.n_samples, n),
+            kernel=self.kernel,
+            bandwidth=self.bandwidth,
+            method=self.method,
+            g=self.g,
+            delta=self.delta,
+            refine=self.refine,
+            weights=sample_weight,
+            target=self.target,
+            rng=int(seed),
+        )
+        return self
+
+    def fit_resample(
+        self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> tuple[Any, Any]:
+        """Find the rows that represent X, and return them and their targets.
+
+        Parameters
+        ----------
+        X, sample_weight
+            See `fit`.
+        y : (n, ...) array-like, series or frame, optional
+            Not looked at.
+
+        Returns
+        -------
+        X, y
+            The rows chosen of each, as an array, frame, series or list, as it came; None where y
+            is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `fit`; X and y have different numbers of rows.
+        """
+        check_consistent_length(X, y)
+        self.fit(X, y, sample_weight)
+        return _take(X, self.coreset_indices_), _take(y, self.coreset_indices_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = isinstance(self.kernel, str) and self.kernel == "precomputed"
+        return tags
+
+
+def _size(n_samples: Any, n: int) -> int:
+    """The rows to choose of n."""
+    if isinstance(n_samples, numbers.Real) and not isinstance(n_samples, numbers.Integral):
+        if not 0 < n_samples < 1:
+            raise ValueError(f"n_samples must lie in (0, 1) where it is a share; got {n_samples!r}")
+        return max(1, round(float(n_samples) * n))
+    size = _checks.integer("n_samples", n_samples, 1)
+    if size > n:
+        raise ValueError(f"n_samples must be at most the {n} rows of X; got {size}")
+    return size
+
+
+def _take(data: Any, rows: np.ndarray) -> Any:
+    """Some rows of what users hold data in."""
+    if data is None:
+        return None
+    if hasattr(data, "iloc"):
+        return data.iloc[rows]
+    if isinstance(data, (list, tuple)):
+        return type(data)(data[row] for row in rows)
+    return data[rows]
