@@ -6,7 +6,7 @@ from reference.compress import stratified_thin
 from reference.thinning import kt_compress_levels, kt_split, kt_swap
 from thinformer.draws import make_draws, seed_from
 from thinformer.schedule import Round, Schedule, compress_schedule
-from thinformer.thinning import PASSES, TARGET_HALVINGS
+from thinformer.thinning import PASSES, TARGET
 
 
 class Specified:
@@ -59,5 +59,5 @@ class Specified:
         )
         levels = [start[level] for level in levels]
         self.margins += [trace.margin.min() for trace in traces]
-        target = levels[max(0, len(levels) - 1 - TARGET_HALVINGS)]
+        target = next(level for level in levels if len(level) <= max(left, TARGET * size))
         return self.kernel_thinning(levels[-1], size, delta * of_split, levels[-1], target)

@@ -11,10 +11,11 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Attended", "Draws", "Kernel", "Schedule", "ThinformerAttention", "attention",
-        "compress_kv", "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve",
-        "kh_compress",
-        "make_draws", "set_num_threads",
+        "Attended", "Comparison", "Comparisons", "Draws", "Kernel", "KernelThinner", "Schedule",
+        "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
+        "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
+        "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
+        "thin",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -28,11 +29,9 @@ def test_the_module_can_be_explored():
 
 
 def test_functions_are_not_shadowed_by_their_modules():
-    importlib.import_module("thinformer.attention")
-    from thinformer import attention
-
-    assert inspect.isfunction(attention)
-    assert inspect.isfunction(thinformer.attention)
+    for name in ("attention", "compress"):
+        importlib.import_module(f"thinformer.{name}")
+        assert inspect.isfunction(getattr(thinformer, name))
 
 
 def test_signatures():
@@ -41,6 +40,18 @@ def test_signatures():
         "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None)",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None)",
+        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', g=4, "
+        "delta=0.5, refine=True, unique=True, weights=None, target='sample', rng=None, "
+        "device='auto')",
+        "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', weights=None, "
+        "target='sample', rng=0)",
+        "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', rng=0)",
+        "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', rng=0)",
+        "median_distance": "(points, rng=None)",
+        "compress": "(points, halve, thin=None, g=0)",
+        "symmetrize": "(halve, rng=None)",
+        "KernelThinner": "(n_samples=100, *, kernel='gaussian', bandwidth='median', "
+        "method='compress++', g=4, delta=0.5, refine=True, target='sample', random_state=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None)",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "

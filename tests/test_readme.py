@@ -1,57 +1,90 @@
-"""The README's examples run as written, and its table is what the command prints."""
+"""The README's examples run as written, and its tables are what is printed."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thinformer import demo
+from thinformer import bench_points, demo
 from thinformer.attention import attend
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_example(example):
+def run(section, blocks):
+    """Run the examples of a section one after the other, as a reader would."""
+    examples = re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
+    assert len(examples) == blocks
     names = {}
-    exec(example, names)
-    if "coreset" in names:
-        assert names["coreset"].shape == (1024, 2)
-        assert names["kept"].shape == (500,)
-        assert names["half"].shape == (50,)
-    elif "indices" in names:
-        assert names["output"].shape == (1, 4096, 8, 64)
-        assert names["indices"].shape == (1, 8, 256)
-        assert names["error"] == pytest.approx(0.006, abs=0.001)
-        uniform = np.argsort(np.random.default_rng(0).random((1, 8, 4096)), axis=-1)[..., :256]
-        arrays = (names[role] for role in ("query", "key", "value"))
-        output, _ = attend(*arrays, uniform, 64**-0.5, False)
-        norm = np.linalg.norm
-        sampled = norm(output - names["exact"]) / norm(names["exact"])
-        assert sampled == pytest.approx(0.19, abs=0.02)
-    else:
-        assert names["output"].shape == (1, 4096, 8, 64)
-        assert names["weights"] is None
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    return names
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+def printed(section):
+    return re.findall(r"```text\n(.*?)```", SECTIONS[section], re.DOTALL)
 
 
-def test_table():
+def test_thin(capsys):
+    names = run("Thin a point set", 3)
+    assert names["coreset"].shape == (100, 2)
+    assert names["rows"].shape == (100,)
+    assert capsys.readouterr().out == printed("Thin a point set")[0]
+    # the last ones stand for the standard normal, which the points are not a sample of
+    stein = names["points"][names["rows"]]
+    assert np.abs(stein.mean(axis=0)).max() < 0.1
+    assert np.cov(stein.T)[0, 0] == pytest.approx(1, abs=0.15)
+    assert np.cov(names["points"].T)[0, 0] > 4
+
+
+def test_attend():
+    examples = re.findall(r"```python\n(.*?)```", SECTIONS["Attend to fewer keys"], re.DOTALL)
+    assert len(examples) == 2
+    names, of_torch = {}, {}
+    exec(examples[0], names)
+    assert names["output"].shape == (1, 4096, 8, 64)
+    assert names["indices"].shape == (1, 8, 256)
+    assert names["error"] == pytest.approx(0.006, abs=0.001)
+    uniform = np.argsort(np.random.default_rng(0).random((1, 8, 4096)), axis=-1)[..., :256]
+    arrays = (names[role] for role in ("query", "key", "value"))
+    output, _ = attend(*arrays, uniform, 64**-0.5, False)
+    norm = np.linalg.norm
+    sampled = norm(output - names["exact"]) / norm(names["exact"])
+    assert sampled == pytest.approx(0.19, abs=0.02)
+    exec(examples[1], of_torch)
+    assert of_torch["output"].shape == (1, 4096, 8, 64)
+    assert of_torch["weights"] is None
+
+
+def test_all_examples_are_run():
+    assert README.count("```python") == 5
+
+
+def test_table_of_the_demo():
     """Errors are reproducible to the digits printed, up to a tie in float32; times are not."""
-    (table,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    (table,) = printed("What to expect")
     shown = [line for line in table.splitlines() if " MB" in line]
-    printed = [demo.format_line(line) for line in demo.run()]
-    assert len(shown) == len(printed) > 15
-    for a, b in zip(shown, printed, strict=True):
+    lines = [demo.format_line(line) for line in demo.run()]
+    assert len(shown) == len(lines) > 15
+    for a, b in zip(shown, lines, strict=True):
         assert a[:32] == b[:32]
         if " - " not in a:
             assert float(a[32:41]) == pytest.approx(float(b[32:41]), rel=0.05)
             assert float(a[41:50]) == pytest.approx(float(b[41:50]), rel=0.05)
+
+
+def test_table_beside_goodpoints():
+    """Every line of the table is a stored figure."""
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "points.json").read_text())
+    expected = {bench_points.readme_line(bench_points.Quality(**q)) for q in stored["qualities"]}
+    lines = [x for x in SECTIONS["Thin a point set"].splitlines() if x.startswith("| mix")]
+    lines += [x for x in SECTIONS["Thin a point set"].splitlines() if x.startswith("| eight")]
+    assert len(lines) >= 8
+    assert set(lines) <= expected
 
 
 def test_links_lead_somewhere():

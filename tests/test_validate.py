@@ -31,33 +31,60 @@ def test_no_recorded_case_is_near_a_tie():
             assert case["margin"] > 5 * validate.TOLERANCE[case["dtype"]]
 
 
-@pytest.mark.parametrize(
-    ("file", "right", "wrong"),
-    [
-        ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))"),
-        ("cpu.py", "state = max(state, b)", "state = b"),
-        ("halving.py", "a <= alpha", "a > alpha"),
-        ("halving.py", "sqrt(variance) * factor, b * b", "sqrt(variance) * factor, b"),
-        ("sums.py", "value < least", "value <= least + 1"),
-        ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
-    ],
-)
-def test_a_fault_fails(file, right, wrong, tmp_path):
-    """The command, run on a copy of the package with one fault in it, says so and exits with 1."""
-    copy = tmp_path / "thinformer"
+def faulty_copy(folder, file, right, wrong):
+    """A copy of the package with one fault in it; returns the environment to run it in."""
+    copy = folder / "thinformer"
     shutil.copytree(
         Path(thinformer.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__")
     )
     source = (copy / file).read_text()
     assert source.count(right) == 1
     (copy / file).write_text(source.replace(right, wrong))
+    return {"cwd": folder, "env": os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}}
+
+
+def test_the_command_fails_on_a_fault(tmp_path):
+    """It says so and exits with 1."""
+    options = faulty_copy(tmp_path, "halving.py", "a <= alpha", "a > alpha")
     result = subprocess.run(
-        [sys.executable, "-m", "thinformer", "validate"], cwd=tmp_path, capture_output=True,
-        text=True, timeout=300, check=False,
-        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        [sys.executable, "-m", "thinformer", "validate"], capture_output=True, text=True,
+        timeout=300, check=False, **options,
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
-    assert "FAIL  activations, text" in result.stdout
+    for family in ("activations, text", "points", "thin"):
+        assert f"FAIL  {family}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "family"),
+    [
+        ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))",
+         "activations, text"),
+        ("cpu.py", "state = max(state, b)", "state = b", "activations, text"),
+        ("halving.py", "b * sqrt(variance) * factor", "b * variance * factor", "thin"),
+        ("sums.py", "value < least", "value > least", "thin"),
+        ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7", "points"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_found(file, right, wrong, family, tmp_path):
+    """By the cases of its family in float64, which alone are computed."""
+    options = faulty_copy(tmp_path, file, right, wrong)
+    script = f"""
+import thinformer.validate as validate
+from thinformer.data import load_vectors
+assert validate.__file__.startswith({str(tmp_path)!r})
+agree = [validate._agrees(case, fields) for case, fields in load_vectors()
+         if case["family"] == {family!r} and case["dtype"] == "float64"]
+print(len(agree), sum(agree))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False,
+        **options,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    cases, agreeing = map(int, result.stdout.split())
+    assert cases >= 3
+    assert agreeing < cases
 
 
 UPSTREAM = """

@@ -1,37 +1,57 @@
-"""Kernel halving, KH-Compress and Thinformer attention, fast on NumPy arrays and torch tensors.
+"""Thinning of point sets and of attention, fast on NumPy arrays and torch tensors.
 
-- `kh_compress` chooses a few points that represent all of an array's rows.
-- `kernel_halve` keeps one of every two points, given their Gram matrix.
+- `thin` chooses the rows that represent a point set best: kernel thinning, Compress++ and others;
+  `KernelThinner` is that for scikit-learn users.
+- `mmd`, `mmd2_unbiased` and `compare` say how well; `Comparison`, `Comparisons` are its result.
+  `median_distance` is the bandwidth taken where none is given.
+- `compress` runs Compress or Compress++ with a halving algorithm of your own, `symmetrize` makes
+  one unbiased.
+- `kh_compress` is KH-Compress alone, on stacks of point sets; `kernel_halve` keeps one of every two
+  points, given their Gram matrix.
 - `attention` is softmax attention over few keys that represent all; `compress_kv` chooses them.
 - `ThinformerAttention` is that as a torch module.
 - `coreset_size`, `compress_schedule`, `make_draws`: what will be done, and its random numbers.
 - `set_num_threads`, `get_num_threads`.
 
-Importing the package loads neither Numba nor torch: the first is loaded when something is
-computed, the second with `ThinformerAttention`.
+Importing the package loads neither Numba nor torch nor scikit-learn: the first is loaded when
+something is computed, the others with `ThinformerAttention` and `KernelThinner`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from thinformer._pool import get_num_threads, set_num_threads
 from thinformer.attention import Attended, attention, compress_kv
-from thinformer.discrepancy import Comparison, compare, median_distance, mmd, mmd2_unbiased
+from thinformer.discrepancy import (
+    Comparison,
+    Comparisons,
+    compare,
+    median_distance,
+    mmd,
+    mmd2_unbiased,
+)
 from thinformer.draws import Draws, make_draws
 from thinformer.kernels import Kernel
 from thinformer.points import kernel_halve, kh_compress
+from thinformer.recursion import compress, symmetrize
 from thinformer.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.thinning import thin
 
 if TYPE_CHECKING:
+    from thinformer.estimator import KernelThinner
     from thinformer.torch import ThinformerAttention
 
 __all__ = [
     "Attended",
+    "Comparison",
+    "Comparisons",
     "Draws",
     "Kernel",
+    "KernelThinner",
     "Schedule",
     "ThinformerAttention",
     "attention",
+    "compare",
+    "compress",
     "compress_kv",
     "compress_schedule",
     "coreset_size",
@@ -39,7 +59,12 @@ __all__ = [
     "kernel_halve",
     "kh_compress",
     "make_draws",
+    "median_distance",
+    "mmd",
+    "mmd2_unbiased",
     "set_num_threads",
+    "symmetrize",
+    "thin",
 ]
 
 
@@ -48,6 +73,10 @@ def __getattr__(name: str) -> Any:
         from thinformer.torch import ThinformerAttention
 
         return ThinformerAttention
+    if name == "KernelThinner":
+        from thinformer.estimator import KernelThinner
+
+        return KernelThinner
     if name == "__version__":
         from importlib.metadata import version
 

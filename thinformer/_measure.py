@@ -1,9 +1,11 @@
-"""Measuring memory."""
+"""Measuring memory, and on what machine."""
 
 from __future__ import annotations
 
+import platform
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:
@@ -15,3 +17,13 @@ def peak_megabytes(work: Callable[[], object]) -> float:
         return (tracemalloc.get_traced_memory()[1] - before) / 1e6
     finally:
         tracemalloc.stop()
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        if lines:
+            return lines[0].split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer._measure import peak_megabytes
+from thinformer._measure import peak_megabytes, processor
 from thinformer._pool import available_cores, set_num_threads
 from thinformer.attention import attention, compress_kv
 from thinformer.compress import plan
@@ -98,14 +98,9 @@ def machine() -> dict[str, str]:
     """What the figures were measured on."""
     from importlib.metadata import version
 
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        processor = lines[0].split(":", 1)[1].strip() if lines else processor
     names = ("thinformer", "numpy", "numba", "scipy", "torch")
     return {
-        "processor": processor,
+        "processor": processor(),
         "cores": str(available_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

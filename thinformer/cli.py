@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("thinformer", description="Thinformer attention and thinning.")
     parser.add_argument("--version", action="version", version=version("thinformer"))
     commands = parser.add_subparsers(dest="command", metavar="command")
+
+    _add_thin(commands)
 
     demo = commands.add_parser(
         "demo", help="exact attention and Thinformer on attention of three trained encoders"
@@ -45,6 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
     bench.set_defaults(run=_bench)
 
+    points = commands.add_parser(
+        "bench-points", help="time and error of thinning point sets, beside goodpoints if installed"
+    )
+    points.add_argument(
+        "--largest", type=int, default=10, metavar="P", help="time up to 4^P points (default: 10)"
+    )
+    points.add_argument(
+        "--sizes", default="256,1024,4096,16384", help="points in the comparison of errors"
+    )
+    points.add_argument("--seeds", type=int, default=10, help="of that comparison (default: 10)")
+    points.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
+    points.set_defaults(run=_bench_points)
+
     info = commands.add_parser("info", help="versions, threads and devices")
     info.set_defaults(run=_info)
 
@@ -66,6 +86,138 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"thinformer {arguments.command}: {error}", file=sys.stderr)
         return 2
+
+
+THIN_NOTES = """\
+.csv and .tsv have a header row, and the rows chosen are written as they stand in IN, byte for
+byte; blank lines are no rows. .parquet keeps its schema. .npz holds arrays of one length, .nc
+(NetCDF 4) an ArviZ posterior, whose chosen draws get a dimension `sample`, or a dataset with one
+shared dimension. Rows are written in their order in IN, numbered from 0.
+
+.csv, .tsv and .parquet are read in chunks. Where there is more than one, each is thinned to a
+weighted coreset of at least c = max(2^g * size, 4096) rows, coresets are merged and halved, and
+those left at the end are thinned to the size; "median" and --standardize are then of the first
+chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
+
+    300 MB + (2 * chunk-rows + 6 * sqrt(chunks) * c) * (120 + 24 * columns used + bytes of a row)
+
+.npy is mapped into memory, and its columns are copied if only some are used or they are
+standardised; .npz and .nc are read as a whole.
+"""
+
+
+def _add_thin(commands: Any) -> None:
+    """The arguments of ``thinformer thin``."""
+    thin = commands.add_parser(
+        "thin",
+        help="choose the rows of a file that represent it best",
+        description="Choose the rows of a file that represent it best, and write them.",
+        epilog=THIN_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    thin.add_argument(
+        "source", metavar="IN", type=Path,
+        help=".csv, .tsv, .parquet, .npy, .npz or .nc file; - reads standard input",
+    )  # fmt: skip
+    thin.add_argument(
+        "-o", "--out", required=True, type=Path, metavar="OUT",
+        help="file of the same ending; - writes CSV to standard output",
+    )  # fmt: skip
+    thin.add_argument("--size", required=True, type=int, metavar="N", help="rows to choose")
+    thin.add_argument(
+        "--columns", metavar="A,B",
+        help="that the distance is computed on: names, or in .npy places, the first 0 (default: all"
+        " of numbers)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--standardize", action="store_true",
+        help="divide each of them by its standard deviation: for columns in different units",
+    )  # fmt: skip
+    thin.add_argument("--weights", metavar="COLUMN", help="what the rows of IN weigh")
+    thin.add_argument(
+        "--kernel", default="gaussian", help="gaussian (rbf), laplace, matern, energy, "
+        "inverse_multiquadric (imq), rational_quadratic, linear, polynomial, exponential or "
+        "sobolev (default: gaussian)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--bandwidth", default="median", metavar="B",
+        help="of the kernel: a number, one a column (1,2.5), or median, the median distance between"
+        " rows (default)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--method", default="compress++", help="compress++, kernel-thinning (quadratic time), "
+        "kh-compress, halving, standard or random (default: compress++)",
+    )  # fmt: skip
+    thin.add_argument("--g", type=int, default=4, help="oversampling of compress++ (default: 4)")
+    thin.add_argument(
+        "--delta", type=float, default=0.5, help="failure probability of a halving (default: 0.5)"
+    )
+    thin.add_argument("--seed", type=int, help="for the same rows again (default: a fresh one)")
+    thin.add_argument(
+        "--row-numbers", action="store_true",
+        help="also write where rows stood in IN: a column, array or coordinate `row`; for .npy the"
+        " file OUT.rows.npy",
+    )  # fmt: skip
+    thin.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="also draw the first four dimensions, rows and coreset (.png, .svg, .pdf)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write what was done, in JSON"
+    )
+    thin.add_argument(
+        "--chunk-rows", type=int, default=2**18, metavar="N",
+        help="rows read at once (default: 262144)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--format", choices=("csv", "tsv"), default="csv", help="of standard input (default: csv)"
+    )
+    thin.add_argument("--delimiter", metavar="C", help="of CSV (default: comma; tab for .tsv)")
+    thin.set_defaults(run=_thin)
+
+
+def _thin(arguments: argparse.Namespace) -> int:
+    from thinformer import thin_command
+    from thinformer._progress import progress
+
+    if arguments.plot is not None:
+        _can_plot(arguments.plot)
+    chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
+    try:
+        with _terminable(), progress() as tell:
+            outcome = thin_command.run(thin_command.job(arguments), tell)
+        print(thin_command.format_outcome(outcome, arguments.out), file=chatter, flush=True)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    except MemoryError as error:
+        raise ValueError(
+            f"not enough memory: {error}; a smaller --chunk-rows takes less"
+        ) from error
+    except KeyboardInterrupt:
+        print("thinformer thin: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # nobody reads on: quiet, also when the interpreter flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind, so that no unfinished file is left; only a main thread can."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -120,6 +272,33 @@ def _bench(arguments: argparse.Namespace) -> int:
         bench.save(results, arguments.json)
     if arguments.plot is not None:
         bench.plot(results, arguments.plot)
+    return 0
+
+
+def _bench_points(arguments: argparse.Namespace) -> int:
+    from thinformer import _checks, bench_points
+
+    largest = _checks.integer("--largest", arguments.largest, 5)
+    seeds = _checks.integer("--seeds", arguments.seeds, 2)
+    sizes = tuple(_checks.integer("--sizes", int(n), 4) for n in arguments.sizes.split(","))
+    if arguments.json is not None:
+        _can_write(arguments.json)
+    print(", ".join(f"{name} {value}" for name, value in bench_points.machine().items()))
+    print("\ntime in ms, n points in two dimensions to sqrt(n)")
+    print(f"{'n':<16}{'fit':>8}" + "".join(f"{4**p:>11}" for p in range(5, largest + 1)))
+    costs = []
+    for cost in bench_points.costs(range(5, largest + 1)):
+        print(bench_points.format_cost(cost), flush=True)
+        costs.append(cost)
+    print("\nMMD (mean and standard error over seeds) and median time; Gaussian kernel")
+    qualities = []
+    for quality in bench_points.qualities(sizes, seeds):
+        print(bench_points.format_quality(quality), flush=True)
+        qualities.append(quality)
+    qualities.append(bench_points.speed())
+    print(bench_points.format_quality(qualities[-1]))
+    if arguments.json is not None:
+        bench_points.save(costs, qualities, arguments.json)
     return 0
 
 

@@ -13,6 +13,7 @@ from thinformer import _checks, _pool
 from thinformer.compress import is_finite
 from thinformer.kernels import (
     PAIRWISE,
+    STEIN,
     TABLE,
     WITHOUT_BANDWIDTH,
     Kernel,
@@ -85,7 +86,13 @@ def mmd(
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
     rows, array = _with_coreset(array, coreset)
-    problem = as_problem(array, resolve(kernel, bandwidth, array[:n], rng))
+    resolved = resolve(kernel, bandwidth, array[:n], rng)
+    if len(array) > n and resolved.tag in (STEIN, TABLE):
+        raise ValueError(
+            f"coreset must hold rows of points for kernel {resolved.name}; "
+            f"got points of its own, shape {(len(array) - n, array.shape[1])}"
+        )
+    problem = as_problem(array, resolved)
     of_coreset = square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
     if _checks.choice("target", target, TARGETS) == "mean-zero":
         return float(np.sqrt(max(of_coreset, 0)))
@@ -135,9 +142,10 @@ def mmd2_unbiased(
         as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
     )
     n, m = len(first), len(second)
-    for name, size in (("x", n), ("y", m)):
-        if size < 2:
-            raise ValueError(f"{name} must have at least two points; got {size}")
+    for name, sample in (("x", first), ("y", second)):
+        if len(sample) < 2:
+            raise ValueError(f"{name} must have at least two points; got {len(sample)}")
+        _checks.finite(name, bool(np.isfinite(sample).all()))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
     both = np.concatenate([first, second])
@@ -220,7 +228,13 @@ def compare(
     """
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
-    chosen = {name: _with_coreset(array, rows)[0] for name, rows in coresets.items()}
+    if not isinstance(coresets, Mapping):
+        raise TypeError(f"coresets must be a dict of rows by name; got {type(coresets).__name__}")
+    chosen = {}
+    for name, rows in coresets.items():
+        chosen[name], with_own = _with_coreset(array, rows, f"coresets[{name!r}]")
+        if len(with_own) > n:
+            raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
     kernels = (resolve(kernel, bandwidth, array, rng), energy())
     share, every = np.full(n, 1 / n), np.arange(n)
     distances = []
@@ -273,6 +287,7 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     if len(array) > MEDIAN_ROWS:
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]
+    _checks.finite("points", bool(np.isfinite(array).all()))
     distances = pdist(array.astype(np.float64))
     distances = distances[distances > 0]
     if not distances.size:
@@ -299,7 +314,7 @@ def resolve(
             )
         return as_kernel(kernel)
     as_kernel(kernel)
-    if isinstance(bandwidth, str):
+    if bandwidth is None or isinstance(bandwidth, str):
         if bandwidth != "median":
             raise ValueError(
                 "bandwidth must be a positive number, one for each dimension or 'median'; "
@@ -313,7 +328,7 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     """Return points under a kernel as a problem; checks that both are finite and fit."""
     n = len(points)
     _checks.finite("points", is_finite(make_factor(points, linear()), n))
-    if kernel.tag == TABLE and kernel.companion is points:
+    if kernel.tag == TABLE:
         if points.shape != (n, n):
             raise ValueError(
                 f"points must be a Gram matrix (n, n) for kernel='precomputed'; got {points.shape}"
@@ -336,13 +351,17 @@ def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDAr
             f"{name} must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
         )
     array = array.astype(np.float64)
-    if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
-        raise ValueError(f"{name} must be finite, none of them negative and not all zero")
-    return array / array.sum()
+    with np.errstate(over="ignore"):
+        total = array.sum()
+    if not np.isfinite(total) or array.min() < 0 or total == 0:
+        raise ValueError(
+            f"{name} must be finite and have a finite sum, none of them negative and not all zero"
+        )
+    return array / total
 
 
 def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
-    """Return sum_j w_j k(x, y_j), (n,) float64, for the points x at (n,), y_j those of index (m,)."""
+    """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64."""
     from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
@@ -382,22 +401,22 @@ def _workspace(problem: Points) -> NDArray:
     return sums.workspace(problem.dim, problem.window.dtype)
 
 
-def _with_coreset(array: NDArray, coreset: Any) -> tuple[NDArray, NDArray]:
+def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[NDArray, NDArray]:
     """A coreset's rows, and the points with those of the coreset appended if it brings its own."""
     n = len(array)
     rows = np.asarray(coreset)
     if rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size:
         if rows.min() < 0 or rows.max() >= n:
             raise ValueError(
-                f"coreset must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
+                f"{name} must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
             )
         return rows.astype(np.int64), array
-    own = as_points(coreset, "coreset").astype(np.float64)
+    own = as_points(coreset, name).astype(np.float64)
     if own.shape[1] != array.shape[1]:
         raise ValueError(
-            f"coreset must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
+            f"{name} must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
         )
-    _checks.finite("coreset", bool(np.isfinite(own).all()))
+    _checks.finite(name, bool(np.isfinite(own).all()))
     return n + np.arange(len(own)), np.concatenate([array, own])
 
 

@@ -165,9 +165,12 @@ class KernelThinner(BaseEstimator):
 def _size(n_samples: Any, n: int) -> int:
     """The rows to choose of n."""
     if isinstance(n_samples, numbers.Real) and not isinstance(n_samples, numbers.Integral):
-        if not 0 < n_samples < 1:
-            raise ValueError(f"n_samples must lie in (0, 1) where it is a share; got {n_samples!r}")
-        return max(1, round(float(n_samples) * n))
+        share = float(n_samples)
+        if not 0 < share < 1:
+            raise ValueError(
+                f"n_samples must be an integer, or a share in (0, 1); got {n_samples!r}"
+            )
+        return max(1, round(share * n))
     size = _checks.integer("n_samples", n_samples, 1)
     if size > n:
         raise ValueError(f"n_samples must be at most the {n} rows of X; got {size}")

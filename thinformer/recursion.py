@@ -63,9 +63,9 @@ def compress(
     Examples
     --------
     >>> import numpy as np
-    >>> from thinformer import recursion
-    >>> recursion.compress(np.arange(16.0), lambda x: np.argsort(x)[1::2])
-    array([ 5,  7, 13, 15])
+    >>> from thinformer import compress
+    >>> compress(np.arange(16.0), lambda x: np.argsort(x)[1::2])
+    array([ 3,  7, 11, 15])
     """
     array = np.asarray(points)
     _checks.shape("points", array, 1, "(n, ...)")
@@ -118,10 +118,10 @@ def symmetrize(
     Examples
     --------
     >>> import numpy as np
-    >>> from thinformer import recursion
-    >>> fair = recursion.symmetrize(lambda x: np.arange(0, len(x), 2), rng=0)
+    >>> from thinformer import symmetrize
+    >>> fair = symmetrize(lambda x: np.arange(0, len(x), 2), rng=0)
     >>> [fair(np.zeros(6)).tolist() for _ in range(4)]
-    [[1, 3, 5], [0, 2, 4], [1, 3, 5], [1, 3, 5]]
+    [[1, 3, 5], [1, 3, 5], [0, 2, 4], [0, 2, 4]]
     """
     generator = np.random.default_rng(seed_from(rng))
 
@@ -146,13 +146,15 @@ def _choose(
     n = rows.size
     chosen: Any = np.asarray(function(points[rows]))
     wanted = f"{name} must return {'' if size is None else f'{size} '}distinct row numbers of {n}"
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+    if chosen.size and (chosen.ndim != 1 or chosen.dtype.kind not in "iu"):
         raise TypeError(
             f"{wanted}, a sequence of integers; got dtype {chosen.dtype}, shape {chosen.shape}"
         )
-    if chosen.size == 0 and size != 0 or size not in (None, chosen.size):
+    if chosen.size == 0 if size is None else chosen.size != size:
         raise ValueError(f"{wanted}; got {chosen.size}")
-    if chosen.size and (chosen.min() < 0 or chosen.max() >= n):
+    if size == 0:
+        return rows[:0]
+    if chosen.min() < 0 or chosen.max() >= n:
         raise ValueError(f"{wanted}, from 0 to {n - 1}; got {chosen.min()} to {chosen.max()}")
     if np.unique(chosen).size < chosen.size:
         raise ValueError(f"{wanted}; got repeats")

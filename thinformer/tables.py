@@ -28,11 +28,11 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     TypeError, ValueError
         They are not numbers, or have another shape.
     """
+    if hasattr(points, "to_numpy") and hasattr(points, "columns"):
+        return _of_frame(points, name)
     draws = _posterior(points)
     if hasattr(draws, "data_vars"):
         return _stacked(draws, name)
-    if hasattr(points, "columns") and hasattr(points, "to_numpy"):
-        return _of_frame(points, name)
     array = np.asarray(points.to_numpy() if hasattr(points, "to_numpy") else points)
     array = _real(name, array)
     if array.ndim != 2:
@@ -53,12 +53,12 @@ def _real(name: str, array: NDArray) -> NDArray:
 def _of_frame(frame: Any, name: str) -> NDArray:
     """The columns of a data frame, all of which must be numbers."""
     columns = []
-    for label in frame.columns:
-        column = frame[label].to_numpy()
+    for i, label in enumerate(frame.columns):
+        # by place: two columns of a pandas frame may have one label
+        series = frame.iloc[:, i] if hasattr(frame, "iloc") else frame[label]
+        column = series.to_numpy()
         if column.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name} has a column {label!r} of {frame[label].dtype}, not of numbers"
-            )
+            raise TypeError(f"{name} has a column {label!r} of {series.dtype}, not of numbers")
         columns.append(_real(name, column))
     if not columns:
         raise ValueError(f"{name} must have at least one column")
@@ -96,7 +96,7 @@ def _stacked(dataset: Any, name: str) -> NDArray:
         if array.dtype.kind not in "biuf":
             raise TypeError(f"{name} has a variable {label!r} of {array.dtype}, not of numbers")
         rows = int(np.prod(array.shape[: len(sample)]))
+        if rows == 0:
+            raise ValueError(f"{name} must have at least one draw")
         columns.append(_real(name, array).reshape(rows, -1))
-    if not len(columns[0]):
-        raise ValueError(f"{name} must have at least one draw")
     return np.concatenate(columns, axis=1)

@@ -30,7 +30,8 @@ METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard"
 DEVICES = ("auto", "cpu")
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
 COPIES = 2  # weighted points become so many equally weighted ones, times n
-TARGET_HALVINGS = 5  # Compress++ compares its coreset with the points before its last 5 halvings
+TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
+BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
 PASSES = 100  # of KT-SWAP, at most: some 10 until nothing changes
 
 
@@ -110,9 +111,11 @@ def thin(
     Notes
     -----
     With c = :math:`2^g` size rows left by the tree, "compress++" computes about
-    :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most :math:`32 c^2` to compare
-    with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on until nothing changes, and
-    in "compress++" its target is not the c rows but the up to 32 c before the last five halvings.
+    :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most 181 c `size` to
+    compare with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on until nothing
+    changes, and in "compress++" its target is not the c rows but those before some of the
+    halvings, 90 to 181 times as many as are chosen. Where c would be above 16,384, the rows are
+    dealt out to blocks for which it is not, each is thinned to its share, and time is linear in n.
 
     Examples
     --------
@@ -151,7 +154,7 @@ def thin(
     if method == "compress++":
         rows = _compress_plus_plus(task, g)
     elif method == "kernel-thinning":
-        rows = _kernel_thinning(task, _equal_copies(task), delta, np.arange(n), None)
+        rows = _kernel_thinning(task, _equal_copies(task), delta, _eligible(task), None)
     elif method == "kh-compress":
         rows = _kh_compress(task)
     elif method == "halving":
@@ -183,27 +186,47 @@ class Task(NamedTuple):
 
 
 def _compress_plus_plus(task: Task, g: int) -> NDArray:
-    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those."""
+    """Compress++ of all rows, in interleaved blocks where there is more to do than in one."""
     rows = _equal_copies(task)
+    wanted = rows.size if task.size >= rows.size >> g else task.size << g
+    blocks = -(-wanted // BLOCK)
+    if blocks == 1:
+        return _compress_block(task, rows, g, every=True)
+    ends = np.arange(blocks + 1) * task.size // blocks
+    # all copies of a row to one block, or several would choose it; in turn, by number of copies
+    _, copies = np.unique(rows, return_counts=True)
+    turn = np.argsort(np.argsort(copies, kind="stable"), kind="stable") % blocks
+    dealt = np.repeat(turn, copies)
+    kept = []
+    for block, size in enumerate(np.diff(ends)):
+        part = task._replace(size=int(size), delta=task.delta / blocks)
+        kept.append(_compress_block(part, rows[dealt == block], g, every=False))
+    return np.concatenate(kept)
+
+
+def _compress_block(task: Task, rows: NDArray, g: int, every: bool) -> NDArray:
+    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those.
+
+    every : whether the rows stand for all points
+    """
     fitting = (rows.size // task.size).bit_length() - 1
     wanted = math.log2(rows.size / task.size) - g
     halvings = min(fitting, max(0, round(wanted)))
-    if halvings == 0:
-        return _kernel_thinning(task, rows, task.delta, np.arange(task.n), None)
+    if halvings == 0 and every:
+        return _kernel_thinning(task, rows, task.delta, _eligible(task), None)
     left = rows.size >> halvings
     # the paper's shares of the failure probability: m rounds of KT-SPLIT, r halvings of a tree
     rounds = (left // task.size).bit_length() - 1
-    of_split = rounds / (rounds + 2.0**rounds * halvings)
-    schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split))
+    of_split = rounds / (rounds + 2.0**rounds * halvings) if rounds else 0.0
+    schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split) or task.delta)
     draws = task.draws(schedule)
     start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
     levels = compress(task.problem, schedule, draws, start, (), adaptive=True)
     kept = levels[-1][0]
-    before = levels[max(0, len(levels) - 1 - TARGET_HALVINGS)][0]
-    if task.weights is not None and kept.size and np.unique(kept).size < task.size:
-        candidates = np.arange(task.n)  # few points weigh all
-    else:
-        candidates = np.unique(kept)
+    before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
+    candidates = np.unique(kept)
+    if task.unique and candidates.size < task.size:  # few points weigh all
+        candidates = _eligible(task)
     return _kernel_thinning(task, kept, task.delta * of_split, candidates, before)
 
 
@@ -321,6 +344,12 @@ def _equal_copies(task: Task) -> NDArray:
         return np.arange(task.n)
     copies = COPIES * task.n
     return _at_shares((np.arange(copies) + task.generator.random()) / copies, task.weights)
+
+
+def _eligible(task: Task) -> NDArray:
+    """The rows that may come in by swaps: those that weigh, if they are enough."""
+    weighing = np.arange(task.n) if task.weights is None else np.flatnonzero(task.weights)
+    return np.arange(task.n) if task.unique and weighing.size < task.size else weighing
 
 
 def _at_shares(shares: NDArray, weights: NDArray) -> NDArray:

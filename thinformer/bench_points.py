@@ -1,0 +1,251 @@
+"""How fast and how good thinning of point sets is, on this machine, beside goodpoints.
+
+Candidates of a line run in one process on the same points, in turn; times are medians over seeds
+and errors are exact MMDs, their mean over seeds with its standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer._measure import processor
+from thinformer._pool import available_cores
+from thinformer.discrepancy import median_distance, mmd
+from thinformer.kernels import gaussian
+from thinformer.thinning import METHODS, thin
+
+QUADRATIC = ("kernel-thinning", "halving")
+LARGEST_QUADRATIC = 4**7
+GOODPOINTS_CALLS = {"compress++": "compresspp_kt", "kernel-thinning": "kt.thin"}
+
+
+@dataclass
+class Cost:
+    """How long one method takes on n points to sqrt(n).
+
+    exponent : of n in the time, fitted to the largest three sizes
+    """
+
+    method: str
+    seconds: dict[int, float]
+    exponent: float
+
+
+@dataclass
+class Quality:
+    """One method on one sample, this package's and, where it is installed, goodpoints'.
+
+    errors : MMD by seed; seconds : medians. Both by package.
+    """
+
+    sample: str
+    n: int
+    size: int
+    method: str
+    errors: dict[str, list[float]]
+    seconds: dict[str, float]
+
+
+def costs(exponents: range) -> Iterator[Cost]:
+    """Time every method on 4^p points of a mixture in two dimensions, p in the range, g = 4."""
+    for method in METHODS:
+        thin(mixture(1024, 0), 32, kernel=gaussian(2**0.5), method=method, rng=0)  # compiles
+        seconds = {}
+        for p in exponents:
+            n = 4**p
+            if method in QUADRATIC and n > LARGEST_QUADRATIC:
+                break
+            points = mixture(n, 0)
+            seconds[n] = min(
+                _timed(lambda: thin(points, 2**p, kernel=gaussian(2**0.5), method=method, rng=0))[1]  # noqa: B023
+                for _ in range(3)
+            )
+        last = list(seconds.items())[-3:]
+        slope = np.polyfit(*np.log(last).T, 1)[0] if len(last) > 1 else np.nan
+        yield Cost(method, seconds, float(slope))
+
+
+def qualities(sizes: tuple[int, ...], seeds: int) -> Iterator[Quality]:
+    """Thin samples of n points to sqrt(n), with Compress++ at g = 2 and 4 and kernel thinning."""
+    for name, sample in samples().items():
+        for n in sizes:
+            if sample(n, 0) is None:
+                continue
+            for method, g in (("compress++", 2), ("compress++", 4), ("kernel-thinning", 0)):
+                yield _quality(name, sample, n, method, g, seeds)
+
+
+def speed(n: int = 4**8, g: int = 4) -> Quality:
+    """Compress++ of many points in two dimensions, once."""
+    return _quality("mixture", mixture, n, "compress++", g, 1, errors=False)
+
+
+def samples() -> dict[str, Callable[[int, int], NDArray | None]]:
+    """The samples there are: functions of (n, seed), None where n is more than there is."""
+    found: dict[str, Callable[[int, int], NDArray | None]] = {"mixture": mixture}
+    if importlib.util.find_spec("arviz_base") and importlib.util.find_spec("h5py"):
+        found["eight schools"] = _drawn_from(_eight_schools())
+    if importlib.util.find_spec("sklearn") and importlib.util.find_spec("PIL"):
+        found["photograph"] = _drawn_from(_photograph())
+    return found
+
+
+def mixture(n: int, seed: int) -> NDArray:
+    """Points of eight Gaussians of unit variance around a circle of radius 3."""
+    rng = np.random.default_rng(seed)
+    angle = rng.integers(8, size=n) * (np.pi / 4)
+    centres = 3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return centres + rng.standard_normal((n, 2))
+
+
+def format_cost(cost: Cost) -> str:
+    """A line of times in milliseconds."""
+    cells = "".join(f"{1e3 * seconds:>11.2f}" for seconds in cost.seconds.values())
+    exponent = f"n^{cost.exponent:.2f}"
+    return f"{cost.method:<16}{exponent:>8}{cells}"
+
+
+def format_quality(quality: Quality) -> str:
+    """A line of errors and times."""
+    line = f"{quality.sample:<14}{quality.n:>6} ->{quality.size:>4}  {quality.method:<22}"
+    for package, seconds in quality.seconds.items():
+        errors = quality.errors.get(package)
+        if errors:
+            mean, error = _mean(errors)
+            line += f"  {mean:.5f} +- {error:.5f}"
+        line += f"{1e3 * seconds:>10.1f} ms ({package})"
+    return line
+
+
+def readme_line(quality: Quality) -> str:
+    """The line as a row of a Markdown table: errors and times of both packages, and their ratio."""
+    (ours, theirs), times = quality.errors.values(), quality.seconds
+    cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in map(_mean, (ours, theirs))]
+    faster = times["goodpoints"] / times["thinformer"]
+    return (
+        f"| {quality.sample} | {quality.n:,} | {quality.method} | {cells[0]} | {cells[1]} | "
+        f"{faster:.1f} |"
+    )
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    from importlib.metadata import version
+
+    names = ["thinformer", "numpy", "numba", "scipy"]
+    names += ["goodpoints"] if importlib.util.find_spec("goodpoints") else []
+    return {"processor": processor(), "cores": str(available_cores())} | {
+        name: version(name) for name in names
+    }
+
+
+def save(found: list[Cost], measured: list[Quality], path: Path) -> None:
+    """Write the figures and the machine as JSON."""
+    content = {
+        "machine": machine(),
+        "costs": [asdict(cost) for cost in found],
+        "qualities": [asdict(quality) for quality in measured],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _quality(
+    name: str,
+    sample: Callable[[int, int], NDArray | None],
+    n: int,
+    method: str,
+    g: int,
+    seeds: int,
+    errors: bool = True,
+) -> Quality:
+    """One line: every candidate on the same points, seed after seed."""
+    size = int(n**0.5)
+    label = f"{method}, g = {g}" if method == "compress++" else method
+    result = Quality(name, n, size, label, {}, {})
+    times: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        points = sample(n, 1000 + seed)
+        assert points is not None
+        bandwidth = 2**0.5 if name == "mixture" else median_distance(points, seed)
+        kernel = gaussian(bandwidth)
+        candidates: dict[str, Callable[[], NDArray]] = {
+            "thinformer": lambda: thin(points, size, kernel=kernel, method=method, g=g, rng=seed)  # noqa: B023
+        }
+        if importlib.util.find_spec("goodpoints"):
+            candidates["goodpoints"] = _goodpoints(points, size, method, g, bandwidth, seed)
+        for package, work in candidates.items():
+            if package == "thinformer" and seed == 0:
+                work()  # compiles
+            rows, seconds = _timed(work)
+            times.setdefault(package, []).append(seconds)
+            if errors:
+                result.errors.setdefault(package, []).append(mmd(points, rows, kernel=kernel))
+    result.seconds = {package: float(np.median(t)) for package, t in times.items()}
+    return result
+
+
+def _goodpoints(
+    points: NDArray, size: int, method: str, g: int, bandwidth: float, seed: int
+) -> Callable[[], NDArray]:
+    """The same by goodpoints: its compiled Compress++, its kernel thinning with a stored matrix."""
+    from goodpoints import compress, kt
+
+    square = 2 * bandwidth**2
+    if method == "compress++":
+        return lambda: compress.compresspp_kt(
+            points, b"gaussian", np.array([square]), g=g, seed=seed
+        )
+
+    def kernel(y: NDArray, x: NDArray) -> NDArray:
+        return np.exp(-((y - x) ** 2).sum(axis=1) / square)
+
+    halvings = (len(points) // size).bit_length() - 1
+    return lambda: kt.thin(points, halvings, kernel, kernel, seed=seed, store_K=True)
+
+
+def _drawn_from(rows: NDArray) -> Callable[[int, int], NDArray | None]:
+    """Samples of a standardised data set without replacement, in its order."""
+    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+
+    def sample(n: int, seed: int) -> NDArray | None:
+        if n > len(rows):
+            return None
+        chosen = np.random.default_rng(seed).choice(len(rows), n, replace=False)
+        return rows[np.sort(chosen)]
+
+    return sample
+
+
+def _eight_schools() -> NDArray:
+    """2000 draws of the eight schools' posterior in ten dimensions, which ArviZ ships."""
+    from arviz_base import load_arviz_data
+
+    from thinformer.tables import as_points
+
+    return as_points(load_arviz_data("centered_eight"))
+
+
+def _photograph() -> NDArray:
+    """The colours of 273,280 pixels, which scikit-learn ships."""
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image("china.jpg").reshape(-1, 3).astype(np.float64)
+
+
+def _timed(work: Callable[[], NDArray]) -> tuple[NDArray, float]:
+    start = time.perf_counter()
+    rows = work()
+    return rows, time.perf_counter() - start
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)

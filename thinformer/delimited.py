@@ -1,0 +1,267 @@
+"""CSV: read in chunks, and some of its records written as they stood, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.sources import STANDARD, Chunk, Request, Source, chunk_of, listed, places, title
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
+BLOCK = 8192  # records whose fields are held at once
+BYTE_ORDER_MARK = "\ufeff"
+
+
+class _Form(NamedTuple):
+    """Of a CSV file: its name in errors, its delimiter and its columns."""
+
+    name: str
+    delimiter: str
+    columns: list[str]
+
+
+class _Block(NamedTuple):
+    """Successive records.
+
+    raws : their text
+    fields : of each; None where nothing is quoted, so that text can be split at the delimiter
+    starts : the lines they begin at
+    lines : read so far
+    """
+
+    raws: list[str]
+    fields: list[list[str]] | None
+    starts: Sequence[int]
+    lines: int
+
+
+def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
+    """Open text with a header row; records are raw text."""
+    name = title(request.path)
+    standard = request.path == Path(STANDARD)
+    binary = sys.stdin.buffer if standard else stack.enter_context(request.path.open("rb"))
+    total = 0 if standard else os.fstat(binary.fileno()).st_size
+    # bytes that are no UTF-8 survive as surrogates
+    text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
+    stack.callback(text.detach)
+    top = text.readline()
+    mark = BYTE_ORDER_MARK if top.startswith(BYTE_ORDER_MARK) else ""
+    lines = itertools.chain([top.removeprefix(mark)] if top else [], text)
+    form, header, line = _header(lines, name, request.delimiter)
+    first = _block(lines, line, min(BLOCK, request.rows), form)
+    if not first.raws:
+        raise ValueError(f"{name}: has a header and no rows")
+    columns = _numeric(first, form, request) if request.columns is None else request.columns
+    wanted = places(request, columns, form.columns)
+
+    def chunks() -> Iterator[Chunk]:
+        block = first
+        while block.raws:
+            raws: list[str] = []
+            parts = []
+            while block.raws:
+                raws += block.raws
+                parts.append(_values(block, wanted, form))
+                if len(raws) == request.rows:
+                    break
+                block = _block(lines, block.lines, min(BLOCK, request.rows - len(raws)), form)
+            yield chunk_of(np.concatenate(parts), len(columns), np.array(raws, object))
+            if block.raws:
+                block = _block(lines, block.lines, min(BLOCK, request.rows), form)
+
+    def write(path: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
+        with _output(path) as stream:
+            stream.write(_bytes(mark))
+            stream.write(_bytes(f"row{form.delimiter}{header}" if numbered else header))
+            for rows, records in kept:
+                if numbered:
+                    pairs = zip(rows.tolist(), records, strict=True)
+                    records = [f"{row}{form.delimiter}{record}" for row, record in pairs]
+                stream.write(_bytes("".join(records)))
+
+    def fraction() -> float | None:
+        return binary.tell() / total if total else None
+
+    unused = [c for c in form.columns if c not in columns and c != request.weights]
+    return Source(columns, columns, unused, [], chunks(), fraction, write)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _output(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, or standard output."""
+    if path == Path(STANDARD):
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with path.open("wb") as stream:
+            yield stream
+
+
+def _header(lines: Iterator[str], name: str, delimiter: str) -> tuple[_Form, str, int]:
+    """The form, the header's text, and the lines read; raises where the form is another one."""
+    form = _Form(name, delimiter, [])
+    header = _parsed(lines, [], 0, 1, form)
+    if not header.raws or not header.fields:
+        raise ValueError(f"{name}: is empty; it takes a header row and rows below it")
+    text, names = header.raws[0], header.fields[0]
+    if text.startswith(("\udcff\udcfe", "\udcfe\udcff")) or "\0" in text:
+        raise ValueError(f"{name}: is no UTF-8 text (UTF-16, or a binary file?)")
+    others = [c for c in (";", "\t", ",", "|") if c != delimiter and c in names[0]]
+    if len(names) == 1 and others:
+        raise ValueError(
+            f"{name}: the header has one column, {names[0]!r}; "
+            f"say --delimiter {others[0]!r} if that is what separates the columns"
+        )
+    repeated = sorted({c for c in names if names.count(c) > 1})
+    if repeated:
+        raise ValueError(f"{name}: the header has columns twice: {listed(repeated)}")
+    with contextlib.suppress(_NotANumberError):
+        numbers = _floats(names)
+        # a header 0,1,2,... is what frames without names are written with
+        if not np.isnan(numbers).any() and (numbers % 1 != 0).any():
+            raise ValueError(f"{name}: the first row is numbers; it takes a header row of names")
+    return form._replace(columns=names), text, header.lines
+
+
+def _block(lines: Iterator[str], line: int, limit: int, form: _Form) -> _Block:
+    """The next records, as many as `limit` lines hold; blank lines are none."""
+    delimiters = len(form.columns) - 1
+    while block := list(itertools.islice(lines, limit)):
+        if '"' in "".join(block):
+            plain = False
+        elif delimiters:
+            plain = all(text.count(form.delimiter) == delimiters for text in block)
+        else:
+            plain = all(text.strip("\r\n") for text in block)
+        if plain:
+            return _Block(block, None, range(line + 1, line + 1 + len(block)), line + len(block))
+        parsed = _parsed(lines, block, line, len(block), form)
+        for fields, start in zip(parsed.fields or [], parsed.starts, strict=True):
+            if len(fields) != len(form.columns):
+                raise ValueError(
+                    f"{form.name}: line {start} has {len(fields)} fields; "
+                    f"the header has {len(form.columns)}"
+                )
+        if parsed.raws:
+            return parsed
+        line = parsed.lines
+    return _Block([], [], [], line)
+
+
+def _parsed(lines: Iterator[str], block: list[str], line: int, least: int, form: _Form) -> _Block:
+    """Records of the next `least` lines, those of a block first, and of what they go on in.
+
+    At least one record, unless the lines end.
+    """
+    taken: list[str] = []
+
+    def tee() -> Iterator[str]:
+        for text in itertools.chain(block, lines):
+            taken.append(text)
+            yield text
+
+    reader = csv.reader(tee(), delimiter=form.delimiter, strict=True)
+    raws: list[str] = []
+    records, starts = [], []
+    while reader.line_num < least or not raws:
+        start = line + reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{form.name}: line {start} is not CSV: {error}") from None
+        if fields is None:
+            break
+        if fields:
+            raws.append("".join(taken))
+            records.append(fields)
+            starts.append(start)
+        taken.clear()
+    return _Block(raws, records, starts, line + reader.line_num)
+
+
+class _NotANumberError(ValueError):
+    """args[0] is the place of a cell that is no number."""
+
+
+def _floats(cells: Sequence[str]) -> NDArray[np.float64]:
+    """Cells as numbers, NaN where the value is missing."""
+    if "_" not in "".join(cells):  # float takes 1_000
+        with contextlib.suppress(ValueError):
+            return np.fromiter(map(float, cells), np.float64, len(cells))
+    values = np.full(len(cells), np.nan)
+    for i, cell in enumerate(cells):
+        if cell.strip().lower() not in MISSING:
+            if "_" in cell:
+                raise _NotANumberError(i)
+            try:
+                values[i] = float(cell)
+            except ValueError:
+                raise _NotANumberError(i) from None
+    return values
+
+
+def _values(block: _Block, wanted: list[int], form: _Form) -> NDArray[np.float64]:
+    """The wanted columns of a block: (records, columns)."""
+    if block.fields is None:
+        # where a cell is no number, it is found and named below
+        with contextlib.suppress(ValueError):
+            values = np.loadtxt(
+                block.raws, delimiter=form.delimiter, usecols=wanted, comments=None, ndmin=2
+            )
+            if len(values) == len(block.raws) and np.isfinite(values).all():
+                return values
+    fields = _fields(block, form)
+    values = np.empty((len(fields), len(wanted)))
+    for k, j in enumerate(wanted):
+        cells = [record[j] for record in fields]
+        try:
+            values[:, k] = _floats(cells)
+            at = np.flatnonzero(~np.isfinite(values[:, k]))
+            place = int(at[0]) if at.size else None
+        except _NotANumberError as error:
+            place = error.args[0]
+        if place is not None:
+            what = "nothing" if not cells[place].strip() else repr(cells[place])
+            raise ValueError(
+                f"{form.name}: line {block.starts[place]}, column {form.columns[j]!r} holds {what};"
+                " columns that are computed with take finite numbers (--columns says which)"
+            )
+    return values
+
+
+def _fields(block: _Block, form: _Form) -> list[list[str]]:
+    if block.fields is not None:
+        return block.fields
+    return list(csv.reader(block.raws, delimiter=form.delimiter))
+
+
+def _numeric(first: _Block, form: _Form, request: Request) -> list[str]:
+    """The columns that hold numbers in the first records; one without a name is an index."""
+    fields = _fields(first, form)
+    columns = []
+    for j, column in enumerate(form.columns):
+        if column and column != request.weights:
+            with contextlib.suppress(_NotANumberError):
+                if not np.isnan(_floats([record[j] for record in fields])).all():
+                    columns.append(column)
+    if not columns:
+        cells = ", ".join(map(repr, fields[0][:3]))
+        raise ValueError(
+            f"{form.name}: has no column of numbers; line {first.starts[0]} holds {cells}"
+        )
+    return columns

@@ -1,0 +1,304 @@
+"""Tables in files: read in chunks of rows, and some of the rows written, every column as it was.
+
+One reader a format, known by the file's ending. Each gives a `Source`; what it holds of a row until
+the row is written, a record, is its text in CSV, its part of an Arrow table in Parquet, and its
+number elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.delimited import open_delimited
+from thinformer.sources import (
+    STANDARD,
+    Chunk,
+    Request,
+    Source,
+    check_finite,
+    check_repeated,
+    check_rows,
+    chunk_of,
+    default_columns,
+    listed,
+    not_numbers,
+    optional,
+    places,
+    reading,
+    row_numbers,
+    side_by_side,
+    used_columns,
+    whole,
+    without_weights,
+)
+from thinformer.tables import as_points
+
+NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file whose draws are other draws
+
+
+def ending(path: Path, option: str) -> str:
+    """The ending of a file that there is a reader for."""
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{option} takes a file ending in {', '.join(READERS)}; got {path}")
+    return path.suffix.lower()
+
+
+@contextlib.contextmanager
+def open_source(request: Request, kind: str) -> Iterator[Source]:
+    """Open a file of a kind, which is one of the endings."""
+    if request.path != Path(STANDARD):
+        if not request.path.exists():
+            raise FileNotFoundError(f"{request.path}: there is no such file")
+        if request.path.is_dir():
+            raise IsADirectoryError(f"{request.path}: is a folder; IN takes a file")
+        if request.path.is_file() and not request.path.stat().st_size:
+            raise ValueError(f"{request.path}: is empty")
+    with contextlib.ExitStack() as stack:
+        yield READERS[kind](request, stack)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write in place of `path`, which it becomes unless there is an error."""
+    target = path.resolve()
+    if target.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; it cannot be written as a file")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        temporary.open("xb").close()  # whether it can be written is found out before the work
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
+    """Open a Parquet file; records are tables of its schema."""
+    pa = optional("pyarrow", "Parquet")
+    pq = optional("pyarrow.parquet", "Parquet")
+    path = request.path
+    with reading(path, "Parquet"):
+        file = stack.enter_context(pq.ParquetFile(path))
+    schema = file.schema_arrow
+    check_rows(file.metadata.num_rows, path)
+    check_repeated(schema.names, path)
+
+    def is_numeric(kind: Any) -> bool:
+        types = pa.types
+        numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+        return any(test(kind) for test in numeric)
+
+    numeric = [field.name for field in schema if is_numeric(field.type)]
+    columns = default_columns(request, numeric, path)
+    wanted = places(request, columns, schema.names)
+    for j in wanted:
+        if not is_numeric(schema.field(j).type):
+            raise ValueError(not_numbers(path, schema.names[j], schema.field(j).type))
+    progress = [0]
+
+    def chunks() -> Iterator[Chunk]:
+        batches = file.iter_batches(batch_size=request.rows)
+        while True:
+            with reading(path, "Parquet"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            values = np.empty((batch.num_rows, len(wanted)))
+            for k, j in enumerate(wanted):
+                cells = batch.column(j).cast(pa.float64(), safe=False)
+                values[:, k] = cells.to_numpy(zero_copy_only=False)
+            check_finite(values, [schema.names[j] for j in wanted], path, progress[0])
+            progress[0] += batch.num_rows
+            yield chunk_of(values, len(columns), pa.Table.from_batches([batch]))
+
+    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            writer = None
+            for rows, table in kept:
+                if numbered:
+                    table = table.add_column(0, "row", pa.array(rows))
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
+                writer.write_table(table)
+
+    def fraction() -> float | None:
+        return progress[0] / file.metadata.num_rows
+
+    unused = [c for c in schema.names if c not in columns and c != request.weights]
+    return Source(columns, columns, unused, [], chunks(), fraction, write)
+
+
+def _open_npy(request: Request, stack: contextlib.ExitStack) -> Source:
+    """Open a 2-D array, mapped into memory; records are row numbers."""
+    path = request.path
+    with reading(path, ".npy"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim != 2 or array.dtype.kind not in "biuf" or not array.shape[1]:
+        raise ValueError(
+            f"{path}: takes a 2-D array of numbers; got shape {array.shape} of {array.dtype}"
+        )
+    check_rows(len(array), path)
+    names = [str(j) for j in range(array.shape[1])]
+    columns = default_columns(request, names, path)
+    wanted = places(request, columns, names)
+    every = wanted == list(range(array.shape[1]))
+    points = as_points(array if every else array[:, wanted])
+    check_finite(points, [names[j] for j in wanted], path)
+
+    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
+        with target.open("wb") as stream:
+            np.save(stream, array[row_numbers(kept)])
+
+    unused = [c for c in names if c not in columns and c != request.weights]
+    return whole(points, columns, columns, unused, [], write)
+
+
+def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
+    """Open named arrays of one length; records are row numbers."""
+    path = request.path
+    with reading(path, ".npz"), np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if not arrays:
+        raise ValueError(f"{path}: has no arrays")
+    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    n = next(iter(lengths.values()))
+    for name, length in lengths.items():
+        if length is None or length != n:
+            got = "is a single value" if length is None else f"has {length}"
+            raise ValueError(
+                f"{path}: takes arrays of one length; {next(iter(arrays))!r} has {n}, "
+                f"{name!r} {got}"
+            )
+    assert n is not None
+    check_rows(n, path)
+    numeric = [name for name, array in arrays.items() if array.dtype.kind in "biuf" and array.size]
+    columns = default_columns(request, numeric, path)
+    used = used_columns(request, columns, list(arrays))
+    for name in used:
+        if name not in numeric:
+            raise ValueError(not_numbers(path, name, arrays[name].dtype))
+    points, labels = side_by_side({name: arrays[name].reshape(n, -1) for name in used})
+    check_finite(points, labels, path)
+    labels = without_weights(labels, request)
+
+    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
+        rows = row_numbers(kept)
+        if numbered and "row" in arrays:
+            raise ValueError(f"{path}: has an array 'row' already; leave out --row-numbers")
+        chosen = {"row": rows} if numbered else {}
+        chosen |= {name: array[rows] for name, array in arrays.items()}
+        # np.savez takes no array named "file"
+        with zipfile.ZipFile(target, "w", allowZip64=True) as archive:
+            for name, array in chosen.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+    unused = [c for c in arrays if c not in used]
+    return whole(points, columns, labels, unused, [], write)
+
+
+def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
+    """Open the posterior of an ArviZ file, or a dataset; records are row numbers."""
+    xr = optional("xarray", "NetCDF")
+    optional("h5netcdf", "NetCDF")
+    path = request.path
+    with reading(path, "NetCDF 4"):
+        # as stored: attributes and packed values are written back as they were
+        tree = xr.open_datatree(path, engine="h5netcdf", mask_and_scale=False, decode_times=False)
+        stack.callback(tree.close)
+        groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+    place = "/posterior" if "/posterior" in groups else "/"
+    main = groups[place]
+    dims = _sample_dimensions(main, path)
+    n = int(np.prod([main.sizes[d] for d in dims]))
+    check_rows(n, path)
+    decoded = xr.decode_cf(main, decode_times=False)
+    over = [str(v) for v in decoded.data_vars if set(dims) <= set(decoded[v].dims)]
+    numeric = [v for v in over if decoded[v].dtype.kind in "biuf" and decoded[v].size]
+    columns = default_columns(request, numeric, path)
+    used = used_columns(request, columns, over)
+    for name in used:
+        if name not in numeric:
+            raise ValueError(not_numbers(path, name, decoded[name].dtype))
+    with reading(path, "NetCDF 4"):
+        arrays = {v: as_points(decoded[[v]].transpose(*dims, ...)) for v in used}
+    points, labels = side_by_side(arrays)
+    check_finite(points, labels, path)
+    labels = without_weights(labels, request)
+    thinned = [p for p, group in groups.items() if p == place or _same_draws(p, group, main, dims)]
+    left = sorted(p.strip("/") for p, g in groups.items() if p not in thinned and g.variables)
+
+    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
+        rows = row_numbers(kept)
+        out = {}
+        for name, group in groups.items():
+            chosen = group.drop_encoding()
+            if name in thinned:
+                chosen = _chosen_draws(xr, chosen, dims, rows, numbered)
+            out[name] = chosen
+        xr.DataTree.from_dict(out).to_netcdf(target, engine="h5netcdf")
+
+    notes = [f"groups copied as they are, not thinned: {listed(left)}"] if left else []
+    unused = [v for v in over if v not in used]
+    return whole(points, columns, labels, unused, notes, write)
+
+
+def _sample_dimensions(dataset: Any, path: Path) -> tuple[str, ...]:
+    """Chain and draw, or the one dimension that all variables share."""
+    if not dataset.data_vars:
+        raise ValueError(f"{path}: has no group 'posterior' and no variables of its own")
+    if {"chain", "draw"} <= set(dataset.dims):
+        dims: tuple[str, ...] = ("chain", "draw")
+    else:
+        dims = tuple(set.intersection(*(set(v.dims) for v in dataset.data_vars.values())))
+    if dims != ("chain", "draw") and len(dims) != 1:
+        raise ValueError(
+            f"{path}: takes variables with dimensions chain and draw, or one that all share; "
+            f"they share {listed(sorted(map(str, dims))) or 'none'}"
+        )
+    if dims == ("chain", "draw") and "sample" in dataset.dims:
+        raise ValueError(f"{path}: has a dimension 'sample' already")
+    return dims
+
+
+def _same_draws(name: str, group: Any, main: Any, dims: tuple[str, ...]) -> bool:
+    """Whether a group of an ArviZ file belongs to the draws of the posterior."""
+    return (
+        dims == ("chain", "draw")
+        and not name.strip("/").startswith(NOT_OF_THE_SAMPLE)
+        and "sample" not in group.dims
+        and all(d in group.dims and group[d].equals(main[d]) for d in dims)
+    )
+
+
+def _chosen_draws(xr: Any, group: Any, dims: tuple[str, ...], rows: NDArray, numbered: bool) -> Any:
+    """Some rows of a group: of its one dimension, or draws in a new dimension `sample`."""
+    name = dims[0] if len(dims) == 1 else "sample"
+    if len(dims) == 1:
+        group = group.isel({name: rows})
+    else:
+        places = divmod(rows, group.sizes["draw"])
+        index = {d: xr.DataArray(i, dims=name) for d, i in zip(dims, places, strict=True)}
+        group = group.assign_coords({d: group[d] for d in dims}).isel(index)
+    return group.assign_coords(row=(name, rows)) if numbered else group
+
+
+READERS: dict[str, Callable[[Request, contextlib.ExitStack], Source]] = {
+    ".csv": open_delimited,
+    ".tsv": open_delimited,
+    ".parquet": _open_parquet,
+    ".npy": _open_npy,
+    ".npz": _open_npz,
+    ".nc": _open_netcdf,
+}

@@ -1,0 +1,204 @@
+"""What a reader of files gives, and what the readers share: columns asked for, and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.tables import as_points
+
+STANDARD = "-"  # standard input, standard output
+CHECKED = 65536  # rows checked for NaN at once
+
+
+class Chunk(NamedTuple):
+    """Successive rows.
+
+    points : (rows, dimensions) float array
+    weights : (rows,) array, or None
+    records : what is written of the rows; ``records.take(index)`` is that of some of them
+    """
+
+    points: NDArray
+    weights: NDArray | None
+    records: Any
+
+
+class Source(NamedTuple):
+    """An open file.
+
+    columns : those used, by name
+    labels : the dimensions of the points, by name
+    unused : other columns, which are only written
+    notes : what a user should know of how the file is taken
+    chunks : the rows, to be read once
+    fraction : how much of the file was read, or None where its length is not known
+    write : write(path, kept, numbered) writes some rows, given the chunks' row numbers and records,
+        with the row numbers if `numbered`
+    """
+
+    columns: list[str]
+    labels: list[str]
+    unused: list[str]
+    notes: list[str]
+    chunks: Iterator[Chunk]
+    fraction: Callable[[], float | None]
+    write: Callable[[Path, list[tuple[NDArray, Any]], bool], None]
+
+
+class Request(NamedTuple):
+    """What is to be read.
+
+    path : of the file; "-" is standard input
+    columns : those the distance is computed on, or None for all of numbers
+    weights : the column of weights, or None
+    rows : of a chunk
+    delimiter : of CSV
+    """
+
+    path: Path
+    columns: list[str] | None
+    weights: str | None
+    rows: int
+    delimiter: str
+
+
+def title(path: Path) -> str:
+    """What errors call a file."""
+    return "standard input" if path == Path(STANDARD) else str(path)
+
+
+def chunk_of(values: NDArray, dimensions: int, records: Any) -> Chunk:
+    """Values of which a column after the dimensions, if there is one, is the weights."""
+    weights = values[:, dimensions] if values.shape[1] > dimensions else None
+    return Chunk(values[:, :dimensions], weights, records)
+
+
+def whole(
+    values: NDArray,
+    columns: list[str],
+    labels: list[str],
+    unused: list[str],
+    notes: list[str],
+    write: Callable[[Path, list[tuple[NDArray, Any]], bool], None],
+) -> Source:
+    """A source that is in memory as a whole."""
+    chunk = chunk_of(values, len(labels), np.arange(len(values)))
+    return Source(columns, labels, unused, notes, iter([chunk]), lambda: None, write)
+
+
+def side_by_side(arrays: dict[str, NDArray]) -> tuple[NDArray, list[str]]:
+    """2-D arrays side by side, and a label for each column: name, or name[0], name[1], ..."""
+    labels = []
+    for name, array in arrays.items():
+        d = array.shape[1]
+        labels += [name] if d == 1 else [f"{name}[{j}]" for j in range(d)]
+    return as_points(np.concatenate(list(arrays.values()), axis=1)), labels
+
+
+def row_numbers(kept: list[tuple[NDArray, Any]]) -> NDArray:
+    """The numbers of the rows that are to be written."""
+    return np.concatenate([rows for rows, _ in kept])
+
+
+def default_columns(request: Request, numeric: list[str], path: Path) -> list[str]:
+    """The columns asked for, or else all of numbers but the weights."""
+    if request.columns is not None:
+        return request.columns
+    columns = [c for c in numeric if c != request.weights]
+    if not columns:
+        raise ValueError(f"{path}: has no column of numbers")
+    return columns
+
+
+def used_columns(request: Request, columns: list[str], names: Sequence[str]) -> list[str]:
+    """The columns to read, that of the weights last; all must be there."""
+    options = dict.fromkeys(columns, "--columns")
+    if request.weights is not None:
+        options[request.weights] = "--weights"
+    for column, option in options.items():
+        if column not in names:
+            raise ValueError(
+                f"{title(request.path)}: {option} {column!r} is not there; "
+                f"there are {listed(names)}"
+            )
+    return list(options)
+
+
+def places(request: Request, columns: list[str], names: list[str]) -> list[int]:
+    """The places of the columns to read."""
+    return [names.index(c) for c in used_columns(request, columns, names)]
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Names, and how many more there are."""
+    shown = ", ".join(map(str, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_rows(n: int, path: Path) -> None:
+    """Raise for a table without rows."""
+    if not n:
+        raise ValueError(f"{path}: has no rows")
+
+
+def check_repeated(names: Sequence[str], path: Path) -> None:
+    """Raise where two columns have one name."""
+    repeated = sorted({c for c in names if names.count(c) > 1})
+    if repeated:
+        raise ValueError(f"{path}: has columns twice: {listed(repeated)}")
+
+
+def without_weights(labels: list[str], request: Request) -> list[str]:
+    """The dimensions but the weights, which come last and must be one number a row."""
+    if request.weights is None:
+        return labels
+    if labels[-1] != request.weights:
+        raise ValueError(
+            f"{request.path}: --weights {request.weights!r} has more than one number a row"
+        )
+    return labels[:-1]
+
+
+def check_finite(values: NDArray, labels: list[str], path: Path, start: int = 0) -> None:
+    """Raise where a number is missing or infinite, some rows at a time."""
+    for first in range(0, len(values), CHECKED):
+        finite = np.isfinite(values[first : first + CHECKED])
+        if not finite.all():
+            i, j = (int(x) for x in np.argwhere(~finite)[0])
+            raise ValueError(
+                f"{path}: row {start + first + i} (the first is 0), column {labels[j]!r} holds "
+                f"{values[first + i, j]}; "
+                "columns that are computed with take finite numbers (--columns says which)"
+            )
+
+
+def not_numbers(path: Path, column: str, kind: Any) -> str:
+    """The error about a column of text or the like."""
+    return f"{path}: column {column!r} is of {kind}; --columns and --weights take numbers"
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises for a broken file into an error of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: cannot be read as {kind}: {reason}") from error
+
+
+def optional(module: str, kind: str) -> Any:
+    """Import what only some formats need."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(
+            f"{kind} files need {module.split('.')[0]}: pip install 'thinformer[files]'"
+        ) from None
