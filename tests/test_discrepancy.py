@@ -418,6 +418,11 @@ NAN = np.where(X > 2, np.nan, X)
             ValueError,
             "^bandwidth='median' needs points that differ; all 5 that were looked at are equal$",
         ),
+        (
+            lambda: mmd(X, ROWS, weights=WEIGHTS, target="mean-zero"),
+            ValueError,
+            "^weights are of the points, with which target='mean-zero' has no part$",
+        ),
         (lambda: median_distance(X[0]), ValueError, r"^points must have shape \(n, d\); got"),
         (lambda: median_distance(NAN), ValueError, "^points must be finite; it holds NaN or infin"),
     ],

@@ -50,7 +50,7 @@ def test_signatures():
         "median_distance": "(points, rng=None)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",
-        "KernelThinner": "(n_samples=100, *, kernel='gaussian', bandwidth='median', "
+        "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "method='compress++', g=4, delta=0.5, refine=True, target='sample', random_state=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None)",

@@ -163,6 +163,11 @@ def test_pairs_of_equal_points():
         assert_rows(thin(double, 60, method=method, rng=0), 200, 60)
 
 
+def test_one_point():
+    assert thin(X[:1], 1).tolist() == [0]
+    assert mmd(X[:1], [0]) == 0
+
+
 def test_standard_ends_with_the_last():
     assert thin(X, 7, method="standard").tolist() == [41, 84, 127, 170, 213, 256, 299]
     rows = thin(X[:4], 2, method="standard", weights=[1, 0, 0, 3], unique=False)
@@ -254,19 +259,35 @@ def test_rows_repeat_where_they_may(method):
 
 
 @pytest.mark.parametrize("weights", [None, np.arange(2000) % 5], ids=["equal", "weighted"])
-def test_blocks(monkeypatch, weights):
+@pytest.mark.parametrize("unique", [True, False])
+def test_blocks(monkeypatch, weights, unique):
     """Where a tree would leave too many rows they are thinned in interleaved blocks."""
-    points, settings = mixture(2000), {"bandwidth": 1.5, "weights": weights}
-    whole = thin(points, 100, rng=0, **settings)
-    monkeypatch.setattr(thinning, "BLOCK", 300)
-    rows = thin(points, 100, rng=0, **settings)
-    assert_rows(rows, 2000, 100)
+    points = mixture(2000)
+    settings = {"bandwidth": 1.5, "weights": weights}
+    whole = thin(points, 200, unique=unique, rng=0, **settings)
+    monkeypatch.setattr(thinning, "BLOCK", 1000)
+    rows = thin(points, 200, unique=unique, rng=0, **settings)
+    assert_rows(rows, 2000, 200, distinct=unique)
     assert rows.tolist() != whole.tolist()
     if weights is not None:
         assert np.all(weights[rows] > 0)
-    random = thin(points, 100, method="random", rng=0, **settings)
+    random = thin(points, 200, method="random", rng=0, **settings)
     errors = [mmd(points, chosen, **settings) for chosen in (whole, rows, random)]
-    assert errors[0] < errors[1] < errors[2] / 3
+    assert errors[0] < errors[1] < errors[2] / 4
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "g"), [(302, 301, 0), (300, 3, 9), (300, 1, 15), (250, 90, 2)]
+)
+@pytest.mark.parametrize("unique", [True, False])
+def test_blocks_of_any_size(monkeypatch, n, size, g, unique):
+    """Blocks that hardly have the rows they are to choose, or fewer to choose than blocks."""
+    monkeypatch.setattr(thinning, "BLOCK", 100)
+    points = mixture(n)
+    few = np.r_[np.ones(30), np.zeros(n - 30)]
+    for weights in (None, few, np.r_[1e6, np.ones(n - 1)], np.arange(n) % 2 + 0.5):
+        rows = thin(points, size, g=g, bandwidth=1.0, weights=weights, unique=unique, rng=0)
+        assert_rows(rows, n, size, distinct=unique)
 
 
 def test_quality():

@@ -95,6 +95,8 @@ def mmd(
     problem = as_problem(array, resolved)
     of_coreset = square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
     if _checks.choice("target", target, TARGETS) == "mean-zero":
+        if weights is not None:
+            raise ValueError("weights are of the points, with which target='mean-zero' has no part")
         return float(np.sqrt(max(of_coreset, 0)))
     share = as_weights(weights, n)
     every = np.arange(n)
@@ -320,6 +322,8 @@ def resolve(
                 "bandwidth must be a positive number, one for each dimension or 'median'; "
                 f"got {bandwidth!r}"
             )
+        if len(points) == 1:  # any will do
+            return as_kernel(kernel, 1.0)
         bandwidth = median_distance(points, rng)
     return as_kernel(kernel, bandwidth)
 

@@ -167,7 +167,12 @@ def _open_npy(request: Request, stack: contextlib.ExitStack) -> Source:
 def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
     """Open named arrays of one length; records are row numbers."""
     path = request.path
-    with reading(path, ".npz"), np.load(path, allow_pickle=False) as file:
+    # opened here: NumPy leaves a broken file open
+    with (
+        reading(path, ".npz"),
+        path.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as file,
+    ):
         arrays = {name: file[name] for name in file.files}
     if not arrays:
         raise ValueError(f"{path}: has no arrays")
@@ -194,8 +199,6 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
 
     def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
         rows = row_numbers(kept)
-        if numbered and "row" in arrays:
-            raise ValueError(f"{path}: has an array 'row' already; leave out --row-numbers")
         chosen = {"row": rows} if numbered else {}
         chosen |= {name: array[rows] for name, array in arrays.items()}
         # np.savez takes no array named "file"
@@ -232,7 +235,7 @@ def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
         if name not in numeric:
             raise ValueError(not_numbers(path, name, decoded[name].dtype))
     with reading(path, "NetCDF 4"):
-        arrays = {v: as_points(decoded[[v]].transpose(*dims, ...)) for v in used}
+        arrays = {v: decoded[v].transpose(*dims, ...).to_numpy().reshape(n, -1) for v in used}
     points, labels = side_by_side(arrays)
     check_finite(points, labels, path)
     labels = without_weights(labels, request)

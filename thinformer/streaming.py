@@ -99,7 +99,7 @@ def merge_and_reduce(
         union = _reduced(stream, 2**g * size, method, settings, keep)
         if len(union.rows) < size:
             raise ValueError(
-                f"size must be at most the {len(union.rows)} rows that weigh; got {size}"
+                f"size must be at most the {len(union.rows)} rows that weigh enough; got {size}"
             )
         coreset = _thinned(union, size, settings | {"method": method, "g": g})
     if keep is not None:
@@ -129,7 +129,7 @@ def _reduced(
     settings = settings | {"method": method if method in BLIND else "kh-compress"}
     levels: list[list[Coreset]] = []
     usual = 0  # halvings of a chunk: a short one has as many as the others, for equal weights
-    for chunk in stream:
+    for i, chunk in enumerate(stream):
         if not chunk.weights.any():
             continue
         usual = max(usual, _halvings(len(chunk.rows), least))
@@ -142,7 +142,7 @@ def _reduced(
                 break
             full, levels[level] = _union(levels[level]), [coreset]
             coreset = _halved(full, min(1, _halvings(len(full.rows), least)), settings)
-        if keep is not None:
+        if keep is not None and i:  # the second chunk was drawn before the first was halved
             keep(_union(itertools.chain(*reversed(levels))).rows)
     if not levels:
         raise ValueError("weights must be finite, none of them negative and not all zero")
@@ -158,11 +158,15 @@ def _halved(coreset: Coreset, halvings: int, settings: dict[str, Any]) -> Corese
     """A coreset halved some times; those left weigh twice as much each time."""
     if not halvings:
         return coreset
-    size = len(coreset.rows) >> halvings
-    chosen = thin(coreset.points, size, weights=coreset.weights, **settings)
+    points, weights = coreset.points, coreset.weights
+    size = len(points) >> halvings
+    # of unequal weights a row may stand for several; of equal ones it never does
+    repeats = bool(np.ptp(weights) > 0)
+    chosen = thin(points, size, weights=weights, unique=not repeats, **settings)
+    chosen, times = np.unique(chosen, return_counts=True)
     # up to 2^halvings - 1 rows more or less: equal weights are worth more, and stay equal
-    weights = np.full(size, coreset.weights.mean() * 2**halvings)
-    return Coreset(coreset.rows[chosen], coreset.points[chosen], weights)
+    share = weights.mean() * 2**halvings
+    return Coreset(coreset.rows[chosen], points[chosen], share * times)
 
 
 def _thinned(coreset: Coreset, size: int, settings: dict[str, Any]) -> Coreset:

@@ -30,9 +30,14 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     """
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return _of_frame(points, name)
+    if hasattr(points, "to_dataset") and {"chain", "draw"} <= set(getattr(points, "dims", ())):
+        if not hasattr(points, "data_vars"):  # a variable of a posterior
+            points = points.to_dataset(name="points")
     draws = _posterior(points)
     if hasattr(draws, "data_vars"):
         return _stacked(draws, name)
+    if np.ma.is_masked(points):
+        raise ValueError(f"{name} must have no masked entries; drop or fill them")
     array = np.asarray(points.to_numpy() if hasattr(points, "to_numpy") else points)
     array = _real(name, array)
     if array.ndim != 2:

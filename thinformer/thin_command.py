@@ -229,6 +229,10 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         delimiter = job.delimiter or DELIMITERS.get(kind, ",")
         request = Request(job.source, job.columns, job.weights, job.chunk_rows, delimiter)
         source = stack.enter_context(files.open_source(request, kind))
+        if job.row_numbers and "row" in [*source.columns, *source.unused, job.weights]:
+            raise ValueError(
+                f"{title(job.source)}: has a column 'row' already; --row-numbers would add another"
+            )
         reading = _Reading()
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()

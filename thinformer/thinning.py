@@ -32,7 +32,7 @@ SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
 COPIES = 2  # weighted points become so many equally weighted ones, times n
 TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
 BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
-PASSES = 100  # of KT-SWAP, at most: some 10 until nothing changes
+PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,500 to 1250 rows)
 
 
 def thin(
@@ -112,8 +112,8 @@ def thin(
     -----
     With c = :math:`2^g` size rows left by the tree, "compress++" computes about
     :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most 181 c `size` to
-    compare with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on until nothing
-    changes, and in "compress++" its target is not the c rows but those before some of the
+    compare with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on for up
+    to eight passes, and in "compress++" its target is not the c rows but those before some of the
     halvings, 90 to 181 times as many as are chosen. Where c would be above 16,384, the rows are
     dealt out to blocks for which it is not, each is thinned to its share, and time is linear in n.
 
@@ -189,18 +189,20 @@ def _compress_plus_plus(task: Task, g: int) -> NDArray:
     """Compress++ of all rows, in interleaved blocks where there is more to do than in one."""
     rows = _equal_copies(task)
     wanted = rows.size if task.size >= rows.size >> g else task.size << g
-    blocks = -(-wanted // BLOCK)
+    blocks = min(task.size, -(-wanted // BLOCK))
     if blocks == 1:
         return _compress_block(task, rows, g, every=True)
-    ends = np.arange(blocks + 1) * task.size // blocks
-    # all copies of a row to one block, or several would choose it; in turn, by number of copies
+    sizes = [(task.size - block - 1) // blocks + 1 for block in range(blocks)]
+    block_of = np.arange(rows.size) % blocks
     _, copies = np.unique(rows, return_counts=True)
-    turn = np.argsort(np.argsort(copies, kind="stable"), kind="stable") % blocks
-    dealt = np.repeat(turn, copies)
+    if task.unique and copies.size // blocks >= sizes[0]:
+        # all copies of a row to one block, or several choose it; in turn, by number of copies
+        place = np.argsort(np.argsort(copies, kind="stable"), kind="stable")
+        block_of = np.repeat(place % blocks, copies)
     kept = []
-    for block, size in enumerate(np.diff(ends)):
-        part = task._replace(size=int(size), delta=task.delta / blocks)
-        kept.append(_compress_block(part, rows[dealt == block], g, every=False))
+    for block, size in enumerate(sizes):
+        part = task._replace(size=size, delta=task.delta / blocks)
+        kept.append(_compress_block(part, rows[block_of == block], g, every=False))
     return np.concatenate(kept)
 
 
