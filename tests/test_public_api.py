@@ -40,7 +40,8 @@ def test_signatures():
         "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None)",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None)",
-        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', g=4, "
+        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', "
+        "g=4, "
         "delta=0.5, refine=True, unique=True, weights=None, target='sample', rng=None, "
         "device='auto')",
         "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', weights=None, "

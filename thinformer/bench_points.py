@@ -69,7 +69,8 @@ def costs(exponents: range) -> Iterator[Cost]:
                 for _ in range(3)
             )
         last = list(seconds.items())[-3:]
-        slope = np.polyfit(*np.log(last).T, 1)[0] if len(last) > 1 else np.nan
+        sizes, times = np.log(last).T
+        slope = np.polyfit(sizes, times, 1)[0] if len(last) > 1 else np.nan
         yield Cost(method, seconds, float(slope))
 
 

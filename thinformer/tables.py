@@ -30,9 +30,8 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     """
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return _of_frame(points, name)
-    if hasattr(points, "to_dataset") and {"chain", "draw"} <= set(getattr(points, "dims", ())):
-        if not hasattr(points, "data_vars"):  # a variable of a posterior
-            points = points.to_dataset(name="points")
+    if hasattr(points, "to_series") and {"chain", "draw"} <= set(getattr(points, "dims", ())):
+        points = points.to_dataset(name="points")  # a variable of a posterior
     draws = _posterior(points)
     if hasattr(draws, "data_vars"):
         return _stacked(draws, name)
