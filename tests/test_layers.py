@@ -15,8 +15,9 @@ REFERENCE = Path(reference.__file__).parent
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_pool", "problem",
     "tiles", "cpu", "sums", "compress", "points", "tables", "discrepancy", "thinning", "recursion",
-    "estimator", "softmax", "attention", "data", "torch", "validate",
-    "_measure", "demo", "bench", "cli",
+    "estimator", "softmax", "attention", "data", "torch", "validate", "_measure", "demo", "bench",
+    "bench_points", "sources", "delimited", "files", "streaming", "thin_command",
+    "_progress", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
            ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),

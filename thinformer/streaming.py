@@ -4,12 +4,14 @@ Each chunk is halved to a coreset of level 0, as often as leaves 2^g times the r
 Where four of a level are held and a fifth comes, the four are merged and halved once, to one of the
 next level. So a row goes through log4(chunks) reductions, and coresets grow as the square root of
 the rows they stand for, as in Compress (arXiv 2111.07941), without which the last merges would
-decide the error. In the end all that are held are thinned together.
+decide the error. In the end those of lower levels are halved until all rows weigh the same, and all
+are thinned together.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -146,7 +148,14 @@ def _reduced(
             keep(_union(itertools.chain(*reversed(levels))).rows)
     if not levels:
         raise ValueError("weights must be finite, none of them negative and not all zero")
-    return _union(itertools.chain(*reversed(levels)))
+    # in the end all rows weigh the same, or nearly: thinning makes copies of rows that do not
+    unions = [_union(level) for level in reversed(levels)]
+    heaviest = max(union.weights.mean() for union in unions)
+    even = []
+    for union in unions:
+        halvings = round(math.log2(heaviest / union.weights.mean()))
+        even.append(_halved(union, min(halvings, _halvings(len(union.rows), 1)), settings))
+    return _union(even)
 
 
 def _halvings(rows: int, least: int) -> int:
