@@ -302,6 +302,16 @@ def test_plots_of_other_formats(ending, tmp_path):
     assert {"svg": b"<svg", "pdf": b"%PDF"}[ending] in plot.read_bytes()
 
 
+def test_any_name_can_be_printed_and_drawn(tmp_path):
+    text = b"price $a$ {x$,na\xefve\n" + "".join(f"{x},{y}\n" for x, y in POINTS.tolist()).encode()
+    out = command("-", "-o", tmp_path / "out.csv", "--size", "5", "--plot", tmp_path / "p.png",
+                  "--report", tmp_path / "r.json", input=text)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert rb"columns price $a$ {x$, na\udcefve" in out.stdout
+    assert (tmp_path / "out.csv").read_bytes().startswith(text.splitlines()[0])
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
 def test_many_rows_are_compared_with_a_sample(tmp_path):
     points = np.random.default_rng(0).normal(size=(50_000, 1))
     np.save(tmp_path / "in.npy", points)

@@ -24,6 +24,7 @@ from thinformer.thinning import METHODS, thin
 
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7
+CHAINS = 2000  # draws of the eight schools that ArviZ ships
 GOODPOINTS_CALLS = {"compress++": "compresspp_kt", "kernel-thinning": "kt.thin"}
 
 
@@ -93,7 +94,10 @@ def samples() -> dict[str, Callable[[int, int], NDArray | None]]:
     """The samples there are: functions of (n, seed), None where n is more than there is."""
     found: dict[str, Callable[[int, int], NDArray | None]] = {"mixture": mixture}
     if importlib.util.find_spec("arviz_base") and importlib.util.find_spec("h5py"):
-        found["eight schools"] = _drawn_from(_eight_schools())
+        found["eight schools"] = _drawn_from(_eight_schools_chains())
+    found["eight schools*"] = lambda n, seed: (
+        _standardised(eight_schools(n, seed)) if n > CHAINS else None
+    )
     if importlib.util.find_spec("sklearn") and importlib.util.find_spec("PIL"):
         found["photograph"] = _drawn_from(_photograph())
     return found
@@ -212,9 +216,13 @@ def _goodpoints(
     return lambda: kt.thin(points, halvings, kernel, kernel, seed=seed, store_K=True)
 
 
+def _standardised(rows: NDArray) -> NDArray:
+    return (rows - rows.mean(axis=0)) / rows.std(axis=0)
+
+
 def _drawn_from(rows: NDArray) -> Callable[[int, int], NDArray | None]:
     """Samples of a standardised data set without replacement, in its order."""
-    rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    rows = _standardised(rows)
 
     def sample(n: int, seed: int) -> NDArray | None:
         if n > len(rows):
@@ -225,13 +233,44 @@ def _drawn_from(rows: NDArray) -> Callable[[int, int], NDArray | None]:
     return sample
 
 
-def _eight_schools() -> NDArray:
-    """2000 draws of the eight schools' posterior in ten dimensions, which ArviZ ships."""
+def _eight_schools_chains() -> NDArray:
+    """2000 draws of the eight schools' posterior in ten dimensions, four chains, from ArviZ."""
     from arviz_base import load_arviz_data
 
     from thinformer.tables import as_points
 
     return as_points(load_arviz_data("centered_eight"))
+
+
+def eight_schools(n: int, seed: int) -> NDArray:
+    """Independent draws (n, 10) of the same posterior, for where the chains are too short.
+
+    Given tau, the schools' effects and their mean mu are Gaussian; tau is drawn from a grid.
+    mu ~ N(0, 5^2), tau ~ half-Cauchy(5), as in ArviZ's model.
+    """
+    rng = np.random.default_rng(seed)
+    effect = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+    variance = np.array([15.0, 10, 16, 11, 9, 11, 10, 18]) ** 2
+    grid = np.linspace(0.01, 100, 10_000)
+
+    def of_mu(tau: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """Mean and precision of mu given tau, and the log density of tau."""
+        weight = 1 / (variance + tau[:, None] ** 2)
+        precision = weight.sum(axis=1) + 1 / 5**2
+        mean = (weight * effect).sum(axis=1) / precision
+        log = 0.5 * (np.log(weight).sum(axis=1) - (weight * effect**2).sum(axis=1))
+        log += 0.5 * (precision * mean**2 - np.log(precision)) - np.log1p((tau / 5) ** 2)
+        return mean, precision, log
+
+    _, _, log = of_mu(grid)
+    chance = np.exp(log - log.max())
+    tau = rng.choice(grid, n, p=chance / chance.sum())
+    mean, precision, _ = of_mu(tau)
+    mu = mean + rng.standard_normal(n) / np.sqrt(precision)
+    inverse = 1 / variance + 1 / tau[:, None] ** 2
+    centre = (effect / variance + (mu / tau**2)[:, None]) / inverse
+    theta = centre + rng.standard_normal((n, 8)) / np.sqrt(inverse)
+    return np.column_stack([mu, theta, tau])
 
 
 def _photograph() -> NDArray:

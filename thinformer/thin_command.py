@@ -202,7 +202,12 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
 
 def _few(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(_printable, names[:most])) + more
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes are no UTF-8, with these as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
@@ -511,6 +516,7 @@ def _plot(every: NDArray, chosen: NDArray, labels: list[str], path: Path, ending
     from matplotlib.figure import Figure
 
     d = min(PLOTTED, len(labels))
+    labels = [_printable(label).replace("$", r"\$") for label in labels[:d]]  # no formulas
     side = 2.2 * d + 1
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
