@@ -182,8 +182,8 @@ def test_pre_thin(call):
 
 
 def test_kernel():
-    with pytest.raises(ValueError, match=r"^kernel must be .*gaussian.*; got 'rbf'"):
-        CALLS["kh_compress"](kernel="rbf")
+    with pytest.raises(ValueError, match=r"^kernel must be .*gaussian.*; got 'rbfs'"):
+        CALLS["kh_compress"](kernel="rbfs")
 
 
 @pytest.mark.parametrize("rng", ["seed", 1.5, -1, np.array([1.5])])

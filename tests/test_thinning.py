@@ -1,16 +1,29 @@
 """`thin`: what holds for any points, weights, threads and methods, how good it is, bad input."""
 
 import math
+import os
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit  # noqa: TID251
 
 from reference import kernels as reference_kernels
-from thinformer import kernels, median_distance, mmd, set_num_threads, sums, thin, thinning
+from thinformer import (
+    kernels,
+    kh_compress,
+    median_distance,
+    mmd,
+    set_num_threads,
+    sums,
+    thin,
+    thinning,
+)
 from thinformer.discrepancy import as_problem, diagonal, embed
-from thinformer.thinning import METHODS
+from thinformer.thinning import BLIND, METHODS
 
 SWAPPED = ("compress++", "kernel-thinning")
 X = np.random.default_rng(0).normal(size=(300, 2))
@@ -152,6 +165,9 @@ def test_points_that_are_all_equal(method, kernel):
     for unique in (True, False):
         rows = thin(same, 12, method=method, kernel=kernel, bandwidth=1.0, unique=unique, rng=0)
         assert_rows(rows, 50, 12, unique)
+    if method in BLIND:
+        assert_rows(thin(same, 12, method=method, kernel=kernel), 50, 12, True)
+        return
     with pytest.raises(ValueError, match="^bandwidth='median' needs points that differ; all 50"):
         thin(same, 12, method=method, kernel=kernel)
 
@@ -613,3 +629,168 @@ def test_bad_input(arguments, message):
 def test_bad_types(arguments, message):
     with pytest.raises(TypeError, match=message):
         thin(**({"points": X, "size": 5} | arguments))
+
+
+def gram(kernel, points):
+    """The Gram matrix, by the compiled sums."""
+    problem, every = as_problem(points, kernel), np.arange(len(points))
+    return np.array([embed(problem, every, every[i : i + 1], np.ones(1)) for i in every])
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.gaussian() + kernels.exponential(2.0),
+        kernels.exponential([2.0, 3.0]),
+        4.0 * kernels.linear(1.0) + 0.5 * kernels.matern([1.0, 2.0], 2.5),
+        sum([kernels.energy(), 3.0 * kernels.laplace()]),
+    ],
+    ids=["sum with exponential", "exponential by dimension", "linear and matern", "energy"],
+)
+def test_a_kernel_is_its_gram_matrix(kernel):
+    """Whatever it is shifted or scaled by inside: the same rows as from its own values."""
+    points = 2 * X[:200, :2]
+    K = gram(kernel, points)
+    for method in ("kernel-thinning", "halving"):
+        rows = thin(points, 20, kernel=kernel, method=method, rng=0)
+        np.testing.assert_array_equal(rows, thin(K, 20, kernel="precomputed", method=method, rng=0))
+
+
+def test_a_factor_changes_the_mmd_and_not_the_rows():
+    def k(x, y):
+        return math.exp(-((x - y) ** 2).sum())
+
+    few, plain = X[:40, :2], kernels.pairwise(k)
+    for kernel in (kernels.gaussian(), plain):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            once, more = (mmd(few, [0, 1, 2], kernel=c * kernel) for c in (1.0, 9.0))
+        assert more == pytest.approx(3 * once)
+    rows = thin(few, 5, kernel=1e5 * kernels.gaussian(), rng=0)
+    np.testing.assert_array_equal(rows, thin(few, 5, kernel=kernels.gaussian(), rng=0))
+
+
+OVERFLOWING = [
+    (kernels.linear(), 1e30, "f4", "^kernel linear must have finite values"),
+    (kernels.polynomial(), 1e120, "f8", "^kernel polynomial must have finite values"),
+    (kernels.exponential(), 1e30, "f4", "^kernel exponential must have finite values"),
+    (kernels.matern(), 1e30, "f4", "^kernel matern overflows"),
+    (kernels.energy(), 1e160, "f8", "^kernel energy overflows"),
+    (1e300 * kernels.gaussian(), 1.0, "f4", "^kernel gaussian has parameters beyond the range"),
+    (1e-300 * kernels.gaussian(), 1.0, "f4", "^kernel gaussian has parameters beyond the range"),
+    (kernels.stein(X * 1e39), 1.0, "f4", "^scores must be finite"),
+    (kernels.stein(X, 1e-30), 1.0, "f4", "^kernel stein has parameters beyond the range"),
+    (kernels.gaussian() + kernels.exponential(0.01), 1.0, "f8", "^kernel exponential overflows"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "factor", "dtype", "message"), OVERFLOWING)
+def test_values_beyond_the_range_are_an_error(kernel, factor, dtype, message):
+    """No arbitrary rows, and no NaN."""
+    points = (X * factor).astype(dtype)
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+        thin(points, 5, kernel=kernel, rng=0)
+
+
+def test_a_function_that_fails_for_some_points():
+    bad = X[5, 0]
+
+    def k(x, y):
+        return math.nan if bad in (x[0], y[0]) else math.exp(-((x - y) ** 2).sum())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="^kernel must return finite numbers; for some of"):
+            thin(X[:100], 5, kernel=k)
+
+
+def test_functions_are_tried_in_the_dtype_of_the_points():
+    """A cosine in float32 is symmetric to the digits it has."""
+
+    @njit
+    def cosine(product, a, b):
+        return product / np.sqrt(a) / np.sqrt(b)
+
+    points = X.astype("f4")
+    kept = kh_compress(points, g=1, kernel=kernels.of_products(cosine), rng=0)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    np.testing.assert_array_equal(kept, kh_compress(unit, g=1, kernel="linear", rng=0))
+
+
+@pytest.mark.parametrize("size", [100, 400, 1100, 2400])
+def test_heavy_and_light_weights(size):
+    """Rows that weigh too little for a copy can be chosen, and blocks get their share."""
+    rng = np.random.default_rng(0)
+    points, weights = rng.normal(size=(9000, 2)), np.exp(3 * rng.normal(size=9000))
+    settings = {"weights": weights, "bandwidth": 1.6}
+    error = mmd(points, thin(points, size, rng=0, **settings), **settings)
+    random = mmd(
+        points, thin(points, size, method="random", unique=False, rng=0, **settings), **settings
+    )
+    assert error < random / 4
+
+
+@pytest.mark.parametrize("method", BLIND)
+def test_methods_that_do_not_look_call_no_kernel(method):
+    def k(x, y):
+        raise AssertionError
+
+    assert_rows(thin(X, 5, kernel=k, method=method, rng=0), 300, 5, True)
+    assert_rows(thin(X, 300, kernel=k, rng=0), 300, 300, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"refine": "no"}, TypeError, "^refine must be True or False; got 'no'$"),
+        ({"unique": None}, TypeError, "^unique must be True or False; got None$"),
+        ({"kernel": np.eye(300)}, ValueError, "^kernel must be a Kernel or one of"),
+        ({"method": np.array(["a", "b"])}, ValueError, "^method must be one of"),
+        (
+            {"kernel": kernels.Kernel("t", kernels.TABLE, companion=np.eye(5))},
+            ValueError,
+            "^points must be a Gram matrix",
+        ),
+        ({"kernel": kernels.Kernel("t", kernels.PAIRWISE)}, TypeError, "^kernel must be comp|call"),
+    ],
+)
+def test_more_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        thin(X, 5, rng=0, **arguments)
+
+
+def test_kernels_that_kh_compress_does_not_take():
+    plain = kernels.pairwise(lambda x, y: 1.0)
+    with pytest.raises(TypeError, match="^kernel must be compiled by numba.njit here"):
+        kh_compress(X, kernel=plain)
+    table = kernels.Kernel("t", kernels.TABLE, companion=np.eye(300))
+    with pytest.raises(ValueError, match="^kernel precomputed must be a matrix of the 300 points"):
+        kh_compress(np.stack([X, X]), kernel=table)
+    with pytest.raises(ValueError, match="^points must be finite"):
+        kh_compress(X * np.nan, kernel="sobolev")
+
+
+def test_sets_of_a_stack_stand_alone():
+    """Under kernels that are shifted by their largest value as under others."""
+    rng = np.random.default_rng(0)
+    stack = np.stack([rng.normal(size=(256, 2)), 40 * rng.normal(size=(256, 2))])
+    kernel = kernels.exponential([1.0, 1.0])
+    kept = kh_compress(stack, g=0, kernel=kernel, rng=0)
+    for points, rows in zip(stack, kept, strict=True):
+        np.testing.assert_array_equal(rows, kh_compress(points, g=0, kernel=kernel, rng=0))
+
+
+def test_machine_code_for_a_function_is_not_stored():
+    """No other process could use it."""
+
+    @njit
+    def k(x, y):
+        return np.exp(-np.abs(x - y).sum())
+
+    def stored():
+        return sum(1 for _ in Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
+
+    thin(X, 10, rng=0)
+    before = stored()
+    thin(X, 10, kernel=k, rng=0)
+    assert stored() == before

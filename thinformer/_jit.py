@@ -49,6 +49,12 @@ def kernel(function: Callable) -> Any:
         return numba.njit(**options)(function)
 
 
+@functools.cache
+def uncached(compiled: Any) -> Any:
+    """The same kernel, whose machine code is not stored."""
+    return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
+
+
 def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
     """Compile a function that kernels call."""
     return numba.njit(error_model="numpy", fastmath=fastmath)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thinformer import _checks, _pool
 from thinformer.draws import Draws
-from thinformer.problem import Factor, Points, Problem
+from thinformer.problem import Factor, Points, Problem, compiled_for
 from thinformer.schedule import (
     Schedule,
     compress_schedule,
@@ -107,6 +107,7 @@ def compress(
     """
     from thinformer import cpu  # imports Numba
 
+    halve = compiled_for(problem, cpu.halve_buckets)
     factor, dims = _memory(problem)
     dtype = factor.window.dtype
     problems = len(index)
@@ -121,7 +122,7 @@ def compress(
     def halve_buckets(i: int, work: NDArray, first: int, last: int) -> None:
         round_, drawn, kept = rounds[i]
         points = rounds[i - 1][2] if i else index
-        cpu.halve_buckets(first, last, problem, round_, adaptive, points, kept, *drawn, work)
+        halve(first, last, problem, round_, adaptive, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
         work = cpu.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)

@@ -22,7 +22,7 @@ from thinformer.kernels import (
     linear,
     pairwise,
 )
-from thinformer.problem import Points, make_factor, make_points
+from thinformer.problem import Points, check_function, compiled_for, make_factor, make_points
 from thinformer.tables import as_points
 
 TARGETS = ("sample", "mean-zero")
@@ -39,7 +39,7 @@ def mmd(
     target: str = "sample",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
-    r"""Return the maximum mean discrepancy between points and a coreset, exactly.
+    r"""Return the maximum mean discrepancy between points and a coreset.
 
     The largest difference of means, :math:`\max_f |\sum_i w_i f(x_i) - \frac1s \sum_j f(y_j)|`
     over functions f in the unit ball of the kernel's Hilbert space.
@@ -64,7 +64,9 @@ def mmd(
     Returns
     -------
     float
-        In float64, whatever the points' dtype. Zero where rounding makes the square negative.
+        In float64, whatever the points' dtype, as the root of a difference of sums: below some
+        1e-8 times the root of the largest k(x, x) it is rounding. Zero where that makes the
+        square negative.
 
     Raises
     ------
@@ -97,12 +99,12 @@ def mmd(
     if _checks.choice("target", target, TARGETS) == "mean-zero":
         if weights is not None:
             raise ValueError("weights are of the points, with which target='mean-zero' has no part")
-        return float(np.sqrt(max(of_coreset, 0)))
+        return _root(of_coreset)
     share = as_weights(weights, n)
     every = np.arange(n)
     of_points = square(problem, every[None], share)[0]
     between = embed(problem, rows, every, share).mean()
-    return float(np.sqrt(max(of_points - 2 * between + of_coreset, 0)))
+    return _root(of_points - 2 * between + of_coreset)
 
 
 def mmd2_unbiased(
@@ -230,6 +232,8 @@ def compare(
     """
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
+    if isinstance(kernel, str) and kernel == "precomputed":
+        raise ValueError("kernel='precomputed' says nothing of energy and moments; see `mmd`")
     if not isinstance(coresets, Mapping):
         raise TypeError(f"coresets must be a dict of rows by name; got {type(coresets).__name__}")
     chosen = {}
@@ -264,8 +268,8 @@ def compare(
             Comparison(
                 name,
                 rows.size,
-                float(np.sqrt(max(mmd2, 0))),
-                float(np.sqrt(max(energy2, 0))),
+                _root(mmd2),
+                _root(energy2),
                 float(off.max()),
                 float(np.linalg.norm(of_part - covariance) / size_of_covariance),
             )
@@ -290,14 +294,16 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]
     _checks.finite("points", bool(np.isfinite(array).all()))
-    distances = pdist(array.astype(np.float64))
+    # scaled by a power of two, which is exact, or their squares may leave the range
+    _, exponent = np.frexp(np.abs(array).max())
+    distances = pdist(np.ldexp(array.astype(np.float64), -exponent))
     distances = distances[distances > 0]
     if not distances.size:
         raise ValueError(
             "bandwidth='median' needs points that differ; "
             f"all {len(array)} that were looked at are equal"
         )
-    return float(np.median(distances))
+    return float(np.ldexp(np.median(distances), exponent))
 
 
 def resolve(
@@ -308,7 +314,7 @@ def resolve(
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not _makes_kernels(kernel):
         kernel = pairwise(kernel)
-    if isinstance(kernel, Kernel) or kernel in WITHOUT_BANDWIDTH:
+    if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
             raise ValueError(
                 f"bandwidth is part of the kernel {getattr(kernel, 'name', kernel)!r}, "
@@ -338,11 +344,17 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
                 f"points must be a Gram matrix (n, n) for kernel='precomputed'; got {points.shape}"
             )
         _checks.symmetric("points", points)
-    elif kernel.tag >= PAIRWISE:
-        _check_function(kernel, points)
-        if not hasattr(kernel.companion, "py_func"):
-            kernel = Kernel("precomputed", TABLE, companion=_tabulated(kernel.companion, points))
-    return make_points(points, kernel, shift)
+    elif kernel.tag == PAIRWISE and not hasattr(kernel.companion, "py_func"):
+        check_function(kernel.companion, points)
+        table = _tabulated(kernel.companion, points)
+        kernel = Kernel("precomputed", TABLE, weight=kernel.weight, companion=table)
+    problem = make_points(points, kernel, shift)
+    if not np.isfinite(diagonal(problem, np.arange(n))).all():
+        raise ValueError(
+            f"kernel {kernel.name} must have finite values; k(x, x) of some points is not. "
+            "Centre or scale the points, or take a larger bandwidth"
+        )
+    return problem
 
 
 def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDArray:
@@ -369,9 +381,10 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
     from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
+    kernel = compiled_for(problem, sums.embed)
 
     def task(first: int, last: int) -> None:
-        sums.embed(first, last, problem, at, index, weights, out, _workspace(problem))
+        kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
     _pool.run(task, -(-at.size // sums.PANEL), at.size * index.size * problem.dim)
     return out
@@ -382,9 +395,10 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     from thinformer import sums  # imports Numba
 
     parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
+    kernel = compiled_for(problem, sums.square)
 
     def task(first: int, last: int) -> None:
-        sums.square(first, last, problem, sets, weights, parts, _workspace(problem))
+        kernel(first, last, problem, sets, weights, parts, _workspace(problem))
 
     _pool.run(task, parts.size, sets.size * sets.shape[1] * problem.dim)
     return parts.sum(axis=1)
@@ -395,8 +409,16 @@ def diagonal(problem: Points, at: NDArray) -> NDArray:
     from thinformer import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
-    sums.diagonal(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
+    kernel = compiled_for(problem, sums.diagonal)
+    kernel(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
     return out
+
+
+def _root(squared: float) -> float:
+    """The MMD from its square, which rounding can push below zero."""
+    if not np.isfinite(squared):
+        raise ValueError("kernel must have finite values; between some of the points it has not")
+    return float(np.sqrt(max(squared, 0)))
 
 
 def _workspace(problem: Points) -> NDArray:
@@ -428,20 +450,6 @@ def _makes_kernels(function: Any) -> bool:
     return getattr(function, "__module__", "") == "thinformer.kernels"
 
 
-def _check_function(kernel: Kernel, points: NDArray) -> None:
-    """Try a user's function on a few points: symmetric, and finite numbers."""
-    from thinformer import _jit  # imports Numba
-
-    few = points[np.linspace(0, len(points) - 1, 8).astype(int)]
-    function = kernel.companion
-    if kernel.name == "of_products":
-        function = _jit.from_products(function)
-    K = np.array([[function(x, y) for y in few] for x in few])
-    if K.dtype.kind not in "biuf" or K.ndim != 2 or not np.isfinite(K).all():
-        raise ValueError("kernel must return finite numbers; on some of the points it does not")
-    _checks.symmetric("kernel", K.astype(np.float64))
-
-
 def _tabulated(function: Callable, points: NDArray) -> NDArray:
     """The Gram matrix of a plain Python function."""
     n = len(points)
@@ -454,6 +462,8 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
     for i in range(n):
         for j in range(i + 1):
             K[i, j] = K[j, i] = function(points[i], points[j])
+    if not np.isfinite(K).all():
+        raise ValueError("kernel must return finite numbers; for some of the points it does not")
     return K
 
 

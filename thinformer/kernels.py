@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import exp, sqrt
+from math import exp, log1p, sqrt
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC, MATERN_3_2, MATERN_5_2 = range(3, 8)
 RATIONAL_QUADRATIC, ENERGY = range(8, 10)
 # of another form
 SOBOLEV, STEIN, PAIRWISE, OF_PRODUCTS, TABLE = range(10, 15)
-OF_DISTANCE, OF_ANOTHER_FORM = GAUSSIAN, SOBOLEV  # the first tags of these kinds
+OF_DISTANCE = GAUSSIAN  # the first of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,9 @@ class Kernel:
 
     __rmul__ = __mul__
 
+    def __radd__(self, other: int) -> Kernel:
+        return self if other == 0 else NotImplemented  # what ``sum`` begins with
+
 
 def phi_linear(product, constant, degree):
     return product + constant
@@ -118,7 +121,7 @@ def phi_matern_5_2(distance, constant, degree):
 
 
 def phi_rational_quadratic(distance, constant, degree):
-    return (constant + distance) ** -degree
+    return exp(-degree * log1p(distance))  # of a large degree, a power has few digits
 
 
 def phi_energy(distance, constant, degree):
@@ -241,7 +244,7 @@ def sobolev(smoothness: int = 1) -> Kernel:
         2: (-1 / 30, 0.0, 1.0, -2.0, 1.0, 0.0, 0.0),
         3: (1 / 42, 0.0, -1 / 2, 0.0, 5 / 2, -3.0, 1.0),
     }
-    if smoothness not in polynomials:
+    if not isinstance(smoothness, int) or smoothness not in polynomials:
         raise ValueError(f"smoothness must be 1, 2 or 3; got {smoothness!r}")
     factor = {1: 2 * np.pi**2, 2: -2 / 3 * np.pi**4, 3: 4 / 45 * np.pi**6}[smoothness]
     coefficients = [factor * c for c in polynomials[smoothness]]
@@ -328,6 +331,8 @@ def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
 def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:
     """1 / (bandwidth * factor), for one bandwidth or one a dimension."""
     if np.ndim(bandwidth) == 0:
+        if isinstance(bandwidth, np.ndarray):
+            bandwidth = bandwidth.item()
         return 1 / (_checks.positive("bandwidth", bandwidth) * factor)
     bandwidths: NDArray = np.asarray(bandwidth)
     if bandwidths.ndim != 1 or bandwidths.size == 0 or bandwidths.dtype.kind not in "iuf":

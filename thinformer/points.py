@@ -159,9 +159,10 @@ def kh_compress(
     *stack, S, _ = points.shape
     _checks.not_empty("points", points, -2, "point")
     _checks.not_empty("points", points, -1, "dimension")
-    problem = make_problem(points, as_kernel(kernel))
+    kernel = as_kernel(kernel)
     settings = plan(S, g, size, delta)
     _checks.finite("points", is_finite(make_factor(points, linear()), S))
+    problem = make_problem(points, kernel)
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng))
     index = starting_points(S, settings, draws, tuple(stack))

@@ -7,15 +7,21 @@ Batches, heads, strides and layouts end here: row i, column c of a factor's poin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from thinformer import _checks
 from thinformer.kernels import (
+    ENERGY,
     EXPONENTIAL,
     LINEAR,
+    MATERN_3_2,
+    MATERN_5_2,
     OF_DISTANCE,
     OF_PRODUCTS,
     SOBOLEV,
@@ -106,19 +112,20 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     Parameters
     ----------
     shift : bool
-        Multiply an exponential kernel by the constant that keeps it from overflowing.
+        Multiply a lone exponential kernel by the constant that keeps it from overflowing.
 
     Raises
     ------
-    ValueError
-        The kernel does not fit the points: other dimensions, points outside its domain.
+    TypeError, ValueError
+        The kernel does not fit the points: other dimensions, points outside its domain, parameters
+        or values beyond the range of their dtype.
     """
     dtype, dim = points.dtype, points.shape[-1]
     terms = kernel.summands
     tags = np.array([term.tag for term in terms], np.int64)
     scales = np.empty((len(terms), dim), dtype)
     parameters = np.zeros((len(terms), FIRST + 7), dtype)
-    companion: Any = np.empty((0, 0), dtype)
+    companion: Any = _nothing(dtype)
     for term, of_term, scale in zip(terms, parameters, scales, strict=True):
         _check_scale(term, dtype)
         if isinstance(term.scale, tuple) and len(term.scale) != dim:
@@ -127,15 +134,28 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
                 f"got {len(term.scale)}"
             )
         scale[:] = term.scale
-        of_term[:FIRST] = term.weight, term.constant, term.degree
-        of_term[FIRST : FIRST + len(term.coefficients)] = term.coefficients
+        with np.errstate(over="ignore"):
+            of_term[:FIRST] = term.weight, term.constant, term.degree
+            of_term[FIRST : FIRST + len(term.coefficients)] = term.coefficients
+        if not np.isfinite(of_term).all() or of_term[WEIGHT] == 0:
+            raise ValueError(f"kernel {term.name} has parameters beyond the range of {dtype}")
         if term.tag == EXPONENTIAL:
             largest = _largest_norm(points, scale)
-            of_term[1] = largest if shift else 0
-            if not shift and largest > np.log(np.finfo(dtype).max):
+            if shift and not kernel.terms:
+                of_term[CONSTANT] = largest
+            elif largest > np.log(np.finfo(dtype).max):
                 raise ValueError(
                     f"kernel exponential overflows on these points: |x|^2 / bandwidth^2 reaches "
                     f"{largest:.3g}; centre them or take a larger bandwidth"
+                )
+        if term.tag in (MATERN_3_2, MATERN_5_2, ENERGY) and points.size:
+            with np.errstate(over="ignore"):
+                span = np.ptp(points.reshape(-1, dim), axis=0) * scale
+                too_far = not np.isfinite(np.sum(span**2))
+            if too_far:  # infinity times exp(-infinity) is no number
+                raise ValueError(
+                    f"kernel {term.name} overflows: squared distances over the squared bandwidth "
+                    f"are beyond the range of {dtype}"
                 )
         if term.tag == SOBOLEV and points.size and not (points.min() >= 0 and points.max() <= 1):
             raise ValueError(
@@ -150,8 +170,12 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
 
 def make_problem(points: NDArray, kernel: Kernel) -> Problem:
     """Return the problems of points (..., S, dim), as products where the kernel is of one."""
-    if kernel.terms or kernel.tag >= OF_DISTANCE or isinstance(kernel.scale, tuple):
-        return make_points(points, kernel, shift=True)
+    if kernel.terms or kernel.tag >= OF_DISTANCE:
+        return make_points(points, kernel)
+    if isinstance(kernel.scale, tuple):
+        make_points(points[..., :0, :], kernel)  # checks that it fits
+        points = points * np.array(kernel.scale, points.dtype)
+        kernel = replace(kernel, scale=1.0)
     factor = make_factor(points, kernel)
     return Products(factor, no_factor(factor))
 
@@ -160,20 +184,62 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
     """The points that a kernel of another form takes, and its companion."""
     from thinformer import _jit  # imports Numba
 
-    n, nothing = points.shape[-2], np.empty((0, 0), points.dtype)
+    n, companion = points.shape[-2], kernel.companion
     if kernel.tag == STEIN:
-        scores = kernel.companion
-        if scores.shape != points.shape:
+        if np.shape(companion) != points.shape:
             raise ValueError(
-                f"scores must have the shape of the points {points.shape}; got {scores.shape}"
+                f"scores must have the shape of the points {points.shape}; "
+                f"got {np.shape(companion)}"
             )
-        return np.concatenate([points, scores.astype(points.dtype)], axis=-1), nothing
+        with np.errstate(over="ignore"):
+            scores = companion.astype(points.dtype)
+        _checks.finite("scores", bool(np.isfinite(scores).all()))
+        return np.concatenate([points, scores], axis=-1), _nothing(points.dtype)
     if kernel.tag == TABLE:
-        places = np.arange(n, dtype=points.dtype)[:, None]  # a point is its row's number
-        return places, np.ascontiguousarray(kernel.companion, points.dtype)
-    if kernel.tag == OF_PRODUCTS:
-        return points, _jit.from_products(kernel.companion)
-    return points, kernel.companion
+        if np.shape(companion) != (n, n) or points.ndim != 2:
+            raise ValueError(
+                f"kernel precomputed must be a matrix of the {n} points; got {np.shape(companion)}"
+            )
+        table = np.ascontiguousarray(companion, points.dtype).view()
+        table.flags.writeable = False  # one type, so the loops are compiled once
+        return np.arange(n, dtype=points.dtype)[:, None], table  # a point is its row's number
+    if not hasattr(companion, "py_func"):
+        raise TypeError(
+            f"kernel must be compiled by numba.njit here (`thin` takes a plain function); "
+            f"got {companion!r}"
+        )
+    function = _jit.from_products(companion) if kernel.tag == OF_PRODUCTS else companion
+    check_function(function, points)
+    return points, function
+
+
+def check_function(function: Callable, points: NDArray) -> None:
+    """Try a user's function on a few points: symmetric, and finite numbers."""
+    rows = points.reshape(-1, points.shape[-1])
+    few = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
+    K = np.array([[function(x, y) for y in few] for x in few])
+    if K.size and (K.dtype.kind not in "biuf" or K.ndim != 2 or not np.isfinite(K).all()):
+        raise ValueError("kernel must return finite numbers; on some of the points it does not")
+    if K.size:
+        _checks.symmetric("kernel", K.astype(points.dtype))
+
+
+def compiled_for(problem: Problem, kernel: Callable) -> Callable:
+    """The kernel; where a user's function is compiled into it, a twin that is not stored on disk.
+
+    No other process could find that version again.
+    """
+    from thinformer import _jit  # imports Numba
+
+    with_function = isinstance(problem, Points) and callable(problem.companion)
+    return _jit.uncached(kernel) if with_function else kernel
+
+
+def _nothing(dtype: np.dtype) -> NDArray:
+    """The companion of kernels that have none, of the type of a Gram matrix."""
+    nothing = np.empty((0, 0), dtype)
+    nothing.flags.writeable = False
+    return nothing
 
 
 def _check_scale(kernel: Kernel, dtype: np.dtype) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
-from thinformer.compress import Plan, compress, plan, starting_points
+from thinformer.compress import Plan, compress, is_finite, plan, starting_points
 from thinformer.discrepancy import (
     TARGETS,
     as_problem,
@@ -21,14 +21,15 @@ from thinformer.discrepancy import (
     square,
 )
 from thinformer.draws import Draws, make_draws, seed_from
-from thinformer.kernels import ENERGY
-from thinformer.problem import Points
+from thinformer.kernels import ENERGY, linear
+from thinformer.problem import Points, compiled_for, make_factor
 from thinformer.schedule import Round, Schedule, compress_schedule
 from thinformer.tables import as_points
 
 METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
 DEVICES = ("auto", "cpu")
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
+BLIND = METHODS[4:]  # those that do not look at the points
 COPIES = 2  # weighted points become so many equally weighted ones, times n
 TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
 BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
@@ -56,8 +57,8 @@ def thin(
     Parameters
     ----------
     points : (n, d) array, pandas or polars frame, xarray or ArviZ posterior
-        float32 is computed in float32; float64, integers and frames in float64. A memory-mapped
-        array is read in place. Of a posterior, rows are its draws, chain after chain, and columns
+        float32 is computed in float32, float64 and integers in float64. A memory-mapped array is
+        read in place. Of a posterior, rows are its draws, chain after chain, and columns
         the elements of its variables.
     size : int
         Rows to choose, from 1 to n.
@@ -111,11 +112,16 @@ def thin(
     Notes
     -----
     With c = :math:`2^g` size rows left by the tree, "compress++" computes about
-    :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most 181 c `size` to
-    compare with, and :math:`c^2` in the end. Beyond the papers, KT-SWAP goes on for up
-    to eight passes, and in "compress++" its target is not the c rows but those before some of the
-    halvings, 90 to 181 times as many as are chosen. Where c would be above 16,384, the rows are
-    dealt out to blocks for which it is not, each is thinned to its share, and time is linear in n.
+    :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most 181 c `size` to compare with,
+    and :math:`c^2` in KT-SPLIT. Beyond the papers, KT-SWAP goes on for up to eight passes, of at
+    most 2 c `size` values each, and in "compress++" its target is not the c rows but those before
+    some of the halvings, 90 to 181 times as many as are chosen. Where c would be above 16,384, the
+    rows are dealt out to blocks for which it is not, each is thinned to its share, and time is
+    linear in n.
+
+    Halvings start from `size` times a power of two of the rows they get, evenly spread: in
+    "kernel-thinning", "kh-compress" and "halving" of all n, and up to half of them are left out.
+    With `refine`, KT-SWAP makes up for it.
 
     Examples
     --------
@@ -135,6 +141,7 @@ def thin(
     target = _checks.choice("target", target, TARGETS)
     _checks.choice("device", device, DEVICES)
     g, delta = _checks.integer("g", g, 0), _checks.failure_probability(delta)
+    refine, unique = _checks.boolean("refine", refine), _checks.boolean("unique", unique)
     generator = np.random.default_rng(seed_from(rng))
     share = None if weights is None else as_weights(weights, n)
     if share is not None and np.ptp(share) == 0:
@@ -144,27 +151,30 @@ def thin(
             f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
             f"got refine={refine!r}, method={method!r}"
         )
+    if method in BLIND or (size == n and unique):  # whatever the kernel
+        _checks.finite("points", is_finite(make_factor(array, linear()), n))
+        if size == n and unique:
+            return np.arange(n)
+        if method == "standard":
+            rows = _standard(n, size, share)
+        else:
+            rows = _random(n, size, share, unique, generator)
+        return _without_repeats(np.sort(rows), n, share) if unique else np.sort(rows)
     resolved = resolve(kernel, bandwidth, array, generator)
     if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
         raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
     problem = as_problem(array, resolved, shift=True)
     task = Task(problem, n, size, share, delta, refine, unique, target, generator)
-    if size == n and unique:
-        return np.arange(n)
     if method == "compress++":
         rows = _compress_plus_plus(task, g)
     elif method == "kernel-thinning":
         rows = _kernel_thinning(task, _equal_copies(task), delta, _eligible(task), None)
     elif method == "kh-compress":
         rows = _kh_compress(task)
-    elif method == "halving":
-        rows = _halving(task)
-    elif method == "standard":
-        rows = _standard(task)
     else:
-        rows = _random(task)
+        rows = _halving(task)
     rows = np.sort(rows)
-    return _without_repeats(rows, task) if unique else rows
+    return _without_repeats(rows, n, share) if unique else rows
 
 
 class Task(NamedTuple):
@@ -191,24 +201,30 @@ def _compress_plus_plus(task: Task, g: int) -> NDArray:
     wanted = rows.size if task.size >= rows.size >> g else task.size << g
     blocks = min(task.size, -(-wanted // BLOCK))
     if blocks == 1:
-        return _compress_block(task, rows, g, every=True)
-    sizes = [(task.size - block - 1) // blocks + 1 for block in range(blocks)]
+        return _compress_block(task, rows, g, _spare(task, rows), every=True)
     block_of = np.arange(rows.size) % blocks
-    _, copies = np.unique(rows, return_counts=True)
-    if task.unique and copies.size // blocks >= sizes[0]:
+    if task.weights is not None and task.unique:
         # all copies of a row to one block, or several choose it; in turn, by number of copies
+        _, copies = np.unique(rows, return_counts=True)
         place = np.argsort(np.argsort(copies, kind="stable"), kind="stable")
         block_of = np.repeat(place % blocks, copies)
+    # to each block a share of the size as of the copies
+    ends = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=blocks))])
+    sizes = np.diff(np.round(ends * (task.size / rows.size)).astype(np.int64))
+    spare = _spare(task, rows)
     kept = []
     for block, size in enumerate(sizes):
-        part = task._replace(size=size, delta=task.delta / blocks)
-        kept.append(_compress_block(part, rows[block_of == block], g, every=False))
+        if size:
+            part = task._replace(size=int(size), delta=task.delta / blocks)
+            own = rows[block_of == block]
+            kept.append(_compress_block(part, own, g, spare[block::blocks], every=False))
     return np.concatenate(kept)
 
 
-def _compress_block(task: Task, rows: NDArray, g: int, every: bool) -> NDArray:
+def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bool) -> NDArray:
     """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those.
 
+    spare : other rows that may be chosen
     every : whether the rows stand for all points
     """
     fitting = (rows.size // task.size).bit_length() - 1
@@ -226,7 +242,7 @@ def _compress_block(task: Task, rows: NDArray, g: int, every: bool) -> NDArray:
     levels = compress(task.problem, schedule, draws, start, (), adaptive=True)
     kept = levels[-1][0]
     before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
-    candidates = np.unique(kept)
+    candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
     if task.unique and candidates.size < task.size:  # few points weigh all
         candidates = _eligible(task)
     return _kernel_thinning(task, kept, task.delta * of_split, candidates, before)
@@ -291,7 +307,10 @@ def _swap(
     padded = -(-candidates.size // sums.PANEL) * sums.PANEL
     memory = np.empty(2 * padded * problem.dim, problem.window.dtype)
     work = sums.workspace(problem.dim, problem.window.dtype)
-    sums.swap(problem, candidates, potential, coreset, task.unique, PASSES, memory, work)
+    if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
+        raise ValueError("kernel must have finite values; between some of the points it has not")
+    improve = compiled_for(problem, sums.swap)
+    improve(problem, candidates, potential, coreset, task.unique, PASSES, memory, work)
     return candidates[coreset]
 
 
@@ -318,22 +337,24 @@ def _halving(task: Task) -> NDArray:
     return compress(task.problem, schedule, draws, start, ())[-1][0]
 
 
-def _standard(task: Task) -> NDArray:
+def _standard(n: int, size: int, weights: NDArray | None) -> NDArray:
     """Evenly spaced rows that end with the last, or the middles of equal shares of the weight."""
-    if task.weights is None:
-        return (np.arange(task.size) + 1) * task.n // task.size - 1
-    return _at_shares((np.arange(task.size) + 0.5) / task.size, task.weights)
+    if weights is None:
+        return (np.arange(size) + 1) * n // size - 1
+    return _at_shares((np.arange(size) + 0.5) / size, weights)
 
 
-def _random(task: Task) -> NDArray:
+def _random(
+    n: int, size: int, weights: NDArray | None, unique: bool, generator: np.random.Generator
+) -> NDArray:
     """Rows drawn with chances proportional to their weights."""
-    if not task.unique:
-        return task.generator.choice(task.n, task.size, p=task.weights)
-    if task.weights is None:
-        return task.generator.choice(task.n, task.size, replace=False)
+    if not unique:
+        return generator.choice(n, size, p=weights)
+    if weights is None:
+        return generator.choice(n, size, replace=False)
     with np.errstate(divide="ignore"):
-        keys = np.log(task.weights) + task.generator.gumbel(size=task.n)
-    return np.argsort(-keys, kind="stable")[: task.size]
+        keys = np.log(weights) + generator.gumbel(size=n)
+    return np.argsort(-keys, kind="stable")[:size]
 
 
 def _equal_copies(task: Task) -> NDArray:
@@ -346,6 +367,11 @@ def _equal_copies(task: Task) -> NDArray:
         return np.arange(task.n)
     copies = COPIES * task.n
     return _at_shares((np.arange(copies) + task.generator.random()) / copies, task.weights)
+
+
+def _spare(task: Task, rows: NDArray) -> NDArray:
+    """The rows that weigh too little to have a copy, of which many may be chosen once."""
+    return np.setdiff1d(_eligible(task), rows) if task.weights is not None else rows[:0]
 
 
 def _eligible(task: Task) -> NDArray:
@@ -368,16 +394,16 @@ def _distinct(places: NDArray, n: int) -> NDArray:
     return np.concatenate([distinct, free[: places.size - distinct.size]])
 
 
-def _without_repeats(rows: NDArray, task: Task) -> NDArray:
+def _without_repeats(rows: NDArray, n: int, weights: NDArray | None) -> NDArray:
     """Increasing rows with each repeat replaced by the nearest free row of those that weigh."""
     distinct = np.unique(rows)
     if distinct.size == rows.size:
         return rows
     repeats = rows[1:][np.diff(rows) == 0]
-    weighing = np.arange(task.n) if task.weights is None else np.flatnonzero(task.weights)
+    weighing = np.arange(n) if weights is None else np.flatnonzero(weights)
     free = np.setdiff1d(weighing, distinct).tolist()
     if len(free) < repeats.size:
-        free = np.setdiff1d(np.arange(task.n), distinct).tolist()
+        free = np.setdiff1d(np.arange(n), distinct).tolist()
     chosen = []
     for row in repeats.tolist():
         at = bisect.bisect(free, row)
