@@ -32,6 +32,8 @@ def printed(section):
 def test_thin(capsys):
     names = run("Thin a point set", 3)
     assert names["coreset"].shape == (100, 2)
+    assert names["chain"].max() == 3
+    assert names["draw"].max() < 500
     assert names["rows"].shape == (100,)
     assert capsys.readouterr().out == printed("Thin a point set")[0]
     # the last ones stand for the standard normal, which the points are not a sample of

@@ -165,7 +165,7 @@ def test_arviz_file(tmp_path, capsys):
     arviz(tmp_path / "in.nc")
     succeed(tmp_path / "in.nc", "-o", tmp_path / "out.nc", "--size", 30, "--columns", "mu,tau",
             "--row-numbers", "--seed", 0)  # fmt: skip
-    assert "not thinned: constant_data, observed_data, prior, prior_predictive" in (
+    assert "not thinned: 'constant_data', 'observed_data', 'prior', 'prior_predictive'" in (
         capsys.readouterr().out
     )
     with xr.open_datatree(tmp_path / "in.nc", engine="h5netcdf") as before, xr.open_datatree(
@@ -407,16 +407,16 @@ ERRORS = {
                          "in.csv: --size 21 is more than its 20 rows"),
     "no columns": ("in.csv", TABLE, ["--columns", ""], "--columns is empty; it takes names"),
     "unknown column": ("in.csv", TABLE, ["--columns", "x,z"],
-                       "in.csv: --columns 'z' is not there; there are x, y, name"),
+                       "in.csv: --columns 'z' is not there; there are 'x', 'y', 'name'"),
     "unknown weights": ("in.csv", TABLE, ["--weights", "w"], "in.csv: --weights 'w' is not there"),
-    "column twice": ("in.csv", TABLE, ["--columns", "x,x"], "--columns names 'x' twice"),
+    "column twice": ("in.csv", TABLE, ["--columns", "x,x"], "in.csv: --columns names 'x' twice"),
     "weights too": ("in.csv", TABLE, ["--columns", "x", "--weights", "x"],
                     "--weights 'x' is one of --columns too"),
     "negative weights": ("in.csv", changed(4, "-2,1,p"), ["--weights", "x"],
                          "--weights 'x' must not be negative; it holds -2.0"),
     "equal rows": ("in.csv", "x,y\n" + "1,2\n" * 9, [],
                    "in.csv: bandwidth='median' needs points that differ"),
-    "twice": ("in.csv", TABLE.replace("name", "x"), [], "in.csv: the header has columns twice: x"),
+    "twice": ("in.csv", TABLE.replace("name", "x"), [], "in.csv: the header has columns twice: 'x'"),
     "empty": ("in.csv", "", [], "in.csv: is empty"),
     "blank": ("in.csv", "\n\n", [], "in.csv: is empty; it takes a header row"),
     "header only": ("in.csv", "x,y\n", [], "in.csv: has a header and no rows"),
@@ -428,7 +428,7 @@ ERRORS = {
     "other ending": ("in.tsv", TABLE, ["-o", "{out}.csv"], "-o takes a file ending in .tsv, like"),
     "no folder": ("in.csv", TABLE, ["-o", "{dir}/none/o.csv"], "none/o.csv: there is no folder"),
     "a folder": ("in.csv", TABLE, ["-o", "{dir}/folder.csv"], "folder.csv: is a folder"),
-    "long name": ("in.csv", TABLE, ["-o", "{dir}/" + "o" * 250 + ".csv"], "be written: File name"),
+    "long name": ("in.csv", TABLE, ["-o", "{dir}/" + "o" * 300 + ".csv"], "be written: File name"),
     "itself": ("in.csv", TABLE, ["-o", "{dir}/in.csv"], "is the file of IN too"),
     "report on itself": ("in.csv", TABLE, ["--report", "{dir}/in.csv"], "--report"),
     "plot ending": ("in.csv", TABLE, ["--plot", "p.txt"], "--plot takes a file ending in .png"),
@@ -454,7 +454,7 @@ ERRORS = {
     "truncated nc": ("in.nc", b"\x89HDF\r\n\x1a\n" + b"x" * 300, [],
                      "in.nc: cannot be read as NetCDF 4: "),
     "npy to stdout": ("in.npy", NPY.getvalue(), ["-o", "-"], "-o - takes CSV from IN; got"),
-    "npy column": ("in.npy", NPY.getvalue(), ["--columns", "2"], "'2' is not there; there are 0,"),
+    "npy column": ("in.npy", NPY.getvalue(), ["--columns", "2"], "'2' is not there; there are '0', '1'"),
 }  # fmt: skip
 
 
@@ -539,11 +539,11 @@ def tables(case, path):
         ("wide weights.npz", ["--weights", "w"], "--weights 'w' has more than one number a row"),
         ("null.parquet", [], "row 1 (the first is 0), column 'x' holds nan"),
         ("text.parquet", ["--columns", "s"], "column 's' is of string; --columns and --weights"),
-        ("twice.parquet", [], "has columns twice: x"),
+        ("twice.parquet", [], "has columns twice: 'x'"),
         ("no rows.parquet", [], "has no rows"),
         ("cut.parquet", [], "cannot be read as Parquet: "),
         ("NaN.nc", [], "row 200 (the first is 0), column 'v[1]' holds nan"),
-        ("two.nc", [], "they share a, b"),
+        ("two.nc", [], "they share 'a', 'b'"),
         ("none.nc", [], "has no group 'posterior' and no variables"),
     ],
 )

@@ -16,7 +16,7 @@ WIDTH = 24
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
     """Yield tell(stage, fraction), which says what is done now and how much of it, if known."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
         yield lambda stage, fraction: None
         return
     state: list[tuple[str, float | None]] = [("", None)]

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +92,17 @@ THIN_NOTES = """\
 .csv and .tsv have a header row, and the rows chosen are written as they stand in IN, byte for
 byte; blank lines are no rows. .parquet keeps its schema. .npz holds arrays of one length, .nc
 (NetCDF 4) an ArviZ posterior, whose chosen draws get a dimension `sample`, or a dataset with one
-shared dimension. Rows are written in their order in IN, numbered from 0.
+shared dimension. Rows are written in their order in IN. --row-numbers counts them from 0, those of
+a posterior chain after chain. An existing OUT, and files of --plot and --report, are overwritten.
+
+All columns of numbers count, also chain, iteration, lp__ or an id, but not the index of a data
+frame: choose with --columns, and --standardize where units differ. The rows written weigh the
+same: do not apply the column of --weights again.
+
+The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
+
+The MMD that is printed is to all rows. Where they are many it is estimated from 20000 rows, without
+bias, and where that is too few to tell it from 0, "below" says what it is below.
 
 .csv, .tsv and .parquet are read in chunks. Where there is more than one, each is thinned to a
 weighted coreset of at least c = max(2^g * size, 4096) rows, coresets are merged and halved, and
@@ -103,6 +113,13 @@ chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
 
 .npy is mapped into memory, and its columns are copied if only some are used or they are
 standardised; .npz and .nc are read as a whole.
+
+exit status: 0 done; 1 files written, but not the summary; 2 an error, no file written; 130, 129 or
+143 interrupted or ended; 141 nobody reads standard output
+
+examples:
+  thinformer thin draws.csv -o chosen.csv --size 500 --columns mu,tau --standardize --seed 1
+  thinformer thin stan.csv -o chosen.csv --size 500 --comment '#' --columns mu,tau --plot chosen.png
 """
 
 
@@ -121,19 +138,21 @@ def _add_thin(commands: Any) -> None:
     )  # fmt: skip
     thin.add_argument(
         "-o", "--out", required=True, type=Path, metavar="OUT",
-        help="file of the same ending; - writes CSV to standard output",
+        help="file of the same ending, overwritten; - writes CSV to standard output",
     )  # fmt: skip
     thin.add_argument("--size", required=True, type=int, metavar="N", help="rows to choose")
     thin.add_argument(
         "--columns", metavar="A,B",
         help="that the distance is computed on: names, or in .npy places, the first 0 (default: all"
-        " of numbers)",
+        " of numbers, also chain, iteration, lp__ or an id)",
     )  # fmt: skip
     thin.add_argument(
         "--standardize", action="store_true",
         help="divide each of them by its standard deviation: for columns in different units",
     )  # fmt: skip
-    thin.add_argument("--weights", metavar="COLUMN", help="what the rows of IN weigh")
+    thin.add_argument(
+        "--weights", metavar="COLUMN", help="what the rows of IN weigh; those chosen weigh the same"
+    )
     thin.add_argument(
         "--kernel", default="gaussian", help="gaussian (rbf), laplace, matern, energy, "
         "inverse_multiquadric (imq), rational_quadratic, linear, polynomial, exponential or "
@@ -141,8 +160,8 @@ def _add_thin(commands: Any) -> None:
     )  # fmt: skip
     thin.add_argument(
         "--bandwidth", default="median", metavar="B",
-        help="of the kernel: a number, one a column (1,2.5), or median, the median distance between"
-        " rows (default)",
+        help="of the kernel: a number, one a column in their order (1,2.5), or median, the median"
+        " distance between rows (default)",
     )  # fmt: skip
     thin.add_argument(
         "--method", default="compress++", help="compress++, kernel-thinning (quadratic time), "
@@ -167,45 +186,75 @@ def _add_thin(commands: Any) -> None:
     )
     thin.add_argument(
         "--chunk-rows", type=int, default=2**18, metavar="N",
-        help="rows read at once (default: 262144)",
+        help="rows read at once, at least 4096 (default: 262144)",
     )  # fmt: skip
-    thin.add_argument(
-        "--format", choices=("csv", "tsv"), default="csv", help="of standard input (default: csv)"
-    )
+    thin.add_argument("--format", choices=("csv", "tsv"), help="of standard input (default: csv)")
     thin.add_argument("--delimiter", metavar="C", help="of CSV (default: comma; tab for .tsv)")
+    thin.add_argument(
+        "--comment", metavar="C",
+        help="lines of CSV that begin with it are no rows, and are not written: # in Stan's files",
+    )  # fmt: skip
     thin.set_defaults(run=_thin)
 
 
 def _thin(arguments: argparse.Namespace) -> int:
     from thinformer import thin_command
     from thinformer._progress import progress
+    from thinformer.sources import printable
 
-    if arguments.plot is not None:
-        _can_plot(arguments.plot)
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
     try:
         with _terminable(), progress() as tell:
+            if arguments.plot is not None:
+                _can_plot(arguments.plot)
             outcome = thin_command.run(thin_command.job(arguments), tell)
-        print(thin_command.format_outcome(outcome, arguments.out), file=chatter, flush=True)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
     except MemoryError as error:
         raise ValueError(
-            f"not enough memory: {error}; a smaller --chunk-rows takes less"
+            f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"
         ) from error
     except KeyboardInterrupt:
         print("thinformer thin: interrupted; nothing was written", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # nobody reads on: quiet, also when the interpreter flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 141
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(printable(error)) from error
+    except Exception as error:  # of a library, about a file that nobody thought of
+        raise ValueError(printable(f"{type(error).__name__}: {error}")) from error
+    return _tell(thin_command.format_outcome(outcome, arguments.out), chatter)
+
+
+def _tell(text: str, stream: TextIO | None) -> int:
+    """Print what was done; where that fails, the files are written all the same."""
+    if stream is None:
+        return 0
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _silence(stream)
+    except (OSError, ValueError) as error:  # a ValueError where it is closed
+        _silence(stream)
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"thinformer thin: the files are written; the summary is not: {error}",
+                file=sys.stderr,
+            )
+        return 1
     return 0
+
+
+def _silence(stream: TextIO) -> None:
+    """Let a stream that nobody reads be, also when the interpreter flushes it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind, so that no unfinished file is left; only a main thread can."""
+    """Let ending signals unwind, so that no unfinished file is left; only a main thread can."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -213,11 +262,17 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        # one that is ignored, as by nohup, stays so
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -306,15 +361,19 @@ def _can_plot(path: Path) -> None:
     """Find out before the work whether a plot can be written."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("--plot needs matplotlib: pip install 'thinformer[plot]'")
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot takes a file ending in .png, .svg or .pdf; got {path}")
     _can_write(path)
 
 
 def _can_write(path: Path) -> None:
     """Find out before the work whether a file can be written."""
-    if not path.resolve().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.resolve().parent}")
+    try:
+        folder = path.resolve().parent
+    except (OSError, RuntimeError):  # before Python 3.13 a RuntimeError
+        raise OSError(f"{path}: is a loop of symbolic links") from None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {folder}")
 
 
 def _info(arguments: argparse.Namespace) -> int:

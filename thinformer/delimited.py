@@ -8,26 +8,40 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.sources import STANDARD, Chunk, Request, Source, chunk_of, listed, places, title
+from thinformer.sources import (
+    STANDARD,
+    Chunk,
+    Request,
+    Source,
+    check_numbered,
+    chunk_of,
+    listed,
+    matched,
+    places,
+    shown,
+    title,
+)
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
 BLOCK = 8192  # records whose fields are held at once
+LONGEST = 2**31 - 1  # characters of a field, what a C long holds everywhere
 BYTE_ORDER_MARK = "\ufeff"
 
 
 class _Form(NamedTuple):
-    """Of a CSV file: its name in errors, its delimiter and its columns."""
+    """Of a CSV file: its name in errors, delimiter, what begins a comment, and its columns."""
 
     name: str
     delimiter: str
+    comment: str | None
     columns: list[str]
 
 
@@ -50,15 +64,19 @@ def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
     """Open text with a header row; records are raw text."""
     name = title(request.path)
     standard = request.path == Path(STANDARD)
-    binary = sys.stdin.buffer if standard else stack.enter_context(request.path.open("rb"))
+    binary = _standard_input() if standard else stack.enter_context(request.path.open("rb"))
     total = 0 if standard else os.fstat(binary.fileno()).st_size
     # bytes that are no UTF-8 survive as surrogates
     text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
     stack.callback(text.detach)
-    top = text.readline()
+    stack.callback(csv.field_size_limit, csv.field_size_limit(LONGEST))
+    source = _lines(text, name)
+    top = next(source, "")
     mark = BYTE_ORDER_MARK if top.startswith(BYTE_ORDER_MARK) else ""
-    lines = itertools.chain([top.removeprefix(mark)] if top else [], text)
-    form, header, line = _header(lines, name, request.delimiter)
+    lines = itertools.chain([top.removeprefix(mark)] if top else [], source)
+    form, header, line = _header(lines, _Form(name, request.delimiter, request.comment, []))
+    request = matched(request, form.columns)
+    check_numbered(request, form.columns)
     first = _block(lines, line, min(BLOCK, request.rows), form)
     if not first.raws:
         raise ValueError(f"{name}: has a header and no rows")
@@ -97,6 +115,21 @@ def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
     return Source(columns, columns, unused, [], chunks(), fraction, write)
 
 
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None or sys.stdin.closed:
+        raise OSError(
+            "standard input: is closed; IN takes a file, or - where something is piped in"
+        )
+    return sys.stdin.buffer
+
+
+def _lines(text: IO[str], name: str) -> Iterator[str]:
+    try:
+        yield from text
+    except OSError as error:
+        raise OSError(f"{name}: cannot be read: {error.strerror or error}") from None
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
@@ -112,9 +145,9 @@ def _output(path: Path) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def _header(lines: Iterator[str], name: str, delimiter: str) -> tuple[_Form, str, int]:
+def _header(lines: Iterator[str], form: _Form) -> tuple[_Form, str, int]:
     """The form, the header's text, and the lines read; raises where the form is another one."""
-    form = _Form(name, delimiter, [])
+    name, delimiter = form.name, form.delimiter
     header = _parsed(lines, [], 0, 1, form)
     if not header.raws or not header.fields:
         raise ValueError(f"{name}: is empty; it takes a header row and rows below it")
@@ -124,8 +157,9 @@ def _header(lines: Iterator[str], name: str, delimiter: str) -> tuple[_Form, str
     others = [c for c in (";", "\t", ",", "|") if c != delimiter and c in names[0]]
     if len(names) == 1 and others:
         raise ValueError(
-            f"{name}: the header has one column, {names[0]!r}; "
+            f"{name}: the header has one column, {shown(names[0])}; "
             f"say --delimiter {others[0]!r} if that is what separates the columns"
+            f"{_hint(text, form)}"
         )
     repeated = sorted({c for c in names if names.count(c) > 1})
     if repeated:
@@ -138,11 +172,18 @@ def _header(lines: Iterator[str], name: str, delimiter: str) -> tuple[_Form, str
     return form._replace(columns=names), text, header.lines
 
 
+def _hint(text: str, form: _Form) -> str:
+    """Advice where a line that was taken for a record looks like a comment."""
+    if form.comment is None and text.startswith("#"):
+        return "; if lines that begin with # are comments, say --comment '#'"
+    return ""
+
+
 def _block(lines: Iterator[str], line: int, limit: int, form: _Form) -> _Block:
     """The next records, as many as `limit` lines hold; blank lines are none."""
     delimiters = len(form.columns) - 1
     while block := list(itertools.islice(lines, limit)):
-        if '"' in "".join(block):
+        if '"' in "".join(block) or (form.comment and any(map(_is_comment(form), block))):
             plain = False
         elif delimiters:
             plain = all(text.count(form.delimiter) == delimiters for text in block)
@@ -151,11 +192,12 @@ def _block(lines: Iterator[str], line: int, limit: int, form: _Form) -> _Block:
         if plain:
             return _Block(block, None, range(line + 1, line + 1 + len(block)), line + len(block))
         parsed = _parsed(lines, block, line, len(block), form)
-        for fields, start in zip(parsed.fields or [], parsed.starts, strict=True):
+        records = zip(parsed.fields or [], parsed.starts, parsed.raws, strict=True)
+        for fields, start, raw in records:
             if len(fields) != len(form.columns):
                 raise ValueError(
-                    f"{form.name}: line {start} has {len(fields)} fields; "
-                    f"the header has {len(form.columns)}"
+                    f"{form.name}: line {start} has {len(fields)} fields; the header has "
+                    f"{len(form.columns)}{_hint(form.columns[0], form) or _hint(raw, form)}"
                 )
         if parsed.raws:
             return parsed
@@ -163,27 +205,41 @@ def _block(lines: Iterator[str], line: int, limit: int, form: _Form) -> _Block:
     return _Block([], [], [], line)
 
 
+def _is_comment(form: _Form) -> Callable[[str], bool]:
+    comment = form.comment
+    return lambda text: bool(comment) and text.startswith(comment or "")
+
+
 def _parsed(lines: Iterator[str], block: list[str], line: int, least: int, form: _Form) -> _Block:
     """Records of the next `least` lines, those of a block first, and of what they go on in.
 
-    At least one record, unless the lines end.
+    At least one record, unless the lines end. Comments are only between records.
     """
     taken: list[str] = []
+    skipped = 0
+    is_comment = _is_comment(form)
 
     def tee() -> Iterator[str]:
+        nonlocal skipped
         for text in itertools.chain(block, lines):
+            if not taken and is_comment(text):
+                skipped += 1
+                continue
             taken.append(text)
             yield text
 
     reader = csv.reader(tee(), delimiter=form.delimiter, strict=True)
     raws: list[str] = []
     records, starts = [], []
-    while reader.line_num < least or not raws:
-        start = line + reader.line_num + 1
+    while reader.line_num + skipped < least or not raws:
+        before = reader.line_num
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{form.name}: line {start} is not CSV: {error}") from None
+            start = line + before + skipped + 1
+            hint = _hint("".join(taken), form)
+            raise ValueError(f"{form.name}: line {start} is not CSV: {error}{hint}") from None
+        start = line + before + skipped + 1
         if fields is None:
             break
         if fields:
@@ -191,7 +247,7 @@ def _parsed(lines: Iterator[str], block: list[str], line: int, least: int, form:
             records.append(fields)
             starts.append(start)
         taken.clear()
-    return _Block(raws, records, starts, line + reader.line_num)
+    return _Block(raws, records, starts, line + reader.line_num + skipped)
 
 
 class _NotANumberError(ValueError):
@@ -236,10 +292,10 @@ def _values(block: _Block, wanted: list[int], form: _Form) -> NDArray[np.float64
         except _NotANumberError as error:
             place = error.args[0]
         if place is not None:
-            what = "nothing" if not cells[place].strip() else repr(cells[place])
+            what = "nothing" if not cells[place].strip() else shown(cells[place])
             raise ValueError(
-                f"{form.name}: line {block.starts[place]}, column {form.columns[j]!r} holds {what};"
-                " columns that are computed with take finite numbers (--columns says which)"
+                f"{form.name}: line {block.starts[place]}, column {shown(form.columns[j])} holds "
+                f"{what}; columns that are computed with take finite numbers (--columns says which)"
             )
     return values
 
@@ -255,13 +311,31 @@ def _numeric(first: _Block, form: _Form, request: Request) -> list[str]:
     fields = _fields(first, form)
     columns = []
     for j, column in enumerate(form.columns):
-        if column and column != request.weights:
-            with contextlib.suppress(_NotANumberError):
-                if not np.isnan(_floats([record[j] for record in fields])).all():
-                    columns.append(column)
+        if not column or column == request.weights:
+            continue
+        cells = [record[j] for record in fields]
+        try:
+            if not np.isnan(_floats(cells)).all():
+                columns.append(column)
+        except _NotANumberError as error:
+            if 2 * sum(map(_is_number, cells)) > len(cells):  # a slip, not a column of text
+                place = error.args[0]
+                raise ValueError(
+                    f"{form.name}: line {first.starts[place]}, column {shown(column)} holds "
+                    f"{shown(cells[place])}, but most of the column is numbers; correct the cell, "
+                    f"or say with --columns what to compute with{_hint(first.raws[place], form)}"
+                ) from None
     if not columns:
-        cells = ", ".join(map(repr, fields[0][:3]))
+        held = ", ".join(map(shown, fields[0][:3]))
         raise ValueError(
-            f"{form.name}: has no column of numbers; line {first.starts[0]} holds {cells}"
+            f"{form.name}: has no column of numbers; line {first.starts[0]} holds {held}"
+            f"{_hint(form.columns[0], form)}"
         )
     return columns
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return not np.isnan(_floats([cell])[0])
+    except _NotANumberError:
+        return False

@@ -8,7 +8,9 @@ number elsewhere.
 from __future__ import annotations
 
 import contextlib
-import os
+import json
+import secrets
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,20 +26,24 @@ from thinformer.sources import (
     Request,
     Source,
     check_finite,
+    check_numbered,
     check_repeated,
     check_rows,
     chunk_of,
     default_columns,
     listed,
+    matched,
     not_numbers,
     optional,
     places,
     reading,
     row_numbers,
+    shown,
     side_by_side,
     used_columns,
     whole,
     without_weights,
+    writing,
 )
 from thinformer.tables import as_points
 
@@ -65,22 +71,51 @@ def open_source(request: Request, kind: str) -> Iterator[Source]:
         yield READERS[kind](request, stack)
 
 
+def resolved(path: Path) -> Path:
+    """The file that a path leads to."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # before Python 3.13 a RuntimeError
+        raise OSError(f"{path}: is a loop of symbolic links") from None
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write in place of `path`, which it becomes unless there is an error."""
-    target = path.resolve()
-    if target.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; it cannot be written as a file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    target = resolved(path)
+    mode = _mode(path)
+    temporary = target.with_name(
+        f".thin-{secrets.token_hex(6)}.part"
+    )  # short, as names may be long
     try:
         temporary.open("xb").close()  # whether it can be written is found out before the work
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     try:
+        if mode is not None:
+            temporary.chmod(mode | stat.S_IWUSR | stat.S_IRUSR)
         yield temporary
-        temporary.replace(target)
+        with writing(str(path)):
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of a file that is there; raises where it is none that can be replaced."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(f"{path}: is a folder; it cannot be written as a file")
+    if not stat.S_ISREG(status.st_mode):  # a device or a pipe would be lost
+        raise OSError(f"{path}: is no regular file; it is not replaced")
+    return stat.S_IMODE(status.st_mode)
 
 
 def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -99,16 +134,20 @@ def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
         numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
         return any(test(kind) for test in numeric)
 
-    numeric = [field.name for field in schema if is_numeric(field.type)]
+    request = matched(request, schema.names)
+    check_numbered(request, schema.names)
+    index = _pandas_index(schema)
+    numeric = [f.name for f in schema if is_numeric(f.type) and f.name not in index]
     columns = default_columns(request, numeric, path)
     wanted = places(request, columns, schema.names)
     for j in wanted:
         if not is_numeric(schema.field(j).type):
             raise ValueError(not_numbers(path, schema.names[j], schema.field(j).type))
+    plain = _takeable(pa, schema)
     progress = [0]
 
     def chunks() -> Iterator[Chunk]:
-        batches = file.iter_batches(batch_size=request.rows)
+        batches = file.iter_batches(batch_size=min(request.rows, file.metadata.num_rows))
         while True:
             with reading(path, "Parquet"):
                 batch = next(batches, None)
@@ -120,12 +159,14 @@ def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
                 values[:, k] = cells.to_numpy(zero_copy_only=False)
             check_finite(values, [schema.names[j] for j in wanted], path, progress[0])
             progress[0] += batch.num_rows
-            yield chunk_of(values, len(columns), pa.Table.from_batches([batch]))
+            table = pa.Table.from_batches([batch])
+            yield chunk_of(values, len(columns), table if plain == schema else table.cast(plain))
 
     def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
         with contextlib.ExitStack() as stack:
             writer = None
-            for rows, table in kept:
+            for rows, held in kept:
+                table = held if plain == schema else held.cast(schema)
                 if numbered:
                     table = table.add_column(0, "row", pa.array(rows))
                 if writer is None:
@@ -139,17 +180,37 @@ def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
     return Source(columns, columns, unused, [], chunks(), fraction, write)
 
 
+def _pandas_index(schema: Any) -> list[str]:
+    """The columns that pandas writes its index in."""
+    try:
+        index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        return [c for c in index if isinstance(c, str)]  # a range is no column
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _takeable(pa: Any, schema: Any) -> Any:
+    """A schema without the types of which Arrow cannot take some rows."""
+    others = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+    fields = [f.with_type(others.get(str(f.type), f.type)) for f in schema]
+    return pa.schema(fields, schema.metadata)
+
+
 def _open_npy(request: Request, stack: contextlib.ExitStack) -> Source:
     """Open a 2-D array, mapped into memory; records are row numbers."""
     path = request.path
     with reading(path, ".npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path}: holds several arrays; they take a name that ends in .npz")
     if array.ndim != 2 or array.dtype.kind not in "biuf" or not array.shape[1]:
         raise ValueError(
             f"{path}: takes a 2-D array of numbers; got shape {array.shape} of {array.dtype}"
         )
     check_rows(len(array), path)
     names = [str(j) for j in range(array.shape[1])]
+    request = matched(request, names)
     columns = default_columns(request, names, path)
     wanted = places(request, columns, names)
     every = wanted == list(range(array.shape[1]))
@@ -171,21 +232,28 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
     with (
         reading(path, ".npz"),
         path.open("rb") as stream,
-        np.load(stream, allow_pickle=False) as file,
     ):
-        arrays = {name: file[name] for name in file.files}
+        file = np.load(stream, allow_pickle=False)
+        arrays = {} if isinstance(file, np.ndarray) else {name: file[name] for name in file.files}
+    if isinstance(file, np.ndarray):
+        raise ValueError(f"{path}: holds a single array; that takes a name that ends in .npy")
     if not arrays:
         raise ValueError(f"{path}: has no arrays")
-    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path}: holds {shown(name)}, which is no array")
+        if not array.ndim:
+            raise ValueError(f"{path}: takes arrays of one length; {shown(name)} is a single value")
+    lengths = {name: len(array) for name, array in arrays.items()}
     n = next(iter(lengths.values()))
     for name, length in lengths.items():
-        if length is None or length != n:
-            got = "is a single value" if length is None else f"has {length}"
+        if length != n:
             raise ValueError(
-                f"{path}: takes arrays of one length; {next(iter(arrays))!r} has {n}, "
-                f"{name!r} {got}"
+                f"{path}: takes arrays of one length; {shown(next(iter(arrays)))} has {n}, "
+                f"{shown(name)} has {length}"
             )
-    assert n is not None
+    request = matched(request, list(arrays))
+    check_numbered(request, list(arrays))
     check_rows(n, path)
     numeric = [name for name, array in arrays.items() if array.dtype.kind in "biuf" and array.size]
     columns = default_columns(request, numeric, path)
@@ -227,6 +295,7 @@ def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
     n = int(np.prod([main.sizes[d] for d in dims]))
     check_rows(n, path)
     decoded = xr.decode_cf(main, decode_times=False)
+    request = matched(request, [str(v) for v in decoded.data_vars])
     over = [str(v) for v in decoded.data_vars if set(dims) <= set(decoded[v].dims)]
     numeric = [v for v in over if decoded[v].dtype.kind in "biuf" and decoded[v].size]
     columns = default_columns(request, numeric, path)
@@ -240,6 +309,9 @@ def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
     check_finite(points, labels, path)
     labels = without_weights(labels, request)
     thinned = [p for p, group in groups.items() if p == place or _same_draws(p, group, main, dims)]
+    for name in thinned:
+        taken = [*map(str, groups[name].variables), *map(str, groups[name].dims)]
+        check_numbered(request, taken, f"group {shown(name.strip('/'))} " if name != "/" else "")
     left = sorted(p.strip("/") for p, g in groups.items() if p not in thinned and g.variables)
 
     def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
@@ -277,11 +349,19 @@ def _sample_dimensions(dataset: Any, path: Path) -> tuple[str, ...]:
 
 def _same_draws(name: str, group: Any, main: Any, dims: tuple[str, ...]) -> bool:
     """Whether a group of an ArviZ file belongs to the draws of the posterior."""
+    if name.strip("/").startswith(NOT_OF_THE_SAMPLE):
+        return False
+    if dims == ("chain", "draw"):
+        return "sample" not in group.dims and all(
+            d in group.dims and group[d].equals(main[d]) for d in dims
+        )
+    # thinned before, or a dataset: the coordinates of the rows tell
+    (dim,) = dims
+    labels = [c for c in main.coords if dim in main[c].dims]
     return (
-        dims == ("chain", "draw")
-        and not name.strip("/").startswith(NOT_OF_THE_SAMPLE)
-        and "sample" not in group.dims
-        and all(d in group.dims and group[d].equals(main[d]) for d in dims)
+        bool(labels)
+        and dim in group.dims
+        and all(c in group.coords and group[c].equals(main[c]) for c in labels)
     )
 
 

@@ -1,5 +1,8 @@
 """Reproducing kernels k(x, y), each with its formula and its name in scikit-learn or SciPy.
 
+Pass one to `thinformer.thin`, or its name. ``a + b`` and ``2.5 * a`` are kernels too; `pairwise`
+and `of_products` make one of your own function.
+
 Inside, most kernels are a function phi of <x, y> or of |x - y|^2. Points are divided by the
 bandwidth first, so they share one hot loop: a matrix product, or squared distances, then phi for
 each entry. phi is a plain Python function of scalars that each body compiles for its own target,
@@ -20,6 +23,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks
+
+__all__ = [
+    "Kernel",
+    "energy",
+    "exponential",
+    "gaussian",
+    "inverse_multiquadric",
+    "laplace",
+    "linear",
+    "matern",
+    "of_products",
+    "pairwise",
+    "polynomial",
+    "rational_quadratic",
+    "sobolev",
+    "stein",
+]
 
 # of a product
 LINEAR, POLYNOMIAL, EXPONENTIAL = range(3)

@@ -15,6 +15,7 @@ from thinformer.tables import as_points
 
 STANDARD = "-"  # standard input, standard output
 CHECKED = 65536  # rows checked for NaN at once
+SHOWN = 60  # characters of a cell or a name that an error shows
 
 
 class Chunk(NamedTuple):
@@ -59,19 +60,37 @@ class Request(NamedTuple):
     columns : those the distance is computed on, or None for all of numbers
     weights : the column of weights, or None
     rows : of a chunk
+    numbered : whether row numbers will be written
     delimiter : of CSV
+    comment : what lines of CSV begin with that are no records, or None
     """
 
     path: Path
     columns: list[str] | None
     weights: str | None
     rows: int
+    numbered: bool
     delimiter: str
+    comment: str | None
 
 
 def title(path: Path) -> str:
     """What errors call a file."""
     return "standard input" if path == Path(STANDARD) else str(path)
+
+
+def printable(text: Any) -> str:
+    """Text on one line, for any terminal: what cannot be printed as an escape."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text)
+    )
+
+
+def shown(text: Any) -> str:
+    """A cell or a name as errors show it."""
+    short = str(text)[:SHOWN]
+    return repr(short) + ("..." if len(str(text)) > SHOWN else "")
 
 
 def chunk_of(values: NDArray, dimensions: int, records: Any) -> Chunk:
@@ -107,6 +126,34 @@ def row_numbers(kept: list[tuple[NDArray, Any]]) -> NDArray:
     return np.concatenate([rows for rows, _ in kept])
 
 
+def matched(request: Request, names: Sequence[str]) -> Request:
+    """The request with names as the file has them, whatever the spaces around them."""
+
+    def match(name: str) -> str:
+        alike = [c for c in names if c.strip() == name.strip()]
+        return name if name in names or len(alike) != 1 else alike[0]
+
+    columns = None if request.columns is None else [match(c) for c in request.columns]
+    weights = None if request.weights is None else match(request.weights)
+    repeated = sorted({c for c in columns or [] if (columns or []).count(c) > 1})
+    if repeated:
+        raise ValueError(f"{title(request.path)}: --columns names {listed(repeated)} twice")
+    if weights is not None and weights in (columns or []):
+        raise ValueError(
+            f"{title(request.path)}: --weights {shown(weights)} is one of --columns too"
+        )
+    return request._replace(columns=columns, weights=weights)
+
+
+def check_numbered(request: Request, names: Sequence[str], where: str = "") -> None:
+    """Raise where row numbers are asked for and their name is taken."""
+    if request.numbered and "row" in names:
+        raise ValueError(
+            f"{title(request.path)}: {where}has a column 'row' already; "
+            "--row-numbers would add another"
+        )
+
+
 def default_columns(request: Request, numeric: list[str], path: Path) -> list[str]:
     """The columns asked for, or else all of numbers but the weights."""
     if request.columns is not None:
@@ -125,7 +172,7 @@ def used_columns(request: Request, columns: list[str], names: Sequence[str]) -> 
     for column, option in options.items():
         if column not in names:
             raise ValueError(
-                f"{title(request.path)}: {option} {column!r} is not there; "
+                f"{title(request.path)}: {option} {shown(column)} is not there; "
                 f"there are {listed(names)}"
             )
     return list(options)
@@ -138,8 +185,9 @@ def places(request: Request, columns: list[str], names: list[str]) -> list[int]:
 
 def listed(names: Sequence[str], most: int = 30) -> str:
     """Names, and how many more there are."""
-    shown = ", ".join(map(str, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(shown, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def check_rows(n: int, path: Path) -> None:
@@ -161,7 +209,7 @@ def without_weights(labels: list[str], request: Request) -> list[str]:
         return labels
     if labels[-1] != request.weights:
         raise ValueError(
-            f"{request.path}: --weights {request.weights!r} has more than one number a row"
+            f"{request.path}: --weights {shown(request.weights)} has more than one number a row"
         )
     return labels[:-1]
 
@@ -173,15 +221,16 @@ def check_finite(values: NDArray, labels: list[str], path: Path, start: int = 0)
         if not finite.all():
             i, j = (int(x) for x in np.argwhere(~finite)[0])
             raise ValueError(
-                f"{path}: row {start + first + i} (the first is 0), column {labels[j]!r} holds "
-                f"{values[first + i, j]}; "
+                f"{path}: row {start + first + i} (the first is 0), column {shown(labels[j])} "
+                f"holds {values[first + i, j]}; "
                 "columns that are computed with take finite numbers (--columns says which)"
             )
 
 
 def not_numbers(path: Path, column: str, kind: Any) -> str:
     """The error about a column of text or the like."""
-    return f"{path}: column {column!r} is of {kind}; --columns and --weights take numbers"
+    kind = str(kind)[:SHOWN]
+    return f"{path}: column {shown(column)} is of {kind}; --columns and --weights take numbers"
 
 
 @contextlib.contextmanager
@@ -189,9 +238,30 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a library raises for a broken file into an error of one line."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _reason(error)
+        if "allow_pickle" in reason:  # NumPy's advice, which is dangerous
+            reason = "it is another kind of file, or holds Python objects"
         raise ValueError(f"{path}: cannot be read as {kind}: {reason}") from error
+
+
+@contextlib.contextmanager
+def writing(name: str, verb: str = "written") -> Iterator[None]:
+    """Turn whatever a library raises into an error of one line that names the file."""
+    try:
+        yield
+    except (MemoryError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise OSError(f"{name}: cannot be {verb}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line that is not too long."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).splitlines()[0][:200]
 
 
 def optional(module: str, kind: str) -> Any:

@@ -94,8 +94,10 @@ def merge_and_reduce(
         coreset = _thinned(first, size, settings | {"method": method, "g": g, "rng": rng})
     else:
         generator = np.random.default_rng(seed_from(rng))
-        chosen = resolve(kernel, bandwidth, first.points, generator)
-        settings |= {"kernel": chosen, "bandwidth": "median", "rng": generator}
+        if method not in BLIND:
+            chosen = resolve(kernel, bandwidth, first.points, generator)
+            settings |= {"kernel": chosen, "bandwidth": "median"}
+        settings |= {"rng": generator}
         stream = itertools.chain([first, second], stream)
         del first, second  # only as long as they are needed
         union = _reduced(stream, 2**g * size, method, settings, keep)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import io
 import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,14 +22,18 @@ from numpy.typing import NDArray
 
 from thinformer import _checks, files
 from thinformer.delimited import DELIMITERS
-from thinformer.discrepancy import median_distance, mmd
+from thinformer.discrepancy import as_problem, diagonal, embed, median_distance, square
 from thinformer.draws import seed_from
 from thinformer.kernels import SHORT, WITHOUT_BANDWIDTH, as_kernel
-from thinformer.sources import STANDARD, Request, Source, title
-from thinformer.streaming import merge_and_reduce
+from thinformer.problem import Points
+from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
+from thinformer.streaming import BLIND, LEAST, merge_and_reduce
 from thinformer.thinning import METHODS, thin
 
-SAMPLE = 20_000  # rows the coreset is compared with
+EXACT = 50_000  # rows that all are compared with, if that takes at most...
+COST = 5e10  # ...so many products
+SAMPLE = 20_000  # rows drawn for the comparison where there are more
+NOISE = 2  # standard deviations by which an estimate must be above 0 to be told
 SPACED = 16  # evenly spaced rows are held, times the size, of which standard thinning is made
 PLOTTED = 4  # dimensions
 COLOURS = ("0.75", "#D55E00")  # the full set, the coreset
@@ -41,8 +47,9 @@ class Job(NamedTuple):
     weights : the column of weights, or None
     bandwidth : "median", a number, or one a dimension
     seed : None for a fresh one
-    kind : of standard input, an ending
+    kind : of standard input, an ending, or None for CSV
     delimiter : of CSV, or None for that of the ending
+    comment : what lines of CSV begin with that are no records, or None
     """
 
     source: Path
@@ -61,8 +68,9 @@ class Job(NamedTuple):
     plot: Path | None
     report: Path | None
     chunk_rows: int
-    kind: str
+    kind: str | None
     delimiter: str | None
+    comment: str | None
 
 
 class Outcome(NamedTuple):
@@ -76,7 +84,9 @@ class Outcome(NamedTuple):
     bandwidth_from : where the bandwidth comes from
     standard_deviations : what the columns were divided by, or None
     seed : reproduces the run
-    mmd, standard_mmd : of the coreset and of standard thinning to the same size
+    mmd : of the coreset, or None where it is not known
+    mmd_below : what it is below, where it is too small for the rows it was compared with
+    standard_mmd, standard_mmd_below : of standard thinning to the same size
     compared_with : the rows they were compared with
     seconds : reading, thinning, comparing, writing and in all
     peak_megabytes : resident memory of the process, or None where the system does not say
@@ -94,8 +104,10 @@ class Outcome(NamedTuple):
     bandwidth_from: str
     standard_deviations: dict[str, float] | None
     seed: int
-    mmd: float
-    standard_mmd: float
+    mmd: float | None
+    mmd_below: float | None
+    standard_mmd: float | None
+    standard_mmd_below: float | None
     compared_with: str
     seconds: dict[str, float]
     peak_megabytes: float | None
@@ -106,20 +118,36 @@ class _Seen(NamedTuple):
     """What is kept of the rows read to compare the coreset with.
 
     rows, chunks : read
-    keys : random ones, a row
+    weighing : rows that have a weight above 0
+    only : points and weights of the first chunk, until there is another
+    keys : random ones, a row that weighs
     points, weights : those of the `SAMPLE` rows with the smallest keys
     stride : of evenly spaced rows
-    spaced, spaced_weights : those of the rows whose numbers, from 1, are multiples of the stride
+    spaced : points of the rows whose numbers, from 1, are multiples of the stride
     """
 
     rows: int
     chunks: int
+    weighing: int
+    only: tuple[NDArray, NDArray] | None
     keys: NDArray
     points: NDArray
     weights: NDArray
     stride: int
     spaced: NDArray
-    spaced_weights: NDArray
+
+
+class _Sample(NamedTuple):
+    """Some of the rows of a problem that stand for more.
+
+    rows : their numbers
+    weights : (rows,), with the sum 1
+    share : of the rows they stand for that they are
+    """
+
+    rows: NDArray
+    weights: NDArray
+    share: float
 
 
 @dataclass
@@ -151,7 +179,11 @@ def job(arguments: argparse.Namespace) -> Job:
         bandwidth = numbers if len(numbers) > 1 else numbers[0]
     columns = None
     if arguments.columns is not None:
-        columns = [name.strip() for line in csv.reader([arguments.columns]) for name in line]
+        text = io.StringIO(arguments.columns, newline="")
+        try:
+            columns = [name for line in csv.reader(text) for name in line]
+        except csv.Error as error:
+            raise ValueError(f"--columns {shown(arguments.columns)}: {error}") from None
     delimiter = arguments.delimiter
     return Job(
         source=arguments.source,
@@ -170,14 +202,15 @@ def job(arguments: argparse.Namespace) -> Job:
         plot=arguments.plot,
         report=arguments.report,
         chunk_rows=arguments.chunk_rows,
-        kind=f".{arguments.format}",
+        kind=None if arguments.format is None else f".{arguments.format}",
         delimiter="\t" if delimiter == "\\t" else delimiter,
+        comment=arguments.comment,
     )
 
 
 def format_outcome(outcome: Outcome, out: Path) -> str:
     """A few lines that say what was done."""
-    where = "standard output" if out == Path(STANDARD) else out
+    where = "standard output" if out == Path(STANDARD) else printable(out)
     used = f"columns {_few(outcome.columns)}"
     if outcome.unused:
         used += f" (not used: {_few(outcome.unused)})"
@@ -185,12 +218,16 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     if outcome.bandwidth is not None:
         numbers = np.atleast_1d(outcome.bandwidth).tolist()
         kernel += f", bandwidth {_few([f'{b:.6g}' for b in numbers])} ({outcome.bandwidth_from})"
+    ours = _distance(outcome.mmd, outcome.mmd_below)
+    theirs = _distance(outcome.standard_mmd, outcome.standard_mmd_below)
+    compared = f"MMD to {outcome.compared_with}: {ours}"
+    if theirs != ours or outcome.mmd is not None:
+        compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
         used,
         f"{kernel}, seed {outcome.seed}",
-        f"MMD to {outcome.compared_with}: {outcome.mmd:.5f}; "
-        f"standard thinning to {outcome.rows_out}: {outcome.standard_mmd:.5f}",
+        compared,
     ]
     if outcome.chunks > 1:
         lines.append(f"read in {outcome.chunks} chunks")
@@ -202,12 +239,17 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
 
 def _few(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(_printable, names[:most])) + more
+    return ", ".join(map(_brief, names[:most])) + more
 
 
-def _printable(name: str) -> str:
-    """A name whose bytes are no UTF-8, with these as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _brief(name: str, most: int = 60) -> str:
+    return printable(name[:most]) + ("..." if len(name) > most else "")
+
+
+def _distance(value: float | None, below: float | None) -> str:
+    if below is not None:
+        return f"below {below:.5f}"
+    return "not known" if value is None else f"{value:.5f}"
 
 
 def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
@@ -221,6 +263,8 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
     start = time.perf_counter()
     kind = _check(job)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # what matters of them is an error
         target = job.out
         if job.out != Path(STANDARD):
             target = stack.enter_context(files.replacing(job.out))
@@ -232,31 +276,39 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         if job.row_numbers and kind == ".npy":
             extra["rows"] = stack.enter_context(files.replacing(rows_beside(job.out)))
         delimiter = job.delimiter or DELIMITERS.get(kind, ",")
-        request = Request(job.source, job.columns, job.weights, job.chunk_rows, delimiter)
+        request = Request(
+            path=job.source,
+            columns=job.columns,
+            weights=job.weights,
+            rows=_chunk_rows(job),
+            numbered=job.row_numbers and kind != ".npy",
+            delimiter=delimiter,
+            comment=job.comment,
+        )
         source = stack.enter_context(files.open_source(request, kind))
-        if job.row_numbers and "row" in [*source.columns, *source.unused, job.weights]:
-            raise ValueError(
-                f"{title(job.source)}: has a column 'row' already; --row-numbers would add another"
-            )
         reading = _Reading()
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()
         tell("writing", None)
-        source.write(target, reading.held, job.row_numbers)
+        with writing("standard output" if target == Path(STANDARD) else str(job.out)):
+            source.write(target, reading.held, job.row_numbers)
         if "rows" in extra:
-            with extra["rows"].open("wb") as stream:
+            with writing(str(rows_beside(job.out))), extra["rows"].open("wb") as stream:
                 np.save(stream, np.array(outcome.row_numbers))
         if "plot" in extra:
             assert job.plot is not None
             assert reading.seen is not None
             scale = 1.0 if reading.deviation is None else reading.deviation
             every = reading.seen.points * scale
-            _plot(every, points * scale, source.labels, extra["plot"], job.plot.suffix)
+            with writing(str(job.plot), "drawn"):
+                _plot(every, points * scale, source.labels, extra["plot"], job.plot.suffix.lower())
         end = time.perf_counter()
         outcome.seconds.update({"writing": end - thinned, "total": end - start})
         outcome = outcome._replace(peak_megabytes=_peak_megabytes())
         if "report" in extra:
-            extra["report"].write_text(json.dumps(_report(job, outcome), indent=1) + "\n")
+            text = json.dumps(_report(job, outcome), indent=1, allow_nan=False) + "\n"
+            with writing(str(job.report)):
+                extra["report"].write_text(text)
     return outcome
 
 
@@ -265,11 +317,26 @@ def rows_beside(out: Path) -> Path:
     return out.with_suffix(".rows.npy")
 
 
+def _chunk_rows(job: Job) -> int:
+    """Rows read at once: of fewer than a coreset has there would be no use."""
+    return max(job.chunk_rows, LEAST)
+
+
 def _check(job: Job) -> str:
     """Find out before the work what cannot be done; return the kind of the files, an ending."""
     standard = Path(STANDARD)
-    kind = job.kind if job.source == standard else files.ending(job.source, "IN")
+    if job.source == standard:
+        kind = job.kind or ".csv"
+    else:
+        kind = files.ending(job.source, "IN")
+        if job.kind is not None:
+            raise ValueError(f"--format is of standard input; IN is {job.source}")
+    for option, value in (("--delimiter", job.delimiter), ("--comment", job.comment)):
+        if value is not None and kind not in DELIMITERS:
+            raise ValueError(f"{option} is of CSV; IN is {job.source}")
     if job.out == standard:
+        if sys.stdout is None or sys.stdout.closed:
+            raise OSError("-o -: standard output is closed")
         if kind not in DELIMITERS:
             raise ValueError(f"-o - takes CSV from IN; got {job.source}")
     elif files.ending(job.out, "-o") != kind:
@@ -277,33 +344,36 @@ def _check(job: Job) -> str:
     outputs = {"-o": job.out, "--plot": job.plot, "--report": job.report}
     if job.row_numbers and kind == ".npy":
         outputs["--row-numbers"] = rows_beside(job.out)
-    places: dict[Path, str] = {job.source.resolve(): "IN"}
+    places: dict[Path, str] = {files.resolved(job.source): "IN"}
     for option, path in outputs.items():
-        if path is None or path == standard:
+        if path is None or (path == standard and option == "-o"):
             continue
-        if not path.resolve().parent.is_dir():
-            raise FileNotFoundError(f"{option} {path}: there is no folder {path.resolve().parent}")
-        other = places.setdefault(path.resolve(), option)
+        if path == standard:
+            raise ValueError(f"{option} takes a file; got -, which is standard output")
+        target = files.resolved(path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"{option} {path}: there is no folder {target.parent}")
+        other = places.setdefault(target, option)
         same = job.source.exists() and path.exists() and path.samefile(job.source)
         if other != option or same:
             raise ValueError(f"{option} {path} is the file of {'IN' if same else other} too")
     if job.columns is not None and not [c for c in job.columns if c]:
         raise ValueError("--columns is empty; it takes names of columns, separated by commas")
-    repeated = sorted({c for c in job.columns or [] if (job.columns or []).count(c) > 1})
-    if repeated:
-        raise ValueError(f"--columns names {', '.join(map(repr, repeated))} twice")
-    if job.weights is not None and job.weights in (job.columns or []):
-        raise ValueError(f"--weights {job.weights!r} is one of --columns too")
     if job.delimiter is not None and (len(job.delimiter) != 1 or job.delimiter in '"\r\n'):
-        raise ValueError(f"--delimiter takes one character; got {job.delimiter!r}")
+        raise ValueError(f"--delimiter takes one character; got {shown(job.delimiter)}")
+    if job.comment is not None and (not job.comment or set(job.comment) & set('"\r\n')):
+        raise ValueError(f"--comment takes what lines begin with; got {shown(job.comment)}")
     _checks.integer("--size", job.size, 1)
     _checks.integer("--chunk-rows", job.chunk_rows, 1)
     _checks.integer("--g", job.g, 0)
     if job.seed is not None:
         _checks.integer("--seed", job.seed, 0)
-    _checks.failure_probability(job.delta)
     _checks.choice("--method", job.method, METHODS)
-    as_kernel(job.kernel)
+    try:
+        _checks.failure_probability(job.delta)
+        as_kernel(job.kernel)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
     if job.bandwidth != "median":
         if SHORT.get(job.kernel, job.kernel) in WITHOUT_BANDWIDTH:
             raise ValueError(f"--bandwidth: the kernel {job.kernel} has none; got {job.bandwidth}")
@@ -325,33 +395,32 @@ def _thin(
     if isinstance(job.bandwidth, list) and len(job.bandwidth) != dimensions:
         raise ValueError(
             f"--bandwidth takes one number or {dimensions}, one for each of "
-            f"{', '.join(source.labels[:30])}; got {len(job.bandwidth)}"
+            f"{_few(source.labels)}; got {len(job.bandwidth)}"
         )
-    coreset = merge_and_reduce(
-        _chunks(job, source, seed, reading, tell),
-        job.size,
-        kernel=job.kernel,
-        bandwidth=job.bandwidth,
-        method=job.method,
-        g=job.g,
-        delta=job.delta,
-        rng=seed,
-        keep=lambda rows: _let_go(reading.held, rows),
-    )
+    try:
+        coreset = merge_and_reduce(
+            _chunks(job, source, seed, reading, tell),
+            job.size,
+            kernel=job.kernel,
+            bandwidth=job.bandwidth,
+            method=job.method,
+            g=job.g,
+            delta=job.delta,
+            rng=seed,
+            keep=lambda rows: _let_go(reading.held, rows),
+        )
+    except (TypeError, ValueError) as error:
+        name = title(job.source)
+        if str(error).startswith((f"{name}: ", "--")):
+            raise
+        raise ValueError(f"{name}: {error}") from error
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
     seen = reading.seen
     assert seen is not None
     name = SHORT.get(job.kernel, job.kernel)
-    kernel = as_kernel(name, reading.bandwidth)
-    standard = thin(
-        seen.spaced, job.size, method="standard", kernel=kernel, weights=seen.spaced_weights
-    )
-    ours, theirs = (
-        mmd(seen.points, points, kernel=kernel, weights=seen.weights)
-        for points in (coreset.points, seen.spaced[standard])
-    )
-    first = "all rows" if seen.chunks == 1 else f"the first {job.chunk_rows} rows"
+    ours, theirs, compared_with, notes = _compared(job, seen, coreset.points, reading.bandwidth)
+    first = "all rows" if seen.chunks == 1 else f"the first {_chunk_rows(job)} rows"
     deviations = None
     if reading.deviation is not None:
         deviations = dict(zip(source.labels, reading.deviation.tolist(), strict=True))
@@ -367,17 +436,105 @@ def _thin(
         bandwidth_from=f"median distance of {first}" if job.bandwidth == "median" else "given",
         standard_deviations=deviations,
         seed=seed,
-        mmd=ours,
-        standard_mmd=theirs,
-        compared_with="all rows" if seen.rows <= SAMPLE else f"{SAMPLE} rows drawn at random",
+        mmd=ours[0],
+        mmd_below=ours[1],
+        standard_mmd=theirs[0],
+        standard_mmd_below=theirs[1],
+        compared_with=compared_with,
         seconds={
             "reading": reading.seconds,
             "thinning": thinned - start - reading.seconds,
             "comparing": time.perf_counter() - thinned,
         },
         peak_megabytes=None,
-        notes=source.notes,
+        notes=[*source.notes, *notes],
     )
+
+
+def _compared(
+    job: Job, seen: _Seen, coreset: NDArray, bandwidth: float | list[float] | None
+) -> tuple[tuple, tuple, str, list[str]]:
+    """The MMD of the coreset and of standard thinning, as value and bound of which one is None.
+
+    And what they are compared with, and notes. A comparison that fails is a note.
+    """
+    points, weights = seen.points, seen.weights
+    small = seen.weighing <= EXACT and seen.weighing**2 * points.shape[1] <= COST
+    if seen.only is not None and small:
+        points, weights = seen.only
+        points, weights = points[weights > 0], weights[weights > 0]
+    share = len(points) / seen.weighing
+    what = "all rows" if share == 1 else f"all rows, by {len(points)} drawn at random"
+    notes = []
+    even = seen.spaced
+    if seen.only is not None:
+        even, even_weights = seen.only
+        even = even[thin(even, job.size, method="standard", weights=even_weights)]
+    elif job.weights is None:
+        even = even[thin(even, job.size, method="standard")]
+    else:
+        even = even[:0]
+        notes.append("standard thinning of weighted rows is compared with in a single chunk only")
+    distances: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
+    try:
+        kernel = as_kernel(SHORT.get(job.kernel, job.kernel), bandwidth)
+        for i, chosen in enumerate((coreset, even)):
+            if len(chosen):
+                both = np.concatenate([points, chosen], dtype=np.float64)
+                distances[i] = _mmd(as_problem(both, kernel), len(both), weights, share)
+    except (TypeError, ValueError) as error:
+        notes.append(f"MMD not known: {printable(error)}")
+    return distances[0], distances[1], what, notes
+
+
+def _mmd(
+    problem: Points, n: int, weights: NDArray, share: float
+) -> tuple[float | None, float | None]:
+    """The MMD of the last of the n points of a problem to the first ones, which have weights.
+
+    share : of all rows, that the first points were drawn from at random
+
+    Returns
+    -------
+    value, below : float or None
+        The estimate, or where it is within its noise what the MMD is below.
+    """
+    m = len(weights)
+    s = n - m
+    scaled = weights / weights.max()  # or their sum may leave the range
+    every = _Sample(np.arange(m), scaled / scaled.sum(), share)
+    rows = m + np.arange(s)
+    if s > EXACT:
+        rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
+    chosen = _Sample(rows, np.full(len(rows), 1 / len(rows)), len(rows) / s)
+    (one, noise), (other, more) = _own(problem, every, chosen), _own(problem, chosen, every)
+    between = every.weights @ embed(problem, every.rows, chosen.rows, chosen.weights)
+    squared = one - 2 * between + other
+    margin = NOISE * float(np.hypot(noise, more))
+    if not np.isfinite(squared + margin):
+        raise ValueError("the kernel has values that are not finite")
+    if margin and squared < margin:
+        return None, float(np.sqrt(max(squared, 0) + margin))
+    return float(np.sqrt(max(squared, 0))), None
+
+
+def _own(problem: Points, sample: _Sample, other: _Sample) -> tuple[float, float]:
+    """The mean of k(x, x') over all rows that a sample stands for, each with each and itself.
+
+    And the standard deviation of the squared MMD to the other sample that is due to this one.
+    """
+    rows, weights, share = sample
+    if share == 1:
+        return float(square(problem, rows[None], weights)[0]), 0.0
+    embedded = embed(problem, rows, rows, weights)
+    mean = weights @ embedded
+    # pairs of one row come more often in a sample than in all
+    itself, of_itself = weights**2 @ diagonal(problem, rows), weights @ weights
+    distinct = (mean - itself) / (1 - of_itself)
+    mean -= (1 - share) * (itself - of_itself * distinct)
+    witness = embedded - embed(problem, rows, other.rows, other.weights)
+    witness -= weights @ witness
+    return float(mean), 2 * float(np.sqrt((1 - share) * (weights**2 @ witness**2)))
 
 
 def _chunks(
@@ -395,6 +552,12 @@ def _chunks(
         if job.standardize:
             if reading.deviation is None:
                 deviation = points.std(axis=0, dtype=np.float64)
+                if not np.isfinite(deviation).all():
+                    column = source.labels[int(np.argmin(np.isfinite(deviation)))]
+                    raise ValueError(
+                        f"{title(job.source)}: column {shown(column)} is too large for "
+                        "--standardize; scale it first"
+                    )
                 reading.deviation = np.where(deviation > 0, deviation, 1)
             points = points / reading.deviation.astype(points.dtype)
         if reading.seen is None:
@@ -402,7 +565,8 @@ def _chunks(
         weights = np.ones(len(points)) if chunk.weights is None else chunk.weights
         if weights.min() < 0:
             raise ValueError(
-                f"--weights {job.weights!r} must not be negative; it holds {weights.min()}"
+                f"{title(job.source)}: --weights {shown(job.weights)} must not be negative; "
+                f"it holds {weights.min()}"
             )
         reading.seen = _see(reading.seen, points, weights, job.size, generator)
         rows = reading.seen.rows
@@ -428,7 +592,12 @@ def _bandwidth(job: Job, points: NDArray, seed: int) -> float | list[float] | No
     try:
         return median_distance(points, np.random.default_rng(seed_from(seed)))
     except ValueError as error:
-        raise ValueError(f"{title(job.source)}: {error}; or say --bandwidth NUMBER") from None
+        if job.method in BLIND:
+            return None
+        raise ValueError(
+            f"{title(job.source)}: {error} (of the first {len(points)} rows); "
+            "say --bandwidth NUMBER, or a larger --chunk-rows if others differ"
+        ) from None
 
 
 def _see(
@@ -439,27 +608,31 @@ def _see(
     generator: np.random.Generator,
 ) -> _Seen:
     """What is kept of the rows read, after one more chunk."""
-    keys = generator.random(len(points))
+    only = (points, weights) if seen is None else None
     if seen is None:
-        seen = _Seen(0, 0, keys[:0], points[:0], weights[:0], 1, points[:0], weights[:0])
+        none = np.empty(0)
+        seen = _Seen(0, 0, 0, None, none, points[:0], weights[:0], 1, points[:0])
     rows = seen.rows + len(points)
-    stride, spaced, spaced_weights = seen.stride, seen.spaced, seen.spaced_weights
+    stride, spaced = seen.stride, seen.spaced
     while rows // stride > SPACED * size:
-        stride, spaced, spaced_weights = 2 * stride, spaced[1::2], spaced_weights[1::2]
+        stride, spaced = 2 * stride, spaced[1::2]
     first = -(seen.rows + 1) % stride
     # only the rows of the chunk that come before the SAMPLE-th key can be kept
+    weighing = np.flatnonzero(weights)
+    keys = generator.random(len(weighing))
     small = np.sort(np.argsort(keys, kind="stable")[:SAMPLE])
     keys = np.concatenate([seen.keys, keys[small]])
     kept = np.sort(np.argsort(keys, kind="stable")[:SAMPLE])
     return _Seen(
-        rows,
-        seen.chunks + 1,
-        keys[kept],
-        np.concatenate([seen.points, points[small]])[kept],
-        np.concatenate([seen.weights, weights[small]])[kept],
-        stride,
-        np.concatenate([spaced, points[first::stride]]),
-        np.concatenate([spaced_weights, weights[first::stride]]),
+        rows=rows,
+        chunks=seen.chunks + 1,
+        weighing=seen.weighing + len(weighing),
+        only=only,
+        keys=keys[kept],
+        points=np.concatenate([seen.points, points[weighing[small]]])[kept],
+        weights=np.concatenate([seen.weights, weights[weighing[small]]])[kept],
+        stride=stride,
+        spaced=np.concatenate([spaced, points[first::stride]]),
     )
 
 
@@ -516,7 +689,7 @@ def _plot(every: NDArray, chosen: NDArray, labels: list[str], path: Path, ending
     from matplotlib.figure import Figure
 
     d = min(PLOTTED, len(labels))
-    labels = [_printable(label).replace("$", r"\$") for label in labels[:d]]  # no formulas
+    labels = [_brief(label).replace("$", r"\$") for label in labels[:d]]  # no formulas
     side = 2.2 * d + 1
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
@@ -527,7 +700,7 @@ def _plot(every: NDArray, chosen: NDArray, labels: list[str], path: Path, ending
             if i < j:
                 axes.remove()
             elif i == j:
-                bins = np.histogram_bin_edges(every[:, i], 20)
+                bins = _bins(every[:, i])
                 axes.hist(every[:, i], bins, density=True, color=COLOURS[0])
                 axes.hist(chosen[:, i], bins, density=True, color=COLOURS[1], histtype="step")
                 axes.set_yticks([])
@@ -546,3 +719,12 @@ def _plot(every: NDArray, chosen: NDArray, labels: list[str], path: Path, ending
         ]
         figure.legend(handles=handles, loc="outside upper right", frameon=False)
         figure.savefig(path, dpi=150, format=ending[1:])
+
+
+def _bins(values: NDArray) -> NDArray:
+    """Edges of bins; of a single one where the values hardly differ."""
+    try:
+        return np.histogram_bin_edges(values, 20)
+    except ValueError:
+        pad = max(1.0, 1e-3 * float(np.abs(values).max()))
+        return np.array([values.min() - pad, values.max() + pad])
