@@ -747,6 +747,11 @@ def test_methods_that_do_not_look_call_no_kernel(method):
         ({"kernel": np.eye(300)}, ValueError, "^kernel must be a Kernel or one of"),
         ({"method": np.array(["a", "b"])}, ValueError, "^method must be one of"),
         (
+            {"kernel": "gausian", "method": "random"},
+            ValueError,
+            "^kernel must be a Kernel or one of .*; got 'gausian'$",
+        ),
+        (
             {"kernel": kernels.Kernel("t", kernels.TABLE, companion=np.eye(5))},
             ValueError,
             "^points must be a Gram matrix",

@@ -21,7 +21,7 @@ from thinformer.discrepancy import (
     square,
 )
 from thinformer.draws import Draws, make_draws, seed_from
-from thinformer.kernels import ENERGY, linear
+from thinformer.kernels import ENERGY, as_kernel, linear
 from thinformer.problem import Points, compiled_for, make_factor
 from thinformer.schedule import Round, Schedule, compress_schedule
 from thinformer.tables import as_points
@@ -151,6 +151,8 @@ def thin(
             f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
             f"got refine={refine!r}, method={method!r}"
         )
+    if isinstance(kernel, str) and kernel != "precomputed":
+        as_kernel(kernel)
     if method in BLIND or (size == n and unique):  # whatever the kernel
         _checks.finite("points", is_finite(make_factor(array, linear()), n))
         if size == n and unique:
