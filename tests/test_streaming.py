@@ -196,3 +196,12 @@ def test_the_bandwidth_is_of_the_first_chunk(small):
 def test_errors(stream, size, message):
     with pytest.raises(ValueError, match=message):
         merge_and_reduce(stream, size)
+
+
+@pytest.mark.parametrize("method", ["standard", "random"])
+def test_methods_that_do_not_look_need_no_bandwidth(method, small):
+    points = np.concatenate([np.zeros((600, 2)), mixture(600, d=2)])
+    coreset = merge_and_reduce(chunks(points, 300), 10, method=method, rng=0)
+    assert np.unique(coreset.rows).size == 10
+    with pytest.raises(ValueError, match="needs points that differ"):
+        merge_and_reduce(chunks(points, 300), 10, rng=0)

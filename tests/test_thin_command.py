@@ -1,6 +1,7 @@
 """``thinformer thin``: every format, every error, and what it says of itself."""
 
 import contextlib
+import csv
 import importlib.util
 import io
 import json
@@ -8,13 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thinformer import mmd, thin
+from thinformer import delimited, mmd, thin, thin_command
 from thinformer.cli import main
+from thinformer.discrepancy import as_problem, embed
+from thinformer.kernels import as_kernel
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -66,11 +70,17 @@ def arviz(path):
     path.write_bytes(source.read_bytes())
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Chunks of as few rows as are asked for."""
+    monkeypatch.setattr(thin_command, "LEAST", 1)
+
+
 # formats
 
 
 @pytest.mark.parametrize("chunk", [1000, 97])
-def test_csv_is_kept_byte_for_byte(chunk, tmp_path):
+def test_csv_is_kept_byte_for_byte(chunk, small, tmp_path):
     # every third record is in Latin 1, not in UTF-8
     records = [r.encode("utf-8" if i % 3 else "latin-1") for i, r in enumerate(RECORDS)]
     header = b"\xef\xbb\xbf" + HEADER.encode()
@@ -112,7 +122,7 @@ def test_csv_row_numbers_and_delimiters(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1000, 90])
-def test_parquet(chunk, tmp_path):
+def test_parquet(chunk, small, tmp_path):
     table = parquet(tmp_path / "in.parquet")
     succeed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--size", 20,
             "--columns", "x,y", "--row-numbers", "--seed", 0, "--chunk-rows", chunk)  # fmt: skip
@@ -146,8 +156,6 @@ def test_npz(tmp_path):
               "w": np.linspace(0, 1, N)}  # fmt: skip
     with open(tmp_path / "in.npz", "wb") as stream:
         np.savez(stream, **{k: v for k, v in arrays.items() if k != "file"})
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "in.npz", "a") as archive, archive.open("file.npy", "w") as f:
         np.lib.format.write_array(f, arrays["file"])
     succeed(tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--size", 20, "--columns", "theta",
@@ -224,13 +232,13 @@ def test_standard_streams(tmp_path):
 
 
 def test_interrupt_and_termination_leave_nothing(tmp_path):
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         process = subprocess.Popen(
             [sys.executable, "-m", "thinformer", "thin", "-", "-o", tmp_path / "out.csv",
              "--size", "10"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        while not list(tmp_path.iterdir()):  # until the file to be written is there
+        while not list(tmp_path.glob(".thin-*.part")):  # until the file to be written is there
             assert process.poll() is None
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
@@ -313,15 +321,104 @@ def test_any_name_can_be_printed_and_drawn(tmp_path):
 
 
 def test_many_rows_are_compared_with_a_sample(tmp_path):
-    points = np.random.default_rng(0).normal(size=(50_000, 1))
+    points = np.random.default_rng(0).normal(size=(60_000, 1))
     np.save(tmp_path / "in.npy", points)
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 8, "--seed", 1,
+            "--method", "random", "--bandwidth", 1, "--report", tmp_path / "r.json")  # fmt: skip
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["compared_with"] == "all rows, by 20000 drawn at random"
+    x = np.load(tmp_path / "out.npy")
+    assert report["mmd"] == pytest.approx(mmd(points, x, bandwidth=1.0), rel=0.02)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_estimate_from_a_sample_is_without_bias(weighted):
+    rng = np.random.default_rng(1)
+    points, chosen = rng.normal(size=(2000, 2)), rng.normal(0.3, 1, (100, 2))
+    weights = rng.exponential(size=2000) if weighted else np.ones(2000)
+    squares, margins = [], []
+    for _ in range(200):
+        rows = rng.choice(2000, 300, replace=False)
+        both = np.concatenate([points[rows], chosen])
+        problem = as_problem(both, as_kernel("gaussian", 1.0))
+        every = thin_command._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
+        part = thin_command._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
+        (one, noise), (other, none) = (
+            thin_command._own(problem, *pair) for pair in ((every, part), (part, every))
+        )
+        between = every.weights @ embed(problem, every.rows, part.rows, part.weights)
+        squares.append(one - 2 * between + other)
+        margins.append(noise)
+        assert none == 0
+    true = mmd(points, chosen, bandwidth=1.0, weights=weights) ** 2
+    held = []
+    for _ in range(20):
+        rows = rng.choice(2000, 300, replace=False)
+        sample = points[rows], weights[rows]
+        value, _ = thin_command._mmd_held(
+            as_kernel("gaussian", 1.0), (points, weights), sample, chosen
+        )
+        held.append(value**2)
+    assert np.mean(held) == pytest.approx(true, rel=0.1)
+    assert np.std(held) < np.std(squares)
+    spread = np.std(squares)
+    assert np.mean(squares) == pytest.approx(true, abs=3 * spread / np.sqrt(200))
+    assert true > 0.005
+    assert 0.8 * spread < np.mean(margins) < 2 * spread
+
+
+def test_what_is_within_the_noise_is_not_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(thin_command, "EXACT", 2000)
+    monkeypatch.setattr(thin_command, "SAMPLE", 1000)
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).normal(size=(4000, 2)))
+    succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 4000,
+            "--seed", 0, "--report", tmp_path / "r.json")  # fmt: skip
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["mmd"] is None
+    assert report["mmd_below"] < 0.1
+    assert f"drawn at random: below {report['mmd_below']:.5f}; standard" in capsys.readouterr().out
+
+
+def test_a_weighted_baseline_is_that_of_thin(tmp_path):
+    weights = np.exp(2 * POINTS[:, 0])
+    np.savez(tmp_path / "in.npz", x=POINTS, w=weights)
+    succeed(tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--size", 9, "--weights", "w",
             "--bandwidth", 1, "--report", tmp_path / "r.json")  # fmt: skip
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["compared_with"] == "20000 rows drawn at random"
-    x = np.load(tmp_path / "out.npy")
-    assert report["mmd"] == pytest.approx(mmd(points[::5], x, bandwidth=1.0), abs=0.01)
-    assert report["standard_mmd"] > 2 * report["mmd"]
+    even = thin(POINTS, 9, method="standard", weights=weights)
+    assert report["standard_mmd"] == pytest.approx(
+        mmd(POINTS, even, bandwidth=1.0, weights=weights)
+    )
+
+
+def test_few_rows_weigh(tmp_path, small, capsys):
+    weights = np.zeros(N)
+    weights[::30] = np.arange(1, 11)
+    lines = [f"{x},{y},{w}\n" for (x, y), w in zip(POINTS.tolist(), weights, strict=True)]
+    (tmp_path / "in.csv").write_text("x,y,w\n" + "".join(lines))
+    for chunk in (100, 1000):
+        arguments = ("--weights", "w", "--bandwidth", 1, "--chunk-rows", chunk)
+        succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 5, *arguments,
+                "--report", tmp_path / "r.json")  # fmt: skip
+        report = json.loads((tmp_path / "r.json").read_text())
+        rows = report["row_numbers"]
+        assert weights[rows].all()
+        assert report["mmd"] == pytest.approx(mmd(POINTS, rows, bandwidth=1.0, weights=weights))
+        said = "is compared in a single chunk only" in capsys.readouterr().out
+        assert said == (chunk == 100) == (report["standard_mmd"] is None)
+
+
+def test_a_comparison_that_fails_is_a_note(tmp_path, capsys):
+    np.save(tmp_path / "in.npy", 1e200 * POINTS)
+    succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 5, "--kernel", "linear",
+            "--method", "random", "--report", tmp_path / "r.json")  # fmt: skip
+    printed = capsys.readouterr()
+    assert "MMD to all rows: not known\n" in printed.out
+    assert "MMD not known: " in printed.out
+    assert not printed.err
+    text = (tmp_path / "r.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["mmd"] is None
 
 
 @pytest.mark.parametrize(
@@ -390,6 +487,29 @@ ERRORS = {
     "NA": ("in.csv", changed(5, "1,NA,p"), [], "in.csv: line 5, column 'y' holds 'NA'"),
     "infinite": ("in.csv", changed(5, "1,-inf,p"), [], "line 5, column 'y' holds '-inf'"),
     "quoted": ("in.csv", changed(5, '1,,"a\nb"'), [], "line 5, column 'y' holds nothing"),
+    "slip": ("in.csv", changed(5, "1,l0,p"), [],
+             "in.csv: line 5, column 'y' holds 'l0', but most of the column is numbers"),
+    "long cell": ("in.csv", changed(5, "1," + "b" * 999 + ",p"), [],
+                  "column 'y' holds '" + "b" * 60 + "'..., but most"),
+    "line break in a name": ("in.csv", TABLE.replace("name", '"na\nme"'), ["--columns", "z"],
+                             "there are 'x', 'y', 'na\\nme'"),
+    "line break in an option": ("in.csv", TABLE, ["--columns", '"z\nz"'],
+                                "--columns 'z\\nz' is not there"),
+    "carriage return in an option": ("in.csv", TABLE, ["--columns", "z\ry"], "--columns 'z'"),
+    "Stan": ("in.csv", "# model = a\n# b\n" + TABLE, [],
+             "if lines that begin with # are comments, say --comment '#'"),
+    "Stan, columns": ("in.csv", "# model = a\n" + TABLE, ["--columns", "x"],
+                      "there are '# model = a'; if lines that begin with # are comments"),
+    "comment later": ("in.csv", TABLE + "# took 1 s", [],
+                      "line 22 has 1 fields; the header has 3; if lines that begin with # are"),
+    "empty comment": ("in.csv", TABLE, ["--comment", ""], "--comment takes what lines begin with"),
+    "comment of npy": ("in.npy", NPY.getvalue(), ["--comment", "#"], "--comment is of CSV; IN is"),
+    "delimiter of npy": ("in.npy", NPY.getvalue(), ["--delimiter", ","], "--delimiter is of CSV"),
+    "format of a file": ("in.csv", TABLE, ["--format", "csv"], "--format is of standard input"),
+    "report to stdout": ("in.csv", TABLE, ["--report", "-"], "--report takes a file; got -"),
+    "plot to stdout": ("in.csv", TABLE, ["--plot", "-"], "--plot takes a file ending in .png"),
+    "plot folder": ("in.csv", TABLE, ["--plot", "none/p.png"], "none/p.png: there is no folder"),
+    "one name twice": ("in.csv", TABLE, ["--columns", "x, x"], "--columns names 'x' twice"),
     "text later": ("in.csv", changed(9, "1,b,p"), ["--columns", "x,y"],
                    "line 9, column 'y' holds 'b'"),
     "underscore": ("in.csv", changed(9, "1,1_0,p"), ["--columns", "x,y"], "holds '1_0'"),
@@ -416,7 +536,8 @@ ERRORS = {
                          "--weights 'x' must not be negative; it holds -2.0"),
     "equal rows": ("in.csv", "x,y\n" + "1,2\n" * 9, [],
                    "in.csv: bandwidth='median' needs points that differ"),
-    "twice": ("in.csv", TABLE.replace("name", "x"), [], "in.csv: the header has columns twice: 'x'"),
+    "twice": ("in.csv", TABLE.replace("name", "x"), [],
+              "in.csv: the header has columns twice: 'x'"),
     "empty": ("in.csv", "", [], "in.csv: is empty"),
     "blank": ("in.csv", "\n\n", [], "in.csv: is empty; it takes a header row"),
     "header only": ("in.csv", "x,y\n", [], "in.csv: has a header and no rows"),
@@ -428,12 +549,12 @@ ERRORS = {
     "other ending": ("in.tsv", TABLE, ["-o", "{out}.csv"], "-o takes a file ending in .tsv, like"),
     "no folder": ("in.csv", TABLE, ["-o", "{dir}/none/o.csv"], "none/o.csv: there is no folder"),
     "a folder": ("in.csv", TABLE, ["-o", "{dir}/folder.csv"], "folder.csv: is a folder"),
-    "long name": ("in.csv", TABLE, ["-o", "{dir}/" + "o" * 300 + ".csv"], "be written: File name"),
+    "long name": ("in.csv", TABLE, ["-o", "{dir}/" + "o" * 300 + ".csv"], "File name too long"),
     "itself": ("in.csv", TABLE, ["-o", "{dir}/in.csv"], "is the file of IN too"),
     "report on itself": ("in.csv", TABLE, ["--report", "{dir}/in.csv"], "--report"),
     "plot ending": ("in.csv", TABLE, ["--plot", "p.txt"], "--plot takes a file ending in .png"),
     "report folder": ("in.csv", TABLE, ["--report", "{dir}/none/r.json"], "there is no folder"),
-    "kernel": ("in.csv", TABLE, ["--kernel", "box"], "kernel must be a Kernel or one of energy"),
+    "kernel": ("in.csv", TABLE, ["--kernel", "box"], "--kernel must be a Kernel or one of energy"),
     "method": ("in.csv", TABLE, ["--method", "magic"], "--method must be one of 'compress++'"),
     "bandwidth": ("in.csv", TABLE, ["--bandwidth", "wide"], "--bandwidth takes median, a number"),
     "bandwidth 0": ("in.csv", TABLE, ["--bandwidth", "0"], "--bandwidth must be positive"),
@@ -442,7 +563,7 @@ ERRORS = {
     "no bandwidth": ("in.csv", TABLE, ["--kernel", "linear", "--bandwidth", "1"],
                      "--bandwidth: the kernel linear has none"),
     "size": ("in.csv", TABLE, ["--size", "0"], "--size must be an integer of at least 1; got 0"),
-    "delta": ("in.csv", TABLE, ["--delta", "2"], "delta must lie in (0, 1]"),
+    "delta": ("in.csv", TABLE, ["--delta", "2"], "--delta must lie in (0, 1]"),
     "seed": ("in.csv", TABLE, ["--seed", "-1"], "--seed must be an integer of at least 0"),
     "delimiter": ("in.csv", TABLE, ["--delimiter", "ab"], "--delimiter takes one character"),
     "row": ("in.csv", TABLE.replace("name", "row"), ["--row-numbers"], "has a column 'row'"),
@@ -454,7 +575,8 @@ ERRORS = {
     "truncated nc": ("in.nc", b"\x89HDF\r\n\x1a\n" + b"x" * 300, [],
                      "in.nc: cannot be read as NetCDF 4: "),
     "npy to stdout": ("in.npy", NPY.getvalue(), ["-o", "-"], "-o - takes CSV from IN; got"),
-    "npy column": ("in.npy", NPY.getvalue(), ["--columns", "2"], "'2' is not there; there are '0', '1'"),
+    "npy column": ("in.npy", NPY.getvalue(), ["--columns", "2"],
+                   "'2' is not there; there are '0', '1'"),
 }  # fmt: skip
 
 
@@ -499,6 +621,34 @@ def tables(case, path):
         np.savez(path, a=POINTS, b=np.arange(3))
     elif case == "scalar.npz":
         np.savez(path, a=POINTS, b=np.array(3))
+    elif case == "first scalar.npz":
+        np.savez(path, a=np.array(3), b=POINTS)
+    elif case == "objects.npy":
+        np.save(path, np.array([[{}]]), allow_pickle=True)
+    elif case == "long double.npy":
+        np.save(path, POINTS.astype(np.longdouble))
+    elif case == "archive.npy":
+        with path.open("wb") as stream:
+            np.savez(stream, a=POINTS)
+    elif case == "array.npz":
+        with path.open("wb") as stream:
+            np.save(stream, POINTS)
+    elif case == "text.npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "hello")
+    elif case == "huge.npy":
+        np.save(path, 1e300 * POINTS)
+    elif case == "weightless.npz":
+        np.savez(path, x=POINTS, w=np.zeros(N))
+    elif case == "row.npz":
+        np.savez(path, row=POINTS)
+    elif case == "row.parquet":
+        pq.write_table(pa.table({"x": [1.0, 2.0, 3.0], "row": list("abc")}), path)
+    elif case == "row coordinate.nc":
+        data = xr.Dataset({"x": ("obs", range(N))}, {"row": ("obs", range(N))})
+        data.to_netcdf(path, engine="h5netcdf")
+    elif case == "row dimension.nc":
+        xr.Dataset({"x": ("row", range(N))}).to_netcdf(path, engine="h5netcdf")
     elif case == "none.npz":
         np.savez(path)
     elif case == "wide weights.npz":
@@ -536,6 +686,18 @@ def tables(case, path):
         ("lengths.npz", [], "takes arrays of one length; 'a' has 300, 'b' has 3"),
         ("scalar.npz", [], "'b' is a single value"),
         ("none.npz", [], "has no arrays"),
+        ("first scalar.npz", [], "takes arrays of one length; 'a' is a single value"),
+        ("objects.npy", [], "it is another kind of file, or holds Python objects"),
+        ("long double.npy", [], "long double.npy: points must be float16, float32 or float64"),
+        ("archive.npy", [], "holds several arrays; they take a name that ends in .npz"),
+        ("array.npz", [], "holds a single array; that takes a name that ends in .npy"),
+        ("text.npz", [], "holds 'readme.txt', which is no array"),
+        ("huge.npy", ["--standardize"], "column '0' is too large for --standardize"),
+        ("weightless.npz", ["--weights", "w"], "weightless.npz: weights must be finite"),
+        ("row.npz", ["--row-numbers"], "has a column 'row' already"),
+        ("row.parquet", ["--row-numbers"], "has a column 'row' already"),
+        ("row coordinate.nc", ["--row-numbers"], "has a column 'row' already"),
+        ("row dimension.nc", ["--row-numbers"], "has a column 'row' already"),
         ("wide weights.npz", ["--weights", "w"], "--weights 'w' has more than one number a row"),
         ("null.parquet", [], "row 1 (the first is 0), column 'x' holds nan"),
         ("text.parquet", ["--columns", "s"], "column 's' is of string; --columns and --weights"),
@@ -593,3 +755,238 @@ def test_an_old_output_survives_an_error_and_is_replaced_otherwise(tmp_path):
     (tmp_path / "in.csv").write_text(TABLE)
     succeed(tmp_path / "in.csv", "-o", out, "--columns", "x", "--size", 3)
     assert out.read_text().startswith("x,y,name\n")
+
+
+# what was lost, or told wrongly
+
+
+def test_a_pipe_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "in.csv").write_text(TABLE)
+    os.mkfifo(tmp_path / "out.csv")
+    for option in (["-o", tmp_path / "out.csv"],
+                   ["-o", tmp_path / "o.csv", "--report", tmp_path / "out.csv"]):  # fmt: skip
+        assert run(tmp_path / "in.csv", *option, "--size", 3) == 2
+        assert "out.csv: is no regular file; it is not replaced\n" in capsys.readouterr().err
+        assert (tmp_path / "out.csv").is_fifo()
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_the_mode_of_an_output_stays_and_its_name_may_be_long(tmp_path):
+    (tmp_path / "in.csv").write_text(TABLE)
+    out = tmp_path / ("o" * 251 + ".csv")
+    out.write_text("old")
+    out.chmod(0o640)
+    link = tmp_path / "link.csv"
+    link.symlink_to(out)
+    succeed(tmp_path / "in.csv", "-o", link, "--size", 3)
+    assert link.is_symlink()
+    assert out.stat().st_mode & 0o777 == 0o640
+    assert out.read_text().startswith("x,y,name\n")
+
+
+@pytest.mark.parametrize("option", ["IN", "-o", "--report", "--plot"])
+def test_a_loop_of_links_is_named(option, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text(TABLE)
+    for name in ("loop.csv", "loop.png"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    loop = tmp_path / ("loop.png" if option == "--plot" else "loop.csv")
+    source = loop if option == "IN" else tmp_path / "in.csv"
+    extra = [] if option == "IN" else [option, loop]
+    assert run(source, "-o", tmp_path / "o.csv", "--size", 3, *extra) == 2
+    printed = capsys.readouterr().err
+    assert "is a loop of symbolic links" in printed or "oo many levels" in printed
+    assert str(loop) in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_comments_are_no_rows(chunk, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(delimited, "BLOCK", 3)
+    head, *lines = TABLE.splitlines(keepends=True)
+    lines[7] = '7,1.5,"a\n# no comment\n"\n'
+    lines[12] = "12,1.5,# p12\n"
+    text = "".join(["# model, 1\n#\n", head, "# adapted\n\n", *lines[:5], "#a\n", "#\n" * 4,
+                    *lines[5:], "# took\n#"])  # fmt: skip
+    (tmp_path / "in.csv").write_text(text)
+    arguments = ("-o", tmp_path / "out.csv", "--size", 20, "--chunk-rows", chunk, "--comment", "#")
+    succeed(tmp_path / "in.csv", *arguments)
+    assert (tmp_path / "out.csv").read_text() == "".join([head, *lines])
+    (tmp_path / "in.csv").write_text(text.replace("15,", "b,"))
+    assert run(tmp_path / "in.csv", *arguments, "--columns", "x") == 2
+    place = text[: text.index("\n15,")].count("\n") + 2
+    assert f"line {place}, column 'x' holds 'b'" in capsys.readouterr().err
+
+
+def test_long_fields(tmp_path):
+    text = "x,t\n" + "".join(f'{i},"{"t" * 140_000}"\n' for i in range(4))
+    (tmp_path / "in.csv").write_text(text)
+    limit = csv.field_size_limit()
+    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 4)
+    assert (tmp_path / "out.csv").read_text() == text
+    assert csv.field_size_limit() == limit
+
+
+def test_names_are_matched_with_spaces_or_without(tmp_path):
+    (tmp_path / "in.csv").write_text(TABLE.replace("x,y", "x, y"))
+    for columns in ("x, y", "y,x ", " y"):
+        succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3, "--columns", columns,
+                "--report", tmp_path / "r.json")  # fmt: skip
+        used = json.loads((tmp_path / "r.json").read_text())["columns"]
+        assert sorted(used) == sorted([" y"] if columns == " y" else ["x", " y"])
+
+
+def test_the_index_of_a_data_frame_is_no_dimension(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(POINTS, columns=["x", "y"]).iloc[np.flatnonzero(POINTS[:, 0] > 2)]
+    for name in (None, "id"):
+        frame.index.name = name
+        frame.to_parquet(tmp_path / "in.parquet")
+        succeed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--size", 10, "--seed", 0,
+                "--report", tmp_path / "r.json")  # fmt: skip
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert report["columns"] == ["x", "y"]
+        expected = frame.iloc[report["row_numbers"]]
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), expected)
+
+
+def test_parquet_of_views_and_any_number_of_rows_at_once(small, tmp_path):
+    table = pa.table(
+        {"x": POINTS[:, 0], "s": pa.array([f"é{i}" for i in range(N)]).cast("string_view")}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    table = pq.read_table(tmp_path / "in.parquet")
+    for chunk in (50, 10**20):
+        succeed(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet", "--size", 10,
+                "--chunk-rows", chunk, "--report", tmp_path / "r.json")  # fmt: skip
+        rows = json.loads((tmp_path / "r.json").read_text())["row_numbers"]
+        out = pq.read_table(tmp_path / "out.parquet")
+        assert out.schema.equals(table.schema)
+        assert out["s"].to_pylist() == [f"é{i}" for i in rows]
+
+
+def test_a_posterior_thinned_before_is_thinned_in_all_groups(tmp_path):
+    arviz(tmp_path / "in.nc")
+    succeed(tmp_path / "in.nc", "-o", tmp_path / "one.nc", "--size", 30)
+    succeed(tmp_path / "one.nc", "-o", tmp_path / "two.nc", "--size", 10, "--row-numbers")
+    with xr.open_datatree(tmp_path / "one.nc", engine="h5netcdf") as before, xr.open_datatree(
+        tmp_path / "two.nc", engine="h5netcdf"
+    ) as after:  # fmt: skip
+        rows = after["posterior"]["row"].to_numpy()
+        for name in ("posterior", "sample_stats", "log_likelihood", "posterior_predictive"):
+            old, new = (tree[name].dataset for tree in (before, after))
+            assert new.drop_vars("row").identical(old.isel(sample=rows))
+        assert after["prior"].dataset.identical(before["prior"].dataset)
+
+
+class Full(io.StringIO):
+    encoding = "ascii"
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        text.encode(self.encoding)
+        if self.error is not None:
+            raise self.error
+        return super().write(text)
+
+    def fileno(self):
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (BrokenPipeError(), 0), (OSError(28, "No space left"), 1)]
+)
+def test_a_summary_that_cannot_be_printed_is_no_failure(
+    error, status, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "in.csv").write_text(TABLE.replace("x,", "é\u2028,"), encoding="utf-8")
+    stream = Full(error)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert run(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3) == status
+    assert (tmp_path / "out.csv").exists()
+    assert ("the files are written; the summary is not" in capsys.readouterr().err) == status
+    if error is None:
+        assert "columns \\xe9\\u2028, y" in stream.getvalue()
+
+
+def test_closed_streams(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in.csv").write_text(TABLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        assert run("-", "-o", tmp_path / "out.csv", "--size", 3) == 2
+    assert "standard input: is closed" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert run(tmp_path / "in.csv", "-o", "-", "--size", 3) == 2
+        assert run(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3) == 0
+    assert "-o -: standard output is closed" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("odd")])
+def test_a_file_that_cannot_be_written_is_named(error, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "in.npy", POINTS)
+
+    def save(*arguments):
+        raise error
+
+    monkeypatch.setattr(np, "save", save)
+    assert run(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 3) == 2
+    reason = error.strerror if isinstance(error, OSError) else "'odd'"
+    assert f"out.npy: cannot be written: {reason}\n" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["in.npy"]
+
+
+def test_whatever_is_raised_is_one_line(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(thin_command, "run", fail)
+    assert run(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3) == 2
+    printed = capsys.readouterr().err
+    assert "KeyError" in printed
+    assert printed.count("\n") == 1
+
+
+def test_columns_that_hardly_differ_are_drawn(tmp_path, capsys):
+    points = np.column_stack([1e16 + 2 * (np.arange(30) % 2), POINTS[:30], np.ones(30)])
+    np.save(tmp_path / "in.npy", points)
+    succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 5,
+            "--plot", tmp_path / "p.PNG")  # fmt: skip
+    assert (tmp_path / "p.PNG").read_bytes().startswith(b"\x89PNG")
+    assert not capsys.readouterr().err
+
+
+def test_a_first_chunk_of_equal_rows(tmp_path, capsys):
+    tail = "".join(f"{x},{y}\n" for x, y in POINTS.tolist())
+    (tmp_path / "in.csv").write_text("x,y\n" + "1,2\n" * 4096 + tail)
+    arguments = (tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3)
+    assert run(*arguments, "--chunk-rows", 1) == 2  # 4096 are read at once
+    assert "(of the first 4096 rows); say --bandwidth NUMBER" in capsys.readouterr().err
+    for method in ("standard", "random"):
+        succeed(*arguments, "--chunk-rows", 1, "--method", method)
+        assert "MMD not known: " in capsys.readouterr().out
+    succeed(*arguments, "--chunk-rows", 1, "--bandwidth", 1)
+    succeed(*arguments, "--columns", "y", "--bandwidth", 1)
+    assert "read in" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_help_says_what_is_promised(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "on any number of threads",
+        "exit status",
+        "do not apply the column of --weights",
+        "chain after chain",
+        "at least 4096",
+        "overwritten",
+        "--comment '#'",
+    ):
+        assert words in said

@@ -81,7 +81,10 @@ def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
     if not first.raws:
         raise ValueError(f"{name}: has a header and no rows")
     columns = _numeric(first, form, request) if request.columns is None else request.columns
-    wanted = places(request, columns, form.columns)
+    try:
+        wanted = places(request, columns, form.columns)
+    except ValueError as error:
+        raise ValueError(f"{error}{_hint(form.columns[0], form)}") from None
 
     def chunks() -> Iterator[Chunk]:
         block = first
@@ -125,7 +128,7 @@ def _standard_input() -> IO[bytes]:
 
 def _lines(text: IO[str], name: str) -> Iterator[str]:
     try:
-        yield from text
+        yield from iter(text.readline, "")  # a file itself would be closed with the generator
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror or error}") from None
 

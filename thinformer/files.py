@@ -74,9 +74,12 @@ def open_source(request: Request, kind: str) -> Iterator[Source]:
 def resolved(path: Path) -> Path:
     """The file that a path leads to."""
     try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # before Python 3.13 a RuntimeError
-        raise OSError(f"{path}: is a loop of symbolic links") from None
+        target = path.resolve()
+        target.exists()  # raises for a name that is too long
+    except (OSError, RuntimeError) as error:  # of a loop of links, a RuntimeError until Python 3.13
+        reason = getattr(error, "strerror", None) or "is a loop of symbolic links"
+        raise OSError(f"{path}: {reason}") from None
+    return target
 
 
 @contextlib.contextmanager
@@ -88,10 +91,10 @@ def replacing(path: Path) -> Iterator[Path]:
         f".thin-{secrets.token_hex(6)}.part"
     )  # short, as names may be long
     try:
-        temporary.open("xb").close()  # whether it can be written is found out before the work
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
+        try:
+            temporary.open("xb").close()  # whether it can be written is found out before the work
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error.strerror}") from None
         if mode is not None:
             temporary.chmod(mode | stat.S_IWUSR | stat.S_IRUSR)
         yield temporary
@@ -100,7 +103,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.chmod(mode)
             temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _mode(path: Path) -> int | None:

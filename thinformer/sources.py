@@ -242,7 +242,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = _reason(error)
-        if "allow_pickle" in reason:  # NumPy's advice, which is dangerous
+        if "allow_pickle" in reason or "Python objects" in reason:  # no advice to take pickles
             reason = "it is another kind of file, or holds Python objects"
         raise ValueError(f"{path}: cannot be read as {kind}: {reason}") from error
 

@@ -24,7 +24,7 @@ from thinformer import _checks, files
 from thinformer.delimited import DELIMITERS
 from thinformer.discrepancy import as_problem, diagonal, embed, median_distance, square
 from thinformer.draws import seed_from
-from thinformer.kernels import SHORT, WITHOUT_BANDWIDTH, as_kernel
+from thinformer.kernels import SHORT, WITHOUT_BANDWIDTH, Kernel, as_kernel
 from thinformer.problem import Points
 from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
 from thinformer.streaming import BLIND, LEAST, merge_and_reduce
@@ -32,6 +32,7 @@ from thinformer.thinning import METHODS, thin
 
 EXACT = 50_000  # rows that all are compared with, if that takes at most...
 COST = 5e10  # ...so many products
+HELD = 1e10  # products that comparing a sample with all rows, where these are held, may take
 SAMPLE = 20_000  # rows drawn for the comparison where there are more
 NOISE = 2  # standard deviations by which an estimate must be above 0 to be told
 SPACED = 16  # evenly spaced rows are held, times the size, of which standard thinning is made
@@ -221,7 +222,7 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     ours = _distance(outcome.mmd, outcome.mmd_below)
     theirs = _distance(outcome.standard_mmd, outcome.standard_mmd_below)
     compared = f"MMD to {outcome.compared_with}: {ours}"
-    if theirs != ours or outcome.mmd is not None:
+    if theirs != "not known":
         compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
@@ -285,7 +286,8 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
             delimiter=delimiter,
             comment=job.comment,
         )
-        source = stack.enter_context(files.open_source(request, kind))
+        with _about(title(job.source)):
+            source = stack.enter_context(files.open_source(request, kind))
         reading = _Reading()
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()
@@ -315,6 +317,17 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
 def rows_beside(out: Path) -> Path:
     """The file that the row numbers of a .npy file go to: chosen.npy has chosen.rows.npy."""
     return out.with_suffix(".rows.npy")
+
+
+@contextlib.contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Put the name of the file before an error that has none."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if str(error).startswith((f"{name}: ", "--")):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _chunk_rows(job: Job) -> int:
@@ -397,7 +410,7 @@ def _thin(
             f"--bandwidth takes one number or {dimensions}, one for each of "
             f"{_few(source.labels)}; got {len(job.bandwidth)}"
         )
-    try:
+    with _about(title(job.source)):
         coreset = merge_and_reduce(
             _chunks(job, source, seed, reading, tell),
             job.size,
@@ -409,11 +422,6 @@ def _thin(
             rng=seed,
             keep=lambda rows: _let_go(reading.held, rows),
         )
-    except (TypeError, ValueError) as error:
-        name = title(job.source)
-        if str(error).startswith((f"{name}: ", "--")):
-            raise
-        raise ValueError(f"{name}: {error}") from error
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
     seen = reading.seen
@@ -459,38 +467,45 @@ def _compared(
     And what they are compared with, and notes. A comparison that fails is a note.
     """
     points, weights = seen.points, seen.weights
-    small = seen.weighing <= EXACT and seen.weighing**2 * points.shape[1] <= COST
-    if seen.only is not None and small:
-        points, weights = seen.only
-        points, weights = points[weights > 0], weights[weights > 0]
+    if seen.only is not None and _affordable(seen.weighing, points.shape[1]):
+        points, weights = (array[seen.only[1] > 0] for array in seen.only)
     share = len(points) / seen.weighing
     what = "all rows" if share == 1 else f"all rows, by {len(points)} drawn at random"
     notes = []
-    even = seen.spaced
-    if seen.only is not None:
-        even, even_weights = seen.only
-        even = even[thin(even, job.size, method="standard", weights=even_weights)]
-    elif job.weights is None:
-        even = even[thin(even, job.size, method="standard")]
-    else:
-        even = even[:0]
-        notes.append("standard thinning of weighted rows is compared with in a single chunk only")
     distances: list[tuple[float | None, float | None]] = [(None, None), (None, None)]
+    name = SHORT.get(job.kernel, job.kernel)
     try:
-        kernel = as_kernel(SHORT.get(job.kernel, job.kernel), bandwidth)
+        if bandwidth is None and name not in WITHOUT_BANDWIDTH:
+            raise ValueError("the median distance is 0; say --bandwidth NUMBER")
+        kernel = as_kernel(name, bandwidth)
+        even, even_weights = (seen.spaced, None) if seen.only is None else seen.only
+        if seen.only is None and job.weights is not None:
+            even = even[:0]
+            notes.append("standard thinning of weighted rows is compared in a single chunk only")
+        else:
+            even = even[thin(even, job.size, method="standard", weights=even_weights)]
         for i, chosen in enumerate((coreset, even)):
-            if len(chosen):
+            held = None if share == 1 else seen.only
+            work = seen.weighing * max(SAMPLE, len(chosen)) * points.shape[1]
+            if held is not None and work <= HELD and _affordable(len(chosen), points.shape[1]):
+                distances[i] = _mmd_held(kernel, held, (points, weights), chosen)
+            elif len(chosen):
                 both = np.concatenate([points, chosen], dtype=np.float64)
-                distances[i] = _mmd(as_problem(both, kernel), len(both), weights, share)
+                distances[i] = _mmd(as_problem(both, kernel), both, weights, share)
     except (TypeError, ValueError) as error:
         notes.append(f"MMD not known: {printable(error)}")
     return distances[0], distances[1], what, notes
 
 
+def _affordable(rows: int, dimensions: int) -> bool:
+    """Whether so many rows can all be compared with."""
+    return rows <= SAMPLE or (rows <= EXACT and rows**2 * dimensions <= COST)
+
+
 def _mmd(
-    problem: Points, n: int, weights: NDArray, share: float
+    problem: Points, points: NDArray, weights: NDArray, share: float
 ) -> tuple[float | None, float | None]:
-    """The MMD of the last of the n points of a problem to the first ones, which have weights.
+    """The MMD of the last points of a problem to the first ones, which have weights.
 
     share : of all rows, that the first points were drawn from at random
 
@@ -500,17 +515,47 @@ def _mmd(
         The estimate, or where it is within its noise what the MMD is below.
     """
     m = len(weights)
-    s = n - m
+    s = len(points) - m
     scaled = weights / weights.max()  # or their sum may leave the range
     every = _Sample(np.arange(m), scaled / scaled.sum(), share)
     rows = m + np.arange(s)
-    if s > EXACT:
+    if not _affordable(s, points.shape[1]):
         rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE, replace=False))
     chosen = _Sample(rows, np.full(len(rows), 1 / len(rows)), len(rows) / s)
     (one, noise), (other, more) = _own(problem, every, chosen), _own(problem, chosen, every)
     between = every.weights @ embed(problem, every.rows, chosen.rows, chosen.weights)
     squared = one - 2 * between + other
-    margin = NOISE * float(np.hypot(noise, more))
+    return _told(squared, float(np.hypot(noise, more)))
+
+
+def _mmd_held(
+    kernel: Kernel,
+    held: tuple[NDArray, NDArray],
+    sample: tuple[NDArray, NDArray],
+    chosen: NDArray,
+) -> tuple[float | None, float | None]:
+    """The MMD of chosen points to those held, as `_mmd`, by a sample of them, all with weights.
+
+    The product of two differences of means, of which only one has the noise of the sample.
+    """
+    points, weights = (array[held[1] > 0] for array in held)
+    n, m, s = len(points), len(sample[0]), len(chosen)
+    problem = as_problem(np.concatenate([points, sample[0], chosen], dtype=np.float64), kernel)
+    drawn, rows = n + np.arange(m), n + m + np.arange(s)
+    equal = np.full(s, 1 / s)
+    share, part = (array / array.max() for array in (weights, sample[1]))
+    share, part = share / share.sum(), part / part.sum()
+    every = np.arange(n)
+    witness = embed(problem, drawn, every, share) - embed(problem, drawn, rows, equal)
+    of_chosen = embed(problem, rows, every, share).mean() - square(problem, rows[None], equal)[0]
+    squared = part @ witness - of_chosen
+    witness -= part @ witness
+    return _told(float(squared), float(np.sqrt((1 - m / n) * (part**2 @ witness**2))))
+
+
+def _told(squared: float, noise: float) -> tuple[float | None, float | None]:
+    """The MMD from its square, or what it is below."""
+    margin = NOISE * noise
     if not np.isfinite(squared + margin):
         raise ValueError("the kernel has values that are not finite")
     if margin and squared < margin:
