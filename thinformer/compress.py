@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thinformer import _checks, _pool
 from thinformer.draws import Draws
-from thinformer.problem import Factor, Points, Problem, compiled_for
+from thinformer.problem import Factor, Points, Problem, compiled_for, value_cost
 from thinformer.schedule import (
     Schedule,
     compress_schedule,
@@ -108,7 +108,7 @@ def compress(
     from thinformer import cpu  # imports Numba
 
     halve = compiled_for(problem, cpu.halve_buckets)
-    factor, dims = _memory(problem)
+    factor, dims, cost = _per_value(problem)
     dtype = factor.window.dtype
     problems = len(index)
     rounds = []
@@ -135,7 +135,7 @@ def compress(
 
     if not rounds:
         return [index]
-    flops = [problems * r.buckets * r.largest_bucket**2 * dims for r in schedule.rounds]
+    flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
     whole = problems >= _pool.get_num_threads() and sum(flops) < problems * _pool.PIECE_FLOPS
     if whole:
         _pool.run(compress_problems, problems, sum(flops))
@@ -145,11 +145,12 @@ def compress(
     return [index, *(kept for _, _, kept in rounds)]
 
 
-def _memory(problem: Problem) -> tuple[Factor | Points, int]:
-    """A part of the problem with its dtype, and the columns of all parts."""
+def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
+    """A part of the problem with its dtype, the columns of all parts, and a kernel value's cost."""
     if isinstance(problem, Points):
-        return problem, problem.dim
-    return problem.keys, problem.keys.dim + problem.values.dim
+        return problem, problem.dim, value_cost(problem)
+    dims = problem.keys.dim + problem.values.dim
+    return problem.keys, dims, dims
 
 
 def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:

@@ -22,7 +22,14 @@ from thinformer.kernels import (
     linear,
     pairwise,
 )
-from thinformer.problem import Points, check_function, compiled_for, make_factor, make_points
+from thinformer.problem import (
+    Points,
+    check_function,
+    compiled_for,
+    make_factor,
+    make_points,
+    value_cost,
+)
 from thinformer.tables import as_points
 
 TARGETS = ("sample", "mean-zero")
@@ -386,7 +393,7 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
-    _pool.run(task, -(-at.size // sums.PANEL), at.size * index.size * problem.dim)
+    _pool.run(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
     return out
 
 
@@ -400,7 +407,7 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, sets, weights, parts, _workspace(problem))
 
-    _pool.run(task, parts.size, sets.size * sets.shape[1] * problem.dim)
+    _pool.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
     return parts.sum(axis=1)
 
 
