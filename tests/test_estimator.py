@@ -1,5 +1,8 @@
 """KernelThinner: scikit-learn's own checks, the rows of `thin`, containers, random states."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -185,3 +188,19 @@ def test_bad_weights_and_targets():
         KernelThinner(5).fit(X, sample_weight=-np.ones(120))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         KernelThinner(5).fit_resample(X, Y[:7])
+
+
+def test_without_scikit_learn():
+    """The error says what to install; the rest of the package does without."""
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import thinformer\n"
+        "try: thinformer.KernelThinner\n"
+        "except ImportError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert result.stdout == (
+        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'\n"
+    )

@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.validation import validate_data
+
+try:
+    from sklearn.base import BaseEstimator
+    from sklearn.utils import check_consistent_length, check_random_state
+    from sklearn.utils.validation import validate_data
+except ImportError as error:
+    raise ImportError(
+        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'"
+    ) from error
 
 from thinformer import _checks
 from thinformer.discrepancy import as_weights
