@@ -102,16 +102,13 @@ def mmd(
             f"got points of its own, shape {(len(array) - n, array.shape[1])}"
         )
     problem = as_problem(array, resolved)
-    of_coreset = square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
     if _checks.choice("target", target, TARGETS) == "mean-zero":
         if weights is not None:
             raise ValueError("weights are of the points, with which target='mean-zero' has no part")
-        return _root(of_coreset)
+        return _root(square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0])
     share = as_weights(weights, n)
-    every = np.arange(n)
-    of_points = square(problem, every[None], share)[0]
-    between = embed(problem, rows, every, share).mean()
-    return _root(of_points - 2 * between + of_coreset)
+    of_points = square(problem, np.arange(n)[None], share)[0]
+    return _root(of_points + _relative(problem, rows, share))
 
 
 def mmd2_unbiased(
@@ -254,14 +251,7 @@ def compare(
     for each in kernels:
         problem = as_problem(array, each)
         of_points = square(problem, every[None], share)[0]
-        distances.append(
-            [
-                of_points
-                - 2 * embed(problem, rows, every, share).mean()
-                + square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
-                for rows in chosen.values()
-            ]
-        )
+        distances.append([of_points + _relative(problem, rows, share) for rows in chosen.values()])
     deviation = array.std(axis=0)
     deviation[deviation == 0] = 1
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
@@ -419,6 +409,13 @@ def diagonal(problem: Points, at: NDArray) -> NDArray:
     kernel = compiled_for(problem, sums.diagonal)
     kernel(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
     return out
+
+
+def _relative(problem: Points, rows: NDArray, weights: NDArray) -> float:
+    """The squared MMD of a coreset, up to the points' own norm; they come first in the problem."""
+    equal = np.full(rows.size, 1 / rows.size)
+    between = embed(problem, rows, np.arange(weights.size), weights).mean()
+    return square(problem, rows[None], equal)[0] - 2 * between
 
 
 def _root(squared: float) -> float:

@@ -84,7 +84,7 @@ def thin(
         Failure probability of the halvings, in (0, 1].
     refine : bool
         End "compress++" and "kernel-thinning" with KT-SWAP: each row chosen is replaced in turn by
-        the one that makes the MMD least, until none is. Without, the result is one of the
+        the one that makes the MMD least, in up to eight passes. Without, the result is one of the
         halves at random, as the unbiased guarantees want it.
     unique : bool
         Choose no row twice.

@@ -349,6 +349,7 @@ def stein(rows, panel, scale, constant, degree, tile):
     """The Stein kernel; the second half of a point's columns are its scores."""
     dim, width = panel.shape[0] // 2, panel.shape[1]
     inverse = scale[0] * scale[0]
+    divergence = rows.dtype.type(dim) * inverse  # an integer factor would make it float64
     products, scores = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
     for r in range(rows.shape[0]):
         distance = tile[r * width : (r + 1) * width]
@@ -364,7 +365,7 @@ def stein(rows, panel, scale, constant, degree, tile):
                 scores[c] += s * t[c]
         for c in range(width):
             distance[c] = stein_of(
-                distance[c], products[c], scores[c], dim * inverse, constant, degree
+                distance[c], products[c], scores[c], divergence, constant, degree
             )
 
 
