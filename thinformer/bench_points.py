@@ -25,7 +25,6 @@ from thinformer.thinning import METHODS, thin
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7
 CHAINS = 2000  # draws of the eight schools that ArviZ ships
-GOODPOINTS_CALLS = {"compress++": "compresspp_kt", "kernel-thinning": "kt.thin"}
 
 
 @dataclass
