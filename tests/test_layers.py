@@ -13,7 +13,8 @@ REFERENCE = Path(reference.__file__).parent
 
 # each module may import those before it, and nothing else of the package
 ORDER = [
-    "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_pool", "problem",
+    "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
+    "problem",
     "tiles", "cpu", "sums", "compress", "points", "tables", "discrepancy", "thinning", "recursion",
     "estimator", "softmax", "attention", "data", "torch", "validate", "_measure", "demo", "bench",
     "bench_points", "sources", "delimited", "files", "streaming", "thin_command",

@@ -5,10 +5,8 @@ matrix product and phi, for each of two factors; one of `Points` is squared dist
 loop of the kernel's own. `load`, `columns` and `tabulate` choose by the type of the problem, so
 each kind is compiled without the other.
 
-The product is BLAS's: loops in plain Numba reached 14 GFLOP/s where BLAS reaches 110 on tiles of
-this size (one Zen 4 core, float32). OpenBLAS runs a product of up to 2^18 multiply-adds on the
-calling thread and starts threads of its own above, inside ours, so a tile's product is cut to that,
-or to one row (of more than 8192 dimensions).
+Products are held in registers (`thinformer._simd`), which needs no rows long enough for BLAS to be
+worth calling, leaves out what lies below a panel's diagonal, and starts no threads inside ours.
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ import numpy as np
 
 from thinformer import kernels
 from thinformer._exp import exp32, exp64
-from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, bind, by_array, by_dtype, by_kind, inner
+from thinformer._jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
+from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
 from thinformer.kernels import (
     ENERGY,
     EXPONENTIAL,
@@ -35,8 +34,7 @@ from thinformer.kernels import (
 )
 from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 
-PANEL = 32  # points: two vectors of 16 floats
-TILE_ROWS = 128
+TILE_ROWS = 64
 BLAS_SERIAL = 2**18  # multiply-adds of one product
 
 exp = by_dtype(exp32, exp64)
@@ -58,50 +56,55 @@ stein_of = bind(kernels.stein_of, ELEMENTWISE)
 def load_products(problem, p, positions, free):
     """Gather a bucket's points into free memory.
 
-    Returns what `tabulate` takes, the rows and the constant of either factor, and the memory
+    Returns what `tabulate` takes, the panels and the constant of either factor, and the memory
     still free.
     """
-    key, key_constant, rest = gather_factor(problem.keys, p, positions, free)
-    value, value_constant, rest = gather_factor(problem.values, p, positions, rest)
-    return (key, key_constant, value, value_constant), rest
+    keys, key_constant, rest = gather_factor(problem.keys, p, positions, free)
+    values, value_constant, rest = gather_factor(problem.values, p, positions, rest)
+    return (keys, key_constant, values, value_constant), rest
 
 
 @inner(STRICT)
 def gather_factor(factor, p, positions, free):
     """Gather the points of one factor, times its scale.
 
-    Returns rows (S, dim), filled up with zeros to whole panels, the constant that phi takes in this
-    bucket, and the memory still free.
+    Returns them panel after panel, each (dim, PANEL) and the last one filled up with zeros, the
+    constant that phi takes in this bucket, and the memory still free.
     """
     points, dim = positions.size, factor.dim
     padded = -(-points // PANEL) * PANEL
-    rows = free[: padded * dim].reshape(padded, dim)
-    rows[points:] = 0
+    panels = free[: padded * dim]
     scale, constant = factor.parameters[p, SCALE], factor.parameters[p, CONSTANT]
+    width = BYTES // panels.itemsize
+    whole = (points // width * width, dim // width * width) if factor.column == 1 else (0, 0)
+    for i in range(0, whole[0], width):
+        at = i // PANEL * PANEL * dim + i % PANEL
+        transpose(
+            factor.window, factor.first[p], factor.row, positions, i, whole[1], scale, panels, at
+        )
     for i in range(points):
+        panel = panels[i // PANEL * PANEL * dim + i % PANEL :]
         place = factor.first[p] + positions[i] * factor.row
-        if factor.column == 1:
-            source = factor.window[place : place + dim]
-            for c in range(dim):
-                rows[i, c] = source[c] * scale
-        else:
-            for c in range(dim):
-                rows[i, c] = factor.window[place + c * factor.column] * scale
+        for d in range(whole[1] if i < whole[0] else 0, dim):
+            panel[d * PANEL] = factor.window[place + d * factor.column] * scale
+    for i in range(points, padded):
+        panel = panels[i // PANEL * PANEL * dim + i % PANEL :]
+        for d in range(dim):
+            panel[d * PANEL] = 0
     if factor.tag == EXPONENTIAL:
         # the least shift that keeps exp from overflowing in this bucket; KH is blind to it
-        constant = largest_norm(rows)
-    return rows, constant, free[padded * dim :]
+        constant = largest_norm(panels, dim, free[padded * dim :])
+    return panels, constant, free[padded * dim :]
 
 
-@inner(REDUCTION)
-def largest_norm(rows):
-    """Max |x|^2 over the rows."""
-    largest = rows.dtype.type(0)
-    for i in range(rows.shape[0]):
-        norm = rows.dtype.type(0)
-        for c in range(rows.shape[1]):
-            norm += rows[i, c] * rows[i, c]
-        largest = max(largest, norm)
+@inner(STRICT)
+def largest_norm(panels, dim, norms):
+    """Max |x|^2 over the points of all panels."""
+    largest = panels.dtype.type(0)
+    for start in range(0, panels.size, PANEL * dim):
+        squared_norms(panels, start, dim, norms, 0)
+        for i in range(PANEL):
+            largest = max(largest, norms[i])
     return largest
 
 
@@ -128,23 +131,7 @@ def load_points(problem, p, positions, free):
 
 @inner(STRICT)
 def columns_of_products(problem, loaded, start, free):
-    """Copy rows start .. start+PANEL-1 into free memory as the columns of a panel (dim, PANEL).
-
-    BLAS multiplies by such a panel at 110 GFLOP/s, by transposed rows at 75: the copy pays where
-    there are rows enough to multiply. Otherwise the panel is empty.
-    """
-    key, _, value, _ = loaded
-    key_panel = worthwhile_columns(key, start, free)
-    return key_panel, worthwhile_columns(value, start, free[PANEL * key.shape[1] :])
-
-
-@inner(STRICT)
-def worthwhile_columns(rows, start, free):
-    """The panel's columns, or none."""
-    dim = rows.shape[1]
-    if start + PANEL <= dim // 2:
-        return free[:0].reshape(0, PANEL)
-    return copy_columns(rows, start, free)
+    """Nothing: products are loaded as panels."""
 
 
 @inner(STRICT)
@@ -164,37 +151,37 @@ def copy_columns(rows, start, free):
 
 
 @inner(STRICT)
-def tabulate_products(problem, p, loaded, first, last, start, panels, tile, other):
+def tabulate_products(problem, p, loaded, first, last, start, panel, tile, other):
     """Kernel values of rows first .. last-1 and of the panel at start, into the tile (rows, PANEL).
 
-    loaded, panels : what `load` and `columns` returned
+    loaded : what `load` returned
     other : another tile, to work in
     """
-    key, key_constant, value, value_constant = loaded
-    key_panel, value_panel = panels
+    keys, key_constant, values, value_constant = loaded
     factor = problem.keys
-    multiply_rows(key, first, last, start, key_panel, tile)
+    multiply_panels(keys, factor.dim, first, last, start, tile)
     size = (last - first) * PANEL
     apply_to_products(factor.tag, tile[:size], key_constant, factor.parameters[p, DEGREE])
     factor = problem.values
     if factor.dim > 0:
-        multiply_rows(value, first, last, start, value_panel, other)
+        multiply_panels(values, factor.dim, first, last, start, other)
         apply_to_products(factor.tag, other[:size], value_constant, factor.parameters[p, DEGREE])
         multiply(tile, other, size)
 
 
 @inner(STRICT)
-def multiply_rows(rows, first, last, start, panel, tile):
-    """Inner products of rows first .. last-1 and the panel, into the tile."""
-    step = max(1, BLAS_SERIAL // (PANEL * rows.shape[1]))
-    for row in range(first, last, step):
-        part = rows[row : min(row + step, last)]
-        at = (row - first) * PANEL
-        out = tile[at : at + part.shape[0] * PANEL].reshape(part.shape[0], PANEL)
-        if panel.size > 0:
-            np.dot(part, panel, out)
-        else:
-            np.dot(part, rows[start : start + PANEL].T, out)
+def multiply_panels(panels, dim, first, last, start, tile):
+    """Inner products of rows first .. last-1 and the panel at start, into the tile.
+
+    Blocks below the panel's own diagonal are left out: nothing reads them.
+    """
+    width = BYTES // panels.itemsize
+    for row in range(first, last, ROWS):
+        rows = row // PANEL * PANEL * dim + row % PANEL
+        for column in range(0, PANEL, width):
+            if row < start + column + width:
+                at = (row - first) * PANEL + column
+                inner_products(panels, rows, panels, start * dim + column, dim, tile, at)
 
 
 @inner(ELEMENTWISE)
