@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from threading import Condition
 
@@ -17,8 +19,11 @@ PIECE_FLOPS = 1e10  # operations of a range, where a unit is not larger
 SHARES = 4  # ranges a thread, where there are units enough
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
+Team = Callable[[Callable[[], None], int], None]
+
 _threads: int | None = None
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process id, threads, executor
+_team: ContextVar[Team | None] = ContextVar("team", default=None)
 
 
 def available_cores() -> int:
@@ -61,6 +66,20 @@ def set_num_threads(threads: int | None) -> None:
     _threads = None if threads is None else _checks.integer("threads", threads, 1)
 
 
+@contextmanager
+def on(team: Team | None) -> Iterator[None]:
+    """Run kernels on another library's threads; on those of this pool if there is no team.
+
+    A team is called with what to do and how many threads are to do it, the calling one among them,
+    and returns when all are done.
+    """
+    token = _team.set(team)
+    try:
+        yield
+    finally:
+        _team.reset(token)
+
+
 def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
@@ -100,12 +119,7 @@ def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
                 state.notify_all()
 
     try:
-        for _ in range(threads - 1):
-            try:
-                _executor(threads - 1).submit(work)
-            except RuntimeError:  # no more threads, or the interpreter is shutting down
-                break
-        work()
+        (_team.get() or _own_team)(work, threads) if threads > 1 else work()
     except BaseException:
         stopped = True
         raise
@@ -115,6 +129,16 @@ def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
             state.wait_for(lambda: active == 0)  # results are shared memory
     if errors:
         raise errors[0]
+
+
+def _own_team(work: Callable[[], None], threads: int) -> None:
+    """Run work on this thread and, where they can be had, on others; return when done here."""
+    for _ in range(threads - 1):
+        try:
+            _executor(threads - 1).submit(work)
+        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            break
+    work()
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:

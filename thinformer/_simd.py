@@ -13,7 +13,7 @@ when they are its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -43,13 +43,16 @@ def inner_products(typing, rows, row, columns, column, dim, out, at):
     def generate(context, builder, signature, arguments):
         x, y, out = (_place(context, builder, signature, arguments, i) for i in (0, 2, 5))
 
-        def products(place: Any) -> Iterator[tuple[Any, Any]]:
+        def add(d: Any, sums: list[Any]) -> list[Any]:
+            place = builder.mul(d, SIZE(PANEL))
             y_d = _load(builder, y, place, vector)
-            for i in range(ROWS):
-                x_id = builder.load(builder.gep(x, [builder.add(place, SIZE(i))]))
-                yield _spread(builder, x_id, vector), y_d
+            x_d = [builder.load(builder.gep(x, [builder.add(place, SIZE(i))])) for i in range(ROWS)]
+            return [
+                _multiply_add(builder, _spread(builder, x_id, vector), y_d, total)
+                for x_id, total in zip(x_d, sums, strict=True)
+            ]
 
-        for i, total in enumerate(_sum(builder, arguments[4], vector, ROWS, products)):
+        for i, total in enumerate(_fold(builder, arguments[4], [vector(None)] * ROWS, add)):
             _store(builder, total, out, SIZE(i * PANEL))
         return context.get_dummy_value()
 
@@ -71,17 +74,49 @@ def squared_norms(typing, panel, at, dim, out, to):
     def generate(context, builder, signature, arguments):
         x, out = (_place(context, builder, signature, arguments, i) for i in (0, 3))
 
-        def products(place: Any) -> Iterator[tuple[Any, Any]]:
-            for start in starts:
-                x_d = _load(builder, x, builder.add(place, SIZE(start)), vector)
-                yield x_d, x_d
+        def add(d: Any, sums: list[Any]) -> list[Any]:
+            place = builder.mul(d, SIZE(PANEL))
+            x_d = [_load(builder, x, builder.add(place, SIZE(s)), vector) for s in starts]
+            return [_multiply_add(builder, a, a, total) for a, total in zip(x_d, sums, strict=True)]
 
-        totals = _sum(builder, arguments[2], vector, len(starts), products)
+        totals = _fold(builder, arguments[2], [vector(None)] * len(starts), add)
         for start, total in zip(starts, totals, strict=True):
             _store(builder, total, out, SIZE(start))
         return context.get_dummy_value()
 
     return types.void(panel, types.int64, types.int64, out, types.int64), generate
+
+
+@intrinsic
+def raise_to_magnitudes(typing, out, window, first, step, positions, i, count):
+    """Raise each number of a vector to the magnitudes of those at its place in any point.
+
+    out : a vector of magnitudes, written
+    window, first : flat memory, and where point 0 begins in it; points are `step` apart
+    positions, i, count : which points there are, the number of the first one, and how many to take
+
+    Magnitudes are compared as the integers that their bits are, so NaN is above infinity.
+    """
+    vector = _vector(window)
+    bits = ir.VectorType(ir.IntType(window.dtype.bitwidth), vector.count)
+    without_sign = ir.Constant(bits, [2 ** (window.dtype.bitwidth - 1) - 1] * vector.count)
+
+    def generate(context, builder, signature, arguments):
+        x, wanted = (_place(context, builder, signature, arguments, i) for i in (1, 4))
+        out = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+        def raise_to(i: Any, largest: list[Any]) -> list[Any]:
+            place = builder.mul(arguments[3], builder.load(builder.gep(wanted, [i])))
+            magnitude = builder.and_(_load(builder, x, place, bits), without_sign)
+            above = builder.icmp_unsigned(">", magnitude, largest[0])
+            return [builder.select(above, magnitude, largest[0])]
+
+        (largest,) = _fold(builder, arguments[6], [_load(builder, out, SIZE(0), bits)], raise_to)
+        _store(builder, largest, out, SIZE(0))
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(out, window, int64, int64, positions, int64, int64), generate
 
 
 @intrinsic
@@ -130,35 +165,34 @@ def transpose(typing, window, first, step, positions, i, dim, scale, panel, at):
     return types.void(*arguments), generate
 
 
-def _sum(
-    builder: ir.IRBuilder,
-    dim: Any,
-    vector: ir.VectorType,
-    count: int,
-    products: Callable[[Any], Iterator[tuple[Any, Any]]],
+def _fold(
+    builder: ir.IRBuilder, times: Any, start: list[Any], step: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
-    """Sum over dimensions the products of `count` pairs of vectors, given a dimension's place.
+    """Replace values by step(i, values) for i = 0 .. times-1, at least once; return the last.
 
-    The sums are variables of the loop, which is what keeps them in registers.
+    They are variables of the loop, which is what keeps them in registers.
     """
     before = builder.block
-    loop, after = builder.append_basic_block("dimensions"), builder.append_basic_block("summed")
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
-    d, sums = builder.phi(SIZE), [builder.phi(vector) for _ in range(count)]
-    fused = ["contract"]
-    added = [
-        builder.fadd(total, builder.fmul(a, b, flags=fused), flags=fused)
-        for total, (a, b) in zip(sums, products(builder.mul(d, SIZE(PANEL))), strict=True)
-    ]
-    following = builder.add(d, SIZE(1))
-    builder.cbranch(builder.icmp_signed("<", following, dim), loop, after)
-    starts = [SIZE(0), *[vector(None)] * count]
-    for variable, start, next_ in zip([d, *sums], starts, [following, *added], strict=True):
-        variable.add_incoming(start, before)
-        variable.add_incoming(next_, loop)
+    i, values = builder.phi(SIZE), [builder.phi(value.type) for value in start]
+    changed = step(i, values)
+    following = builder.add(i, SIZE(1))
+    builder.cbranch(builder.icmp_signed("<", following, times), loop, after)
+    for variable, first, next_ in zip(
+        [i, *values], [SIZE(0), *start], [following, *changed], strict=True
+    ):
+        variable.add_incoming(first, before)
+        variable.add_incoming(next_, builder.block)
     builder.position_at_end(after)
-    return added
+    return changed
+
+
+def _multiply_add(builder: ir.IRBuilder, a: Any, b: Any, total: Any) -> Any:
+    """The total + a b, rounded once where the processor can."""
+    fused = ["contract"]
+    return builder.fadd(total, builder.fmul(a, b, flags=fused), flags=fused)
 
 
 def _vector(array: Any) -> ir.VectorType:

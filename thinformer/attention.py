@@ -217,9 +217,11 @@ def select(
         draws = make_draws(settings.schedule, seed_from(rng), max(H, 1))
     keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
     index = starting_points(S, settings, draws, (B, H))
-    largest_key, largest_value, vmax = largest_entries(
-        (keys, all_rows(S)), (values, all_rows(S)), (values, index)
-    )
+    everything = [(keys, all_rows(S)), (values, all_rows(S))]
+    if index.shape[1] < S:
+        everything.append((values, index))
+    largest_key, largest_value, *of_index = largest_entries(*everything)
+    (vmax,) = of_index or (largest_value,)
     finite = np.isfinite(largest_key) & np.isfinite(largest_value)
     # exp(<k, k'>) (<v, v'> + vmax^2): the constant of the values' linear kernel is vmax^2, once a
     # power of two, to which halving is blind, has brought vmax below 1 and its square in range

@@ -27,6 +27,7 @@ from thinformer.compress import plan
 from thinformer.draws import Draws, make_draws
 from thinformer.schedule import Schedule, compress_schedule
 from thinformer.torch import ThinformerAttention
+from thinformer.torch.op import select
 
 # (B, T, S, H, E, D)
 SHAPES = {
@@ -212,7 +213,9 @@ def _candidates(
     candidates: dict[str, Callable[[], object]] = {
         EXACT: lambda: scaled_dot_product_attention(q, k, v),
         KEPT: lambda: scaled_dot_product_attention(q, kept_k, kept_v),
-        SELECT: lambda: compress_kv(*arrays[1:], g=g, rng=0),
+        SELECT: lambda: select(
+            key, value, g=g, size=None, scale=None, pre_thin="even", generator=None
+        ),
         WHOLE: lambda: fast(query, key, value),
         WEIGHTS: lambda: with_weights(query, key, value),
         NUMPY: lambda: attention(*arrays, g=g, rng=0),
@@ -224,14 +227,14 @@ def _candidates(
             file=sys.stderr,
         )
         return candidates
-    from reference.torch_version import select
+    from reference import torch_version
 
     scale = key.shape[-1] ** -0.5
     draws = _tensors(make_draws(schedule, 0, key.shape[2]))
-    _agree_on_selection(select, key[:, :1024].double(), value[:, :1024].double())
-    candidates[EAGER] = lambda: select(key, value, scale, schedule, draws)
+    _agree_on_selection(torch_version.select, key[:, :1024].double(), value[:, :1024].double())
+    candidates[EAGER] = lambda: torch_version.select(key, value, scale, schedule, draws)
     if compiled:
-        program = torch.compile(select)
+        program = torch.compile(torch_version.select)
         candidates[COMPILED] = lambda: program(key, value, scale, schedule, draws)
     return candidates
 

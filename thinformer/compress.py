@@ -176,26 +176,22 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
 
 
 def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
-    """Return max |entry| of every problem for each scan, infinite or NaN if any entry is.
+    """Return max |entry| of every problem for each scan, NaN if any entry is.
 
     A scan is a factor and the rows to look at: (problems, n) int64, or (1, n) for all problems.
     """
     from thinformer import cpu  # imports Numba
 
-    dtype = scans[0][0].window.dtype
-    bits = np.dtype(f"i{dtype.itemsize}")
-    magnitude = bits.type(np.iinfo(bits).max)
     problems = scans[0][0].first.size
-    largest = [np.empty(problems, bits) for _ in scans]
+    largest = [np.empty(problems, factor.window.dtype) for factor, _ in scans]
 
     def scan(first: int, last: int) -> None:
         for (factor, index), found in zip(scans, largest, strict=True):
-            of_bits = factor._replace(window=factor.window.view(bits))
-            cpu.scan(first, last, of_bits, index, magnitude, found)
+            cpu.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
     _pool.run(scan, problems, entries)
-    return [found.view(dtype) for found in largest]
+    return largest
 
 
 def all_rows(n_points: int) -> NDArray:

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from thinformer import halving
 from thinformer._jit import STRICT, bind, inner, kernel
+from thinformer._simd import BYTES, raise_to_magnitudes
 from thinformer.tiles import PANEL, TILE_ROWS, columns, load, tabulate
+
+SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 
 simple_factor = bind(halving.simple_factor, STRICT)
 adaptive_factor = bind(halving.adaptive_factor, STRICT)
@@ -168,27 +171,34 @@ def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coi
 
 
 @kernel
-def scan(first, last, factor, index, magnitude, largest):
-    """Find the largest magnitude among the rows in index of problems first .. last-1, as bits.
+def scan(first, last, factor, index, largest):
+    """Find the largest magnitude among the rows in index of problems first .. last-1.
 
-    Bits without the sign order as the magnitudes do, with NaN above infinity, and unlike a
-    maximum of floats theirs vectorises: 0.13 ms for 800,000 entries against 0.44.
+    It is NaN where one of the entries is. 3 ns a row of 64 numbers in float32, where a plain loop
+    takes 12.
 
-    factor : Factor whose window is a view of the floats' bits
+    factor : Factor
     index : (problems, n) int64, or (1, n) where all problems share the rows
-    magnitude : the mask that clears the sign
-    largest : (problems,) integers, written
+    largest : (problems,), written
     """
+    width = BYTES // factor.window.itemsize
+    whole = factor.dim // width * width if factor.column == 1 else 0
+    magnitudes = np.empty(width, factor.window.dtype)
     for problem in range(first, last):
-        top = magnitude & 0
-        positions = index[problem % index.shape[0]]
-        for i in range(positions.size):
-            place = factor.first[problem] + positions[i] * factor.row
-            if factor.column == 1:
-                row = factor.window[place : place + factor.dim]
-                for c in range(row.size):
-                    top = max(top, row[c] & magnitude)
-            else:
-                for c in range(factor.dim):
-                    top = max(top, factor.window[place + c * factor.column] & magnitude)
+        positions, corner = index[problem % index.shape[0]], factor.first[problem]
+        magnitudes[:] = 0
+        for i in range(0, positions.size, SCANNED):
+            count = min(SCANNED, positions.size - i)
+            for c in range(0, whole, width):
+                raise_to_magnitudes(
+                    magnitudes, factor.window, corner + c, factor.row, positions, i, count
+                )
+        top = np.max(magnitudes)
+        if whole < factor.dim:
+            for i in range(positions.size):
+                row = corner + positions[i] * factor.row
+                for c in range(whole, factor.dim):
+                    entry = abs(factor.window[row + c * factor.column])
+                    if entry > top or entry != entry:  # nothing is above NaN, which stays
+                        top = entry
         largest[problem] = top

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from numpy.typing import NDArray
 
+from thinformer import _pool
 from thinformer.attention import select as select_arrays
+from thinformer.torch.openmp import team
 
 # what the bodies compute in; half precision is too coarse for the running sums
 COMPUTED_IN = {
@@ -33,9 +35,10 @@ def select(
     """
     seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     arrays = (_array(key), _array(value))
-    indices, finite = select_arrays(
-        *arrays, g=g, size=size, scale=scale, delta=0.5, pre_thin=pre_thin, rng=seed, draws=None
-    )
+    with _pool.on(team()):
+        indices, finite = select_arrays(
+            *arrays, g=g, size=size, scale=scale, delta=0.5, pre_thin=pre_thin, rng=seed, draws=None
+        )
     return torch.from_numpy(indices), torch.from_numpy(finite)
 
 
