@@ -21,7 +21,7 @@ ORDER = [
     "_progress", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
-           ("cpu", "_pool"), ("cpu", "schedule"), ("cpu", "draws"),
+           ("cpu", "_pool"), ("cpu", "schedule"),
            ("kernels", "schedule"), ("halving", "kernels")}  # fmt: skip
 
 

@@ -16,12 +16,13 @@ from thinformer import _checks
 from thinformer.compress import (
     all_rows,
     compress,
+    draw,
     is_finite,
     largest_entries,
     plan,
     starting_points,
 )
-from thinformer.draws import Draws, make_draws, seed_from
+from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
@@ -106,7 +107,7 @@ def compress_kv(
     key, value = _checks.computed(key), _checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
-        rng=rng, draws=draws,
+        draws=seed_from(rng) if draws is None else draws,
     )  # fmt: skip
     if not finite.all():
         _blame(key=key, value=value)
@@ -183,7 +184,7 @@ def attention(
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
-        rng=rng, draws=draws,
+        draws=seed_from(rng) if draws is None else draws,
     )  # fmt: skip
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
         _blame(query=query, key=key, value=value)
@@ -203,18 +204,17 @@ def select(
     scale: float | None,
     delta: float,
     pre_thin: str,
-    rng: int | np.random.Generator | None,
-    draws: Draws | None,
+    draws: Draws | int,
 ) -> tuple[NDArray, NDArray]:
     """Return the positions (B, H, n_out) of the keys kept, and which heads (B, H) are finite.
 
-    A head with NaN or infinity keeps some valid positions.
+    Draws may be given by their seed. A head with NaN or infinity keeps some valid positions.
     """
     B, S, H, E = key.shape
     settings = plan(S, g, size, delta, pre_thin)
     scale = softmax_scale(scale, E)
-    if draws is None:
-        draws = make_draws(settings.schedule, seed_from(rng), max(H, 1))
+    if isinstance(draws, int):
+        draws = draw(settings.schedule, draws, max(H, 1))
     keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
     index = starting_points(S, settings, draws, (B, H))
     everything = [(keys, all_rows(S)), (values, all_rows(S))]

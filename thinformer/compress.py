@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import _checks, _pool
-from thinformer.draws import Draws
+from thinformer.draws import Draws, from_streams, head_keys
 from thinformer.problem import Factor, Points, Problem, compiled_for, value_cost
 from thinformer.schedule import (
     Schedule,
@@ -78,6 +78,20 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
         inside = (strata[:, 1:] * np.diff(bounds)).astype(np.int64)
         return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)[row]
     return np.broadcast_to(positions, (problems, length)).astype(np.int64, order="C")
+
+
+def draw(schedule: Schedule, seed: int, heads: int) -> Draws:
+    """Return what `make_draws` does, in a quarter of the time."""
+    from thinformer import cpu  # imports Numba
+
+    keys = head_keys(seed, heads)
+
+    def numbers(stream: int, size: int) -> NDArray:
+        out = np.empty((keys.size, size))
+        cpu.unit_numbers(keys, stream, out)
+        return out
+
+    return from_streams(schedule, numbers)
 
 
 def compress(

@@ -8,6 +8,7 @@ problems stacked in one call share their draws; call again with another seed for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,16 +62,27 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
         raise ValueError(f"seed must be below 2^64; got {seed}")
     if heads is not None:
         heads = _checks.integer("heads", heads, 1)
-    heads_key = _mix(np.array([seed], np.uint64)) + np.arange(heads or 1, dtype=np.uint64)
-    key = _mix(heads_key)
-    uniforms, coins = [], []
-    for i, (pairs, buckets, _) in enumerate(schedule.rounds):
-        uniforms.append(2 * _unit(_stream(key, 2 * i + 1, pairs)) - 1)
-        coins.append(_stream(key, 2 * i + 2, buckets) >> np.uint64(63) == 1)
-    strata = _unit(_stream(key, 0, schedule.length + 1))
+    keys = head_keys(seed, heads or 1)
+    draws = from_streams(schedule, lambda stream, size: _unit_numbers(keys, stream, size))
     if heads is None:
-        return Draws(tuple(u[0] for u in uniforms), tuple(c[0] for c in coins), strata[0])
-    return Draws(tuple(uniforms), tuple(coins), strata)
+        uniforms, coins = (tuple(array[0] for array in arrays) for arrays in draws[:2])
+        return Draws(uniforms, coins, None if draws.strata is None else draws.strata[0])
+    return draws
+
+
+def head_keys(seed: int, heads: int) -> NDArray[np.uint64]:
+    """The key of every head's streams."""
+    return mix(mix(np.array([seed], np.uint64)) + np.arange(heads, dtype=np.uint64))
+
+
+def from_streams(schedule: Schedule, numbers: Callable[[int, int], NDArray]) -> Draws:
+    """Return draws whose arrays are made from numbers(stream, size), (heads, size) in [0, 1)."""
+    rounds = list(enumerate(schedule.rounds))
+    return Draws(
+        tuple(2 * numbers(2 * i + 1, round_.pairs) - 1 for i, round_ in rounds),
+        tuple(numbers(2 * i + 2, round_.buckets) >= 0.5 for i, round_ in rounds),
+        numbers(0, schedule.length + 1),
+    )
 
 
 def seed_from(rng: int | np.random.Generator | None) -> int:
@@ -84,20 +96,20 @@ def seed_from(rng: int | np.random.Generator | None) -> int:
     return int(generator.integers(2**64, dtype=np.uint64))
 
 
-def _stream(key: NDArray, stream: int, size: int) -> NDArray:
-    """`size` 64-bit words of a numbered stream of every head's key: (heads, size)."""
-    start = _mix(key + np.uint64(stream))[:, None]
+def _unit_numbers(keys: NDArray, stream: int, size: int) -> NDArray:
+    """`size` numbers of a numbered stream of every head's key: (heads, size)."""
+    start = mix(keys + np.uint64(stream))[:, None]
     counter = np.arange(1, size + 1, dtype=np.uint64)
-    return _mix(start + counter * np.uint64(GOLDEN))
+    return unit(mix(start + counter * np.uint64(GOLDEN)))
 
 
-def _mix(word: NDArray) -> NDArray:
+def mix(word: NDArray) -> NDArray:
     """SplitMix64's finaliser: every bit of the result depends on every bit of the word."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX_1)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX_2)
     return word ^ (word >> np.uint64(31))
 
 
-def _unit(word: NDArray) -> NDArray:
+def unit(word: NDArray) -> NDArray:
     """The top 53 bits of a word as a float64 in [0, 1)."""
     return (word >> np.uint64(11)) * 2.0**-53

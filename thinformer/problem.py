@@ -285,6 +285,11 @@ def _window(array: NDArray) -> tuple[NDArray, int, list[int]]:
     if not array.flags.aligned or any(stride % itemsize for stride in array.strides):
         array = array.copy()
     strides = [stride // itemsize for stride in array.strides]
+    dense = array.transpose(sorted(range(array.ndim), key=strides.__getitem__, reverse=True))
+    if dense.flags.c_contiguous and array.size:
+        window = dense.reshape(-1).view()  # `as_strided` below takes 20 microseconds
+        window.flags.writeable = False
+        return window, 0, strides
     reach = [(n - 1) * stride for n, stride in zip(array.shape, strides, strict=True)]
     lowest = array[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in strides)]
     span = 1 + sum(abs(r) for r in reach) if math.prod(array.shape) else 0

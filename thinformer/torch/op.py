@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer.attention import select as select_arrays
+from thinformer.draws import seed_from
 from thinformer.torch.openmp import team
 
 # what the bodies compute in; half precision is too coarse for the running sums
@@ -37,7 +38,13 @@ def select(
     arrays = (_array(key), _array(value))
     with _pool.on(team()):
         indices, finite = select_arrays(
-            *arrays, g=g, size=size, scale=scale, delta=0.5, pre_thin=pre_thin, rng=seed, draws=None
+            *arrays,
+            g=g,
+            size=size,
+            scale=scale,
+            delta=0.5,
+            pre_thin=pre_thin,
+            draws=seed_from(seed),
         )
     return torch.from_numpy(indices), torch.from_numpy(finite)
 
