@@ -9,12 +9,13 @@
 - `kh_compress` is KH-Compress alone, on stacks of point sets; `kernel_halve` keeps one of every two
   points, given their Gram matrix.
 - `attention` is softmax attention over few keys that represent all; `compress_kv` chooses them.
-- `ThinformerAttention` is that as a torch module.
+- `thinformer_attention` is that on torch tensors, with the arguments of torch's own function;
+  `ThinformerAttention` is a module.
 - `coreset_size`, `compress_schedule`, `make_draws`: what will be done, and its random numbers.
 - `set_num_threads`, `get_num_threads`.
 
 Importing the package loads neither Numba nor torch nor scikit-learn: the first is loaded when
-something is computed, the others with `ThinformerAttention` and `KernelThinner`.
+something is computed, the others with what needs them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from thinformer.thinning import thin
 
 if TYPE_CHECKING:
     from thinformer.estimator import KernelThinner
-    from thinformer.torch import ThinformerAttention
+    from thinformer.torch import ThinformerAttention, thinformer_attention
 
 __all__ = [
     "Attended",
@@ -65,14 +66,15 @@ __all__ = [
     "set_num_threads",
     "symmetrize",
     "thin",
+    "thinformer_attention",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ThinformerAttention":
-        from thinformer.torch import ThinformerAttention
+    if name in ("ThinformerAttention", "thinformer_attention"):
+        from thinformer import torch
 
-        return ThinformerAttention
+        return getattr(torch, name)
     if name == "KernelThinner":
         from thinformer.estimator import KernelThinner
 

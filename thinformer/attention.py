@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -205,19 +205,29 @@ def select(
     delta: float,
     pre_thin: str,
     draws: Draws | int,
+    tokens: tuple[NDArray, NDArray] | None = None,
 ) -> tuple[NDArray, NDArray]:
     """Return the positions (B, H, n_out) of the keys kept, and which heads (B, H) are finite.
 
-    Draws may be given by their seed. A head with NaN or infinity keeps some valid positions.
+    Draws may be given by their seed. A head with NaN or infinity keeps some valid positions. With
+    tokens, the numbers (b,) of some sequences and the positions (b, L) of their tokens, it is done
+    as if there were no others.
     """
     B, S, H, E = key.shape
+    keys = _factor(key, exponential(bandwidth=softmax_scale(scale, E) ** -0.5))
+    values, rows = _factor(value), all_rows(S)
+    if tokens is not None:
+        problems = (tokens[0][:, None] * H + np.arange(H)).ravel()
+        keys, values = _some(keys, problems), _some(values, problems)
+        rows = np.repeat(tokens[1], H, axis=0)
+        B, S = tokens[1].shape
     settings = plan(S, g, size, delta, pre_thin)
-    scale = softmax_scale(scale, E)
     if isinstance(draws, int):
         draws = draw(settings.schedule, draws, max(H, 1))
-    keys, values = _factor(key, exponential(bandwidth=scale**-0.5)), _factor(value)
     index = starting_points(S, settings, draws, (B, H))
-    everything = [(keys, all_rows(S)), (values, all_rows(S))]
+    if tokens is not None:
+        index = np.take_along_axis(rows, index, axis=1)
+    everything = [(keys, rows), (values, rows)]
     if index.shape[1] < S:
         everything.append((values, index))
     largest_key, largest_value, *of_index = largest_entries(*everything)
@@ -231,6 +241,31 @@ def select(
     values.parameters[:, CONSTANT] = (vmax * power) ** 2
     kept = compress(Products(keys, values), settings.schedule, draws, index, (B, H))[-1]
     return kept.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
+
+
+def select_valid(
+    key: NDArray, value: NDArray, valid: NDArray, width: int, min_length: int, **settings: Any
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Select among the tokens that count, valid (B, S) bool: each sequence as it would be alone.
+
+    Returns positions (B, H, width), of which a sequence has the first ones, as many as its length
+    earns, and then repeats one of its own; how many those are, (B,); and which heads are finite.
+    Sequences of less than `min_length` tokens keep them all. The settings are those of `select`.
+    """
+    B, _, H, _ = key.shape
+    indices, finite = np.zeros((B, H, width), np.int64), np.ones((B, H), bool)
+    lengths, kept = valid.sum(axis=1), np.zeros(B, np.int64)
+    for length in np.unique(lengths[lengths > 0]):
+        (sequences,) = np.nonzero(lengths == length)
+        positions = np.nonzero(valid[sequences])[1].reshape(-1, length)
+        short = {"size": int(length)} if length < min_length else {}
+        few, finite[sequences] = select(
+            key, value, tokens=(sequences, positions), **settings | short
+        )
+        kept[sequences] = few.shape[-1]
+        indices[sequences] = few[..., :1]
+        indices[sequences, :, : few.shape[-1]] = few
+    return indices, kept, finite
 
 
 def attend(
@@ -260,6 +295,11 @@ def softmax_scale(scale: float | None, dim: int) -> float:
 def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
     """A factor on (B, S, H, dim); heads of sequences are the problems."""
     return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
+
+
+def _some(factor: Factor, problems: NDArray) -> Factor:
+    """A factor of some of the problems."""
+    return factor._replace(first=factor.first[problems], parameters=factor.parameters[problems])
 
 
 def check_shapes(

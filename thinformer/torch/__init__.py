@@ -4,9 +4,10 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "ThinformerAttention needs torch, which is not installed: pip install 'thinformer[torch]'"
+        "thinformer.torch needs torch, which is not installed: pip install 'thinformer[torch]'"
     ) from error
 
+from thinformer.torch.functional import thinformer_attention
 from thinformer.torch.module import ThinformerAttention
 
-__all__ = ["ThinformerAttention"]
+__all__ = ["ThinformerAttention", "thinformer_attention"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer import _checks
-from thinformer.attention import check_shapes, softmax_scale
 from thinformer.compress import PRE_THIN
-from thinformer.torch.op import COMPUTED_IN, select
+from thinformer.torch.functional import (
+    as_autocast,
+    attend,
+    check_generator,
+    check_tensors,
+    shape,
+)
 
 
 class ThinformerAttention(nn.Module):
@@ -84,8 +88,7 @@ class ThinformerAttention(nn.Module):
         self.use_torch_spda = use_torch_spda
         self.size = None if size is None else _checks.integer("size", size, 1)
         self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
-        if not isinstance(generator, torch.Generator | None):
-            raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
+        check_generator(generator)
         self.generator = generator
 
     def extra_repr(self) -> str:
@@ -99,51 +102,15 @@ class ThinformerAttention(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend: see the class."""
-        _check(query, key, value)
-        indices, finite = select(
-            key, value, g=self.g, size=self.size, scale=self.scale, pre_thin=self.pre_thin,
-            generator=self.generator,
+        check_tensors(query, key, value)
+        query, key, value = as_autocast(query, key, value)
+        if query.shape[2] != key.shape[2]:
+            raise ValueError(
+                f"query must have shape (B, T, H, E) with the B, H and E of key {shape(key)}; "
+                f"got shape {shape(query)}"
+            )
+        output, weights, _ = attend(
+            query, key, value, None, g=self.g, size=self.size, scale=self.scale,
+            generator=self.generator, pre_thin=self.pre_thin, with_weights=not self.use_torch_spda,
         )  # fmt: skip
-        key, value = _gather(key, indices), _gather(value, indices)
-        query = query.transpose(1, 2)
-        scale = softmax_scale(self.scale, query.shape[-1])
-        weights = None
-        if self.use_torch_spda:
-            output = scaled_dot_product_attention(query, key, value, scale=scale)
-        else:
-            # half precision would round logits to a few hundredths; autocast would bring it back
-            wide = COMPUTED_IN[value.dtype]
-            with torch.autocast("cpu", enabled=False):
-                weights = torch.softmax(query.to(wide) @ (key.to(wide) * scale).mT, dim=-1)
-                output = (weights @ value.to(wide)).to(value.dtype)
-            weights = weights.to(value.dtype)
-        if not finite.all():
-            affected = ~finite[:, :, None, None]
-            output = output.masked_fill(affected, float("nan"))
-            weights = None if weights is None else weights.masked_fill(affected, float("nan"))
-        return output.transpose(1, 2), weights
-
-
-def _gather(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, S, H, dim) at positions (B, H, n_out), as (B, H, n_out, dim)."""
-    rows = indices[..., None].expand(-1, -1, -1, tokens.shape[-1])
-    return tokens.transpose(1, 2).gather(2, rows)
-
-
-def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """Check that three tensors make an attention that can be computed here."""
-    tensors = {"query": query, "key": key, "value": value}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
-        if tensor.dtype not in COMPUTED_IN:
-            raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
-            )
-        if tensor.device.type != "cpu":
-            raise NotImplementedError(
-                f"{name} is on device {tensor.device}; ThinformerAttention takes tensors on the "
-                f"CPU, where .cpu() moves them"
-            )
-    _checks.one_dtype(**{name: tensor.dtype for name, tensor in tensors.items()})
-    check_shapes(tuple(key.shape), tuple(value.shape), tuple(query.shape))
+        return output, weights

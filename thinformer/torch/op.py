@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer.attention import select as select_arrays
+from thinformer.attention import select_valid
 from thinformer.draws import seed_from
 from thinformer.torch.openmp import team
 
@@ -19,34 +23,44 @@ COMPUTED_IN = {
 }
 
 
-@torch.compiler.disable
+def draw_seed(generator: torch.Generator | None) -> torch.Tensor:
+    """Draw the seed of a selection: an int64 without axes, from torch's own generator if None."""
+    room = torch.empty((), dtype=torch.int64, device="cpu")
+    # the form of random_() that torch.compile knows
+    return torch.ops.aten.random.default(room, generator=generator)
+
+
 def select(
     key: torch.Tensor,
     value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
     *,
     g: int,
     size: int | None,
     scale: float | None,
     pre_thin: str,
-    generator: torch.Generator | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
+    min_length: int,
+    kept: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `thinformer.torch.library.select` does, of which at most `kept` a sequence.
 
     The tensors, on the CPU, are read in place where their dtype is one that is computed in.
     """
-    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     arrays = (_array(key), _array(value))
     with _pool.on(team()):
-        indices, finite = select_arrays(
-            *arrays,
-            g=g,
-            size=size,
-            scale=scale,
-            delta=0.5,
-            pre_thin=pre_thin,
-            draws=seed_from(seed),
-        )
-    return torch.from_numpy(indices), torch.from_numpy(finite)
+        settings: dict[str, Any] = {
+            "g": g, "size": size, "scale": scale, "delta": 0.5, "pre_thin": pre_thin,
+            "draws": seed_from(int(seed)),
+        }  # fmt: skip
+        if valid is None:
+            indices, finite = select_arrays(*arrays, **settings)
+            counts = np.full(len(indices), kept)
+        else:
+            indices, counts, finite = select_valid(
+                *arrays, valid.numpy(), kept, min_length, **settings
+            )
+    return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
 
 
 def _array(tensor: torch.Tensor) -> NDArray:

@@ -1,0 +1,170 @@
+"""`convert` and `revert`: Thinformer attention in models that are there, swapped in place.
+
+A module is swapped by giving it a class that attends otherwise, so its weights, hooks and
+state_dict keys are untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from thinformer.torch.functional import checked_attention
+from thinformer.torch.multihead import ThinnedMultiheadAttention
+from thinformer.torch.settings import MIN_LENGTH, Settings, checked
+
+
+class Conversion(NamedTuple):
+    """What `convert` did, by the modules' names.
+
+    swapped : attention modules that are thinned now
+    left : those that are not, and why
+    """
+
+    swapped: list[str]
+    left: dict[str, str]
+
+
+def convert(
+    model: nn.Module, *, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH
+) -> Conversion:
+    """Thin the attention of a model, in place.
+
+    Swaps timm's attention modules, those that call ``scaled_dot_product_attention``, and
+    ``torch.nn.MultiheadAttention``, also in ``nn.TransformerEncoderLayer`` and in torchvision.
+    Weights and state_dict keys stay as they are; `revert` undoes it. (Models of transformers take
+    `thinformer.torch.transformers.register` instead.)
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    g, size : int
+        As in `thinformer.thinformer_attention`.
+    min_length : int
+        Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
+        Attention of a single query is exact too.
+
+    Returns
+    -------
+    Conversion
+        ``swapped``, the names of the modules that are thinned now, and ``left``, the names of those
+        that are not and why.
+
+    Notes
+    -----
+    Causal masks, masks that differ by query and biases raise NotImplementedError in the forward
+    pass, where it is not exact. ``nn.MultiheadAttention`` keeps its own meaning of boolean masks,
+    True is ignored, and returns weights (B, T, S) that are 0 where a key was not kept.
+
+    Converting again replaces the settings. Save the state_dict, as the classes of timm's modules
+    are made on the spot and do not pickle.
+    """
+    settings = checked(g, size, min_length)
+    revert(model)
+    swapped, left = [], {}
+    parents = {child: parent for parent in model.modules() for child in parent.children()}
+    for name, module in list(model.named_modules()):
+        thinned, reason = _thinned(module, parents.get(module))
+        if thinned is not None:
+            _set(module, __class__=thinned, thinformer=settings)
+            swapped.append(name)
+        elif reason:
+            left[name] = reason
+        # torch's fused encoder would pass by the attention module, and hand over nested tensors
+        if isinstance(module, nn.TransformerEncoderLayer):
+            _set(module, activation_relu_or_gelu=0)
+        elif isinstance(module, nn.TransformerEncoder):
+            _set(module, use_nested_tensor=False)
+    return Conversion(swapped, left)
+
+
+def revert(model: nn.Module) -> None:
+    """Undo `convert`, in place: the model is what it was. Does nothing to other models."""
+    for module in model.modules():
+        for attribute, before in module.__dict__.pop("_before_thinformer", {}).items():
+            if before is None:
+                delattr(module, attribute)
+            else:
+                setattr(module, attribute, before)
+
+
+def _set(module: nn.Module, **attributes: Any) -> None:
+    """Set attributes that `revert` sets back, or deletes where there were none."""
+    before = {name: getattr(module, name, None) for name in attributes}
+    for name, attribute in attributes.items():
+        setattr(module, name, attribute)
+    module.__dict__["_before_thinformer"] = before
+
+
+def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, str]:
+    """The class that a module gets, or None and why; no reason for what is no attention."""
+    cls = type(module)
+    if cls is nn.MultiheadAttention:
+        if module.bias_k is not None or module.add_zero_attn:
+            return None, "it adds keys of its own (add_bias_kv or add_zero_attn)"
+        if isinstance(parent, nn.TransformerDecoderLayer) and module is parent.self_attn:
+            return None, "the self-attention of a decoder is causal"
+        return ThinnedMultiheadAttention, ""
+    if cls.__module__.startswith("timm.") and hasattr(module, "fused_attn"):
+        if not module.fused_attn:
+            return None, "it does not call scaled_dot_product_attention (fused_attn is False)"
+        return _through_sdpa(cls), ""
+    if "attention" in cls.__name__.lower():
+        return None, f"{cls.__module__}.{cls.__name__} is not known"
+    return None, ""
+
+
+@functools.cache
+def _through_sdpa(cls: type) -> type:
+    """A class of modules that is another but for what scaled_dot_product_attention does in it."""
+    return type(f"Thinned{cls.__name__}", (_ThroughSDPA, cls), {})
+
+
+class _ThroughSDPA:
+    thinformer: Settings
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        with _Instead(self.thinformer):
+            return super().forward(*args, **options)  # type: ignore[misc]
+
+
+class _Instead(TorchFunctionMode):
+    """Calls of scaled_dot_product_attention become thinned ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is scaled_dot_product_attention:
+            return _attend(self.settings, *args, **options)
+        return func(*args, **options)
+
+
+def _attend(
+    settings: Settings,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """scaled_dot_product_attention, thinned where the settings say so."""
+    if settings.leaves_exact(query.shape[-2], key.shape[-2]):
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    return checked_attention(
+        query, key, value, g=settings.g, size=settings.size, scale=scale, attn_mask=attn_mask,
+        is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd",
+        min_length=settings.min_length,
+    ).output  # fmt: skip

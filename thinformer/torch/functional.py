@@ -1,0 +1,318 @@
+"""`thinformer_attention`: what `scaled_dot_product_attention` takes, over the few keys kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+from thinformer import _checks
+from thinformer.attention import softmax_scale
+from thinformer.torch.library import select
+from thinformer.torch.masks import keys_attended
+from thinformer.torch.op import COMPUTED_IN, draw_seed
+
+LAYOUTS = ("bshd", "bhsd")
+
+
+class Attended(NamedTuple):
+    """What `thinformer_attention` returns where weights or indices are asked for.
+
+    output : (B, T, H, D), or (B, H, T, D) for the layout "bhsd"
+    weights : (B, H, T, n_out), or None
+    indices : (B, H_kv, n_out) int64, or None
+    """
+
+    output: torch.Tensor
+    weights: torch.Tensor | None
+    indices: torch.Tensor | None
+
+
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    scale: float | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    attn_mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    layout: str = "bshd",
+    generator: torch.Generator | None = None,
+    return_weights: bool = False,
+    return_indices: bool = False,
+) -> torch.Tensor | Attended:
+    r"""Approximate softmax attention by attention over few keys.
+
+    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063), with the arguments of
+    ``torch.nn.functional.scaled_dot_product_attention``. Of every key-value head of every sequence
+    :math:`2^g \sqrt n` keys are chosen, n the largest power of four not above its number of
+    tokens, and all queries attend to those. With ``size >= S`` this is exact attention.
+
+    Parameters
+    ----------
+    query : (B, T, H, E) tensor
+    key : (B, S, H_kv, E) tensor
+    value : (B, S, H_kv, D) tensor
+        float16, bfloat16, float32 or float64, all three the same (under autocast they are brought
+        to its dtype where they differ), on the CPU. Heads before tokens with ``layout="bhsd"``.
+    g : int
+        Oversampling. The error falls as :math:`2^{-g}`, the time to choose grows as :math:`4^g`.
+    size : int, optional
+        The number of keys to keep, instead of the one that g gives.
+    scale : float, optional
+        Softmax scale, positive; 1 / sqrt(E) by default.
+    key_padding_mask : (B, S) bool tensor, optional
+        **True is padding**, which is ignored: as in ``torch.nn.MultiheadAttention``, where the name
+        comes from. (The ``attention_mask`` of tokenizers says the reverse: pass
+        ``attention_mask == 0``.)
+    attn_mask : tensor that broadcasts to (B, H, T, S), optional
+        bool, where **True takes part**, or floating, 0 where a key takes part and -inf (or the
+        dtype's least number) where not: as in ``scaled_dot_product_attention``. It must be the same
+        for every query and every head, as a mask of padding is. With both masks, a key counts where
+        both let it.
+    is_causal : bool
+        Must be False: a coreset of all keys has no order.
+    enable_gqa : bool
+        Let every key-value head serve H / H_kv query heads. Keys are chosen once a key-value head.
+    dropout_p : float
+        Probability, in [0, 1), that an attention weight is dropped. Pass 0 in evaluation.
+    layout : {"bshd", "bhsd"}
+        The order of the tensors' axes, the output's too. ``scaled_dot_product_attention`` has
+        "bhsd"; the published module, and linear projections by themselves, "bshd".
+    generator : torch.Generator, optional
+        A generator of the CPU that one seed is drawn from; torch's default generator if None, as
+        it must be under `torch.compile`.
+    return_weights : bool
+        Also return the attention weights, before dropout.
+    return_indices : bool
+        Also return the positions of the keys kept.
+
+    Returns
+    -------
+    output : (B, T, H, D) tensor
+        In the layout of the inputs. If weights or indices are asked for, a named tuple ``output``,
+        ``weights`` (B, H, T, n_out), ``indices`` (B, H_kv, n_out). n_out is what S tokens earn; of
+        a sequence with fewer, the weights that are left over are 0 and the indices -1.
+
+    Raises
+    ------
+    NotImplementedError
+        ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
+        `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
+        (B, 1, 1, S), bool); tensors that are not on the CPU.
+    TypeError, ValueError
+        Arguments that do not fit.
+
+    Notes
+    -----
+    Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
+    same keys alone and in a padded batch, for the same seed. A sequence that is masked entirely
+    gets zeros. NaN or infinity elsewhere among the keys and values of a head makes its output NaN.
+
+    Gradients flow to the queries and to the keys and values kept; the choice itself is not
+    differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
+    recomputes the same choice, except from a `generator` of your own: torch restores its default
+    ones only.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from thinformer import thinformer_attention
+    >>> query, key, value = torch.randn(3, 2, 8, 1024, 16).unbind()  # (B, H, T or S, E)
+    >>> padding = torch.arange(1024) >= torch.tensor([[1024], [700]])
+    >>> thinformer_attention(query, key, value, key_padding_mask=padding, layout="bhsd").shape
+    torch.Size([2, 8, 1024, 16])
+    """
+    attended = checked_attention(
+        query, key, value, g=g, size=size, scale=scale, key_padding_mask=key_padding_mask,
+        attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p,
+        layout=layout, generator=generator, with_weights=return_weights,
+    )  # fmt: skip
+    if not (return_weights or return_indices):
+        return attended.output
+    return attended if return_indices else attended._replace(indices=None)
+
+
+def checked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    g: int,
+    size: int | None,
+    scale: float | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    attn_mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    layout: str = "bshd",
+    generator: torch.Generator | None = None,
+    min_length: int = 0,
+    with_weights: bool = False,
+) -> Attended:
+    """Return output, indices and, if asked for, weights of `thinformer_attention`.
+
+    Sequences of less than `min_length` tokens keep all of theirs.
+    """
+    g = _checks.integer("g", g, 0)
+    size = None if size is None else _checks.integer("size", size, 1)
+    scale = None if scale is None else _checks.positive("scale", scale)
+    _checks.choice("layout", layout, LAYOUTS)
+    if not 0 <= _checks.finite_number("dropout_p", dropout_p) < 1:
+        raise ValueError(f"dropout_p must lie in [0, 1); got {dropout_p}")
+    check_generator(generator)
+    if _checks.boolean("is_causal", is_causal):
+        raise NotImplementedError(
+            "is_causal must be False: the keys that are kept stand for all of them, whatever their "
+            "order; use scaled_dot_product_attention for causal attention"
+        )
+    check_tensors(query, key, value, layout)
+    query, key, value = as_autocast(query, key, value)
+    if layout == "bhsd":
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
+    if H != H_kv and not _checks.boolean("enable_gqa", enable_gqa):
+        raise ValueError(
+            f"query must have the {H_kv} heads of key unless enable_gqa is True; got {H}"
+        )
+    if H != H_kv and (H_kv == 0 or H % H_kv):
+        raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
+    valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
+    attended = attend(
+        query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
+        min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
+    )  # fmt: skip
+    if layout == "bhsd":
+        return attended._replace(output=attended.output.transpose(1, 2))
+    return attended
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    *,
+    g: int,
+    size: int | None,
+    scale: float | None,
+    generator: torch.Generator | None = None,
+    pre_thin: str = "even",
+    min_length: int = 0,
+    dropout_p: float = 0.0,
+    with_weights: bool = False,
+) -> Attended:
+    """Attend, once arguments are checked: query (B, T, H, E), key and value (B, S, H_kv, dim).
+
+    valid (B, S) says which keys there are. Sequences of less than `min_length` keep all of theirs.
+    """
+    scale = softmax_scale(scale, query.shape[-1])
+    indices, counts, finite = select(
+        key.detach(), value.detach(), valid, draw_seed(generator), g, size, scale, pre_thin,
+        min_length,
+    )  # fmt: skip
+    key, value = _gather(key, indices), _gather(value, indices)
+    used = slots = None
+    if valid is not None:
+        slot = torch.arange(indices.shape[-1], device=indices.device)
+        used = slot < counts[:, None]
+        slots = (slot < counts.clamp(min=1)[:, None])[:, None, None]  # of none, one key of zeros
+        key, value = (x.masked_fill(~used[:, None, :, None], 0) for x in (key, value))
+        indices = indices.masked_fill(~used[:, None], -1)
+    # NaN that stood where no key was kept; masked on the few keys rather than on the output
+    spoiled = ~finite[:, :, None, None]
+    key, value = (x.masked_fill(spoiled, float("nan")) for x in (key, value))
+    query = query.transpose(1, 2)
+    if (group := query.shape[1] // max(key.shape[1], 1)) > 1:
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    if not with_weights:
+        output = scaled_dot_product_attention(
+            query, key, value, slots, dropout_p=dropout_p, scale=scale
+        )
+        return Attended(output.transpose(1, 2), None, indices)
+    # half precision would round logits to a few hundredths; autocast would bring it back
+    wide = COMPUTED_IN[value.dtype]
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query.to(wide) @ (key.to(wide) * scale).mT
+        if slots is not None:
+            logits = logits.masked_fill(~slots, -torch.inf)
+        weights = torch.softmax(logits, dim=-1)
+        dropped = dropout(weights, dropout_p) if dropout_p else weights
+        output = (dropped @ value.to(wide)).to(value.dtype)
+    weights = weights.to(value.dtype)
+    if used is not None:
+        weights = weights.masked_fill(~used[:, None, None], 0)
+    return Attended(output.transpose(1, 2), weights, indices)
+
+
+def _gather(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, S, H, dim) at positions (B, H, n_out), as (B, H, n_out, dim)."""
+    rows = indices[..., None].expand(-1, -1, -1, tokens.shape[-1])
+    return tokens.transpose(1, 2).gather(2, rows)
+
+
+def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Bring tensors of several dtypes to one where autocast is on, as it does for SDPA."""
+    device, dtypes = tensors[0].device.type, {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 and torch.float64 not in dtypes and torch.is_autocast_enabled(device):
+        return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+    names = ("query", "key", "value")
+    _checks.one_dtype(**{n: t.dtype for n, t in zip(names, tensors, strict=True)})
+    return tensors
+
+
+def check_tensors(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: str = "bshd"
+) -> None:
+    """Check that three tensors make an attention that can be computed here; heads may differ."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+        if tensor.dtype not in COMPUTED_IN:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
+            )
+        if tensor.device.type != "cpu":
+            raise NotImplementedError(
+                f"{name} is on device {tensor.device}; thinformer takes tensors on the CPU, where "
+                f".cpu() moves them"
+            )
+    axes = {"S": "(B, S, H, {})", "T": "(B, T, H, {})"}
+    if layout == "bhsd":
+        axes = {"S": "(B, H, S, {})", "T": "(B, H, T, {})"}
+    tokens = layout.index("s")
+    if key.ndim != 4:
+        raise ValueError(f"key must have shape {axes['S'].format('E')}; got shape {shape(key)}")
+    if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"value must have shape {axes['S'].format('D')} with the B, S and H of key "
+            f"{shape(key)}; got shape {shape(value)}"
+        )
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape[tokens] == 0 or tensor.shape[3] == 0:
+            raise ValueError(
+                f"{name} must have at least one token and column; got shape {shape(tensor)}"
+            )
+    if query.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"query must have shape {axes['T'].format('E')} with the B and E of key {shape(key)}; "
+            f"got shape {shape(query)}"
+        )
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Check that a generator is one of torch, or None."""
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
+
+
+def shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's shape, printed as a tuple."""
+    return tuple(tensor.shape)

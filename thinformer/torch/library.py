@@ -1,0 +1,102 @@
+"""The choice of keys as an operator of torch: `torch.ops.thinformer.select`.
+
+It returns positions, and their number follows from shapes alone. So `torch.compile` and
+`torch.export` see it whole, and what is done with the positions (gather, attention, gradients)
+is plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from thinformer.torch import op
+
+
+@torch.library.custom_op(
+    "thinformer::select",
+    mutates_args=(),
+    schema="(Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, float? scale, "
+    "str pre_thin, int min_length) -> (Tensor, Tensor, Tensor)",
+)
+def select(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float | None,
+    pre_thin: str,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose keys: positions (B, H, n_out), how many of them count (B,), finite heads (B, H).
+
+    key (B, S, H, E) and value (B, S, H, D); valid (B, S) bool, the tokens that there are, or None;
+    seed, an int64 without axes: the same seed chooses the same. A sequence whose length earns
+    fewer than n_out keys has them first, and then repeats one of them (position 0 where it has no
+    token). Sequences of less than `min_length` tokens keep all of theirs.
+    """
+    S = key.shape[1]
+    return op.select(
+        key, value, valid, seed, g=g, size=S if S < min_length else size, scale=scale,
+        pre_thin=pre_thin, min_length=min_length,
+        kept=keys_kept(S, g, size, pre_thin, min_length, valid is not None),
+    )  # fmt: skip
+
+
+@select.register_fake
+def _(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float | None,
+    pre_thin: str,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    B, S, H, _ = key.shape
+    kept = keys_kept(S, g, size, pre_thin, min_length, valid is not None)
+    return (
+        key.new_empty((B, H, kept), dtype=torch.int64),
+        key.new_empty((B,), dtype=torch.int64),
+        key.new_empty((B, H), dtype=torch.bool),
+    )
+
+
+@select.register_vmap
+def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    """One call after the other: sequences differ in seed and mask."""
+    calls = [
+        torch.ops.thinformer.select(
+            *(
+                argument if dim is None else argument.select(dim, i)
+                for argument, dim in zip(arguments, in_dims, strict=True)
+            )
+        )
+        for i in range(info.batch_size)
+    ]
+    return tuple(map(torch.stack, zip(*calls, strict=True))), (0, 0, 0)
+
+
+def keys_kept(
+    S: int, g: int, size: int | None, pre_thin: str, min_length: int, padded: bool
+) -> int:
+    """Return how many keys are kept at most of S tokens, or of fewer and padding.
+
+    It is what `compress.plan` plans, in comparisons and products alone, so that a symbolic S stays
+    symbolic: what is compiled holds for every S between two powers of four.
+    """
+    if S < min_length:
+        return S
+    root = 1
+    while 4 * root * root <= S:
+        root *= 2
+    length = root * root if pre_thin == "stride" else S
+    if size is None:
+        size = root << g if g < 64 else length
+    kept = size if size < length else length
+    return max(kept, min_length - 1) if padded else kept

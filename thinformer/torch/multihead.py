@@ -1,0 +1,79 @@
+"""`torch.nn.MultiheadAttention` over the few keys kept; `convert` puts it to work."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from thinformer.torch.functional import checked_attention
+from thinformer.torch.masks import keys_attended
+from thinformer.torch.settings import Settings
+
+
+class ThinnedMultiheadAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention, thinned as its settings say, with the same parameters."""
+
+    thinformer: Settings
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend: as in nn.MultiheadAttention; weights are 0 where a key was not kept."""
+        batched = query.dim() == 3
+        tokens = int(batched and self.batch_first)
+        if self.thinformer.leaves_exact(query.shape[tokens], key.shape[tokens]):
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
+                is_causal,
+            )  # fmt: skip
+        if not batched:
+            query, key, value = (x[None] for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        query, key, value = self._projected(query, key, value)
+        (B, T, H, _), S = query.shape, key.shape[1]
+        if key_padding_mask is not None and key_padding_mask.is_floating_point():
+            valid = keys_attended(None, key_padding_mask[:, None, None], (B, H, T, S), key.device)
+            key_padding_mask = None if valid is None else ~valid
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = ~attn_mask  # True is ignored here, and takes part there
+            if attn_mask.dim() == 3:
+                attn_mask = attn_mask.view(B, H, T, S)
+        attended = checked_attention(
+            query, key, value, g=self.thinformer.g, size=self.thinformer.size,
+            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            min_length=self.thinformer.min_length, with_weights=need_weights,
+        )  # fmt: skip
+        output, weights = self.out_proj(attended.output.flatten(-2)), None
+        if attended.weights is not None and attended.indices is not None:
+            places = attended.indices.clamp(min=0)[:, :, None].expand_as(attended.weights)
+            weights = attended.weights.new_zeros((B, H, T, S))
+            weights = weights.scatter_add(-1, places, attended.weights)
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+        if not batched:
+            return output[0], None if weights is None else weights[0]
+        return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _projected(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Query, key and value (B, T or S, H, E)."""
+        if self._qkv_same_embed_dim:
+            weights = self.in_proj_weight.chunk(3)
+        else:
+            weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            linear(x, weight, bias).unflatten(-1, (self.num_heads, self.head_dim))
+            for x, weight, bias in zip(inputs, weights, biases, strict=True)
+        ]

@@ -1,0 +1,164 @@
+"""Thinformer as an attention implementation of Hugging Face transformers.
+
+``register()``, then ``AutoModel.from_pretrained(.., attn_implementation="thinformer")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+except ImportError as error:
+    raise ImportError(
+        "thinformer.torch.transformers needs transformers, 5 or later: "
+        "pip install 'thinformer[models]'"
+    ) from error
+
+from thinformer.torch.functional import checked_attention
+from thinformer.torch.settings import MIN_LENGTH, Settings, checked
+
+# what models hand over that changes nothing about the scores; all else raises
+HARMLESS = {
+    "position_ids", "cache_position", "use_cache", "deterministic", "num_items_in_batch",
+    "output_hidden_states", "output_router_logits", "return_dict", "encoder_hidden_states",
+}  # fmt: skip
+
+
+def register(
+    name: str = "thinformer", *, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH
+) -> None:
+    """Register Thinformer attention, and its masks, with transformers.
+
+    Afterwards ``AutoModel.from_pretrained(.., attn_implementation=name)`` and
+    ``model.set_attn_implementation(name)`` work, for encoders: BERT, ViT, DINO, CLIP's vision
+    tower, Whisper's encoder. Registering a name again replaces its settings.
+
+    Parameters
+    ----------
+    name : str
+        Several may be registered, with other settings each.
+    g, size : int
+        As in `thinformer.thinformer_attention`.
+    min_length : int
+        Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
+        Attention of a single query, a step of decoding, is exact too.
+
+    Notes
+    -----
+    Padding is honoured: a text gets the same keys alone and in a padded batch. Each layer draws a
+    seed from torch's default generator, so ``torch.manual_seed`` before a forward pass makes it
+    reproducible. `configure` changes the settings of single layers.
+
+    What is not supported raises NotImplementedError in the forward pass, and names the layer:
+    causal attention of more than one query, whatever its length; ``position_bias``, ``softcap``,
+    ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
+    that is not known to be harmless; masks that differ by query.
+    """
+    settings = checked(g, size, min_length)
+
+    def thinformer(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        of_layer = getattr(module, "thinformer", settings)
+        return _forward(of_layer, module, query, key, value, attention_mask, **options)
+
+    AttentionInterface.register(name, thinformer)
+    AttentionMaskInterface.register(name, _mask)
+
+
+def configure(
+    layer: nn.Module,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    min_length: int = MIN_LENGTH,
+    exact: bool = False,
+) -> None:
+    """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+        For example ``model.encoder.layer[0]``.
+    g, size, min_length
+        As in `register`.
+    exact : bool
+        Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
+    """
+    for module in layer.modules():
+        module.thinformer = checked(g, size, min_length, exact)  # type: ignore[assignment]
+
+
+def _forward(
+    settings: Settings,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
+    layer = type(module).__name__
+    if getattr(module, "layer_idx", None) is not None:
+        layer += f" (layer {module.layer_idx})"
+    if not settings.exact:
+        unknown = [
+            name
+            for name, option in options.items()
+            if name not in HARMLESS and option is not None and option is not False
+        ]
+        if unknown:
+            raise NotImplementedError(
+                f"{layer} attends with {', '.join(unknown)}, which thinformer does not take; leave "
+                f"it exact with thinformer.torch.transformers.configure(layer, exact=True)"
+            )
+        # transformers' own rule: without a mask, a module that does not say is causal
+        causal = is_causal
+        if causal is None:
+            causal = getattr(module, "is_causal", attention_mask is None)
+        if causal and query.shape[2] > 1:
+            raise NotImplementedError(
+                f"{layer} is causal, and thinformer attention is not: its keys stand for all of "
+                f"them, whatever their order; leave it exact with "
+                f"thinformer.torch.transformers.configure(layer, exact=True)"
+            )
+    if settings.leaves_exact(query.shape[2], key.shape[2]):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+            is_causal=is_causal, **options,
+        )  # fmt: skip
+    try:
+        attended = checked_attention(
+            query, key, value, g=settings.g, size=settings.size, scale=scaling,
+            attn_mask=attention_mask, enable_gqa=True, dropout_p=dropout, layout="bhsd",
+            min_length=settings.min_length,
+        )  # fmt: skip
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{layer}: {error}") from None
+    return attended.output.transpose(1, 2).contiguous(), None
+
+
+def _mask(
+    *, q_length: int, mask_function: Callable, use_vmap: bool = False, **options: Any
+) -> torch.Tensor | None:
+    """The mask of ``"sdpa"``; where it is the same for every query, for one: (B, 1, 1, S)."""
+    if mask_function is bidirectional_mask_function and not use_vmap:
+        q_length = 1
+    return sdpa_mask(q_length=q_length, mask_function=mask_function, use_vmap=use_vmap, **options)
