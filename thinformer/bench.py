@@ -27,7 +27,8 @@ from thinformer.compress import plan
 from thinformer.draws import Draws, make_draws
 from thinformer.schedule import Schedule, compress_schedule
 from thinformer.torch import ThinformerAttention
-from thinformer.torch.op import select
+from thinformer.torch.library import select
+from thinformer.torch.op import draw_seed
 
 # (B, T, S, H, E, D)
 SHAPES = {
@@ -213,9 +214,7 @@ def _candidates(
     candidates: dict[str, Callable[[], object]] = {
         EXACT: lambda: scaled_dot_product_attention(q, k, v),
         KEPT: lambda: scaled_dot_product_attention(q, kept_k, kept_v),
-        SELECT: lambda: select(
-            key, value, g=g, size=None, scale=None, pre_thin="even", generator=None
-        ),
+        SELECT: lambda: select(key, value, None, draw_seed(None), g, None, None, "even", 0),
         WHOLE: lambda: fast(query, key, value),
         WEIGHTS: lambda: with_weights(query, key, value),
         NUMPY: lambda: attention(*arrays, g=g, rng=0),

@@ -113,7 +113,7 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
     if cls.__module__.startswith("timm.") and hasattr(module, "fused_attn"):
         if not module.fused_attn:
             return None, "it does not call scaled_dot_product_attention (fused_attn is False)"
-        return _through_sdpa(cls), ""
+        return _through_sdpa(cls), ""  # type: ignore[arg-type]
     if "attention" in cls.__name__.lower():
         return None, f"{cls.__module__}.{cls.__name__} is not known"
     return None, ""

@@ -178,11 +178,11 @@ def checked_attention(
     if layout == "bhsd":
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    if H != H_kv and not _checks.boolean("enable_gqa", enable_gqa):
+    if H_kv != H and not _checks.boolean("enable_gqa", enable_gqa):
         raise ValueError(
             f"query must have the {H_kv} heads of key unless enable_gqa is True; got {H}"
         )
-    if H != H_kv and (H_kv == 0 or H % H_kv):
+    if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
     attended = attend(

