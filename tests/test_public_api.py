@@ -15,7 +15,7 @@ def test_all_is_there_and_nothing_else_is_meant():
         "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
         "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
-        "thin",
+        "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -59,6 +59,9 @@ def test_signatures():
         "pre_thin='even', rng=None, draws=None, return_weights=False, return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
         "pre_thin='even', generator=None)",
+        "thinformer_attention": "(query, key, value, *, g=2, size=None, scale=None, "
+        "key_padding_mask=None, attn_mask=None, is_causal=False, enable_gqa=False, dropout_p=0.0, "
+        "layout='bshd', generator=None, return_weights=False, return_indices=False)",
     }
     for name, text in expected.items():
         signature = inspect.signature(getattr(thinformer, name))

@@ -43,6 +43,25 @@ def test_thin(capsys):
     assert np.cov(names["points"].T)[0, 0] > 4
 
 
+def test_in_place_of_torchs_attention():
+    """The function, transformers and convert, each by itself."""
+    pytest.importorskip("transformers")
+    import torch
+
+    section = SECTIONS["In place of torch's attention"]
+    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(examples) == 3
+    of_function, of_transformers, of_convert = {}, {}, {}
+    exec(examples[0], of_function)
+    assert of_function["weights"].shape == (2, 8, 1024, 64)
+    assert (of_function["indices"] >= 0).sum(-1).tolist() == [[64, 64], [32, 32]]
+    exec(examples[1], of_transformers)
+    assert of_transformers["output"].isfinite().all()
+    exec(examples[2], of_convert)
+    assert of_convert["done"] == (["layers.0.self_attn", "layers.1.self_attn"], {})
+    assert type(of_convert["model"].layers[0].self_attn) is torch.nn.MultiheadAttention
+
+
 def test_attend():
     examples = re.findall(r"```python\n(.*?)```", SECTIONS["Attend to fewer keys"], re.DOTALL)
     assert len(examples) == 2
@@ -63,7 +82,7 @@ def test_attend():
 
 
 def test_all_examples_are_run():
-    assert README.count("```python") == 5
+    assert README.count("```python") == 8
 
 
 def test_table_of_the_demo():
