@@ -218,6 +218,12 @@ def test_bad_settings():
         configure(torch.nn.Linear(1, 1), min_length=1.5)
 
 
+def test_dropout_reaches_the_attention_weights():
+    model = bert("thinformer", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
+    evaluated = run(model, **text(400))
+    assert not torch.allclose(run(model.train(), **text(400)), evaluated, atol=1e-3)
+
+
 def test_training_with_dropout_and_checkpointing():
     gradients = []
     for recompute in (False, True):

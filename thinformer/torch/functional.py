@@ -105,7 +105,7 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); tensors that are not on the CPU.
+        (B, 1, 1, S), bool); nested tensors; tensors that are not on the CPU.
     TypeError, ValueError
         Arguments that do not fit.
 
@@ -275,6 +275,11 @@ def check_tensors(
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+        if tensor.is_nested:
+            raise NotImplementedError(
+                f"{name} is a nested tensor; pad it (torch.nested.to_padded_tensor) and pass a "
+                f"key_padding_mask"
+            )
         if tensor.dtype not in COMPUTED_IN:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
