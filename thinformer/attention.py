@@ -239,16 +239,14 @@ def attend(
     """Return softmax attention over the given positions (B, H, n_out), and its weights if asked."""
     from thinformer.softmax import softmax_attention  # imports Numba
 
-    B, T, H, E = query.shape
+    B, T, H, _ = query.shape
     size, D = indices.shape[-1], value.shape[-1]
-    rows = indices[..., None]
-    kept_key = np.take_along_axis(key.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, E)
-    kept_value = np.take_along_axis(value.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, D)
     queries = _factor(query)
     queries.parameters[:, SCALE] = scale
     output = np.empty((B, T, H, D), query.dtype)
     every = np.empty((B * H, T, size), query.dtype) if weights else None
-    softmax_attention(queries, kept_key, kept_value, output, every)
+    rows = indices.reshape(B * H, size)
+    softmax_attention(queries, _factor(key), _factor(value), rows, output, every)
     return output, None if every is None else every.reshape(B, H, T, size)
 
 

@@ -35,7 +35,6 @@ from thinformer.kernels import (
 from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 
 TILE_ROWS = 64
-BLAS_SERIAL = 2**18  # multiply-adds of one product
 
 exp = by_dtype(exp32, exp64)
 phi_linear = bind(kernels.phi_linear, ELEMENTWISE)
