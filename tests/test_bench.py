@@ -63,9 +63,10 @@ def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
     counted = []
     real = cpu.halve_buckets
 
-    def counting(first, last, problem, round_, *rest):
+    def counting(first, last, first_point, last_point, problem, round_, *rest):
+        assert (first_point, last_point) == (0, round_.largest_bucket)
         counted.append((last - first) * round_.largest_bucket**2)
-        return real(first, last, problem, round_, *rest)
+        return real(first, last, first_point, last_point, problem, round_, *rest)
 
     monkeypatch.setattr(cpu, "halve_buckets", counting)
     rng = np.random.default_rng(0)

@@ -182,13 +182,16 @@ def attention(
     scale = softmax_scale(scale, key.shape[-1])
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
+    n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
+    # before any work: if there is no memory, the error comes at once
+    output, weights = _places(query, value, n_out, return_weights)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws,
     )  # fmt: skip
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
         _blame(query=query, key=key, value=value)
-    output, weights = attend(query, key, value, indices, scale, return_weights)
+    _attend(query, key, value, indices, scale, output, weights)
     output = output.astype(given, copy=False)
     if weights is not None:
         weights = weights.astype(given, copy=False)
@@ -237,17 +240,37 @@ def attend(
     query: NDArray, key: NDArray, value: NDArray, indices: NDArray, scale: float, weights: bool
 ) -> tuple[NDArray, NDArray | None]:
     """Return softmax attention over the given positions (B, H, n_out), and its weights if asked."""
+    places = _places(query, value, indices.shape[-1], weights)
+    _attend(query, key, value, indices, scale, *places)
+    return places
+
+
+def _places(
+    query: NDArray, value: NDArray, n_out: int, weights: bool
+) -> tuple[NDArray, NDArray | None]:
+    """Memory for the output and, if asked, the weights."""
+    B, T, H, _ = query.shape
+    output = np.empty((B, T, H, value.shape[-1]), query.dtype)
+    return output, np.empty((B, H, T, n_out), query.dtype) if weights else None
+
+
+def _attend(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    indices: NDArray,
+    scale: float,
+    output: NDArray,
+    weights: NDArray | None,
+) -> None:
     from thinformer.softmax import softmax_attention  # imports Numba
 
-    B, T, H, _ = query.shape
-    size, D = indices.shape[-1], value.shape[-1]
+    B, H, n_out = indices.shape
     queries = _factor(query)
     queries.parameters[:, SCALE] = scale
-    output = np.empty((B, T, H, D), query.dtype)
-    every = np.empty((B * H, T, size), query.dtype) if weights else None
-    rows = indices.reshape(B * H, size)
+    every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
+    rows = indices.reshape(B * H, n_out)
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every)
-    return output, None if every is None else every.reshape(B, H, T, size)
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
