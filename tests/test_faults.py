@@ -585,3 +585,22 @@ def test_soak_briefly():
 @pytest.mark.soak
 def test_soak():
     soak(600)
+
+
+def test_processor_with_shorter_vectors():
+    """The same keys with blocks of half the rows and half the columns, of float32 and float64."""
+    code = PROBLEM + """
+for dtype in ("f4", "f8"):
+    for S, E, D in ((600, 33, 8), (256, 16, 70)):
+        k, v = rng.standard_normal((1, S, 2, E)).astype(dtype), rng.standard_normal((1, S, 2, D))
+        print(thinformer.compress_kv(k, v.astype(dtype), size=40, rng=0).tolist())
+"""  # fmt: skip
+    shorter = """
+import llvmlite.binding
+features = llvmlite.binding.get_host_cpu_features()
+features["avx512f"] = False
+llvmlite.binding.get_host_cpu_features = lambda: features
+from thinformer import _simd
+assert (_simd.BYTES, _simd.ROWS) == (32, 8)
+"""
+    assert run(shorter + code, THINFORMER_CACHE="0") == run(code)
