@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products
+from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.problem import Factor
 from thinformer.tiles import exp, gather_factor
 
@@ -41,14 +41,14 @@ def softmax_attention(
     B, T, H, D = output.shape
     problems, n = indices.shape
     place = (np.arange(B)[:, None] * T * H * D + np.arange(H) * D).ravel()
-    every = np.empty((0, 0, 0), output.dtype) if weights is None else weights
+    every = np.empty(0, output.dtype) if weights is None else weights.ravel()
     blocks = -(-T // PANEL)
-    positions = np.arange(T)
+    positions = np.arange(max(T, n, PANEL))
 
     def attend(first: int, last: int) -> None:
         work = workspace(n, query.dim, D, output.dtype)
         attend_blocks(
-            first, last, positions, query, key, value, indices, output.ravel(), place, H * D,
+            first, last, T, positions, query, key, value, indices, output.ravel(), place, H * D,
             every, work,
         )  # fmt: skip
 
@@ -63,18 +63,19 @@ def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
 
 @kernel
 def attend_blocks(
-    first, last, positions, query, key, value, indices, output, place, stride, weights, work
+    first, last, n_queries, positions, query, key, value, indices, output, place, stride, weights,
+    work,
 ):  # fmt: skip
     """Attend from the blocks of queries first .. last-1, counted over all problems.
 
-    positions : 0 .. T-1
+    positions : the numbers from 0 on, as many as there are queries or keys or PANEL
     indices : (problems, n) int64
     output : flat, written; a problem's query t is at place[problem] + t * stride
-    weights : (problems, T, n), written, or empty
+    weights : those of (problems, n_queries, n), flat, written, or empty
     work : memory of the thread
     """
     n, width = indices.shape[1], BYTES // work.itemsize
-    blocks = -(-positions.size // PANEL)
+    blocks = -(-n_queries // PANEL)
     padded = -(-n // PANEL) * PANEL
     top, total, work = work[:PANEL], work[PANEL : 2 * PANEL], work[2 * PANEL :]
     logits, work = work[: padded * PANEL], work[padded * PANEL :]
@@ -86,7 +87,8 @@ def attend_blocks(
             keys, _, rest = gather_factor(key, problem, indices[problem], work)
             values, free = gather_columns(value, problem, indices[problem], rest)
             loaded = problem
-        chosen = positions[start : start + PANEL]
+        count = min(PANEL, n_queries - start)
+        chosen = positions[start : start + count]
         queries, _, _ = gather_factor(query, problem, chosen, free)
         for row in range(0, n, ROWS):
             at = row // PANEL * PANEL * query.dim + row % PANEL
@@ -102,11 +104,10 @@ def attend_blocks(
                         values, panel + row, logits, column, n, sums, row * PANEL + column
                     )
             at = place[problem] + start * stride + start_column
-            for q in range(chosen.size):
-                divide(sums[q:], total[q], output[at + q * stride : at + q * stride + end])
+            divide_into(sums, end, total, count, positions, output, at, stride)
         if weights.size > 0:
-            for q in range(chosen.size):
-                divide(logits[q:], total[q], weights[problem, start + q])
+            at = (problem * n_queries + start) * n
+            divide_into(logits, n, total, count, positions, weights, at, n)
 
 
 @inner(STRICT)
@@ -150,8 +151,23 @@ def exponentials(logits, n, top, total):
             total[q] += row[q]
 
 
+@inner(STRICT)
+def divide_into(tile, rows, total, count, positions, out, at, apart):
+    """Write the first `count` columns of a tile, / total, as rows of out from `at` on."""
+    divide(tile[: rows * PANEL], total)
+    one, width = tile.dtype.type(1), BYTES // tile.itemsize
+    whole = rows // width * width if count == PANEL else 0
+    for i in range(0, whole, width):
+        transpose(tile, 0, PANEL, positions, i, PANEL, one, out, at + i, apart)
+    for i in range(whole, rows):
+        for q in range(count):
+            out[at + q * apart + i] = tile[i * PANEL + q]
+
+
 @inner(ELEMENTWISE)
-def divide(column, total, out):
-    """Out = a column of entries PANEL apart, / total."""
-    for i in range(out.size):
-        out[i] = column[i * PANEL] / total
+def divide(tile, total):
+    """Divide every row of a tile by the total of its query."""
+    for start in range(0, tile.size, PANEL):
+        row = tile[start : start + PANEL]
+        for q in range(total.size):
+            row[q] /= total[q]
