@@ -61,8 +61,8 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
         raise ValueError(f"seed must be below 2^64; got {seed}")
     if heads is not None:
         heads = _checks.integer("heads", heads, 1)
-    heads_key = _mix(np.array([seed], np.uint64)) + np.arange(heads or 1, dtype=np.uint64)
-    key = _mix(heads_key)
+    heads_key = mix(np.array([seed], np.uint64)) + np.arange(heads or 1, dtype=np.uint64)
+    key = mix(heads_key)
     uniforms, coins = [], []
     for i, (pairs, buckets, _) in enumerate(schedule.rounds):
         uniforms.append(2 * _unit(_stream(key, 2 * i + 1, pairs)) - 1)
@@ -86,12 +86,12 @@ def seed_from(rng: int | np.random.Generator | None) -> int:
 
 def _stream(key: NDArray, stream: int, size: int) -> NDArray:
     """`size` 64-bit words of a numbered stream of every head's key: (heads, size)."""
-    start = _mix(key + np.uint64(stream))[:, None]
+    start = mix(key + np.uint64(stream))[:, None]
     counter = np.arange(1, size + 1, dtype=np.uint64)
-    return _mix(start + counter * np.uint64(GOLDEN))
+    return mix(start + counter * np.uint64(GOLDEN))
 
 
-def _mix(word: NDArray) -> NDArray:
+def mix(word: NDArray) -> NDArray:
     """SplitMix64's finaliser: every bit of the result depends on every bit of the word."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX_1)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX_2)
