@@ -201,7 +201,7 @@ def selected(key, value, size, seed, pre_thin="even"):
         tuple(map(cuda.to_device, launch.round_tables(schedule, dtype))),
         work,
         seed=cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
-        scale=E**-0.25, n_points=S, strided=pre_thin == "stride",
+        scale=E**-0.5, n_points=S, strided=pre_thin == "stride",
         scales=cuda.to_device(np.zeros(1, dtype)), processors=1,
     )  # fmt: skip
     return settings, launch.Workspace(*(array.copy_to_host() for array in work))

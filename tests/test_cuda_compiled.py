@@ -18,7 +18,7 @@ from thinformer.kernels import OF_DISTANCE
 CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
-GEOMETRY = types.UniTuple(types.int64, 6)
+GEOMETRY = types.NamedUniTuple(types.int64, 6, halve.Geometry)
 (PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
 
 

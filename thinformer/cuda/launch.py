@@ -185,7 +185,7 @@ def select_pairs(
     keys, values : window and geometry
     seed : (1,) int64 array
     scale : float
-        What the keys are multiplied by, the root of the softmax scale.
+        Softmax scale.
     n_points, strided : the length of the sequences, and whether ``pre_thin="stride"``
     scales : array of one number, of no use here
     """
@@ -200,7 +200,8 @@ def select_pairs(
     draw(seed, heads, tables[0], n_points, strided, work.left, work.draws, work.largest,
          work.finite)  # fmt: skip
     measure(*keys, *values, n_points, schedule.length, work.left, work.largest, work.finite)
-    scale_values(dtype(scale), work.largest, work.parameters)
+    key_scale = dtype(kernels.exponential(scale**-0.5).scale)
+    scale_values(key_scale, work.largest, work.parameters)
     variant = Variant(kernels.phi_exponential, kernels.phi_linear, False, True, load, dtype)
     resident = Resident(*keys, *values, work.parameters, scales)
     made = launches(schedule, problems, keys[1].dim + values[1].dim, processors, dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from thinformer.cuda._numba import cuda, device_function
+from thinformer.cuda.tiles import make_largest_in_block
 from thinformer.draws import GOLDEN, mix
 
 THREADS = 256
@@ -107,6 +108,7 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
     starting points, and finite (problems,) bool, whether all keys and values are.
     """
     load = device_function(load)
+    largest_in_block = make_largest_in_block(threads, dtype)
     LARGEST = np.finfo(dtype).max
     ZERO = dtype(0)
     WARPS = threads // WARP
@@ -129,7 +131,6 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
 
     def measure(keys, key_geometry, values, value_geometry, n_points, length, left, largest,
                 finite):  # fmt: skip
-        shared = cuda.shared.array(threads, dtype)
         problem, thread = cuda.blockIdx.y, cuda.threadIdx.x
         # several threads may write it: the same
         if not all_finite(keys, key_geometry, problem, n_points):
@@ -143,11 +144,8 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
             place = start + left[problem, i] * row
             for c in range(thread % WARP, dim, WARP):
                 found = max(found, abs(load(values[place + c * column])))
-        shared[thread] = found
-        cuda.syncthreads()  # all parts are written before they are read
+        found = largest_in_block(found)
         if thread == 0:
-            for i in range(threads):
-                found = max(found, shared[i])
             cuda.atomic.max(largest, problem, found)
 
     return cuda.jit(measure)

@@ -103,29 +103,57 @@ def make_stage(load, threads):
     return stage
 
 
+def make_largest_in_block(threads, dtype):
+    """Return the function that finds the largest of the numbers that a block's threads hold."""
+
+    @device_function
+    def largest_in_block(number):
+        """The largest number, the same in all threads. A barrier must come before the next call."""
+        shared = cuda.shared.array(threads, dtype)
+        thread = cuda.threadIdx.x
+        shared[thread] = number
+        others = threads // 2
+        while others > 0:
+            cuda.syncthreads()  # what is read was written a step before
+            if thread < others:
+                shared[thread] = max(shared[thread], shared[thread + others])
+            others //= 2
+        cuda.syncthreads()
+        return shared[0]
+
+    return largest_in_block
+
+
 def make_largest_norm(load, threads, dtype):
     """Return the function that finds the largest squared norm of a bucket's points."""
     load = device_function(load)
+    largest_in_block = make_largest_in_block(threads, dtype)
     ZERO = dtype(0)
+    AT_ONCE = threads // LANES
 
     @device_function
     def largest_norm(window, start, row_stride, column_stride, dim, positions, points, scale):
-        """Max |scale * x|^2 over the points, the same in all threads."""
-        shared = cuda.shared.array(threads, dtype)
+        """Max |scale * x|^2 over the points, the same in all threads; LANES of them share a row."""
+        parts = cuda.shared.array(threads, dtype)
         thread = cuda.threadIdx.x
+        lane = thread & (LANES - 1)
         largest = ZERO
-        for r in range(thread, points, threads):
-            place = start + positions[r] * row_stride
-            norm = ZERO
-            for d in range(dim):
-                x = load(window[place + d * column_stride]) * scale
-                norm += x * x
-            largest = max(largest, norm)
-        shared[thread] = largest
-        cuda.syncthreads()
-        for r in range(threads):
-            largest = max(largest, shared[r])
-        cuda.syncthreads()  # the next bucket writes to it
-        return largest
+        for first in range(0, points, AT_ONCE):
+            r = first + (thread >> LOG2_LANES)
+            part = ZERO
+            if r < points:
+                place = start + positions[r] * row_stride
+                for d in range(lane, dim, LANES):
+                    x = load(window[place + d * column_stride]) * scale
+                    part += x * x
+            parts[thread] = part
+            cuda.syncthreads()  # all parts of a row before they are added
+            if lane == 0:
+                norm = ZERO
+                for i in range(LANES):
+                    norm += parts[thread + i]
+                largest = max(largest, norm)
+            cuda.syncthreads()  # read before they are written anew
+        return largest_in_block(largest)
 
     return largest_norm

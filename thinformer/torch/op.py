@@ -6,6 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from thinformer.attention import select as select_arrays
+from thinformer.attention import softmax_scale
+from thinformer.compress import plan
 
 # what the bodies compute in; half precision is too coarse for the running sums
 COMPUTED_IN = {
@@ -29,8 +31,15 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
-    The tensors, on the CPU, are read in place where their dtype is one that is computed in.
+    The tensors are read in place, but for half precision on the CPU. The results are on their
+    device; nothing waits for a GPU.
     """
+    if key.is_cuda:
+        from thinformer.torch.cuda import select as select_on_gpu  # imports numba.cuda
+
+        settings = plan(key.shape[1], g, size, 0.5, pre_thin)
+        scale = softmax_scale(scale, key.shape[-1])
+        return select_on_gpu(key, value, settings=settings, scale=scale, generator=generator)
     seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     arrays = (_array(key), _array(value))
     indices, finite = select_arrays(
