@@ -4,21 +4,33 @@ Threads take turns, each up to its next barrier and in a random order, so a miss
 some thread runs ahead and finds what another has not written yet.
 """
 
+import contextlib
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numba.cuda.simulator import kernel as simulator
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from problems import Attention, Points, integers, reference_numpy, smallest_margin
 
-from thinformer import attention, compress_kv, compress_schedule, kh_compress, make_draws
+from thinformer import (
+    attention,
+    compress_kv,
+    compress_schedule,
+    kh_compress,
+    make_draws,
+    validate,
+)
 from thinformer.compress import plan, starting_points
 from thinformer.cuda import launch, prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry
 from thinformer.draws import seed_from
 from thinformer.kernels import KERNELS, gaussian, matern
+from thinformer.torch.op import select
 
 THREADS = 32
 FLOAT32_TOLERANCE = 1e-4
@@ -171,6 +183,35 @@ def test_attention(dtype, magnitude):
     np.testing.assert_array_equal(kept, expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_keys_whose_exponential_overflows(seed):
+    """The shift is the bucket's own largest |k|^2: any smaller one would give infinity."""
+    rng = np.random.default_rng(seed)
+    key = rng.standard_normal((1, 64, 1, 2)).astype(np.float32)
+    key[:, rng.integers(64)] *= 40
+    value = rng.standard_normal((1, 64, 1, 2)).astype(np.float32)
+    problem, schedule = Attention(key, value), compress_schedule(64, 32)
+    draws = make_draws(schedule, seed, 1)
+    expected, traces = reference_numpy(problem, schedule, draws)
+    assert smallest_margin(traces) > FLOAT32_TOLERANCE
+    kept = compress_kv(*problem, size=32, draws=draws, device="cuda")
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_largest_in_block():
+    """The same in all threads, in several blocks at once and wherever the largest is."""
+    largest = tiles.make_largest_in_block(THREADS, np.float32)
+
+    def find(numbers, found):
+        found[cuda.grid(1)] = largest(numbers[cuda.grid(1)])
+
+    numbers = np.random.default_rng(0).standard_normal((12, THREADS)).astype(np.float32)
+    found = cuda.to_device(np.zeros(numbers.size, np.float32))
+    cuda.jit(find)[12, THREADS](cuda.to_device(numbers.ravel()), found)
+    expected = np.repeat(numbers.max(axis=1), THREADS)
+    np.testing.assert_array_equal(found.copy_to_host(), expected)
+
+
 def test_attention_over_the_keys_chosen():
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, 1, 20, 1, 2))
@@ -230,8 +271,11 @@ def test_the_same_keys_from_a_seed(dtype, pre_thin):
     key, value = rng.standard_normal((1, 40, 2, 3)), rng.standard_normal((1, 40, 2, 2))
     key, value = key.astype(dtype), (100 * value).astype(dtype)
     expected = compress_kv(key, value, size=4, rng=3, pre_thin=pre_thin)
-    _, work = selected(key, value, 4, seed_from(3), pre_thin)
+    settings, work = selected(key, value, 4, seed_from(3), pre_thin)
     np.testing.assert_array_equal(work.kept, expected[0])
+    start = work.left[:, : settings.schedule.length]
+    vmax = [abs(value[0, start[h], h].astype(work.largest.dtype)).max() for h in range(2)]
+    np.testing.assert_array_equal(work.largest, vmax)
     assert work.finite.tolist() == [True, True]
     for array, bad in ((key, np.nan), (value, np.inf)):
         good, array[0, 7, 1, 1] = array[0, 7, 1, 1], bad
@@ -241,6 +285,72 @@ def test_the_same_keys_from_a_seed(dtype, pre_thin):
         np.testing.assert_array_equal(work.kept[0], expected[0, 0])
         assert (np.diff(work.kept[1]) > 0).all()
         assert 0 <= work.kept[1, 0] <= work.kept[1, -1] < 40
+
+
+@pytest.fixture
+def torch_on_the_simulator(monkeypatch):
+    """Tensors of the CPU as if they were CUDA tensors: all but torch's and Numba's own devices."""
+    from thinformer.torch import cuda as bridge
+
+    gpu = SimpleNamespace(multi_processor_count=1)
+    monkeypatch.setattr(bridge, "_current", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(bridge, "_stream", lambda device: 0)
+    monkeypatch.setattr(bridge, "_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    return bridge
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("layout", ["(B, S, H, E)", "(H, S, B, 2 E)", "expanded"])
+def test_torch(torch_on_the_simulator, dtype, layout):
+    """From tensors of any strides and dtype to tensors, as on the CPU with the same generator."""
+    generator = torch.Generator().manual_seed(0)
+    of = {"dtype": getattr(torch, dtype)}
+    key = torch.randn((1, 20, 2, 3), generator=generator).to(**of)
+    value = torch.randn((1, 20, 2, 5), generator=generator).to(**of)
+    if layout == "expanded":
+        key, value = key[:1, :, :1].expand(1, 20, 2, 3), value[:1, :, :1].expand(1, 20, 2, 5)
+    elif layout == "(H, S, B, 2 E)":
+        key, value = (x.transpose(0, 2).repeat_interleave(2, 3)[..., ::2].transpose(0, 2)
+                      for x in (key, value))  # fmt: skip
+    settings = plan(20, 2, 3, 0.5)
+    kept, finite = torch_on_the_simulator.select(
+        key, value, settings=settings, scale=0.7, generator=torch.Generator().manual_seed(5)
+    )
+    expected, _ = select(
+        key, value, g=2, size=3, scale=0.7, pre_thin="even",
+        generator=torch.Generator().manual_seed(5),
+    )  # fmt: skip
+    assert (kept.shape, kept.dtype, kept.is_contiguous()) == ((1, 2, 3), torch.int64, True)
+    assert torch.equal(kept, expected)
+    assert finite.tolist() == [[True, True]]
+
+
+def test_torch_keeps_all_where_nothing_is_thinned(torch_on_the_simulator):
+    key = torch.zeros(2, 5, 2, 3)
+    kept, finite = torch_on_the_simulator.select(
+        key, key, settings=plan(5, 2, None, 0.5), scale=1.0, generator=None
+    )
+    assert torch.equal(kept, torch.arange(5).expand(2, 2, 5))
+    assert finite.all()
+    kept, finite = torch_on_the_simulator.select(
+        key[:0], key[:0], settings=plan(5, 2, 1, 0.5), scale=1.0, generator=None
+    )
+    assert (kept.shape, finite.shape) == ((0, 2, 1), (0, 2))
+
+
+def test_validate(monkeypatch):
+    """The command's comparison with what was recorded, on its smallest cases."""
+    vectors = [(case, fields) for case, fields in validate.load_vectors()
+               if case.get("kernel") in ("gaussian", "sobolev") and case["kind"] == "points"
+               and case["family"] == "points"]  # fmt: skip
+    smallest = sorted(vectors, key=lambda vector: len(vector[1]["points"]))
+    gaussian = [vector for vector in smallest if vector[0]["kernel"] == "gaussian"][:1]
+    sobolev = [vector for vector in smallest if vector[0]["kernel"] == "sobolev"][:1]
+    monkeypatch.setattr(validate, "load_vectors", lambda: gaussian + sobolev)
+    monkeypatch.setattr(validate.importlib.util, "find_spec", lambda name: None)
+    (row,) = validate.validate("cuda")
+    assert (row.body, row.cases, row.failed) == ("numba.cuda", 1, [])
 
 
 def test_half_precision_is_converted_exactly():

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import config, cuda
+from numba import config
 
 from thinformer._checks import CudaUnavailableError
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+try:
+    from numba import cuda
+except ImportError:  # Numba without its deprecated module
+    cuda = None
+
+SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
 # shared arrays that are read four numbers at a time; the simulator takes no alignment
 ALIGNED = None if SIMULATED else 16
 
@@ -43,6 +48,14 @@ def why_unavailable() -> str | None:
     return f"{reason} (`nvidia-smi` shows the driver and its CUDA version; `numba -s` more)"
 
 
+def gpu_names() -> list[str]:
+    """The names of the GPUs there are."""
+    if SIMULATED:
+        return ["Numba's simulator"]
+    names = [gpu.name for gpu in cuda.gpus]
+    return [name.decode() if isinstance(name, bytes) else name for name in names]
+
+
 def check_available(name: str) -> None:
     """Raise CudaUnavailableError, a RuntimeError, for the argument `name` where there is no GPU."""
     reason = why_unavailable()
@@ -50,4 +63,12 @@ def check_available(name: str) -> None:
         raise CudaUnavailableError(f"{name} needs a GPU: {reason}")
 
 
-__all__ = ["ALIGNED", "SIMULATED", "check_available", "cuda", "device_function", "why_unavailable"]
+__all__ = [
+    "ALIGNED",
+    "SIMULATED",
+    "check_available",
+    "cuda",
+    "device_function",
+    "gpu_names",
+    "why_unavailable",
+]

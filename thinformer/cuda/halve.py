@@ -1,10 +1,10 @@
 """The kernel that halves buckets, a block of threads each.
 
 A bucket is halved as the CPU body does it. For the points x of a panel the walk's inner products
-<psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over all pairs decided before it,
-a tile of kernel values at a time; then the panel's own pairs are decided in turn. A kernel value is
-in the registers of one thread and nowhere else, but for the panel's own tile; so a block's memory
-does not depend on the bucket's size, which has no limit.
+<psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over all pairs decided before
+it, a tile of kernel values at a time; then the panel's own pairs are decided in turn. A kernel
+value is in the registers of one thread and nowhere else, but for the panel's own tile; so a block's
+memory does not depend on the bucket's size, which has no limit.
 
 Threads that write what others read are kept apart by ``syncthreads``; each says what for.
 """

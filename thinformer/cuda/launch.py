@@ -90,16 +90,14 @@ def launches(
         for i in range(alone)
     ]
     if rounds:
-        made.append(
-            Launch(alone, len(rounds), 1, threads_for(rounds[-1].largest_bucket, dtype))
-        )
+        made.append(Launch(alone, len(rounds), 1, threads_for(rounds[-1].largest_bucket, dtype)))
     return made
 
 
 def round_tables(schedule: Schedule, dtype: type) -> tuple[NDArray, NDArray]:
     """Return the schedule as the kernel's `table` and `factors`."""
     table = np.empty((len(schedule.rounds), 3), np.int64)
-    factors = np.empty((len(schedule.rounds), 2), dtype)
+    factors: NDArray = np.empty((len(schedule.rounds), 2), dtype)
     coins = schedule.length - schedule.size
     for i, (pairs, buckets, delta) in enumerate(schedule.rounds):
         table[i] = pairs, buckets, coins
@@ -309,5 +307,3 @@ def out_of_memory(nbytes: int) -> Iterator[None]:
         raise MemoryError(
             f"the GPU has not enough memory for {nbytes:,} bytes; take fewer problems at once"
         ) from error
-
-

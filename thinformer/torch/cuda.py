@@ -7,16 +7,20 @@ compiled the kernels and put the schedule's tables on the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from thinformer.compress import Plan
 from thinformer.cuda import launch
-from thinformer.cuda._numba import check_available, cuda
+from thinformer.cuda._numba import cuda
 from thinformer.cuda.halve import Geometry
+from thinformer.draws import seed_from
 from thinformer.schedule import Schedule
 
 TORCH = {
@@ -37,12 +41,11 @@ def select(
 
     Both are on the tensors' device, where the work may not have been done yet.
     """
-    check_available(f"a tensor on {key.device}")
-    B, S, H, E = key.shape
+    B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
     stored = str(key.dtype).removeprefix("torch.")
     dtype, problems = launch.COMPUTED_IN[stored], B * H
-    with torch.cuda.device(device), cuda.gpus[device.index]:
+    with _current(device):
         made = {
             name: torch.empty(shape, dtype=TORCH[of], device=device)
             for name, (shape, of) in launch.workspace(schedule, problems, dtype).items()
@@ -67,14 +70,12 @@ def select(
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
 
 
-
-
 @functools.cache
 def _constants(
     schedule: Schedule, dtype: type, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """What a schedule needs on a device: few bytes, kept for good, as CUDA graphs refer to them."""
-    arrays = (*launch.round_tables(schedule, dtype), np.zeros(1, dtype))
+    arrays: tuple[NDArray, ...] = (*launch.round_tables(schedule, dtype), np.zeros(1, dtype))
     table, factors, scales = (torch.from_numpy(array).to(device) for array in arrays)
     return table, factors, scales, torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -87,7 +88,8 @@ def _seed(generator: torch.Generator | None, device: torch.device) -> torch.Tens
     if generator is None or generator.device.type == "cuda":
         return torch.empty(1, dtype=torch.int64, device=device).random_(generator=generator)
     drawn = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-    return torch.full((1,), drawn, device=device)
+    signed = int(np.uint64(seed_from(drawn)).astype(np.int64))
+    return torch.full((1,), signed, device=device)
 
 
 def _geometry(tensor: torch.Tensor) -> Geometry:
@@ -99,7 +101,9 @@ def _geometry(tensor: torch.Tensor) -> Geometry:
 def _window(tensor: torch.Tensor) -> Any:
     """The memory of a tensor from its first number to its last; bits for half precision."""
     tensor = tensor.detach().resolve_neg()
-    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    span = 1 + sum(
+        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     flat = tensor.as_strided((span if tensor.numel() else 0,), (1,))
     return _array(flat.view(torch.int16) if tensor.dtype.itemsize == 2 else flat)
 
@@ -107,6 +111,13 @@ def _window(tensor: torch.Tensor) -> Any:
 def _array(tensor: torch.Tensor) -> Any:
     """A tensor's memory as an array that kernels take; nothing is synchronised."""
     return cuda.as_cuda_array(tensor, sync=False)
+
+
+@contextlib.contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Make a device the current one, of torch and of numba.cuda."""
+    with torch.cuda.device(device), cuda.gpus[device.index]:
+        yield
 
 
 def _stream(device: torch.device) -> Any:

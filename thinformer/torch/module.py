@@ -45,8 +45,8 @@ class ThinformerAttention(nn.Module):
     Shape
     -----
     query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU or
-    one CUDA device -> (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to the kept keys, in
-    the order of the sequence.
+    one CUDA device -> (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to
+    the kept keys, in the order of the sequence.
 
     Notes
     -----
@@ -148,14 +148,14 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
             )
-        if tensor.device.type not in ("cpu", "cuda"):
-            raise NotImplementedError(
-                f"{name} is on device {tensor.device}; ThinformerAttention takes tensors on the "
-                f"CPU, where .cpu() moves them, or a CUDA device"
-            )
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"query, key, value must be on one device; got {got}")
+    if query.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(
+            f"query is on device {query.device}; ThinformerAttention takes tensors on the CPU, "
+            f"where .cpu() moves them, or on a CUDA device"
+        )
     _checks.one_dtype(**{name: tensor.dtype for name, tensor in tensors.items()})
     check_shapes(tuple(key.shape), tuple(value.shape), tuple(query.shape))

@@ -35,7 +35,10 @@ def select(
     device; nothing waits for a GPU.
     """
     if key.is_cuda:
-        from thinformer.torch.cuda import select as select_on_gpu  # imports numba.cuda
+        from thinformer.cuda._numba import check_available  # imports numba.cuda
+
+        check_available(f"a tensor on {key.device}")
+        from thinformer.torch.cuda import select as select_on_gpu
 
         settings = plan(key.shape[1], g, size, 0.5, pre_thin)
         scale = softmax_scale(scale, key.shape[-1])
