@@ -22,6 +22,7 @@ from thinformer import (
     compress_schedule,
     kh_compress,
     make_draws,
+    thin,
     validate,
 )
 from thinformer.compress import plan, starting_points
@@ -160,6 +161,15 @@ def test_bandwidths_and_weights():
         expected = kh_compress(points, size=24, kernel=kernel, rng=1)
         kept = kh_compress(points, size=24, kernel=kernel, rng=1, device="cuda")
         np.testing.assert_array_equal(kept, expected)
+
+
+@pytest.mark.parametrize("method", ["kh-compress", "halving"])
+@pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
+def test_thin(method, kernel):
+    points = np.random.default_rng(0).standard_normal((40, 3))[::-1, :2]
+    options = {"kernel": kernel, "bandwidth": 0.7, "method": method, "rng": 0}
+    expected = thin(points, 10, **options)
+    np.testing.assert_array_equal(thin(points, 10, **options, device="cuda"), expected)
 
 
 def test_stacks():
@@ -370,6 +380,11 @@ def test_other_kernels_are_refused():
     for kernel in ("sobolev", gaussian() + gaussian(2)):
         with pytest.raises(NotImplementedError, match='device="cpu"'):
             kh_compress(points, size=2, kernel=kernel, device="cuda")
+    points = np.random.default_rng(0).random((8, 2))
+    with pytest.raises(NotImplementedError, match="one bandwidth for a kernel of products"):
+        thin(points, 2, kernel="polynomial", bandwidth=[1, 2], method="halving", device="cuda")
+    with pytest.raises(NotImplementedError, match="'kh-compress' or 'halving'; got 'compress"):
+        thin(points, 2, device="cuda")
 
 
 def test_this_is_a_session_of_its_own():

@@ -13,6 +13,7 @@ import torch
 from thinformer import (
     ThinformerAttention,
     attention,
+    bench,
     bench_cuda,
     compress_kv,
     compress_schedule,
@@ -20,7 +21,8 @@ from thinformer import (
 )
 from thinformer._checks import CudaUnavailableError
 from thinformer.cli import main
-from thinformer.cuda import _numba, launch
+from thinformer.compress import plan
+from thinformer.cuda import _numba, launch, tiles
 from thinformer.halving import simple_factor
 
 ROOT = Path(__file__).parents[1]
@@ -31,8 +33,9 @@ KEYS = np.random.default_rng(0).standard_normal((1, 64, 1, 2))
 def test_in_the_simulator():
     """Its switch holds for a whole process, and must be set before Numba is imported."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/simulated_cuda.py"],
-        capture_output=True, text=True, timeout=900, check=False, cwd=ROOT,
+        [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
+         ROOT / "tests" / "simulated_cuda.py"],
+        capture_output=True, text=True, timeout=900, check=False, cwd="/",
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
@@ -206,3 +209,44 @@ def test_nothing_of_cuda_is_loaded_before_it_is_used():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
     assert result.stdout.strip() == "[]", result.stdout
+
+
+# An H100 SXM by its data sheet
+FLOAT32 = 66.9e12  # operations a second, not of tensor cores
+MEMORY = 3.35e12  # bytes a second
+TENSOR = 989e12  # operations a second of tensor cores in half precision
+
+
+def counted(shape, itemsize):
+    """What docs/cuda.md counts of a shape, with g = 2: a row of its table."""
+    B, T, S, H, E, D = bench.SHAPES[shape]
+    schedule = plan(S, 2, None, 0.5).schedule
+    needed = done = numbers = seconds = 0
+    for round_ in schedule.rounds:
+        size = round_.largest_bucket
+        tile = launch.threads_for(size, np.float32) // 2  # rows
+        ends = np.arange(tiles.PANEL, size + tiles.PANEL, tiles.PANEL)
+        computed = 2 * (E + D) * sum(-(-end // tile) * tile * tiles.PANEL for end in ends)
+        needed += B * H * round_.buckets * (E + D) * size**2
+        done += B * H * round_.buckets * computed
+        numbers += B * H * 2 * round_.pairs * (E + D)
+        seconds += -(-B * H * round_.buckets // H100) * computed / (FLOAT32 / H100)
+    numbers += B * H * (S * (E + D) + schedule.length * D)  # measuring, before
+    floor = max(needed / FLOAT32, numbers * itemsize / MEMORY)
+    exact = 2 * B * H * T * S * (E + D) / (TENSOR if itemsize == 2 else FLOAT32)
+    return [
+        f"{needed / 1e9:.2f}", f"{done / 1e9:.2f}", f"{numbers * itemsize / 1e6:.0f}",
+        f"{1e6 * floor:.0f}", f"{1e6 * seconds:.0f}", f"{1e6 * exact:.0f}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize"),
+    [("t2t", 4), ("t2t-b64", 4), ("biggan", 4), ("4k", 4), ("16k", 4), ("64k-h16", 2)],
+)
+def test_the_count_on_paper(shape, itemsize):
+    dtype = {2: "bfloat16", 4: "float32"}[itemsize]
+    line = " | ".join(
+        [bench.NAMES[shape], str(bench.SHAPES[shape]), dtype, *counted(shape, itemsize)]
+    )
+    assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines()

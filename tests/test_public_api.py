@@ -56,7 +56,8 @@ def test_signatures():
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
-        "pre_thin='even', rng=None, draws=None, device='auto', return_weights=False, return_indices=False)",
+        "pre_thin='even', rng=None, draws=None, device='auto', return_weights=False, "
+        "return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
         "pre_thin='even', generator=None)",
     }

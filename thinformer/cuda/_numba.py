@@ -17,7 +17,7 @@ from thinformer._checks import CudaUnavailableError
 try:
     from numba import cuda
 except ImportError:  # Numba without its deprecated module
-    cuda = None
+    cuda = None  # type: ignore[assignment]
 
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
 # shared arrays that are read four numbers at a time; the simulator takes no alignment

@@ -267,16 +267,24 @@ def describe(problem: Problem) -> tuple[Variant, list[Factor | Points], NDArray,
         return variant, factors, parameters, np.zeros(1, dtype)
     if len(problem.tags) > 1:
         raise NotImplementedError('device="cuda" takes no sum of kernels; device="cpu" does')
-    tag, dtype = int(problem.tags[0]), problem.window.dtype.type
-    if not OF_DISTANCE <= tag < SOBOLEV:
+    tag, dtype, scales = int(problem.tags[0]), problem.window.dtype.type, problem.scales[0]
+    if tag >= SOBOLEV:
         raise NotImplementedError(
             'device="cuda" takes kernels of products and of distances only; device="cpu" takes all'
         )
-    # the term's weight is left out: halving is blind to a factor
-    one = np.array([1, *problem.parameters[0, CONSTANT : DEGREE + 1]], dtype)
+    distances = tag >= OF_DISTANCE
+    if not distances and (scales != scales[0]).any():
+        raise NotImplementedError(
+            'device="cuda" takes one bandwidth for a kernel of products; device="cpu" takes one a'
+            " dimension"
+        )
+    # distances are scaled once they are subtracted; halving is blind to the term's weight
+    scale = 1 if distances else scales[0]
+    one = np.array([scale, *problem.parameters[0, CONSTANT : DEGREE + 1]], dtype)
     parameters = np.ascontiguousarray(np.broadcast_to(one, (problem.first.size, 2, 3)))
-    variant = Variant(PHI[tag], None, True, False, tiles.same, dtype)
-    return variant, [problem], parameters, np.ascontiguousarray(problem.scales[0])
+    shifted = tag == kernels.EXPONENTIAL
+    variant = Variant(PHI[tag], None, distances, shifted, tiles.same, dtype)
+    return variant, [problem], parameters, np.ascontiguousarray(scales)
 
 
 def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
