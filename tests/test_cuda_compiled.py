@@ -141,7 +141,7 @@ def test_what_comes_before(stored, capability, tmp_path):
     whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
     draw = ptx(
         prepare.make_draw(dtype),
-        (types.int64[::1], whole, table, whole, types.boolean, left, draws, numbers, finite),
+        (types.int64[::1], whole, table, whole, whole, left, draws, numbers, finite),
         capability,
     )
     assert ".local" not in draw

@@ -195,7 +195,7 @@ def select_pairs(
     draw = prepare.make_draw(dtype)[problems, threads, stream]
     measure = prepare.make_measure(load, dtype, threads)[(parts, problems), threads, stream]
     scale_values = prepare.make_scale(dtype)[-(-problems // threads), threads, stream]
-    draw(seed, heads, tables[0], n_points, strided, work.left, work.draws, work.largest,
+    draw(seed, heads, tables[0], n_points, int(strided), work.left, work.draws, work.largest,
          work.finite)  # fmt: skip
     measure(*keys, *values, n_points, schedule.length, work.left, work.largest, work.finite)
     key_scale = dtype(kernels.exponential(scale**-0.5).scale)
@@ -239,7 +239,7 @@ def compress(
     left = np.empty((problems, 2 * schedule.length), np.int64)
     left[:, : schedule.length] = index
     made = launches(schedule, problems, sum(f.dim for f in factors), processors(), dtype)
-    windows = [np.array(factor.window) for factor in factors]  # writable, or Numba would warn
+    windows = [factor.window for factor in factors]
     places = [geometry(factor, stack) for factor in factors]
     arrays = (*windows, parameters, scales, *round_tables(schedule, dtype), numbers, left)
     kept = np.empty((problems, schedule.size), np.int64)
