@@ -128,6 +128,17 @@ def test_any_size(S, size):
         np.testing.assert_array_equal(kept, expected)
 
 
+def test_tiles_of_more_rows_than_a_panel(monkeypatch):
+    """As in blocks of the size that GPUs get."""
+    monkeypatch.setattr(launch, "threads_for", lambda largest_bucket, dtype: 128)
+    rng = np.random.default_rng(0)
+    problem, schedule, draws = points_problem(rng, "exponential", 150, 75, np.float64)
+    expected, traces = reference_numpy(problem, schedule, draws)
+    assert smallest_margin(traces) > 1e-12
+    kept = kh_compress(problem.points, size=75, kernel="exponential", draws=draws, device="cuda")
+    np.testing.assert_array_equal(kept, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kernel", ["linear", "polynomial"])
 def test_integers_bit_for_bit(kernel, dtype):

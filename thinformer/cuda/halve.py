@@ -30,6 +30,7 @@ from thinformer.cuda.tiles import (
     add_products,
     make_largest_norm,
     make_stage,
+    make_sum_up,
 )
 
 pair_distance = device_function(halving.pair_distance)
@@ -96,18 +97,22 @@ def make_kernel(variant: Variant, threads: int) -> Any:
     dtype, shifted, paired = variant.dtype, variant.shifted, variant.other_phi is not None
     ZERO = dtype(0)
     phi, other_phi = device_function(variant.phi), device_function(variant.other_phi or variant.phi)
-    add = add_distances if variant.distances else add_products
     stage = make_stage(variant.load, threads)
+    sum_up = make_sum_up(stage, add_distances if variant.distances else add_products, ROWS)
+    sum_up_other = make_sum_up(stage, add_products, ROWS)
     largest_norm = make_largest_norm(variant.load, threads, dtype)
 
     @device_function
     def halve_bucket(
-        window, geometry, other_window, other_geometry, parameters, scales,
-        positions, points, factor, uniforms, coin, second, out,
+        window, place, other_window, other_place, parameters, scales,
+        positions, factor, uniforms, coin, out,
     ):  # fmt: skip
-        """Halve one bucket; `second` and `out` are one array, (pairs,).
+        """Halve the bucket of the points at some positions into `out`, (pairs,).
 
-        It holds for each decided pair whether its second point was chosen, in the end positions.
+        Until the end it holds whether a pair's second point was chosen.
+
+        place, other_place : where the problem's first point is in its window, the strides of rows
+            and columns, and the number of columns
         """
         rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
         panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
@@ -123,57 +128,32 @@ def make_kernel(variant: Variant, threads: int) -> Any:
         thread = cuda.threadIdx.x
         group = thread >> LOG2_LANES
         row, point = PATCH * group, PATCH * (thread & (LANES - 1))  # the corner of its patch
-        start, row_stride, column_stride, dim = geometry
-        other_start, other_row_stride, other_column_stride, other_dim = other_geometry
         scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
         other_scale, other_constant = parameters[1, 0], parameters[1, 1]
         other_degree = parameters[1, 2]
         if shifted:
-            constant = largest_norm(
-                window, start, row_stride, column_stride, dim, positions, points, scale
-            )
-        b_max = ZERO
+            constant = largest_norm(window, place, positions, scale)
+        b_max, points = ZERO, positions.size
 
         for begin in range(0, points, PANEL):
             end = min(begin + PANEL, points)
             for j in range(PATCH):
                 part[j] = ZERO
             for tile in range(0, end, ROWS):
-                # kernel values of the tile's rows and the panel, a product of two factors
-                for i in range(SQUARE):
-                    patch[i] = ZERO
-                for column in range(0, dim, DEPTH):
-                    depth = min(DEPTH, dim - column)
-                    stage(rows, ROWS, window, start, row_stride, column_stride, positions,
-                          tile, points - 1, column, depth, scale)  # fmt: skip
-                    stage(panel, PANEL, window, start, row_stride, column_stride, positions,
-                          begin, points - 1, column, depth, scale)  # fmt: skip
-                    cuda.syncthreads()  # staged before it is read
-                    add(patch, rows, panel, row, point, depth, scales, column)
-                    cuda.syncthreads()  # read before it is staged anew
+                # kernel values of the tile's rows and the panel, a product of one or two factors
+                sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales)
                 for i in range(SQUARE):
                     patch[i] = phi(patch[i], constant, degree)
                 if paired:
-                    for i in range(SQUARE):
-                        other[i] = ZERO
-                    for column in range(0, other_dim, DEPTH):
-                        depth = min(DEPTH, other_dim - column)
-                        stage(rows, ROWS, other_window, other_start, other_row_stride,
-                              other_column_stride, positions, tile, points - 1, column, depth,
-                              other_scale)  # fmt: skip
-                        stage(panel, PANEL, other_window, other_start, other_row_stride,
-                              other_column_stride, positions, begin, points - 1, column, depth,
-                              other_scale)  # fmt: skip
-                        cuda.syncthreads()  # staged before it is read
-                        add_products(other, rows, panel, row, point, depth, scales, column)
-                        cuda.syncthreads()  # read before it is staged anew
+                    sum_up_other(other, rows, panel, other_window, other_place, positions, tile,
+                                 begin, other_scale, scales)  # fmt: skip
                     for i in range(SQUARE):
                         patch[i] *= other_phi(other[i], other_constant, other_degree)
-                # pairs decided before go into the sums; the panel's own are kept for `decide`
+                # pairs decided before go into the sums; the panel's own are kept to decide it
                 at = tile + row
                 if at < begin:
                     for i in range(0, PATCH, 2):
-                        chosen = second[(at + i) // 2]
+                        chosen = out[(at + i) // 2]
                         for j in range(PATCH):
                             step = patch[PATCH * i + j] - patch[PATCH * (i + 1) + j]
                             part[j] += -step if chosen else step
@@ -208,10 +188,10 @@ def make_kernel(variant: Variant, threads: int) -> Any:
                     step = own[i, thread] - own[j, thread]
                     sums[thread] += -step if swap else step
                 if thread == 0:
-                    second[begin // 2 + pair] = swap
-            cuda.syncthreads()  # all is read before the next panel; `second` is written
+                    out[begin // 2 + pair] = swap
+            cuda.syncthreads()  # all is read before the next panel; `out` is written
         for pair in range(thread, points // 2, threads):
-            swap = second[pair] != 0
+            swap = out[pair] != 0
             out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
 
     def halve(
@@ -240,10 +220,10 @@ def make_kernel(variant: Variant, threads: int) -> Any:
                 halve_bucket(
                     window, (start, row, column, dim),
                     other_window, (other_start, other_row, other_column, other_dim),
-                    parameters[problem], scales, positions, 2 * (last - first),
+                    parameters[problem], scales, positions,
                     factors[i, last - first - pairs // buckets],
                     draws[problem, at : at + last - first],
-                    draws[problem, coins + bucket] != ZERO, out, out,
+                    draws[problem, coins + bucket] != ZERO, out,
                 )  # fmt: skip
             cuda.syncthreads()  # the points of this round before the next one reads them
 

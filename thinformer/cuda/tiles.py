@@ -84,23 +84,48 @@ def make_stage(load, threads):
     AT_ONCE = threads // LANES
 
     @device_function
-    def stage(out, rows, window, start, row_stride, column_stride, positions, first, last,
-              column, depth, scale):  # fmt: skip
+    def stage(out, rows, window, place, positions, first, column, depth, scale):
         """Write out[d, r] = scale * (column `column + d` of the point at positions[first + r]).
 
         Beyond the last position it is the last point again, which any kernel can take.
         Neighbouring threads take LANES columns of one row, then of the next: reads are of whole
         sectors, and with LANES * PAD = 32 banks no two threads of a warp write to the same one.
         """
-        lane = cuda.threadIdx.x & (LANES - 1)
+        start, row_stride, column_stride, _ = place
+        lane, last = cuda.threadIdx.x & (LANES - 1), positions.size - 1
         for r in range(cuda.threadIdx.x >> LOG2_LANES, rows, AT_ONCE):
-            place = start + positions[min(first + r, last)] * row_stride + column * column_stride
+            at = start + positions[min(first + r, last)] * row_stride + column * column_stride
             for step in range(STEPS):  # of constant length: unrolled, in few registers
                 d = lane + LANES * step
                 if d < depth:
-                    out[d, r] = load(window[place + d * column_stride]) * scale
+                    out[d, r] = load(window[at + d * column_stride]) * scale
 
     return stage
+
+
+def make_sum_up(stage, add, tile_rows):
+    """Return the function that sums up what `add` adds for the columns of points."""
+
+    @device_function
+    def sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales):
+        """Write a thread's patch of a tile: points from `tile` on, and the panel's from `begin` on.
+
+        rows, panel : shared arrays to stage their columns in
+        """
+        row = PATCH * (cuda.threadIdx.x >> LOG2_LANES)
+        point = PATCH * (cuda.threadIdx.x & (LANES - 1))
+        dim = place[3]
+        for i in range(PATCH * PATCH):
+            patch[i] = 0
+        for column in range(0, dim, DEPTH):
+            depth = min(DEPTH, dim - column)
+            stage(rows, tile_rows, window, place, positions, tile, column, depth, scale)
+            stage(panel, PANEL, window, place, positions, begin, column, depth, scale)
+            cuda.syncthreads()  # staged before it is read
+            add(patch, rows, panel, row, point, depth, scales, column)
+            cuda.syncthreads()  # read before it is staged anew
+
+    return sum_up
 
 
 def make_largest_in_block(threads, dtype):
@@ -132,19 +157,20 @@ def make_largest_norm(load, threads, dtype):
     AT_ONCE = threads // LANES
 
     @device_function
-    def largest_norm(window, start, row_stride, column_stride, dim, positions, points, scale):
+    def largest_norm(window, place, positions, scale):
         """Max |scale * x|^2 over the points, the same in all threads; LANES of them share a row."""
         parts = cuda.shared.array(threads, dtype)
+        start, row_stride, column_stride, dim = place
         thread = cuda.threadIdx.x
         lane = thread & (LANES - 1)
         largest = ZERO
-        for first in range(0, points, AT_ONCE):
+        for first in range(0, positions.size, AT_ONCE):
             r = first + (thread >> LOG2_LANES)
             part = ZERO
-            if r < points:
-                place = start + positions[r] * row_stride
+            if r < positions.size:
+                at = start + positions[r] * row_stride
                 for d in range(lane, dim, LANES):
-                    x = load(window[place + d * column_stride]) * scale
+                    x = load(window[at + d * column_stride]) * scale
                     part += x * x
             parts[thread] = part
             cuda.syncthreads()  # all parts of a row before they are added
