@@ -198,7 +198,7 @@ class Task(NamedTuple):
     unique: bool
     target: str
     generator: np.random.Generator
-    device: str
+    device: str = "cpu"
 
     def draws(self, schedule: Schedule) -> Draws:
         """Draws of a schedule, from the next number of the generator."""

@@ -156,7 +156,7 @@ def load_upstream(folder: Path) -> ModuleType:
     return module
 
 
-def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: str) -> bool:
+def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: str = "cpu") -> bool:
     """Compute a case and compare it with what was recorded."""
     if "activations" in case:
         fields = fields | load_activations(case["activations"])[case["layer"]]
