@@ -398,5 +398,5 @@ def test_other_kernels_are_refused():
         thin(points, 2, device="cuda")
 
 
-def test_this_is_a_session_of_its_own():
+def test_this_is_a_process_of_its_own():
     assert os.environ["NUMBA_ENABLE_CUDASIM"] == "1"
