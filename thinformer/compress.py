@@ -169,6 +169,31 @@ def compress(
     return [index, *(kept for _, _, kept in rounds)]
 
 
+def compress_on(
+    device: str,
+    problem: Problem,
+    schedule: Schedule,
+    draws: Draws,
+    index: NDArray,
+    stack: tuple[int, ...],
+) -> NDArray:
+    """Run a schedule on "cpu" or "cuda"; return the positions kept, (problems, size) int64.
+
+    The arguments are those of `compress`.
+    """
+    if device == "cpu":
+        return compress(problem, schedule, draws, index, stack)[-1]
+    from thinformer.cuda import launch  # imports numba.cuda
+
+    rows = [
+        *(_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
+          for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
+        *(_rows(coin, stack, round_.buckets, "coins", np.bool_)
+          for round_, coin in zip(schedule.rounds, draws.coins, strict=True)),
+    ]  # fmt: skip
+    return launch.compress(problem, schedule, [draw[row] for draw, row in rows], index, stack)
+
+
 def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
     """A part of the problem with its dtype, the columns of all parts, and a kernel value's cost."""
     if isinstance(problem, Points):

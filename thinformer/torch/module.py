@@ -38,14 +38,15 @@ class ThinformerAttention(nn.Module):
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
     generator : torch.Generator, optional
-        Where each forward pass takes its seed from; torch's default generator if None, so
-        ``torch.manual_seed`` reproduces a result.
+        Where each forward pass takes its seed from; torch's default generator of the tensors'
+        device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
+        for tensors on a GPU as for tensors on the CPU.
 
     Shape
     -----
-    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU ->
-    (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to the kept keys, in
-    the order of the sequence.
+    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU or
+    one CUDA device -> (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to
+    the kept keys, in the order of the sequence.
 
     Notes
     -----
@@ -53,10 +54,18 @@ class ThinformerAttention(nn.Module):
     differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
     NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
 
+    CUDA tensors take ``thinformer[cuda13]`` or ``[cuda12]``. The work is put on torch's current
+    stream, and the CPU does not wait for it. The first call compiles; one after it, of the same
+    shapes, can be captured by ``torch.cuda.graph``.
+
     Raises
     ------
     TypeError, ValueError
-        Arguments that do not fit; `NotImplementedError` for tensors that are not on the CPU.
+        Arguments that do not fit.
+    NotImplementedError
+        Tensors of another device.
+    RuntimeError
+        CUDA tensors without what they take; says what to install.
 
     Examples
     --------
@@ -105,6 +114,9 @@ class ThinformerAttention(nn.Module):
             generator=self.generator,
         )  # fmt: skip
         key, value = _gather(key, indices), _gather(value, indices)
+        if key.is_cuda or not finite.all():  # asking a GPU would be waiting for it
+            affected = ~finite[:, :, None, None]
+            key, value = (kept.masked_fill(affected, float("nan")) for kept in (key, value))
         query = query.transpose(1, 2)
         scale = softmax_scale(self.scale, query.shape[-1])
         weights = None
@@ -113,14 +125,10 @@ class ThinformerAttention(nn.Module):
         else:
             # half precision would round logits to a few hundredths; autocast would bring it back
             wide = COMPUTED_IN[value.dtype]
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(query.device.type, enabled=False):
                 weights = torch.softmax(query.to(wide) @ (key.to(wide) * scale).mT, dim=-1)
                 output = (weights @ value.to(wide)).to(value.dtype)
             weights = weights.to(value.dtype)
-        if not finite.all():
-            affected = ~finite[:, :, None, None]
-            output = output.masked_fill(affected, float("nan"))
-            weights = None if weights is None else weights.masked_fill(affected, float("nan"))
         return output.transpose(1, 2), weights
 
 
@@ -140,10 +148,14 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
             )
-        if tensor.device.type != "cpu":
-            raise NotImplementedError(
-                f"{name} is on device {tensor.device}; ThinformerAttention takes tensors on the "
-                f"CPU, where .cpu() moves them"
-            )
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"query, key, value must be on one device; got {got}")
+    if query.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(
+            f"query is on device {query.device}; ThinformerAttention takes tensors on the CPU, "
+            f"where .cpu() moves them, or on a CUDA device"
+        )
     _checks.one_dtype(**{name: tensor.dtype for name, tensor in tensors.items()})
     check_shapes(tuple(key.shape), tuple(value.shape), tuple(query.shape))

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer.attention import select as select_arrays
+from thinformer.attention import softmax_scale
+from thinformer.compress import plan
 from thinformer.draws import seed_from
 from thinformer.torch.openmp import team
 
@@ -32,8 +34,18 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
-    The tensors, on the CPU, are read in place where their dtype is one that is computed in.
+    The tensors are read in place, but for half precision on the CPU. The results are on their
+    device; nothing waits for a GPU.
     """
+    if key.is_cuda:
+        from thinformer.cuda._numba import check_available  # imports numba.cuda
+
+        check_available(f"a tensor on {key.device}")
+        from thinformer.torch.cuda import select as select_on_gpu
+
+        settings = plan(key.shape[1], g, size, 0.5, pre_thin)
+        scale = softmax_scale(scale, key.shape[-1])
+        return select_on_gpu(key, value, settings=settings, scale=scale, generator=generator)
     seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     arrays = (_array(key), _array(value))
     with _pool.on(team()):
