@@ -54,15 +54,19 @@ def kh_compress(gram, points, rounds, uniforms, coins):
     kept : (..., n_out) int tensor, increasing.
     """
     *problems, n, _ = points[0].shape
-    kept = torch.arange(n, device=points[0].device).expand(*problems, n)
+    device = points[0].device
+    kept = torch.arange(n, device=device).expand(*problems, n)
     for (pairs, buckets, delta), uniform, coin in zip(rounds, uniforms, coins, strict=True):
         bounds = [b * pairs // buckets for b in range(buckets + 1)]
         lengths = [last - first for first, last in pairwise(bounds)]
         halves = torch.empty(*problems, pairs, dtype=kept.dtype, device=kept.device)
         for length in set(lengths):  # buckets of one length are halved together
             of_length = [b for b in range(buckets) if lengths[b] == length]
-            first = torch.tensor([bounds[b] for b in of_length])
-            pair = first[:, None] + torch.arange(length)  # (buckets, length)
+            if len(of_length) == buckets:  # a list would go to a GPU, which no CUDA graph captures
+                of_length = slice(None)
+            bucket = torch.arange(buckets, device=device)[of_length]
+            # (buckets, length)
+            pair = (bucket * pairs // buckets)[:, None] + torch.arange(length, device=device)
             point = torch.stack([2 * pair, 2 * pair + 1], dim=-1).flatten(-2)
             bucket = kept[..., point]
             rows = [
@@ -87,9 +91,9 @@ def attention_gram(rows, vmax):
 def stratified_thin(S, n, uniform):
     """Positions (..., n), one at random from each of n strata; uniform (..., n + 1) in [0, 1)."""
     if n == S:
-        return torch.arange(S).expand(*uniform.shape[:-1], S)
+        return torch.arange(S, device=uniform.device).expand(*uniform.shape[:-1], S)
     start = (uniform[..., :1] * S).long()
-    bounds = torch.arange(n + 1) * S // n
+    bounds = torch.arange(n + 1, device=uniform.device) * S // n
     inside = (uniform[..., 1:] * bounds.diff()).long()
     return ((start + bounds[:-1] + inside) % S).sort(dim=-1).values
 
@@ -100,7 +104,7 @@ def select(key, value, scale, schedule, draws):
     n = schedule.length
     with torch.no_grad():
         if draws.strata is None:
-            start = (torch.arange(n) * (S // n)).expand(B, H, n)
+            start = (torch.arange(n, device=key.device) * (S // n)).expand(B, H, n)
         else:
             start = stratified_thin(S, n, draws.strata).expand(B, H, n)
         # (B, S, H, E) -> (B, H, n, E)

@@ -5,6 +5,7 @@ points under a named kernel, and (key, value) pairs.
 """
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from reference import attention as reference_attention
 from reference import kernels as reference_kernels
 from reference import torch_version as reference_torch
 from reference.compress import kh_compress as reference_kh_compress
-from thinformer import Draws, compress_kv, kh_compress
+from thinformer import Draws, _pool, compress_kv, kh_compress
 
 
 class Points(NamedTuple):
@@ -89,7 +90,17 @@ def numba_body(problem, schedule, draws):
     return compress_kv(problem.key, problem.value, size=schedule.size, draws=draws)
 
 
-BODIES = {"reference torch": reference_torch_body, "numba": numba_body}
+def numba_body_in_pieces(problem, schedule, draws):
+    """The same on three threads, with every unit a range and every panel a piece of its own."""
+    with patch.multiple(_pool, THREAD_FLOPS=1, PIECE_FLOPS=1, _threads=3):
+        return numba_body(problem, schedule, draws)
+
+
+BODIES = {
+    "reference torch": reference_torch_body,
+    "numba": numba_body,
+    "numba in pieces": numba_body_in_pieces,
+}
 
 
 def smallest_margin(traces):

@@ -306,5 +306,9 @@ class TestModule:
     def test_other_devices(self):
         """Never a silent copy."""
         module = ThinformerAttention()
-        with pytest.raises(NotImplementedError, match="^key is on device meta; .* takes"):
+        with pytest.raises(
+            ValueError, match="^query, key, value must be on one device; got .*key on"
+        ):
             module(self.q, self.k.to("meta"), self.v)
+        with pytest.raises(NotImplementedError, match="^query is on device meta; .* takes"):
+            module(*(tensor.to("meta") for tensor in (self.q, self.k, self.v)))

@@ -55,7 +55,7 @@ def test_no_figure_without_the_right_answer(tiny, monkeypatch):
 
 def test_operations_are_half_of_each_gram_matrix():
     schedule = compress_schedule(1024, 128)  # 3 rounds of 4 n_out^2 entries each
-    assert bench._flops(schedule, 64 + 64) == 3 * 4 * 128**2 / 2 * 2 * 128
+    assert bench.kernel_flops(schedule, 64 + 64) == 3 * 4 * 128**2 / 2 * 2 * 128
 
 
 def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
@@ -63,9 +63,10 @@ def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
     counted = []
     real = cpu.halve_buckets
 
-    def counting(first, last, problem, round_, *rest):
+    def counting(first, last, first_point, last_point, problem, round_, *rest):
+        assert (first_point, last_point) == (0, round_.largest_bucket)
         counted.append((last - first) * round_.largest_bucket**2)
-        return real(first, last, problem, round_, *rest)
+        return real(first, last, first_point, last_point, problem, round_, *rest)
 
     monkeypatch.setattr(cpu, "halve_buckets", counting)
     rng = np.random.default_rng(0)
@@ -80,7 +81,7 @@ def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
 
 def test_files(tiny, tmp_path):
     results = [bench.run("t2t", g=1, rounds=1)]
-    bench.save(results, tmp_path / "figures.json")
+    bench.save(results, bench.machine(), tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["machine"]["numpy"] == np.__version__
     assert figures["results"][0]["seconds"] == results[0].seconds
@@ -105,7 +106,7 @@ def test_stored_figures_are_what_the_readme_quotes():
     [
         (
             ["--shapes", "5k"],
-            "--shapes must be one of 't2t', 'biggan', '4k', '16k', '64k'; got",
+            "--shapes must be one of 't2t', 'biggan', '4k', '16k', '64k', 't2t-b64', '64k-h16'",
         ),
         (["--rounds", "0"], "--rounds must be an integer of at least 1; got 0"),
         (["--g", "-1"], "--g must be an integer of at least 0; got -1"),

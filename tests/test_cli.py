@@ -39,7 +39,7 @@ def test_demo_lines_say_what_was_measured():
     assert (line.encoder, line.setting, line.kept, line.keys) == ("text", "exact", 512, 512)
     assert line.error == 0
     assert line.seconds > 0
-    assert 1 < line.megabytes < 20
+    assert 0.3 < line.megabytes < 20
     assert demo.format_line(line).split()[:5] == ["text", "exact", "512", "of", "512"]
 
 
@@ -54,7 +54,7 @@ def test_info():
 
 @pytest.mark.parametrize("name", ["NVIDIA H100", b"NVIDIA H100"])
 def test_info_names_gpus_of_either_binding(name, monkeypatch, capsys):
-    from numba import cuda
+    from thinformer.cuda._numba import cuda
 
     class Gpu:
         pass
@@ -63,7 +63,7 @@ def test_info_names_gpus_of_either_binding(name, monkeypatch, capsys):
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "gpus", [Gpu])
     assert main(["info"]) == 0
-    assert "NVIDIA H100; thinformer runs on the CPU" in capsys.readouterr().out
+    assert "CUDA devices     NVIDIA H100\n" in capsys.readouterr().out
 
 
 def test_validate():

@@ -263,6 +263,30 @@ def test_interrupt_stops_all_threads_soon():
     """)
 
 
+def test_interrupt_stops_a_long_unit():
+    """A unit that is hours of work yields, and is left off at the next piece."""
+    run("""
+        import threading
+        from thinformer import _pool, set_num_threads
+        set_num_threads(2)
+        pieces, begun = [], threading.Event()
+        def task(first, last):
+            if threading.current_thread() is threading.main_thread():
+                begun.wait()
+                raise KeyboardInterrupt
+            for piece in range(10**7):
+                pieces.append(piece)
+                begun.set()
+                yield
+        try:
+            _pool.run(task, 2, 1e16)
+        except KeyboardInterrupt:
+            assert len(pieces) < 10**6, len(pieces)
+        else:
+            raise AssertionError("not interrupted")
+    """)
+
+
 def test_a_call_does_not_wait_for_another_callers_work():
     """A short call beside a long one that keeps all of the pool's threads busy."""
     run("""
@@ -392,6 +416,86 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, str(tmp_path / "job.py")], check=True, timeout=120)
 
 
+TORCH_PROBLEM = """
+import numpy as np, torch, thinformer
+from thinformer.torch.library import select
+torch.set_num_threads(2)
+key, value = torch.randn(2, 2, 2048, 4, 32, generator=torch.Generator().manual_seed(0))
+def work(seed=0):
+    return select(key, value, None, torch.tensor(seed), 2, None, None, "even", 0)[0]
+"""
+
+
+def test_torchs_threads_from_many_threads_at_once():
+    run(TORCH_PROBLEM + """
+from concurrent.futures import ThreadPoolExecutor
+from thinformer.torch.openmp import team
+assert team() is not None
+expected = [work(seed) for seed in range(8)]
+with ThreadPoolExecutor(8) as pool:
+    for _ in range(3):
+        for got, want in zip(pool.map(work, range(8)), expected, strict=True):
+            assert torch.equal(got, want)
+""")  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forked_child_after_work_on_torchs_threads():
+    """Torch's threads are not in the child, where its runtime would wait for them for ever."""
+    run(TORCH_PROBLEM + """
+import os, warnings
+expected = work()
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of any fork beside threads
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(work(), expected) else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(work(), expected)
+""")  # fmt: skip
+
+
+def test_an_error_on_torchs_threads_reaches_the_caller():
+    run("""
+        import torch
+        from thinformer import _pool
+        from thinformer.torch.openmp import team
+        torch.set_num_threads(2)
+        def task(first, last):
+            raise ZeroDivisionError(first)
+        with _pool.on(team()):
+            try:
+                _pool.run(task, 100, 1e12)
+            except ZeroDivisionError:
+                done = []
+                _pool.run(lambda first, last: done.extend(range(first, last)), 100, 1e12)
+                assert sorted(done) == list(range(100))
+            else:
+                raise AssertionError
+    """)
+
+
+def test_out_of_memory():
+    """The error says how much was asked for, and the next call is right."""
+    run(PROBLEM + """
+import resource
+query = np.ones((1, 40_000, 8, 32), np.float32)
+def attend(tokens):
+    arrays = query[:, :tokens], query, query
+    return thinformer.attention(*arrays, size=20_000, rng=0, return_weights=True)
+expected = work()
+attend(64)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+try:
+    attend(40_000)
+except MemoryError as error:
+    assert "23.8 GiB" in str(error), error  # 8 x 40,000 x 20,000 weights of 4 bytes
+else:
+    raise AssertionError("no MemoryError")
+assert np.array_equal(work(), expected)
+""")  # fmt: skip
+
+
 def test_blas_settings_are_left_alone():
     """No library's number of threads is changed, not even for the time of a call."""
     run(PROBLEM + """
@@ -480,3 +584,22 @@ def test_soak_briefly():
 @pytest.mark.soak
 def test_soak():
     soak(600)
+
+
+def test_processor_with_shorter_vectors():
+    """The same keys with blocks of half the rows and half the columns, of float32 and float64."""
+    code = PROBLEM + """
+for dtype in ("f4", "f8"):
+    for S, E, D in ((600, 33, 8), (256, 16, 70)):
+        k, v = rng.standard_normal((1, S, 2, E)).astype(dtype), rng.standard_normal((1, S, 2, D))
+        print(thinformer.compress_kv(k, v.astype(dtype), size=40, rng=0).tolist())
+"""  # fmt: skip
+    shorter = """
+import llvmlite.binding
+features = llvmlite.binding.get_host_cpu_features()
+features["avx512f"] = False
+llvmlite.binding.get_host_cpu_features = lambda: features
+from thinformer import _simd
+assert (_simd.BYTES, _simd.ROWS) == (32, 8)
+"""
+    assert run(shorter + code, THINFORMER_CACHE="0") == run(code)

@@ -39,7 +39,7 @@ def test_signatures():
     expected = {
         "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None)",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
-        "draws=None)",
+        "draws=None, device='auto')",
         "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', "
         "g=4, "
         "delta=0.5, refine=True, unique=True, weights=None, target='sample', rng=None, "
@@ -54,9 +54,10 @@ def test_signatures():
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "method='compress++', g=4, delta=0.5, refine=True, target='sample', random_state=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
-        "rng=None, draws=None)",
+        "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
-        "pre_thin='even', rng=None, draws=None, return_weights=False, return_indices=False)",
+        "pre_thin='even', rng=None, draws=None, device='auto', return_weights=False, "
+        "return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
         "pre_thin='even', generator=None)",
         "thinformer_attention": "(query, key, value, *, g=2, size=None, scale=None, "

@@ -117,3 +117,7 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+class CudaUnavailableError(RuntimeError):
+    """There is no GPU that can be used; the message says why and what to do."""

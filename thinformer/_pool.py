@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +14,7 @@ from threading import Condition
 
 from thinformer import _checks
 
-THREAD_FLOPS = 1e6  # operations worth a thread
+THREAD_FLOPS = 5e6  # operations worth a thread: some 50 microseconds
 PIECE_FLOPS = 1e10  # operations of a range, where a unit is not larger
 SHARES = 4  # ranges a thread, where there are units enough
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
@@ -80,14 +80,15 @@ def on(team: Team | None) -> Iterator[None]:
         _team.reset(token)
 
 
-def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
+def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
     The calling thread works along. Handing work to a thread costs some 30 microseconds, so there is
-    at least a million operations for each. Ranges are small, and a thread that has done one takes
+    at least that much work for each. Ranges are small, and a thread that has done one takes
     the next: one whose core is busy with something else, such as another library's spinning
     threads, does fewer, and one that is busy with another caller's work is not waited for. An
-    interrupt or an error stops all threads at the end of their ranges; a unit is never split.
+    interrupt or an error stops all threads at the end of their ranges, or before that if the task
+    is a generator, where it yields. A unit is never split.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
     share = units if threads == 1 else units // (SHARES * threads)
@@ -109,7 +110,9 @@ def run(task: Callable[[int, int], None], units: int, flops: float) -> None:
                     start = next(starts, None)
                 if start is None:
                     break
-                task(start, min(start + size, units))
+                for _ in task(start, min(start + size, units)) or ():
+                    if stopped:
+                        break
         except BaseException as error:
             stopped = True
             errors.append(error)

@@ -120,13 +120,13 @@ def raise_to_magnitudes(typing, out, window, first, step, positions, i, count):
 
 
 @intrinsic
-def transpose(typing, window, first, step, positions, i, dim, scale, panel, at):
-    """Write a vector's worth of points, times a scale, into a panel.
+def transpose(typing, window, first, step, positions, i, dim, scale, out, at, apart):
+    """Write a vector's worth of points, times a scale, side by side.
 
     window, first : flat memory, and where point 0 begins in it; points are `step` apart
     positions, i : which points there are, and the number of the first one wanted
     dim : a multiple of a vector's length
-    panel, at : flat memory, and where the first point's first dimension goes
+    out, at : flat memory, and where the first point's first dimension goes; dimensions are `apart`
 
     A square of numbers is transposed in registers: each step interleaves every vector of its upper
     half with one of the lower, and when it has been done log2(length) times rows are columns.
@@ -138,7 +138,8 @@ def transpose(typing, window, first, step, positions, i, dim, scale, panel, at):
 
     def generate(context, builder, signature, arguments):
         x, wanted, out = (_place(context, builder, signature, arguments, i) for i in (0, 3, 7))
-        step, dim, scale = arguments[2], arguments[5], _spread(builder, arguments[6], vector)
+        step, dim, apart = arguments[2], arguments[5], arguments[9]
+        scale = _spread(builder, arguments[6], vector)
         offsets = [
             builder.mul(step, builder.load(builder.gep(wanted, [SIZE(k)]))) for k in range(count)
         ]
@@ -157,12 +158,12 @@ def transpose(typing, window, first, step, positions, i, dim, scale, panel, at):
                     builder.shuffle_vector(a, b, part) for a, b in pairs for part in interleaved
                 ]
             for k, row in enumerate(rows):
-                _store(builder, row, out, builder.mul(builder.add(d, SIZE(k)), SIZE(PANEL)))
+                _store(builder, row, out, builder.mul(builder.add(d, SIZE(k)), apart))
         return context.get_dummy_value()
 
     int64 = types.int64
-    arguments = window, int64, int64, positions, int64, int64, window.dtype, panel, int64
-    return types.void(*arguments), generate
+    where = window, int64, int64, positions, int64
+    return types.void(*where, int64, window.dtype, out, int64, int64), generate
 
 
 def _fold(

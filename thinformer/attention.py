@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks
+from thinformer import _checks, _device
 from thinformer.compress import (
     all_rows,
-    compress,
+    compress_on,
     draw,
     is_finite,
     largest_entries,
@@ -51,6 +51,7 @@ def compress_kv(
     pre_thin: str = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
+    device: str = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose the keys, with their values, that attention needs most.
 
@@ -85,6 +86,9 @@ def compress_kv(
         any batch, on any number of threads.
     draws : Draws, optional
         The draws themselves; `rng` is not used then.
+    device : {"auto", "cpu", "cuda"}
+        Where the keys are chosen. On a GPU, "cuda", with the same draws; arrays go there and the
+        positions come back. "auto" is the CPU.
 
     Returns
     -------
@@ -96,18 +100,21 @@ def compress_kv(
     TypeError, ValueError
         key or value is not a finite float array of the shape above with S >= 1; another argument
         is out of its range; the draws have another shape.
+    RuntimeError, MemoryError
+        There is no GPU, and why; it has too little memory.
 
     Notes
     -----
     About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
     """
+    device = _device.choose(device, key=key, value=value)
     key, value = _checks.float_array("key", key), _checks.float_array("value", value)
     _checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
     key, value = _checks.computed(key), _checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
-        draws=seed_from(rng) if draws is None else draws,
+        draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not finite.all():
         _blame(key=key, value=value)
@@ -126,6 +133,7 @@ def attention(
     pre_thin: str = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
+    device: str = "auto",
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:
@@ -138,7 +146,7 @@ def attention(
     Parameters
     ----------
     query : (B, T, H, E) float array
-    key, value, g, size, scale, delta, pre_thin, rng, draws
+    key, value, g, size, scale, delta, pre_thin, rng, draws, device
         As in `compress_kv`. All arrays have one dtype.
     return_weights : bool
         Also return the attention weights (B, H, T, n_out).
@@ -171,6 +179,7 @@ def attention(
     >>> output.shape, weights, indices.shape
     ((1, 1024, 2, 16), None, (1, 2, 64))
     """
+    device = _device.choose(device, query=query, key=key, value=value)
     query, key, value = (
         _checks.float_array(name, array)
         for name, array in (("query", query), ("key", key), ("value", value))
@@ -182,13 +191,16 @@ def attention(
     scale = softmax_scale(scale, key.shape[-1])
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
+    n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
+    # before any work: if there is no memory, the error comes at once
+    output, weights = _places(query, value, n_out, return_weights)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
-        draws=seed_from(rng) if draws is None else draws,
+        draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
         _blame(query=query, key=key, value=value)
-    output, weights = attend(query, key, value, indices, scale, return_weights)
+    _attend(query, key, value, indices, scale, output, weights)
     output = output.astype(given, copy=False)
     if weights is not None:
         weights = weights.astype(given, copy=False)
@@ -205,6 +217,7 @@ def select(
     delta: float,
     pre_thin: str,
     draws: Draws | int,
+    device: str = "cpu",
     tokens: tuple[NDArray, NDArray] | None = None,
 ) -> tuple[NDArray, NDArray]:
     """Return the positions (B, H, n_out) of the keys kept, and which heads (B, H) are finite.
@@ -214,6 +227,8 @@ def select(
     as if there were no others.
     """
     B, S, H, E = key.shape
+    if device == "cuda":
+        key, value = np.ascontiguousarray(key), np.ascontiguousarray(value)
     keys = _factor(key, exponential(bandwidth=softmax_scale(scale, E) ** -0.5))
     values, rows = _factor(value), all_rows(S)
     if tokens is not None:
@@ -239,7 +254,8 @@ def select(
     power = np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -limit, limit))
     values.parameters[:, SCALE] = power
     values.parameters[:, CONSTANT] = (vmax * power) ** 2
-    kept = compress(Products(keys, values), settings.schedule, draws, index, (B, H))[-1]
+    problem = Products(keys, values)
+    kept = compress_on(device, problem, settings.schedule, draws, index, (B, H))
     return kept.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
 
 
@@ -272,19 +288,37 @@ def attend(
     query: NDArray, key: NDArray, value: NDArray, indices: NDArray, scale: float, weights: bool
 ) -> tuple[NDArray, NDArray | None]:
     """Return softmax attention over the given positions (B, H, n_out), and its weights if asked."""
+    places = _places(query, value, indices.shape[-1], weights)
+    _attend(query, key, value, indices, scale, *places)
+    return places
+
+
+def _places(
+    query: NDArray, value: NDArray, n_out: int, weights: bool
+) -> tuple[NDArray, NDArray | None]:
+    """Memory for the output and, if asked, the weights."""
+    B, T, H, _ = query.shape
+    output = np.empty((B, T, H, value.shape[-1]), query.dtype)
+    return output, np.empty((B, H, T, n_out), query.dtype) if weights else None
+
+
+def _attend(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    indices: NDArray,
+    scale: float,
+    output: NDArray,
+    weights: NDArray | None,
+) -> None:
     from thinformer.softmax import softmax_attention  # imports Numba
 
-    B, T, H, E = query.shape
-    size, D = indices.shape[-1], value.shape[-1]
-    rows = indices[..., None]
-    kept_key = np.take_along_axis(key.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, E)
-    kept_value = np.take_along_axis(value.transpose(0, 2, 1, 3), rows, 2).reshape(B * H, size, D)
+    B, H, n_out = indices.shape
     queries = _factor(query)
     queries.parameters[:, SCALE] = scale
-    output = np.empty((B, T, H, D), query.dtype)
-    every = np.empty((B * H, T, size), query.dtype) if weights else None
-    softmax_attention(queries, kept_key, kept_value, output, every)
-    return output, None if every is None else every.reshape(B, H, T, size)
+    every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
+    rows = indices.reshape(B * H, n_out)
+    softmax_attention(queries, _factor(key), _factor(value), rows, output, every)
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:

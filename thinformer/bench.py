@@ -37,6 +37,8 @@ SHAPES = {
     "4k": (1, 4096, 4096, 8, 64, 64),
     "16k": (1, 16384, 16384, 4, 64, 64),
     "64k": (1, 65536, 65536, 1, 64, 64),
+    "t2t-b64": (64, 3136, 3136, 1, 64, 64),  # this and the next are for a GPU
+    "64k-h16": (1, 65536, 65536, 16, 64, 64),
 }
 NAMES = {
     "t2t": "T2T-ViT 1",
@@ -44,6 +46,8 @@ NAMES = {
     "4k": "4k tokens",
     "16k": "16k tokens",
     "64k": "64k tokens",
+    "t2t-b64": "T2T-ViT 1, 64 images",
+    "64k-h16": "64k tokens, 16 heads",
 }
 EXACT = "exact attention (SDPA)"
 KEPT = "SDPA over the kept keys"
@@ -62,7 +66,8 @@ class Result:
     seconds : medians by candidate
     spread : (fastest, slowest) by candidate
     gigaflops : of the selection, counting the kernel values it needs and not how it gets them
-    ceiling : of a large matrix product in the same dtype on the same threads
+    threads : of the CPU; 0 on a GPU
+    ceiling : of a large matrix product in the same dtype on the same threads or GPU
     megabytes : the most memory the selection holds beside its input, as Python and NumPy count it
     """
 
@@ -136,7 +141,7 @@ def run(
         ceilings = [_matrix_product(dtype) for _ in range(5)]
     result.seconds = {name: float(np.median(t)) for name, t in times.items()}
     result.spread = {name: (min(t), max(t)) for name, t in times.items()}
-    result.gigaflops = B * H * _flops(schedule, E + D) / result.seconds[SELECT] / 1e9
+    result.gigaflops = B * H * kernel_flops(schedule, E + D) / result.seconds[SELECT] / 1e9
     result.ceiling = max(ceilings)
     result.megabytes = peak_megabytes(candidates[SELECT])
     return result
@@ -147,7 +152,7 @@ def format_result(result: Result) -> str:
     B, T, S, H, E, D = result.dims
     lines = [
         f"{NAMES[result.shape]}: B {B}, T {T}, S {S}, H {H}, E {E}, D {D}, {result.dtype}, "
-        f"{result.threads} threads; {result.kept} keys kept"
+        f"{_where(result)}; {result.kept} keys kept"
     ]
     for name, seconds in result.seconds.items():
         low, high = result.spread[name]
@@ -163,10 +168,14 @@ def format_result(result: Result) -> str:
     return "\n".join(lines)
 
 
-def save(results: list[Result], path: Path) -> None:
+def _where(result: Result) -> str:
+    return f"{result.threads} threads" if result.threads else "on a GPU"
+
+
+def save(results: list[Result], machine: dict[str, str], path: Path) -> None:
     """Write the figures and the machine as JSON."""
     content = {
-        "machine": machine(),
+        "machine": machine,
         "results": [asdict(result) | {"ratios": result.ratios} for result in results],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -191,7 +200,7 @@ def plot(results: list[Result], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("milliseconds")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{results[0].dtype}, {results[0].threads} threads")
+    axes.set_title(f"{results[0].dtype}, {_where(results[0])}")
     axes.legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=150)
 
@@ -211,10 +220,11 @@ def _candidates(
     kept_k, kept_v = (tensor[:, :, : schedule.size].contiguous() for tensor in (k, v))
     fast, with_weights = ThinformerAttention(g, use_torch_spda=True), ThinformerAttention(g)
 
+    seed = draw_seed(None, key.device)
     candidates: dict[str, Callable[[], object]] = {
         EXACT: lambda: scaled_dot_product_attention(q, k, v),
         KEPT: lambda: scaled_dot_product_attention(q, kept_k, kept_v),
-        SELECT: lambda: select(key, value, None, draw_seed(None), g, None, None, "even", 0),
+        SELECT: lambda: select(key, value, None, seed, g, None, None, "even", 0),
         WHOLE: lambda: fast(query, key, value),
         WEIGHTS: lambda: with_weights(query, key, value),
         NUMPY: lambda: attention(*arrays, g=g, rng=0),
@@ -267,7 +277,7 @@ def _tensors(draws: Draws) -> Any:
     return draws._replace(uniforms=uniforms, coins=coins, strata=torch.as_tensor(draws.strata))  # type: ignore[arg-type]
 
 
-def _flops(schedule: Schedule, dims: int) -> float:
+def kernel_flops(schedule: Schedule, dims: int) -> float:
     """Operations of a problem's kernel values: each once, half of each bucket's Gram matrix."""
     return sum(2.0 * dims * r.buckets * r.largest_bucket**2 / 2 for r in schedule.rounds)
 

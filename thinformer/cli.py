@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+from thinformer._checks import CudaUnavailableError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 for a failed check, 2 for an error."""
@@ -36,14 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench", help="time exact attention, Thinformer and the plain torch version (needs torch)"
     )
     bench.add_argument(
-        "--shapes", default="t2t,biggan,4k,16k", help="of t2t,biggan,4k,16k,64k (default: first 4)"
-    )
+        "--shapes", default="t2t,biggan,4k,16k",
+        help="of t2t,biggan,4k,16k,64k,t2t-b64,64k-h16 (default: first 4; last 2 for a GPU)",
+    )  # fmt: skip
     bench.add_argument("--g", type=int, default=2, help="oversampling (default: 2)")
-    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    bench.add_argument(
+        "--dtype", choices=("float32", "float64", "float16", "bfloat16"), default="float32",
+        help="half precision on a GPU only",
+    )  # fmt: skip
     bench.add_argument(
         "--threads", type=int, help="threads of all candidates (default: as many as torch takes)"
     )
-    bench.add_argument("--device", choices=("cpu",), default="cpu", help="only cpu, so far")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
     bench.add_argument(
         "--compiled", action="store_true", help="also torch.compile plain torch (takes minutes)"
@@ -75,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--upstream", type=Path, metavar="DIR",
         help="also compare live with the published torch module, in a clone at DIR",
     )  # fmt: skip
+    validate.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="what is checked (default: cpu)"
+    )
     validate.set_defaults(run=_validate)
 
     arguments = parser.parse_args(argv)
@@ -83,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return arguments.run(arguments)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, CudaUnavailableError) as error:
         print(f"thinformer {arguments.command}: {error}", file=sys.stderr)
         return 2
 
@@ -305,6 +314,16 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     from thinformer import _checks, bench
 
+    if arguments.device == "cuda":
+        from thinformer import bench_cuda
+        from thinformer.cuda._numba import check_available
+
+        check_available("--device cuda")
+        run, machine = bench_cuda.run, bench_cuda.machine
+    elif arguments.dtype in ("float16", "bfloat16"):
+        raise ValueError(f"--dtype {arguments.dtype} takes --device cuda")
+    else:
+        run, machine = bench.run, bench.machine
     shapes = arguments.shapes.split(",")
     for shape in shapes:
         _checks.choice("--shapes", shape, tuple(bench.SHAPES))
@@ -317,14 +336,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     g = _checks.integer("--g", arguments.g, 0)
     if arguments.threads is not None:
         torch.set_num_threads(_checks.integer("--threads", arguments.threads, 1))
-    print(", ".join(f"{name} {value}" for name, value in bench.machine().items()), end="\n\n")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n")
     results = []
     for shape in shapes:
-        result = bench.run(shape, arguments.dtype, g, rounds, arguments.compiled)
+        result = run(shape, arguments.dtype, g, rounds, arguments.compiled)
         print(bench.format_result(result), end="\n\n", flush=True)
         results.append(result)
+    if arguments.device == "cuda":
+        n = bench_cuda.crossover(arguments.dtype, g, rounds)
+        print(
+            f"faster than exact attention from {n} tokens on" if n else "exact attention is faster"
+        )
     if arguments.json is not None:
-        bench.save(results, arguments.json)
+        bench.save(results, machine(), arguments.json)
     if arguments.plot is not None:
         bench.plot(results, arguments.plot)
     return 0
@@ -377,10 +401,9 @@ def _can_write(path: Path) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from numba import cuda
-
     from thinformer import cpu
     from thinformer._pool import available_cores, get_num_threads
+    from thinformer.cuda._numba import gpu_names, why_unavailable
 
     def installed(name: str) -> str:
         try:
@@ -388,15 +411,15 @@ def _info(arguments: argparse.Namespace) -> int:
         except PackageNotFoundError:
             return "not installed"
 
-    rows = {name: installed(name) for name in ("thinformer", "numpy", "scipy", "numba", "torch")}
+    names = ("thinformer", "numpy", "scipy", "numba", "numba-cuda", "torch")
+    rows = {name: installed(name) for name in names}
     rows["python"] = f"{platform.python_version()} on {platform.platform()}"
     rows["threads"] = f"{get_num_threads()} of {available_cores()} cores"
     rows["threading layer"] = "thinformer's own threads; Numba's layers are not used"
     cache = cpu.halve_buckets.stats.cache_path
     rows["kernel cache"] = cache or "none: compiled at every start"
-    names = [gpu.name for gpu in cuda.gpus] if cuda.is_available() else []
-    gpus = ", ".join(name.decode() if isinstance(name, bytes) else name for name in names)
-    rows["CUDA devices"] = f"{gpus or 'none found'}; thinformer runs on the CPU"
+    reason = why_unavailable()
+    rows["CUDA devices"] = f"cannot be used: {reason}" if reason else ", ".join(gpu_names())
     for name, value in rows.items():
         print(f"{name:<16} {value}")
     return 0
@@ -405,8 +428,12 @@ def _info(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from thinformer.validate import format_table, validate, validate_upstream
 
+    if arguments.device == "cuda":
+        from thinformer.cuda._numba import check_available
+
+        check_available("--device cuda")
     live = [] if arguments.upstream is None else validate_upstream(arguments.upstream)
-    rows = validate() + live
+    rows = validate(arguments.device) + live
     print(format_table(rows))
     failures = sum(bool(row.failed) for row in rows)
     print(

@@ -7,6 +7,7 @@ each problem.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -133,19 +134,28 @@ def compress(
         )
         rounds.append((round_, drawn, np.empty((problems, round_.pairs), np.int64)))
 
-    def halve_buckets(i: int, work: NDArray, first: int, last: int) -> None:
+    def halve_buckets(i: int, work: NDArray, *part: int) -> None:
         round_, drawn, kept = rounds[i]
         points = rounds[i - 1][2] if i else index
-        halve(first, last, problem, round_, adaptive, points, kept, *drawn, work)
+        halve(*part, problem, round_, adaptive, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
         work = cpu.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
         for i, round_ in enumerate(schedule.rounds):
-            halve_buckets(i, work, first * round_.buckets, last * round_.buckets)
+            units = first * round_.buckets, last * round_.buckets
+            halve_buckets(i, work, *units, 0, round_.largest_bucket)
 
-    def share_round(i: int, first: int, last: int) -> None:
-        work = cpu.workspace(schedule.rounds[i].largest_bucket, dims, dtype)
-        halve_buckets(i, work, first, last)
+    def share_round(i: int, first: int, last: int) -> Iterator[None]:
+        points = schedule.rounds[i].largest_bucket
+        work = cpu.workspace(points, dims, dtype)
+        piece = int(_pool.PIECE_FLOPS / (points * cost)) // cpu.PANEL * cpu.PANEL or cpu.PANEL
+        if piece >= points:
+            halve_buckets(i, work, first, last, 0, points)
+            return
+        for unit in range(first, last):
+            for start in range(0, points, piece):
+                halve_buckets(i, work, unit, unit + 1, start, start + piece)
+                yield
 
     if not rounds:
         return [index]
@@ -157,6 +167,31 @@ def compress(
         for i, round_ in enumerate(schedule.rounds):
             _pool.run(partial(share_round, i), problems * round_.buckets, flops[i])
     return [index, *(kept for _, _, kept in rounds)]
+
+
+def compress_on(
+    device: str,
+    problem: Problem,
+    schedule: Schedule,
+    draws: Draws,
+    index: NDArray,
+    stack: tuple[int, ...],
+) -> NDArray:
+    """Run a schedule on "cpu" or "cuda"; return the positions kept, (problems, size) int64.
+
+    The arguments are those of `compress`.
+    """
+    if device == "cpu":
+        return compress(problem, schedule, draws, index, stack)[-1]
+    from thinformer.cuda import launch  # imports numba.cuda
+
+    rows = [
+        *(_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
+          for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
+        *(_rows(coin, stack, round_.buckets, "coins", np.bool_)
+          for round_, coin in zip(schedule.rounds, draws.coins, strict=True)),
+    ]  # fmt: skip
+    return launch.compress(problem, schedule, [draw[row] for draw, row in rows], index, stack)
 
 
 def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:

@@ -35,16 +35,18 @@ unit = bind(draws.unit, STRICT)
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
     rows = -(-largest_bucket // PANEL) * PANEL
-    return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2), dtype)
+    return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
 
 
 @kernel
 def halve_buckets(
-    first_unit, last_unit, problem, round_, adaptive, index, kept,
+    first_unit, last_unit, first_point, last_point, problem, round_, adaptive, index, kept,
     uniforms, uniform_row, coins, coin_row, work,
 ):  # fmt: skip
     """Halve buckets first_unit .. last_unit-1 of a round, counted over all problems.
 
+    first_point, last_point : which points of a bucket to decide now, from a multiple of PANEL on;
+        one long bucket may be halved by several calls, in order and with the same work
     problem : Products or Points
     round_ : Round
     adaptive : whether thresholds are adaptive, or simplified
@@ -59,6 +61,7 @@ def halve_buckets(
     tile, other = work[:size], work[size : 2 * size]
     sums, free = work[2 * size : 2 * size + PANEL], work[2 * size + PANEL :]
     thresholds, free = free[: PANEL // 2], free[PANEL // 2 :]
+    memory, free = free[:1], free[1:]
     for unit in range(first_unit, last_unit):
         p, bucket = unit // buckets, unit % buckets
         first, last = bucket * pairs // buckets, (bucket + 1) * pairs // buckets
@@ -68,8 +71,8 @@ def halve_buckets(
         loaded, rest = load(problem, p, positions, rest)
         factor = adaptive_factor(points, delta) if adaptive else simple_factor(points, delta)
         factor = work.dtype.type(factor)
-        state = work.dtype.type(0)
-        for start in range(0, points, PANEL):
+        state = memory[0] if first_point > 0 else work.dtype.type(0)
+        for start in range(first_point, min(points, last_point), PANEL):
             stop = min(start + PANEL, points)
             panel = columns(problem, loaded, start, rest)
             sums[:] = 0
@@ -83,6 +86,9 @@ def halve_buckets(
                 row = end
             uniform = uniforms[uniform_row[p], first + start // 2 : first + stop // 2]
             state = decide(tile, start, sums, signs, state, factor, adaptive, uniform, thresholds)
+        memory[0] = state
+        if last_point < points:
+            continue
         coin = coins[coin_row[p], bucket]
         for pair in range(last - first):
             second = (signs[2 * pair] < 0) != coin

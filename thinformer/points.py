@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks
+from thinformer import _checks, _device
 from thinformer.compress import (
-    compress,
+    compress_on,
     halve_gram,
     is_finite,
     plan,
@@ -100,6 +100,7 @@ def kh_compress(
     kernel: str | Kernel = "gaussian",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
+    device: str = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose a few points that represent all of them, in near-linear time.
 
@@ -129,6 +130,9 @@ def kh_compress(
         by one number. The sets of a stack share their draws: each gets what it would get alone.
     draws : Draws, optional
         The draws themselves; `rng` is not used then.
+    device : {"auto", "cpu", "cuda"}
+        Where it is computed. On a GPU, "cuda", for kernels of products and of distances, with the
+        same draws; arrays go there and the positions come back. "auto" is the CPU.
 
     Returns
     -------
@@ -140,6 +144,8 @@ def kh_compress(
     TypeError, ValueError
         The points are not a finite float array of at least one point; another argument is out
         of its range; the draws have another shape.
+    RuntimeError, NotImplementedError, MemoryError
+        On a GPU: there is none, and why; the kernel cannot be computed there; too little memory.
 
     Notes
     -----
@@ -154,6 +160,7 @@ def kh_compress(
     >>> kh_compress(x, g=0, rng=0).shape
     (64,)
     """
+    device = _device.choose(device, points=points)
     points = _checks.computed(_checks.float_array("points", points))
     _checks.shape("points", points, 2, "(..., S, d)")
     *stack, S, _ = points.shape
@@ -162,9 +169,11 @@ def kh_compress(
     kernel = as_kernel(kernel)
     settings = plan(S, g, size, delta)
     _checks.finite("points", is_finite(make_factor(points, linear()), S))
+    if device == "cuda":
+        points = np.ascontiguousarray(points)
     problem = make_problem(points, kernel)
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng))
     index = starting_points(S, settings, draws, tuple(stack))
-    kept = compress(problem, settings.schedule, draws, index, tuple(stack))[-1]
+    kept = compress_on(device, problem, settings.schedule, draws, index, tuple(stack))
     return kept.reshape(*stack, settings.schedule.size)

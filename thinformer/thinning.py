@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks
-from thinformer.compress import Plan, compress, is_finite, plan, starting_points
+from thinformer import _checks, _device
+from thinformer.compress import Plan, compress, compress_on, is_finite, plan, starting_points
 from thinformer.discrepancy import (
     TARGETS,
     as_problem,
@@ -27,7 +27,7 @@ from thinformer.schedule import Round, Schedule, compress_schedule
 from thinformer.tables import as_points
 
 METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
-DEVICES = ("auto", "cpu")
+ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
 BLIND = METHODS[4:]  # those that do not look at the points
 COPIES = 2  # weighted points become so many equally weighted ones, times n
@@ -95,8 +95,9 @@ def thin(
     rng : None, int or numpy.random.Generator
         Where all random numbers come from (SPEC 7): fresh ones, a seed, or a generator, which is
         advanced by one number.
-    device : "auto" or "cpu"
-        Where to compute.
+    device : {"auto", "cpu", "cuda"}
+        Where to compute; "auto" is the CPU. On a GPU, "cuda", for the methods "kh-compress" and
+        "halving" under kernels of products and of distances, with the same draws.
 
     Returns
     -------
@@ -139,7 +140,11 @@ def thin(
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
     method = _checks.choice("method", method, METHODS)
     target = _checks.choice("target", target, TARGETS)
-    _checks.choice("device", device, DEVICES)
+    device = _device.choose(device, points=points)
+    if device == "cuda" and method not in ON_GPU:
+        raise NotImplementedError(
+            f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
+        )
     g, delta = _checks.integer("g", g, 0), _checks.failure_probability(delta)
     refine, unique = _checks.boolean("refine", refine), _checks.boolean("unique", unique)
     generator = np.random.default_rng(seed_from(rng))
@@ -165,8 +170,10 @@ def thin(
     resolved = resolve(kernel, bandwidth, array, generator)
     if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
         raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
+    if device == "cuda":
+        array = np.ascontiguousarray(array)
     problem = as_problem(array, resolved, shift=True)
-    task = Task(problem, n, size, share, delta, refine, unique, target, generator)
+    task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
     if method == "compress++":
         rows = _compress_plus_plus(task, g)
     elif method == "kernel-thinning":
@@ -191,6 +198,7 @@ class Task(NamedTuple):
     unique: bool
     target: str
     generator: np.random.Generator
+    device: str = "cpu"
 
     def draws(self, schedule: Schedule) -> Draws:
         """Draws of a schedule, from the next number of the generator."""
@@ -322,7 +330,7 @@ def _kh_compress(task: Task) -> NDArray:
     settings = plan(rows.size, 0, task.size, task.delta)
     draws = task.draws(settings.schedule)
     start = rows[starting_points(rows.size, settings, draws, ())]
-    return compress(task.problem, settings.schedule, draws, start, ())[-1][0]
+    return compress_on(task.device, task.problem, settings.schedule, draws, start, ())[0]
 
 
 def _halving(task: Task) -> NDArray:
@@ -336,7 +344,7 @@ def _halving(task: Task) -> NDArray:
     )
     draws = task.draws(schedule)
     start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
-    return compress(task.problem, schedule, draws, start, ())[-1][0]
+    return compress_on(task.device, task.problem, schedule, draws, start, ())[0]
 
 
 def _standard(n: int, size: int, weights: NDArray | None) -> NDArray:

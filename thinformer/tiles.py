@@ -35,7 +35,6 @@ from thinformer.kernels import (
 from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 
 TILE_ROWS = 64
-BLAS_SERIAL = 2**18  # multiply-adds of one product
 
 exp = by_dtype(exp32, exp64)
 phi_linear = bind(kernels.phi_linear, ELEMENTWISE)
@@ -80,8 +79,9 @@ def gather_factor(factor, p, positions, free):
     for i in range(0, whole[0], width):
         at = i // PANEL * PANEL * dim + i % PANEL
         transpose(
-            factor.window, factor.first[p], factor.row, positions, i, whole[1], scale, panels, at
-        )
+            factor.window, factor.first[p], factor.row, positions, i, whole[1], scale,
+            panels, at, PANEL,
+        )  # fmt: skip
     for i in range(points):
         panel = panels[i // PANEL * PANEL * dim + i % PANEL :]
         place = factor.first[p] + positions[i] * factor.row

@@ -39,6 +39,7 @@ from thinformer.thinning import thin
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 OUTPUT_TOLERANCE = 1e-12
 SEEDS = range(10)
+BODIES = {"cpu": "numba", "cuda": "numba.cuda"}
 INPUTS = ("K", "points", "query", "key", "value")
 
 
@@ -59,20 +60,29 @@ class Row(NamedTuple):
     left_out: int = 0
 
 
-def validate() -> list[Row]:
-    """Compare every body of this installation with the recorded vectors, and with each other."""
+def validate(device: str = "cpu") -> list[Row]:
+    """Compare a body of this installation with the recorded vectors, and with the torch module.
+
+    On "cuda" with the cases that it computes: not `kernel_halve` and `thin`, nor Sobolev kernels.
+    """
     vectors = load_vectors()
     rows = []
     groups: dict[tuple[str, str], list] = {}
     for case, fields in vectors:
-        groups.setdefault((case["family"], case["dtype"]), []).append((case, fields))
+        if device == "cpu" or _on_cuda(case):
+            groups.setdefault((case["family"], case["dtype"]), []).append((case, fields))
     for (family, dtype), cases in groups.items():
-        failed = [_name(case) for case, fields in cases if not _agrees(case, fields)]
+        failed = [_name(case) for case, fields in cases if not _agrees(case, fields, device)]
         margin = min(case["margin"] for case, _ in cases)
-        rows.append(Row(family, "numba", dtype, len(cases), failed, margin))
+        rows.append(Row(family, BODIES[device], dtype, len(cases), failed, margin))
     if importlib.util.find_spec("torch"):
-        rows.append(_torch_against_numpy())
+        rows.append(_torch_against_numpy(device))
     return rows
+
+
+def _on_cuda(case: dict[str, Any]) -> bool:
+    """Whether a case is computed on a GPU."""
+    return case["kind"] in ("points", "attention") and case.get("kernel") != "sobolev"
 
 
 def format_table(rows: list[Row]) -> str:
@@ -146,19 +156,19 @@ def load_upstream(folder: Path) -> ModuleType:
     return module
 
 
-def _agrees(case: dict[str, Any], fields: dict[str, NDArray]) -> bool:
+def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: str = "cpu") -> bool:
     """Compute a case and compare it with what was recorded."""
     if "activations" in case:
         fields = fields | load_activations(case["activations"])[case["layer"]]
     inputs = {name: fields[name].astype(case["dtype"]) for name in INPUTS if name in fields}
-    indices, output = _compute(case, inputs, fields)
+    indices, output = _compute(case, inputs, fields, device)
     if not np.array_equal(indices, fields["indices"]):
         return False
     return "output" not in fields or np.abs(output - fields["output"]).max() <= OUTPUT_TOLERANCE
 
 
 def _compute(
-    case: dict[str, Any], inputs: dict[str, Any], fields: dict[str, NDArray]
+    case: dict[str, Any], inputs: dict[str, Any], fields: dict[str, NDArray], device: str
 ) -> tuple[NDArray, NDArray | None]:
     """Compute the indices of a case and, for attention, the output."""
     if case["kind"] == "halve":
@@ -167,7 +177,8 @@ def _compute(
         schedule = plan(len(inputs["points"]), 0, case["size"], 0.5).schedule
         draws = make_draws(schedule, case["seed"])
         kernel, size = case["kernel"], case["size"]
-        return kh_compress(**inputs, size=size, kernel=kernel, draws=draws), None
+        kept = kh_compress(**inputs, size=size, kernel=kernel, draws=draws, device=device)
+        return kept, None
     if case["kind"] == "thin":
         chosen = {name: case[name] for name in ("size", "kernel", "bandwidth", "g")}
         return thin(**inputs, **chosen, rng=case["seed"]), None
@@ -177,7 +188,7 @@ def _compute(
         draws = make_draws(plan(S, **settings).schedule, case["seed"], H)
     else:
         draws = _recorded(fields)
-    result = attention(**inputs, **settings, draws=draws, return_indices=True)
+    result = attention(**inputs, **settings, draws=draws, device=device, return_indices=True)
     assert result.indices is not None
     return result.indices, result.output
 
@@ -195,8 +206,8 @@ def _name(case: dict[str, Any]) -> str:
     return " ".join(f"{key}={case[key]}" for key in ("id", "kernel", "layer") if key in case)
 
 
-def _torch_against_numpy() -> Row:
-    """Compare `ThinformerAttention` with `attention`, seed by seed."""
+def _torch_against_numpy(device: str) -> Row:
+    """Compare `ThinformerAttention` on a device with `attention`, seed by seed."""
     import torch
 
     from thinformer.torch import ThinformerAttention
@@ -207,10 +218,11 @@ def _torch_against_numpy() -> Row:
         module = ThinformerAttention(g=1, generator=generator)
         query, key, value = torch.randn(3, 2, 300, 2, 8, dtype=torch.float64, generator=generator)
         state = generator.get_state()
-        output, _ = module(query, key, value)
+        output, _ = module(query.to(device), key.to(device), value.to(device))
         generator.set_state(state)
         drawn = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
         expected = attention(query.numpy(), key.numpy(), value.numpy(), g=1, rng=drawn).output
-        if np.abs(output.numpy() - expected).max() > OUTPUT_TOLERANCE:
+        if np.abs(output.cpu().numpy() - expected).max() > OUTPUT_TOLERANCE:
             failed.append(f"seed {seed}")
-    return Row("torch module = NumPy function", "numba", "float64", len(SEEDS), failed)
+    body = BODIES[device]
+    return Row("torch module = NumPy function", body, "float64", len(SEEDS), failed)

@@ -60,7 +60,8 @@ def thinformer_attention(
     key : (B, S, H_kv, E) tensor
     value : (B, S, H_kv, D) tensor
         float16, bfloat16, float32 or float64, all three the same (under autocast they are brought
-        to its dtype where they differ), on the CPU. Heads before tokens with ``layout="bhsd"``.
+        to its dtype where they differ), on the CPU or one CUDA device. Heads before tokens with
+        ``layout="bhsd"``.
     g : int
         Oversampling. The error falls as :math:`2^{-g}`, the time to choose grows as :math:`4^g`.
     size : int, optional
@@ -86,8 +87,8 @@ def thinformer_attention(
         The order of the tensors' axes, the output's too. ``scaled_dot_product_attention`` has
         "bhsd"; the published module, and linear projections by themselves, "bshd".
     generator : torch.Generator, optional
-        A generator of the CPU that one seed is drawn from; torch's default generator if None, as
-        it must be under `torch.compile`.
+        Where one seed is drawn from; torch's default generator of the tensors' device if None, as
+        it must be under `torch.compile`. One of the CPU draws the same for tensors on a GPU.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
@@ -105,7 +106,8 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors; tensors that are not on the CPU.
+        (B, 1, 1, S), bool); nested tensors; masks on CUDA
+        tensors; other devices.
     TypeError, ValueError
         Arguments that do not fit.
 
@@ -185,6 +187,10 @@ def checked_attention(
     if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
+    if valid is not None and key.is_cuda:
+        raise NotImplementedError(
+            "masks are not supported on CUDA tensors yet; move the tensors with .cpu()"
+        )
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
         min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
@@ -214,10 +220,10 @@ def attend(
     valid (B, S) says which keys there are. Sequences of less than `min_length` keep all of theirs.
     """
     scale = softmax_scale(scale, query.shape[-1])
+    seed = draw_seed(generator, key.device)
     indices, counts, finite = select(
-        key.detach(), value.detach(), valid, draw_seed(generator), g, size, scale, pre_thin,
-        min_length,
-    )  # fmt: skip
+        key.detach(), value.detach(), valid, seed, g, size, scale, pre_thin, min_length
+    )
     key, value = _gather(key, indices), _gather(value, indices)
     used = slots = None
     if valid is not None:
@@ -272,7 +278,8 @@ def check_tensors(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: str = "bshd"
 ) -> None:
     """Check that three tensors make an attention that can be computed here; heads may differ."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
+    tensors = {"query": query, "key": key, "value": value}
+    for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
         if tensor.is_nested:
@@ -284,11 +291,15 @@ def check_tensors(
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
             )
-        if tensor.device.type != "cpu":
-            raise NotImplementedError(
-                f"{name} is on device {tensor.device}; thinformer takes tensors on the CPU, where "
-                f".cpu() moves them"
-            )
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"query, key, value must be on one device; got {got}")
+    if query.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(
+            f"query is on device {query.device}; thinformer takes tensors on the CPU, where .cpu() "
+            f"moves them, or on a CUDA device"
+        )
     axes = {"S": "(B, S, H, {})", "T": "(B, T, H, {})"}
     if layout == "bhsd":
         axes = {"S": "(B, H, S, {})", "T": "(B, H, T, {})"}

@@ -42,14 +42,15 @@ class ThinformerAttention(nn.Module):
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
     generator : torch.Generator, optional
-        Where each forward pass takes its seed from; torch's default generator if None, so
-        ``torch.manual_seed`` reproduces a result.
+        Where each forward pass takes its seed from; torch's default generator of the tensors'
+        device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
+        for tensors on a GPU as for tensors on the CPU.
 
     Shape
     -----
-    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU ->
-    (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to the kept keys, in
-    the order of the sequence.
+    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU or
+    one CUDA device -> (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to
+    the kept keys, in the order of the sequence.
 
     Notes
     -----
@@ -57,10 +58,18 @@ class ThinformerAttention(nn.Module):
     differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
     NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
 
+    CUDA tensors take ``thinformer[cuda13]`` or ``[cuda12]``. The work is put on torch's current
+    stream, and the CPU does not wait for it. The first call compiles; one after it, of the same
+    shapes, can be captured by ``torch.cuda.graph``.
+
     Raises
     ------
     TypeError, ValueError
-        Arguments that do not fit; `NotImplementedError` for tensors that are not on the CPU.
+        Arguments that do not fit.
+    NotImplementedError
+        Tensors of another device.
+    RuntimeError
+        CUDA tensors without what they take; says what to install.
 
     Examples
     --------

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from thinformer import _pool
 from thinformer.attention import select as select_arrays
-from thinformer.attention import select_valid
+from thinformer.attention import select_valid, softmax_scale
+from thinformer.compress import plan
 from thinformer.draws import seed_from
 from thinformer.torch.openmp import team
 
@@ -23,11 +24,23 @@ COMPUTED_IN = {
 }
 
 
-def draw_seed(generator: torch.Generator | None) -> torch.Tensor:
-    """Draw the seed of a selection: an int64 without axes, from torch's own generator if None."""
-    room = torch.empty((), dtype=torch.int64, device="cpu")
+def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    """Draw the seed of a selection on a device: an int64 without axes.
+
+    From torch's own generator of the device if None; in a CUDA graph, one of the GPU draws anew in
+    each replay. A generator of the CPU gives what it gives there.
+    """
+    if device.type == "cuda" and generator is not None and generator.device.type == "cpu":
+        drawn = int(draw_seed(generator, generator.device))
+        return torch.full((), bits_of_seed(drawn), device=device)
+    room = torch.empty((), dtype=torch.int64, device=device)
     # the form of random_() that torch.compile knows
     return torch.ops.aten.random.default(room, generator=generator)
+
+
+def bits_of_seed(drawn: int) -> int:
+    """What a GPU takes for a seed drawn on the CPU: the bits of its 64, as an int64."""
+    return int(np.uint64(seed_from(drawn)).astype(np.int64))
 
 
 def select(
@@ -45,8 +58,19 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `thinformer.torch.library.select` does, of which at most `kept` a sequence.
 
-    The tensors, on the CPU, are read in place where their dtype is one that is computed in.
+    The tensors are read in place, but for half precision on the CPU. The results are on their
+    device; nothing waits for a GPU.
     """
+    if key.is_cuda:
+        from thinformer.cuda._numba import check_available  # imports numba.cuda
+
+        check_available(f"a tensor on {key.device}")
+        from thinformer.torch.cuda import select as select_on_gpu
+
+        plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
+        scale = softmax_scale(scale, key.shape[-1])
+        on_gpu = select_on_gpu(key, value, settings=plan_of_all, scale=scale, seed=seed)
+        return on_gpu[0], torch.full((len(key),), kept, device=key.device), on_gpu[1]
     arrays = (_array(key), _array(value))
     with _pool.on(team()):
         settings: dict[str, Any] = {

@@ -1,0 +1,9 @@
+"""The CUDA body: kernel halving of many buckets on a GPU, one block of threads a bucket.
+
+- `_numba` is the only importer of ``numba.cuda``, and says whether a GPU can be used.
+- `tiles` holds what runs inside a block: tiles of kernel values in registers.
+- `halve` is the kernel that halves buckets, `prepare` those that draw and measure before it.
+- `launch` hands a schedule to the kernels.
+
+Importing the package loads nothing; no module of it starts CUDA before something is computed.
+"""

@@ -1,0 +1,74 @@
+"""The only importer of ``numba.cuda``, and whether a GPU can be used.
+
+The kernels are written for the package numba-cuda, which serves ``numba.cuda``; the module of that
+name inside Numba itself is deprecated, and cannot align shared memory. A successor with another
+import name would be imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import config
+
+from thinformer._checks import CudaUnavailableError
+
+try:
+    from numba import cuda
+except ImportError:  # Numba without its deprecated module
+    cuda = None  # type: ignore[assignment]
+
+SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
+# shared arrays that are read four numbers at a time; the simulator takes no alignment
+ALIGNED = None if SIMULATED else 16
+
+
+def device_function(function: Callable) -> Any:
+    """Compile a function for kernels; also a plain one that other bodies compile for themselves."""
+    return cuda.jit(device=True)(function)
+
+
+def why_unavailable() -> str | None:
+    """Say why no kernel can run here, and what to do; None where one can."""
+    if SIMULATED:
+        return None
+    if getattr(cuda, "implementation", None) != "NVIDIA":
+        return (
+            "numba-cuda is not installed: pip install 'thinformer[cuda13]', or 'thinformer[cuda12]'"
+            " for a driver of CUDA 12"
+        )
+    try:
+        if cuda.is_available() and len(cuda.gpus) > 0:
+            return None
+        reason = cuda.cuda_error() or "the driver finds no GPU"
+    except Exception as error:  # the driver's: no GPU, too old, NVVM not found
+        reason = str(error)
+    reason = " ".join(reason.split()).rstrip(":. ")
+    return f"{reason} (`nvidia-smi` shows the driver and its CUDA version; `numba -s` more)"
+
+
+def gpu_names() -> list[str]:
+    """The names of the GPUs there are."""
+    if SIMULATED:
+        return ["Numba's simulator"]
+    names = [gpu.name for gpu in cuda.gpus]
+    return [name.decode() if isinstance(name, bytes) else name for name in names]
+
+
+def check_available(name: str) -> None:
+    """Raise CudaUnavailableError, a RuntimeError, for the argument `name` where there is no GPU."""
+    reason = why_unavailable()
+    if reason is not None:
+        raise CudaUnavailableError(f"{name} needs a GPU: {reason}")
+
+
+__all__ = [
+    "ALIGNED",
+    "SIMULATED",
+    "check_available",
+    "cuda",
+    "device_function",
+    "gpu_names",
+    "why_unavailable",
+]

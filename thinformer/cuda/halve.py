@@ -1,0 +1,236 @@
+"""The kernel that halves buckets, a block of threads each.
+
+A bucket is halved as the CPU body does it. For the points x of a panel the walk's inner products
+<psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over all pairs decided before
+it, a tile of kernel values at a time; then the panel's own pairs are decided in turn. A kernel
+value is in the registers of one thread and nowhere else, but for the panel's own tile; so a block's
+memory does not depend on the bucket's size, which has no limit.
+
+Threads that write what others read are kept apart by ``syncthreads``; each says what for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thinformer import halving
+from thinformer.cuda._numba import ALIGNED, cuda, device_function
+from thinformer.cuda.tiles import (
+    DEPTH,
+    LANES,
+    LOG2_LANES,
+    PAD,
+    PANEL,
+    PATCH,
+    add_distances,
+    add_products,
+    make_largest_norm,
+    make_stage,
+    make_sum_up,
+)
+
+pair_distance = device_function(halving.pair_distance)
+simple_threshold = device_function(halving.simple_threshold)
+swaps = device_function(halving.swaps)
+
+
+class Geometry(NamedTuple):
+    """Where a factor's points are in its window: column c of row i of problem p is at
+    ``p // heads * batch + p % heads * head + i * row + c * column``, for c below dim.
+    """
+
+    heads: int
+    batch: int
+    head: int
+    row: int
+    column: int
+    dim: int
+
+
+class Variant(NamedTuple):
+    """What a version of the kernel is compiled for.
+
+    phi, other_phi : of the first factor, and of the second or None
+    distances : whether phi takes squared distances, or inner products
+    shifted : whether the first factor's constant is the bucket's largest |x|^2
+    load : converts a number of the points as it is stored
+    dtype : computed in
+    """
+
+    phi: Callable
+    other_phi: Callable | None
+    distances: bool
+    shifted: bool
+    load: Callable
+    dtype: type
+
+
+@functools.cache
+def make_kernel(variant: Variant, threads: int) -> Any:
+    """Return the kernel for blocks of so many threads, a multiple of 32.
+
+    Its arguments::
+
+        problems: window, other_window  (span,) the numbers of either factor
+                  geometry, other_geometry  see `Geometry`; the other factor's are of no use
+                    where there is none
+                  parameters  (problems, 2, 3) SCALE, CONSTANT, DEGREE of either factor
+                  scales  (dim,) that differences are multiplied by
+        rounds:   table  (rounds, 3) int64: pairs, buckets, where the coins are
+                  factors  (rounds, 2) of the thresholds in buckets of pairs // buckets pairs, and
+                    of one pair more
+                  first_round, last_round  of this launch
+                  share  blocks a problem; they take its buckets in turn
+        draws:    draws  (problems, ...) the uniforms of all rounds, then the coins
+        points:   left  (problems, 2 * length) int64, the positions left before each round
+                  kept  (problems, size) int64, those left after the last
+    """
+    ROWS = threads // LANES * PATCH
+    ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
+    GROUPS = threads // LANES
+    SQUARE = PATCH * PATCH
+    PAIRS = PANEL // 2
+    dtype, shifted, paired = variant.dtype, variant.shifted, variant.other_phi is not None
+    ZERO = dtype(0)
+    phi, other_phi = device_function(variant.phi), device_function(variant.other_phi or variant.phi)
+    stage = make_stage(variant.load, threads)
+    sum_up = make_sum_up(stage, add_distances if variant.distances else add_products, ROWS)
+    sum_up_other = make_sum_up(stage, add_products, ROWS)
+    largest_norm = make_largest_norm(variant.load, threads, dtype)
+
+    @device_function
+    def halve_bucket(
+        window, place, other_window, other_place, parameters, scales,
+        positions, factor, uniforms, coin, out,
+    ):  # fmt: skip
+        """Halve the bucket of the points at some positions into `out`, (pairs,).
+
+        Until the end it holds whether a pair's second point was chosen.
+
+        place, other_place : where the problem's first point is in its window, the strides of rows
+            and columns, and the number of columns
+        """
+        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
+        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
+        own = cuda.shared.array((PANEL, PANEL), dtype)  # the panel's kernel values with itself
+        parts = cuda.shared.array((GROUPS, PANEL), dtype)  # each group of threads' part of the sums
+        sums = cuda.shared.array(PANEL, dtype)
+        distance = cuda.shared.array(PAIRS, dtype)
+        uniform = cuda.shared.array(PAIRS, dtype)
+        patch = cuda.local.array(SQUARE, dtype)
+        other = cuda.local.array(SQUARE, dtype)
+        part = cuda.local.array(PATCH, dtype)
+
+        thread = cuda.threadIdx.x
+        group = thread >> LOG2_LANES
+        row, point = PATCH * group, PATCH * (thread & (LANES - 1))  # the corner of its patch
+        scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
+        other_scale, other_constant = parameters[1, 0], parameters[1, 1]
+        other_degree = parameters[1, 2]
+        if shifted:
+            constant = largest_norm(window, place, positions, scale)
+        b_max, points = ZERO, positions.size
+
+        for begin in range(0, points, PANEL):
+            end = min(begin + PANEL, points)
+            for j in range(PATCH):
+                part[j] = ZERO
+            for tile in range(0, end, ROWS):
+                # kernel values of the tile's rows and the panel, a product of one or two factors
+                sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales)
+                for i in range(SQUARE):
+                    patch[i] = phi(patch[i], constant, degree)
+                if paired:
+                    sum_up_other(other, rows, panel, other_window, other_place, positions, tile,
+                                 begin, other_scale, scales)  # fmt: skip
+                    for i in range(SQUARE):
+                        patch[i] *= other_phi(other[i], other_constant, other_degree)
+                # pairs decided before go into the sums; the panel's own are kept to decide it
+                at = tile + row
+                if at < begin:
+                    for i in range(0, PATCH, 2):
+                        chosen = out[(at + i) // 2]
+                        for j in range(PATCH):
+                            step = patch[PATCH * i + j] - patch[PATCH * (i + 1) + j]
+                            part[j] += -step if chosen else step
+                elif at < end:
+                    for i in range(PATCH):
+                        for j in range(PATCH):
+                            own[at - begin + i, point + j] = patch[PATCH * i + j]
+            for j in range(PATCH):
+                parts[group, point + j] = part[j]
+            pairs = (end - begin) // 2
+            cuda.syncthreads()  # the parts and the panel's own values before they are read
+            if thread < PANEL:
+                total = ZERO
+                for g in range(GROUPS):
+                    total += parts[g, thread]
+                sums[thread] = total
+            if thread < pairs:
+                i, j = 2 * thread, 2 * thread + 1
+                distance[thread] = pair_distance(own[i, i], own[i, j], own[j, i], own[j, j])
+                uniform[thread] = uniforms[begin // 2 + thread]
+            for pair in range(pairs):
+                # the sums of this pair are final: the pair before added to them
+                cuda.syncthreads()
+                i, j = 2 * pair, 2 * pair + 1
+                b = distance[pair]
+                b_max = max(b_max, b)
+                a = simple_threshold(b, b_max, factor)
+                # every thread takes the decision; the bucket's first pair keeps its first point
+                swap = begin + pair > 0 and swaps(uniform[pair], a, sums[i] - sums[j])
+                # only sums of later pairs change, so none is read at the same time
+                if j < thread and thread < PANEL:
+                    step = own[i, thread] - own[j, thread]
+                    sums[thread] += -step if swap else step
+                if thread == 0:
+                    out[begin // 2 + pair] = swap
+            cuda.syncthreads()  # all is read before the next panel; `out` is written
+        for pair in range(thread, points // 2, threads):
+            swap = out[pair] != 0
+            out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
+
+    def halve(
+        window, geometry, other_window, other_geometry, parameters, scales,
+        table, factors, first_round, last_round, share, draws, left, kept,
+    ):  # fmt: skip
+        problem, first_bucket = cuda.blockIdx.x // share, cuda.blockIdx.x % share
+        heads, batch, head, row, column, dim = geometry
+        start = problem // heads * batch + problem % heads * head
+        other_heads, other_batch, other_head, other_row, other_column, other_dim = other_geometry
+        other_start = problem // other_heads * other_batch + problem % other_heads * other_head
+        length = left.shape[1] // 2
+        for i in range(first_round, last_round):
+            pairs, buckets, coins = table[i, 0], table[i, 1], table[i, 2]
+            before = 2 * (length - 2 * pairs)  # where the points before this round are
+            for bucket in range(first_bucket, buckets, share):
+                first = bucket * pairs // buckets
+                last = (bucket + 1) * pairs // buckets
+                positions = left[problem, before + 2 * first : before + 2 * last]
+                if i + 1 < table.shape[0]:
+                    after = 2 * (length - pairs)
+                    out = left[problem, after + first : after + last]
+                else:
+                    out = kept[problem, first:last]
+                at = length - 2 * pairs + first
+                halve_bucket(
+                    window, (start, row, column, dim),
+                    other_window, (other_start, other_row, other_column, other_dim),
+                    parameters[problem], scales, positions,
+                    factors[i, last - first - pairs // buckets],
+                    draws[problem, at : at + last - first],
+                    draws[problem, coins + bucket] != ZERO, out,
+                )  # fmt: skip
+            cuda.syncthreads()  # the points of this round before the next one reads them
+
+    return cuda.jit(halve)
+
+
+def threads_for(largest_bucket: int, dtype: type) -> int:
+    """The threads of a block: a tile of twice as many bytes would leave shared memory, 48 KB."""
+    most = 1024 // np.dtype(dtype).itemsize
+    return min(most, 64 if largest_bucket <= 64 else 128 if largest_bucket <= 256 else 256)

@@ -1,0 +1,114 @@
+"""Selection on CUDA tensors: not copied, on torch's current stream, and not waited for.
+
+The only place where torch and the kernels meet. Memory is torch's, so that its allocator knows what
+is in use on which stream, and so that a CUDA graph can capture a call once another one like it has
+compiled the kernels and put the schedule's tables on the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from thinformer.compress import Plan
+from thinformer.cuda import launch
+from thinformer.cuda._numba import cuda
+from thinformer.cuda.halve import Geometry
+from thinformer.schedule import Schedule
+
+TORCH = {
+    np.float32: torch.float32, np.float64: torch.float64, np.int64: torch.int64,
+    np.bool_: torch.bool,
+}  # fmt: skip
+
+
+def select(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    settings: Plan,
+    scale: float,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
+
+    The seed, an int64, and both results are on the tensors' device, where the work may not have
+    been done yet.
+    """
+    B, S, H, _ = key.shape
+    schedule, device = settings.schedule, key.device
+    stored = str(key.dtype).removeprefix("torch.")
+    dtype, problems = launch.COMPUTED_IN[stored], B * H
+    with _current(device):
+        made = {
+            name: torch.empty(shape, dtype=TORCH[of], device=device)
+            for name, (shape, of) in launch.workspace(schedule, problems, dtype).items()
+        }
+        table, factors, scales, processors = _constants(schedule, dtype, device)
+        launch.select_pairs(
+            stored,
+            (_window(key), _geometry(key)),
+            (_window(value), _geometry(value)),
+            schedule,
+            (_array(table), _array(factors)),
+            launch.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
+            seed=_array(seed.reshape(1)),
+            scale=scale,
+            n_points=S,
+            strided=settings.pre_thin == "stride",
+            scales=_array(scales),
+            processors=processors,
+            stream=_stream(device),
+        )
+    kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
+    return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
+
+
+@functools.cache
+def _constants(
+    schedule: Schedule, dtype: type, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """What a schedule needs on a device: few bytes, kept for good, as CUDA graphs refer to them."""
+    arrays: tuple[NDArray, ...] = (*launch.round_tables(schedule, dtype), np.zeros(1, dtype))
+    table, factors, scales = (torch.from_numpy(array).to(device) for array in arrays)
+    return table, factors, scales, torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _geometry(tensor: torch.Tensor) -> Geometry:
+    """Where the heads of a tensor (B, S, H, dim) are."""
+    batch, row, head, column = tensor.stride()
+    return Geometry(tensor.shape[2], batch, head, row, column, tensor.shape[3])
+
+
+def _window(tensor: torch.Tensor) -> Any:
+    """The memory of a tensor from its first number to its last; bits for half precision."""
+    tensor = tensor.detach().resolve_neg()
+    span = 1 + sum(
+        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    flat = tensor.as_strided((span if tensor.numel() else 0,), (1,))
+    return _array(flat.view(torch.int16) if tensor.dtype.itemsize == 2 else flat)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """A tensor's memory as an array that kernels take; nothing is synchronised."""
+    return cuda.as_cuda_array(tensor, sync=False)
+
+
+@contextlib.contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Make a device the current one, of torch and of numba.cuda."""
+    with torch.cuda.device(device), cuda.gpus[device.index]:
+        yield
+
+
+def _stream(device: torch.device) -> Any:
+    """Torch's current stream, as numba.cuda takes it."""
+    handle = torch.cuda.current_stream(device).cuda_stream
+    return cuda.external_stream(handle) if handle else 0
