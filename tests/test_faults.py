@@ -481,7 +481,7 @@ import resource
 query = np.ones((1, 40_000, 8, 32), np.float32)
 def attend(tokens):
     arrays = query[:, :tokens], query, query
-    return thinformer.attention(*arrays, size=20_000, rng=0, return_weights=True)
+    return thinformer.attention(*arrays, size=40_000, rng=0, return_weights=True)
 expected = work()
 attend(64)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -489,7 +489,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
 try:
     attend(40_000)
 except MemoryError as error:
-    assert "23.8 GiB" in str(error), error  # 8 x 40,000 x 20,000 weights of 4 bytes
+    assert "47.7 GiB" in str(error), error  # 8 x 40,000 x 40,000 weights of 4 bytes
 else:
     raise AssertionError("no MemoryError")
 assert np.array_equal(work(), expected)
