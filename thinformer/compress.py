@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -274,11 +274,17 @@ def _rows(
     try:
         if shape is None or shape[-1:] != (size,):
             raise ValueError
-        rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])
-        row = np.broadcast_to(rows, stack).astype(np.int64).ravel()
+        row = _row_numbers(shape[:-1], stack)
     except ValueError:
         raise ValueError(
             f"draws.{name} must have shape (..., {size}) with leading axes that broadcast to "
             f"{stack}; got {shape}"
         ) from None
-    return np.array(draw, dtype, order="C").reshape(rows.size, size), row
+    return np.array(draw, dtype, order="C").reshape(math.prod(shape[:-1]), size), row
+
+
+@lru_cache(maxsize=64)  # the same for all draws of a schedule
+def _row_numbers(lead: tuple[int, ...], stack: tuple[int, ...]) -> NDArray[np.int64]:
+    """For each problem of a stack, the number of the row it has in an array of leading axes."""
+    rows = np.arange(math.prod(lead), dtype=np.int64).reshape(lead)
+    return np.broadcast_to(rows, stack).flatten()
