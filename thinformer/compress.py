@@ -239,7 +239,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             cpu.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    _pool.run(scan, problems, entries)
+    _pool.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations
     return largest
 
 
