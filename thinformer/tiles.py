@@ -55,20 +55,20 @@ stein_of = bind(kernels.stein_of, ELEMENTWISE)
 def load_products(problem, p, positions, free):
     """Gather a bucket's points into free memory.
 
-    Returns what `tabulate` takes, the panels and the constant of either factor, and the memory
-    still free.
+    Returns what `tabulate` takes, their number, the panels and the constant of either factor, and
+    the memory still free.
     """
     keys, key_constant, rest = gather_factor(problem.keys, p, positions, free)
     values, value_constant, rest = gather_factor(problem.values, p, positions, rest)
-    return (keys, key_constant, values, value_constant), rest
+    return (positions.size, keys, key_constant, values, value_constant), rest
 
 
 @inner(STRICT)
 def gather_factor(factor, p, positions, free):
     """Gather the points of one factor, times its scale.
 
-    Returns them panel after panel, each (dim, PANEL) and the last one filled up with zeros, the
-    constant that phi takes in this bucket, and the memory still free.
+    Returns them panel after panel, each (dim, PANEL), the constant that phi takes in this bucket,
+    and the memory still free. The last panel may have room left; what is there is of no account.
     """
     points, dim = positions.size, factor.dim
     padded = -(-points // PANEL) * PANEL
@@ -87,23 +87,19 @@ def gather_factor(factor, p, positions, free):
         place = factor.first[p] + positions[i] * factor.row
         for d in range(whole[1] if i < whole[0] else 0, dim):
             panel[d * PANEL] = factor.window[place + d * factor.column] * scale
-    for i in range(points, padded):
-        panel = panels[i // PANEL * PANEL * dim + i % PANEL :]
-        for d in range(dim):
-            panel[d * PANEL] = 0
     if factor.tag == EXPONENTIAL:
         # the least shift that keeps exp from overflowing in this bucket; KH is blind to it
-        constant = largest_norm(panels, dim, free[padded * dim :])
+        constant = largest_norm(panels, points, dim, free[padded * dim :])
     return panels, constant, free[padded * dim :]
 
 
 @inner(STRICT)
-def largest_norm(panels, dim, norms):
+def largest_norm(panels, points, dim, norms):
     """Max |x|^2 over the points of all panels."""
     largest = panels.dtype.type(0)
-    for start in range(0, panels.size, PANEL * dim):
-        squared_norms(panels, start, dim, norms, 0)
-        for i in range(PANEL):
+    for start in range(0, points, PANEL):
+        squared_norms(panels, start * dim, dim, norms, 0)
+        for i in range(min(PANEL, points - start)):
             largest = max(largest, norms[i])
     return largest
 
@@ -157,29 +153,29 @@ def tabulate_products(problem, p, loaded, first, last, start, panel, tile, other
     loaded : what `load` returned
     other : another tile, to work in
     """
-    keys, key_constant, values, value_constant = loaded
+    points, keys, key_constant, values, value_constant = loaded
     factor = problem.keys
-    multiply_panels(keys, factor.dim, first, last, start, tile)
+    multiply_panels(keys, points, factor.dim, first, last, start, tile)
     size = (last - first) * PANEL
     apply_to_products(factor.tag, tile[:size], key_constant, factor.parameters[p, DEGREE])
     factor = problem.values
     if factor.dim > 0:
-        multiply_panels(values, factor.dim, first, last, start, other)
+        multiply_panels(values, points, factor.dim, first, last, start, other)
         apply_to_products(factor.tag, other[:size], value_constant, factor.parameters[p, DEGREE])
         multiply(tile, other, size)
 
 
 @inner(STRICT)
-def multiply_panels(panels, dim, first, last, start, tile):
+def multiply_panels(panels, points, dim, first, last, start, tile):
     """Inner products of rows first .. last-1 and the panel at start, into the tile.
 
-    Blocks below the panel's own diagonal are left out: nothing reads them.
+    Blocks that nothing reads are left out: below the panel's own diagonal, and after its points.
     """
     width = BYTES // panels.itemsize
     for row in range(first, last, ROWS):
         rows = row // PANEL * PANEL * dim + row % PANEL
         for column in range(0, PANEL, width):
-            if row < start + column + width:
+            if row < start + column + width and start + column < points:
                 at = (row - first) * PANEL + column
                 inner_products(panels, rows, panels, start * dim + column, dim, tile, at)
 
