@@ -92,11 +92,20 @@ def test_files(tiny, tmp_path):
 
 def test_stored_figures_are_what_the_readme_quotes():
     readme = (ROOT / "README.md").read_text()
-    stored = json.loads((ROOT / "docs" / "benchmarks" / "cpu.json").read_text())
-    columns = ("exact / Thinformer", "exact / Thinformer on NumPy", "plain torch / selection")
-    for result in stored["results"]:
+    folder = ROOT / "docs" / "benchmarks"
+    stored, compiled = (
+        json.loads((folder / name).read_text())["results"]
+        for name in ("cpu.json", "cpu_compiled.json")
+    )
+    of_compiled = {result["shape"]: result["ratios"] for result in compiled}
+    columns = ("exact / Thinformer", "exact / Thinformer with weights",
+               "exact / Thinformer on NumPy", "plain torch / selection")  # fmt: skip
+    assert len(stored) == 5
+    for result in stored:
         name, dims = bench.NAMES[result["shape"]], tuple(result["dims"])
         figures = [f"{result['ratios'][column]:.1f}" for column in columns]
+        ratios = of_compiled.get(result["shape"])
+        figures.append(f"{ratios['compiled torch / selection']:.1f}" if ratios else "-")
         cells = [name, str(dims), str(result["kept"]), *figures]
         assert f"| {' | '.join(cells)} |" in readme.splitlines()
 
