@@ -182,8 +182,8 @@ def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coi
 def scan(first, last, factor, index, largest):
     """Find the largest magnitude among the rows in index of problems first .. last-1.
 
-    It is NaN where one of the entries is. 3 ns a row of 64 numbers in float32, where a plain loop
-    takes 12.
+    It is NaN where one of the entries is. 5 to 6 ns a row of 64 numbers in float32, where a
+    plain loop takes 12.
 
     factor : Factor
     index : (problems, n) int64, or (1, n) where all problems share the rows
