@@ -106,8 +106,9 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors; masks on CUDA
-        tensors; other devices.
+        (B, 1, 1, S), bool); nested tensors; other devices.
+    RuntimeError
+        A mask while a CUDA graph is captured.
     TypeError, ValueError
         Arguments that do not fit.
 
@@ -187,10 +188,6 @@ def checked_attention(
     if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
-    if valid is not None and key.is_cuda:
-        raise NotImplementedError(
-            "masks are not supported on CUDA tensors yet; move the tensors with .cpu()"
-        )
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
         min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
