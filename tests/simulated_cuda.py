@@ -648,16 +648,18 @@ def test_few_columns_and_many(E, D, torch_on_the_simulator):
 
 def test_validate(monkeypatch):
     """The command's comparison with what was recorded, on its smallest cases."""
-    vectors = [(case, fields) for case, fields in validate.load_vectors()
-               if case.get("kernel") in ("gaussian", "sobolev") and case["kind"] == "points"
-               and case["family"] == "points"]  # fmt: skip
-    smallest = sorted(vectors, key=lambda vector: len(vector[1]["points"]))
-    gaussian = [vector for vector in smallest if vector[0]["kernel"] == "gaussian"][:1]
-    sobolev = [vector for vector in smallest if vector[0]["kernel"] == "sobolev"][:1]
-    monkeypatch.setattr(validate, "load_vectors", lambda: gaussian + sobolev)
+    few = {}
+    for case, fields in validate.load_vectors():
+        if case["kind"] != "attention" and case.get("kernel") in (None, "gaussian", "sobolev"):
+            largest = max(fields[name].size for name in validate.INPUTS if name in fields)
+            few.setdefault((case["kind"], case.get("kernel")), []).append((largest, case, fields))
+    few = [min(vectors, key=lambda vector: vector[0])[1:] for vectors in few.values()]
+    assert {case["kind"] for case, _ in few} == {"halve", "points", "thin"}
+    monkeypatch.setattr(validate, "load_vectors", lambda: few)
     monkeypatch.setattr(validate.importlib.util, "find_spec", lambda name: None)
-    (row,) = validate.validate("cuda")
-    assert (row.body, row.cases, row.failed) == ("numba.cuda", 1, [])
+    rows = validate.validate("cuda")
+    assert sum(row.cases for row in rows) == sum(case["kind"] != "thin" for case, _ in few)
+    assert all((row.body, row.failed) == ("numba.cuda", []) for row in rows)
 
 
 def test_half_precision_is_converted_exactly():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
 GEOMETRY = types.NamedUniTuple(types.int64, 7, halve.Geometry)
+DOCUMENTED = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text().splitlines()
 (PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
 
 
@@ -77,10 +79,18 @@ def resources(code, capability, tmp_path):
             found(r"(\d+) bytes spill") + found(r"(\d+) bytes stack frame"))  # fmt: skip
 
 
+def check_documented(stored, threads, used):
+    """What docs/cuda.md says of registers and shared memory is what the pinned compiler reports."""
+    (first, shared, _), (second, _, _) = used
+    if version("nvidia-cuda-nvcc").startswith("13.5."):
+        row = f"| {stored} | {threads} | {first} | {second} | {shared} |"
+        assert row in DOCUMENTED, row
+
+
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
 def test_attention(stored, tmp_path):
     """Two blocks of 256 threads fit a multiprocessor, all in registers, read as vectors of four."""
-    threads = launch.threads_for(4096, np.float32)
+    threads, used = launch.threads_for(4096, np.float32), []
     assert threads == 256
     kernel, dtype = attention_kernel(stored, threads)
     for capability, code in compiled(kernel, halve_signature(stored, np.dtype(dtype).name)):
@@ -89,34 +99,41 @@ def test_attention(stored, tmp_path):
         # rows and points of a patch, in the product of keys and in that of values; no other way
         assert code.count("ld.shared.v4.f32") == 4
         assert len(re.findall(r"fma\.rn\.f32", code)) >= 2 * 16
-        registers, shared, spilled = resources(code, capability, tmp_path)
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
         assert spilled == 0
         assert shared <= STATIC_LIMIT
         assert threads * registers <= REGISTERS // (2 if capability == (9, 0) else 1)
+    check_documented(stored, threads, used)
 
 
 @pytest.mark.parametrize("threads", [64, 128])
 def test_attention_in_small_blocks(threads, tmp_path):
     kernel, _ = attention_kernel("float32", threads)
+    used = []
     for capability, code in compiled(kernel, halve_signature("float32", "float32")):
         assert not re.search(r"\.f64\b", code)
         assert code.count("ld.shared.v4.f32") == 4
-        registers, shared, spilled = resources(code, capability, tmp_path)
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
         assert spilled == 0
         assert shared <= STATIC_LIMIT // 2
         assert 3 * threads * registers <= REGISTERS
+    check_documented("float32", threads, used)
 
 
 def test_attention_in_float64(tmp_path):
-    threads = launch.threads_for(4096, np.float64)
+    threads, used = launch.threads_for(4096, np.float64), []
     kernel, _ = attention_kernel("float64", threads)
     for capability, code in compiled(kernel, halve_signature("float64", "float64")):
         assert code.count("ld.shared.v2.f64") == 2 * 4
         assert not re.search(r"(fma|mul|add)(\.rn)?\.f32\b", code)
-        registers, shared, spilled = resources(code, capability, tmp_path)
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
         assert spilled == 0
         assert shared <= STATIC_LIMIT
         assert threads * registers <= REGISTERS
+    check_documented("float64", threads, used)
 
 
 @pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(launch.PHI)], ids=["gaussian", "all"])

@@ -123,6 +123,8 @@ def compress_points(
         The points are not finite, or their distances are beyond the range of their dtype.
     """
     *stack, S, dim = points.shape
+    if 0 in stack:
+        return of_nothing(points, stack, schedule.size)
     if any(t.tag >= SOBOLEV or (t.tag == EXPONENTIAL and kernel.terms) for t in kernel.summands):
         raise NotImplementedError(
             "points on a GPU take kernels of products and of distances, and sums of those without"
@@ -168,6 +170,8 @@ def compress_pairs(
         A key or value is not finite.
     """
     B, S, H, _ = key.shape
+    if 0 in (B, H):
+        return of_nothing(key, [B, H], schedule.size)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     with readable(key, value), allocated(schedule, B * H, key, source) as (work, tables):
         launch.select_pairs(
@@ -193,6 +197,8 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
         K is not finite, or not symmetric.
     """
     *stack, S, _ = K.shape
+    if 0 in stack:
+        return of_nothing(K, stack, schedule.size + S % 2)
     problems, pairs, dtype = math.prod(stack), schedule.size, K.computed_in
     matrices = make_factor(np.empty((0, S), dtype), launch.kernels.linear())
     variant, _, parameters, scales = launch.describe(matrices, launch.LOAD[K.dtype.name])
@@ -204,10 +210,9 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
         finite = cuda.to_device(np.ones(problems, np.bool_))
         parts, threads = -(-S // prepare.INSPECTED_ROWS), prepare.THREADS
         kept = cuda.to_device(kept)
-        if problems:
-            inspect = prepare.make_inspect(variant.load, dtype, threads)
-            inspect[problems * parts, threads](*window(K), S, parts, largest, off, finite)
-        if problems and pairs:
+        inspect = prepare.make_inspect(variant.load, dtype, threads)
+        inspect[problems * parts, threads](*window(K), S, parts, largest, off, finite)
+        if pairs:
             place, geometry = window(K)
             resident = launch.Resident(
                 place, geometry, place, geometry, cuda.to_device(parameters),
@@ -256,8 +261,7 @@ def allocated(
 
 def shared(points: OnGpu, n_points: int, strided: bool, source: Source) -> dict[str, Any]:
     """What `select_points` and `select_pairs` both take, for points (..., S, dim)."""
-    stack = points.shape[:-2]
-    sequences = math.prod(stack) // (stack[-1] if stack else 1) if math.prod(stack) else 0
+    sequences = math.prod(points.shape[:-3])
     seed = None
     if isinstance(source, int):
         seed = cuda.to_device(np.array([source], np.uint64).view(np.int64))
@@ -275,6 +279,12 @@ def result(work: launch.Workspace, schedule: Schedule, points: OnGpu, stack: lis
     if not schedule.rounds:
         kept = cuda.to_device(np.ascontiguousarray(work.left.copy_to_host()[:, : schedule.length]))
     return like(points.owner, kept.reshape(*stack, schedule.size))
+
+
+def of_nothing(points: OnGpu, stack: list[int], size: int) -> Any:
+    """Return the positions of a stack of no problems."""
+    with readable(points):
+        return like(points.owner, cuda.device_array((*stack, size), np.int64))
 
 
 def is_finite(points: OnGpu) -> bool:
@@ -309,12 +319,9 @@ def window(array: OnGpu) -> tuple[Any, Geometry]:
     for axis, stride in enumerate(array.strides[:-2]):
         steps = np.arange(stack[axis]) * stride
         first += steps.reshape(-1, *(1,) * (len(stack) - 1 - axis))
-    empty = math.prod(array.shape) == 0
-    span = 0 if empty else 1 + sum(map(abs, reach))
+    span = 1 + sum(map(abs, reach))
     stored = np.dtype(np.int16) if array.dtype == np.float16 else array.dtype
     flat = memory(array.pointer - before * stored.itemsize, span, stored, array.owner)
-    if empty:
-        return flat, Geometry(0, stack[-1] if stack else 1, 0, 0, 0, 0, dim)
     row, column = array.strides[-2:]
     factor = Factor(flat, first.ravel(), row, column, dim, 0, np.empty(0))
     try:
