@@ -331,8 +331,10 @@ def test_draws_are_those_of_the_seed(S, size, monkeypatch):
         np.testing.assert_array_equal(work.left[:, :length], start)
 
 
-@pytest.mark.parametrize("pre_thin", ["even", "stride"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("dtype", "pre_thin"),
+    [(np.float16, "even"), (np.float32, "even"), (np.float32, "stride"), (np.float64, "even")],
+)
 def test_the_same_keys_from_a_seed(dtype, pre_thin):
     """Drawn, measured and halved on the GPU as on the CPU; a head that is not finite is found."""
     rng = np.random.default_rng(0)
@@ -546,8 +548,11 @@ def torch_on_the_simulator(monkeypatch):
     return bridge
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("layout", ["(B, S, H, E)", "(H, S, B, 2 E)", "expanded"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [*((dtype, "(B, S, H, E)") for dtype in ("bfloat16", "float16", "float32", "float64")),
+     ("bfloat16", "(H, S, B, 2 E)"), ("float64", "(H, S, B, 2 E)"), ("float16", "expanded")],
+)  # fmt: skip
 def test_torch(torch_on_the_simulator, dtype, layout):
     """From tensors of any strides and dtype to tensors, as on the CPU with the same generator."""
     generator = torch.Generator().manual_seed(0)

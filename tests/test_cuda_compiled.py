@@ -155,14 +155,17 @@ def test_points(tags, tmp_path):
 
 
 def test_gram_matrices(tmp_path):
-    """Their entries go from the GPU's memory to registers, past shared memory."""
+    """Their entries go from the GPU's memory to registers, past shared memory.
+
+    Of odd matrices, what is kept is written to all but the last column of an array.
+    """
     variant = Variant("entries", (), False, launch.LOAD["float32"], np.float32)
     kernel = halve.make_kernel(variant, 256)
     inspect = prepare.make_inspect(launch.LOAD["float32"], np.float32, prepare.THREADS)
     numbers, finite = types.float32[::1], types.boolean[::1]
     inspected = (numbers, GEOMETRY, types.int64, types.int64, numbers, numbers, finite)
     for made, signature in (
-        (kernel, halve_signature("float32", "float32")),
+        (kernel, (*halve_signature("float32", "float32")[:-1], types.int64[:, :])),
         (inspect, inspected),
     ):
         for capability, code in compiled(made, signature):

@@ -97,7 +97,7 @@ def thin(
         advanced by one number.
     device : {"auto", "cpu", "cuda"}
         Where to compute; "auto" is the CPU. On a GPU, "cuda", for the methods "kh-compress" and
-        "halving" under kernels of products and of distances, with the same draws.
+        "halving" under all kernels but `stein` and your own, with the same draws.
 
     Returns
     -------

@@ -147,6 +147,7 @@ def compress_points(
             scales=cuda.to_device(scales), **shared(points, S, strided, source),
         )  # fmt: skip
         finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
+        kept = result(work, schedule, points, stack)
     _checks.finite(points.name, bool(finite.all()))
     for term in kernel.summands:
         with np.errstate(over="ignore"):
@@ -156,7 +157,7 @@ def compress_points(
                     f"kernel {term.name} overflows: squared distances over the squared bandwidth "
                     f"are beyond the range of {points.computed_in.__name__}"
                 )
-    return result(work, schedule, points, stack)
+    return kept
 
 
 def compress_pairs(
@@ -183,7 +184,7 @@ def compress_pairs(
         if not finite.all():
             for array in (key, value):
                 _checks.finite(array.name, is_finite(array))
-    return result(work, schedule, key, [B, H])
+        return result(work, schedule, key, [B, H])
 
 
 def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
@@ -203,7 +204,7 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     matrices = make_factor(np.empty((0, S), dtype), launch.kernels.linear())
     variant, _, parameters, scales = launch.describe(matrices, launch.LOAD[K.dtype.name])
     left = np.broadcast_to(np.arange(2 * schedule.length), (problems, 2 * schedule.length))
-    kept = np.full((problems, pairs + S % 2), S - 1)
+    kept: Any = np.full((problems, pairs + S % 2), S - 1)
     nbytes = left.nbytes + kept.nbytes + problems * drawn.shape[1] * np.dtype(dtype).itemsize
     with readable(K), launch.out_of_memory(nbytes):
         largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
@@ -227,12 +228,13 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
         _checks.finite(K.name, bool(finite.copy_to_host().all()))
         tolerance = np.sqrt(np.finfo(dtype).eps) * largest.copy_to_host()
         differences = off.copy_to_host()
+        kept = like(K.owner, kept.reshape(*stack, pairs + S % 2))
     if (differences > tolerance).any():
         raise ValueError(
             f"{K.name} must be symmetric; got entries that differ by {differences.max():.3g} from"
             " their mirror"
         )
-    return like(K.owner, kept.reshape(*stack, pairs + S % 2))
+    return kept
 
 
 @contextlib.contextmanager
@@ -246,15 +248,18 @@ def allocated(
     dtype = points.computed_in
     shapes = launch.workspace(schedule, problems, dtype)
     nbytes = sum(math.prod(shape) * np.dtype(of).itemsize for shape, of in shapes.values())
+    given: dict[str, NDArray] = {}
+    if not isinstance(source, int):
+        index, drawn = source
+        given["left"] = np.zeros(shapes["left"][0], np.int64)
+        given["left"][:, : schedule.length] = index
+        given["draws"] = drawn.astype(dtype)
+        given["largest"], given["finite"] = np.zeros(problems, dtype), np.ones(problems, np.bool_)
     with launch.out_of_memory(nbytes):
-        made = {name: cuda.device_array(shape, of) for name, (shape, of) in shapes.items()}
-        if not isinstance(source, int):
-            index, drawn = source
-            left = np.zeros(shapes["left"][0], np.int64)
-            left[:, : schedule.length] = index
-            made["left"], made["draws"] = map(cuda.to_device, (left, drawn.astype(dtype)))
-            made["largest"] = cuda.to_device(np.zeros(problems, dtype))
-            made["finite"] = cuda.to_device(np.ones(problems, np.bool_))
+        made = {
+            name: cuda.to_device(given[name]) if name in given else cuda.device_array(shape, of)
+            for name, (shape, of) in shapes.items()
+        }
         tables = tuple(map(cuda.to_device, launch.round_tables(schedule, dtype)))
         yield launch.Workspace(**made), tables
 
