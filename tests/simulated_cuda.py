@@ -38,6 +38,8 @@ from thinformer.compress import plan, starting_points
 from thinformer.cuda import arrays, launch, prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.values import make_tabulate
+from thinformer.discrepancy import embed
 from thinformer.draws import seed_from
 from thinformer.kernels import (
     KERNELS,
@@ -48,6 +50,7 @@ from thinformer.kernels import (
     sobolev,
     stein,
 )
+from thinformer.problem import make_points
 from thinformer.torch import op
 from thinformer.torch.library import select
 from thinformer.torch.op import bits_of_seed
@@ -212,6 +215,38 @@ def test_thin(method, kernel, bandwidth):
     expected = thin(points, 10, **options)
     assert 0 < np.sum(expected % 2) < 10
     np.testing.assert_array_equal(thin(points, 10, **options, device="cuda"), expected)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [polynomial(2, bandwidth=[0.5] * 35), exponential([2.0, *[5.0] * 34]), 3 * gaussian([2] * 35),
+     gaussian(2) + 0.3 * polynomial(2) + 2 * sobolev() + 0.1 * matern([3] * 35, nu=2.5)],
+)  # fmt: skip
+def test_kernel_values(kernel):
+    """A tile of a sum of terms, with bandwidths by column and more columns than are staged."""
+    points = np.random.default_rng(0).random((16, 35))
+    problem = make_points(points, kernel)
+    variant, (factor,), parameters, scales = launch.describe(problem)
+    tabulate, positions = make_tabulate(variant, THREADS), np.arange(16)[::-1].copy()
+
+    def tile(window, place, parameters, scales, positions, out):
+        rows = cuda.shared.array((tiles.DEPTH, 16 + tiles.PAD), np.float64)
+        panel = cuda.shared.array((tiles.DEPTH, tiles.PANEL + tiles.PAD), np.float64)
+        patch, other = cuda.local.array(16, np.float64), cuda.local.array(16, np.float64)
+        none = (0.0, 0.0, 0.0)
+        tabulate(patch, other, rows, panel, window, place, window, place, positions, 0, 0, none,
+                 none, parameters, scales)  # fmt: skip
+        row, point = 4 * (cuda.threadIdx.x // 8), 4 * (cuda.threadIdx.x % 8)
+        for i in range(16):
+            out[row + i // 4, point + i % 4] = patch[i]
+
+    out = cuda.to_device(np.zeros((16, 32)))
+    place = (0, factor.row, factor.column, 35)
+    arrays_ = factor.window.copy(), parameters[0], scales, positions
+    window, *others = map(cuda.to_device, arrays_)
+    cuda.jit(tile)[1, THREADS](window, place, *others, out)
+    each = [embed(problem, positions, positions[i : i + 1], np.ones(1)) for i in range(16)]
+    np.testing.assert_allclose(out.copy_to_host()[:, :16], each, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("S", "dtype"), [(70, "f8"), (33, "f4"), (2, "f8"), (1, "f8")])
@@ -470,14 +505,14 @@ def test_bad_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
     key = points[:1]
     spoiled = np.where(key == key.max(), np.nan, key)
     K = np.eye(6)
-    skew = K + np.triu(np.full((6, 6), 1e-3), 1)
+    skew = K + np.triu(np.full((6, 6), 1e-6), 1)
     square = K.reshape(1, 6, 6)
     for error, message, call in (
         (ValueError, "points must be finite", lambda: kh_compress(OnGpu(bad[1]), size=2)),
         (ValueError, "key must be finite", lambda: compress_kv(OnGpu(spoiled), OnGpu(key), size=2)),
         (ValueError, "value must be finite",
          lambda: compress_kv(OnGpu(key), OnGpu(spoiled), size=2)),
-        (ValueError, "K must be symmetric; got entries that differ by 0.001",
+        (ValueError, "K must be symmetric; got entries that differ by 1e-06",
          lambda: kernel_halve(OnGpu(skew))),
         (ValueError, "K must be finite",
          lambda: kernel_halve(OnGpu(np.where(K > 0, np.nan, K)))),
@@ -513,6 +548,7 @@ def test_bad_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
         with pytest.raises(error, match=message):
             call()
     assert kernel_halve(OnGpu(square)).shape == (1, 3)
+    assert kernel_halve(OnGpu(K + (skew - K) / 1000)).shape == (3,)  # of rounding
     monkeypatch.setattr(arrays, "device_of", lambda pointer: int(pointer == key.ctypes.data))
     with pytest.raises(ValueError, match="key, value must be on one GPU; got key on 1, value on 0"):
         compress_kv(OnGpu(key), OnGpu(spoiled), size=2)
