@@ -117,6 +117,8 @@ def thinformer_attention(
     Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
     same keys alone and in a padded batch, for the same seed. A sequence that is masked entirely
     gets zeros. NaN or infinity elsewhere among the keys and values of a head makes its output NaN.
+    On CUDA tensors the CPU waits for the sequences' lengths where there is a mask, and for nothing
+    otherwise.
 
     Gradients flow to the queries and to the keys and values kept; the choice itself is not
     differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
