@@ -121,21 +121,27 @@ def select_valid(
             " the sequences; capture attention over tokens without padding"
         )
     lengths = np.array(valid.sum(dim=1).tolist(), np.int64)
+    plans = {
+        length: plan(length, g, length if length < min_length else size, 0.5, pre_thin)
+        for length in np.unique(lengths[lengths > 0]).tolist()
+    }
+    kept = [plans[n].schedule.size if n else 0 for n in lengths.tolist()]
+    # copied now, as a copy waits for what was launched
+    by_length = np.argsort(lengths, kind="stable")
+    counts, sequences = torch.from_numpy(np.array([kept, by_length], np.int64)).to(device)
+    ends = np.searchsorted(lengths[by_length], list(plans), side="right").tolist()
+    first = int((lengths == 0).sum())
     positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # those that count come first
     indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
-    kept = np.zeros(B, np.int64)
-    for length in np.unique(lengths[lengths > 0]).tolist():
-        of_length = lengths == length
-        sequences = torch.from_numpy(np.flatnonzero(of_length)).to(device)
-        of_plan = plan(length, g, length if length < min_length else size, 0.5, pre_thin)
-        few, finite[sequences] = select(
-            key, value, settings=of_plan, tokens=Tokens(sequences, positions, length), **settings
-        )
-        n = kept[of_length] = few.shape[-1]
-        indices[sequences] = few[..., :1]
-        indices[sequences, :, :n] = few
-    return indices, torch.from_numpy(kept).to(device), finite
+    for (length, of_length), end in zip(plans.items(), ends, strict=True):
+        some = sequences[first:end]
+        tokens = Tokens(some, positions, length)
+        few, finite[some] = select(key, value, settings=of_length, tokens=tokens, **settings)
+        indices[some] = few[..., :1]
+        indices[some, :, : few.shape[-1]] = few
+        first = end
+    return indices, counts, finite
 
 
 @functools.cache
