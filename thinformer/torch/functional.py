@@ -106,8 +106,9 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors; masks on CUDA
-        tensors; other devices.
+        (B, 1, 1, S), bool); nested tensors; other devices.
+    RuntimeError
+        A mask while a CUDA graph is captured.
     TypeError, ValueError
         Arguments that do not fit.
 
@@ -116,6 +117,8 @@ def thinformer_attention(
     Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
     same keys alone and in a padded batch, for the same seed. A sequence that is masked entirely
     gets zeros. NaN or infinity elsewhere among the keys and values of a head makes its output NaN.
+    On CUDA tensors the CPU waits for the sequences' lengths where there is a mask, and for nothing
+    otherwise.
 
     Gradients flow to the queries and to the keys and values kept; the choice itself is not
     differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
@@ -187,10 +190,6 @@ def checked_attention(
     if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
-    if valid is not None and key.is_cuda:
-        raise NotImplementedError(
-            "masks are not supported on CUDA tensors yet; move the tensors with .cpu()"
-        )
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
         min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
