@@ -319,14 +319,6 @@ def test_any_length_not_only_multiples_of_a_bucket(S):
         assert (got.indices.diff(dim=-1) > 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-def test_nested_tensors_raise(layout):
-    ragged = torch.nested.nested_tensor([torch.randn(n, 4, 8) for n in (9, 5)], layout=layout)
-    with pytest.raises(NotImplementedError, match="^query is a nested tensor.* key_padding_mask"):
-        seeded(ragged, ragged, ragged)
-
-
 def test_empty():
     query, key, value = qkv()
     mask = padding(300, 300, 100)
@@ -488,16 +480,20 @@ def test_compiled_gradients():
 
 
 def test_compile_takes_changing_lengths_without_compiling_again():
-    fast, counter = compiled(thinformer_attention, dynamic=True)
-    graphs = []
-    for S in (300, 301, 700, 1023, 1024):
-        tensors = qkv(S=S)
-        torch.manual_seed(S)
-        expected = thinformer_attention(*tensors)
-        torch.manual_seed(S)
-        assert torch.equal(fast(*tensors), expected)
-        graphs.append(counter.frame_count)
-    assert graphs[0] == graphs[3] < graphs[4]  # again at a power of four
+    """Across powers of four, the size, and where nothing is thinned; padded and not."""
+    for masked, options in ((False, {}), (True, {"size": 100})):
+        fast, counter = compiled(thinformer_attention, dynamic=True)
+        graphs = []
+        for S in (300, 700, 1023, 1024, 4100, 101, 99, 64, 17, 2):
+            tensors = qkv(S=S)
+            if masked:
+                options["key_padding_mask"] = padding(S, S, S // 2)
+            torch.manual_seed(S)
+            expected = thinformer_attention(*tensors, **options)
+            torch.manual_seed(S)
+            equal(fast(*tensors, **options), expected)
+            graphs.append(counter.frame_count)
+        assert graphs[0] == graphs[-1]
 
 
 def test_compile_does_not_guess_about_masks():
@@ -511,14 +507,15 @@ def test_export_with_a_dynamic_length():
         def forward(self, query, key, value):
             return thinformer_attention(query, key, value, g=1)
 
-    S = torch.export.Dim("S", min=257, max=1023)
+    S = torch.export.Dim("S", min=2, max=100_000)
     shapes = ({1: torch.export.Dim("T")}, {1: S}, {1: S})
     exported = torch.export.export(Model(), tuple(qkv()), dynamic_shapes=shapes).module()
-    tensors = qkv(S=700, T=9)
-    torch.manual_seed(0)
-    expected = thinformer_attention(*tensors, g=1)
-    torch.manual_seed(0)
-    assert torch.equal(exported(*tensors), expected)
+    for length in (700, 20, 5000):
+        tensors = qkv(S=length, T=9)
+        torch.manual_seed(0)
+        expected = thinformer_attention(*tensors, g=1)
+        torch.manual_seed(0)
+        equal(exported(*tensors), expected)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
