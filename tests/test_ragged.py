@@ -41,7 +41,7 @@ def equal(got, expected):
 lengths = st.lists(st.integers(0, 70), min_size=1, max_size=4)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(lengths.filter(any), lengths, st.sampled_from(["bshd", "bhsd"]), st.sampled_from([1, 2]),
        st.sampled_from([{"g": 0}, {"size": 9}]))  # fmt: skip
 @example([0, 5], [0, 0], "bshd", 1, {"g": 0})

@@ -166,6 +166,17 @@ def test_steps_of_decoding_stay_exact():
     assert torch.equal(*outputs)
 
 
+def test_chunks_of_decoding_are_causal_and_raise():
+    """Several queries over a longer cache, where top-left and bottom-right masks differ."""
+    config = LlamaConfig(**TEXT, num_key_value_heads=1)
+    model = make(LlamaModel, config)
+    ids, cache = text(300, S=300)["input_ids"], DynamicCache(config=config)
+    model(input_ids=ids, cache=cache)
+    model.set_attn_implementation("thinformer")
+    with pytest.raises(NotImplementedError, match=r"^LlamaAttention \(layer 0\) is causal"):
+        model(input_ids=ids[:, :5], cache=cache)
+
+
 def test_position_bias_raises():
     config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
     model = make(T5EncoderModel, config, "thinformer")
