@@ -15,6 +15,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
@@ -154,6 +156,22 @@ def test_images_and_agreement_of_the_largest_logit(tmp_path, capsys):
     assert result["mean"] in (0, 0.5, 1)
     assert figures["apart"] is None
     assert "agreement" in capsys.readouterr().out
+
+
+def test_tower_of_images(tmp_path, texts, capsys):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+    config = CLIPConfig(
+        text_config=TEXT | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        vision_config=SMALL | {"image_size": 64, "patch_size": 4}, projection_dim=16,
+    )  # fmt: skip
+    size = {"height": 64, "width": 64}
+    saved(tmp_path / "clip", CLIPModel, config, tokenizer(), ViTImageProcessor(size=size))
+    figures = evaluated(tmp_path, tmp_path / "clip", "--image", path, "--g", "1")
+    assert figures["lengths"] == [257]
+    assert figures["results"][0]["metric"] == "cosine"
+    assert "CLIPVision" in capsys.readouterr().out
+    assert "is causal" in error(capsys, tmp_path / "clip", "--text", texts)
 
 
 def test_sounds_of_any_rate_through_the_encoder_alone(tmp_path):

@@ -305,12 +305,12 @@ def _eval_model(arguments: argparse.Namespace) -> int:
 
     folder = encoders.folder_of(arguments.model)
     if arguments.text:
-        inputs = encoders.read_texts(folder, arguments.text, arguments.max_length)
+        kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
     elif arguments.image:
-        inputs = encoders.read_images(folder, arguments.image)
+        kind, inputs = "image", encoders.read_images(folder, arguments.image)
     else:
-        inputs = encoders.read_sounds(folder, arguments.audio)
-    model = encoders.load_encoder(folder)
+        kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
+    model = encoders.load_encoder(folder, kind)
     try:
         evaluation = evaluate.evaluate(
             model, inputs, settings, exact_layers=exact_layers,

@@ -16,6 +16,8 @@ from torch import nn
 
 Inputs = list[dict[str, torch.Tensor]]
 
+TOWERS = {"text": "text_model", "image": "vision_model", "audio": "audio_model"}
+
 
 def folder_of(model: str) -> str:
     """Return where a model is: a folder, also that in an installed package, or a name of the hub.
@@ -44,10 +46,11 @@ def folder_of(model: str) -> str:
     return model
 
 
-def load_encoder(folder: str) -> nn.Module:
+def load_encoder(folder: str, kind: str) -> nn.Module:
     """Return a model in evaluation, with the head that its configuration names.
 
-    Of encoder-decoders it is the encoder, of models of images and text the one of images.
+    Of encoder-decoders it is the encoder, of models of several kinds of inputs, as CLIP is, the one
+    of this kind: "text", "image" or "audio".
 
     Raises
     ------
@@ -65,7 +68,7 @@ def load_encoder(folder: str) -> nn.Module:
         raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         model = model.get_encoder()
-    return model.eval()
+    return getattr(model, TOWERS[kind], model).eval()
 
 
 def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> Inputs:
