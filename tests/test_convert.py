@@ -28,18 +28,18 @@ def randomised(model):
     return model.eval()
 
 
-def vit(**options):
+def vit(pixels=40, **options):
     with torchvision():
         pytest.importorskip("timm")
         from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    return VisionTransformer(img_size=64, patch_size=2, embed_dim=32, depth=2, num_heads=2,
+    return VisionTransformer(img_size=pixels, patch_size=2, embed_dim=32, depth=2, num_heads=2,
                              num_classes=5, **options).eval()  # fmt: skip
 
 
-def image():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+def image(pixels=40):
+    return torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
 def encoder(batch_first=True, **options):
@@ -64,17 +64,17 @@ def run(model, *inputs, **options):
                                            "global_pool": "avg"}])  # fmt: skip
 def test_timm(options):
     """1024 tokens or 1025, as 512 and more keys: size >= S equals exact attention."""
-    model = vit(**options)
-    expected = model(image())
+    model, x = vit(64, **options), image(64)
+    expected = model(x)
     done = convert(model, size=4096)
     assert done == (["blocks.0.attn", "blocks.1.attn"], {})
-    torch.testing.assert_close(model(image()), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
     convert(model, g=1)
-    thinned = run(model, image())
+    thinned = run(model, x)
     assert not torch.allclose(thinned, expected, atol=1e-5)
-    assert torch.equal(run(model, image()), thinned)
+    assert torch.equal(run(model, x), thinned)
     convert(model, min_length=1100)
-    assert torch.equal(model(image()), expected)
+    assert torch.equal(model(x), expected)
 
 
 def test_timm_as_the_function():

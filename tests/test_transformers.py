@@ -40,7 +40,7 @@ register("thinformer-few", size=40, min_length=0)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64}  # fmt: skip
 TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 512}
-IMAGE = SMALL | {"image_size": 64, "patch_size": 2}
+IMAGE = SMALL | {"image_size": 40, "patch_size": 2}
 
 
 def make(cls, config, implementation="sdpa"):
@@ -73,11 +73,12 @@ def run(model, seed=0, **inputs):
 
 ENCODERS = {
     "bert": lambda: (bert(), text(400, 400)),
-    "vit": lambda: (make(ViTModel, ViTConfig(**IMAGE)), {"pixel_values": torch.ones(1, 3, 64, 64)}),
+    "vit": lambda: (make(ViTModel, ViTConfig(**IMAGE | {"image_size": 64})),
+                    {"pixel_values": torch.ones(1, 3, 64, 64)}),
     "dinov2": lambda: (make(Dinov2Model, Dinov2Config(**IMAGE)),
-                       {"pixel_values": torch.ones(1, 3, 64, 64)}),
+                       {"pixel_values": torch.ones(1, 3, 40, 40)}),
     "clip vision": lambda: (make(CLIPVisionModel, CLIPVisionConfig(**IMAGE)),
-                            {"pixel_values": torch.ones(1, 3, 64, 64)}),
+                            {"pixel_values": torch.ones(1, 3, 40, 40)}),
     "whisper": lambda: (
         make(WhisperEncoder, WhisperConfig(
             d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64,
