@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from thinformer.cli import main
+from thinformer.torch.encoders import read_sounds
 from thinformer.torch.evaluate import compared
 from thinformer.torch.transformers import register
 
@@ -175,22 +176,30 @@ def test_tower_of_images(tmp_path, texts, capsys):
 
 
 def test_sounds_of_any_rate_through_the_encoder_alone(tmp_path):
-    time = np.arange(3 * 8000) / 8000
-    tone = np.sin(2 * np.pi * 440 * time)
-    tones = {"mono": (32767 * tone).astype(np.int16), "stereo": np.stack([tone, tone], axis=1)}
-    for name, sound in tones.items():
-        wavfile.write(tmp_path / f"{name}.wav", 8000, sound)
+    def tone(rate):
+        return np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
+
+    files = {
+        "mono": (8000, (32767 * tone(8000)).astype(np.int16)),
+        "stereo": (22050, np.stack([tone(22050)] * 2, axis=1)),
+        "resampled": (16000, tone(16000)),
+    }
+    for name, (rate, sound) in files.items():
+        wavfile.write(tmp_path / f"{name}.wav", rate, sound)
     config = WhisperConfig(
         d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64,
         decoder_layers=1, decoder_attention_heads=1, vocab_size=1, pad_token_id=0,
         max_source_positions=300,
     )  # fmt: skip
     saved(tmp_path / "whisper", WhisperModel, config, WhisperFeatureExtractor(chunk_length=6))
-    sounds = [tmp_path / f"{name}.wav" for name in tones]
+    sounds = [tmp_path / f"{name}.wav" for name in files]
     figures = evaluated(tmp_path, tmp_path / "whisper", "--audio", *sounds, "--g", "2")
-    assert figures["lengths"] == [300] * 2
+    assert figures["lengths"] == [300] * 3
     assert figures["layers"] == ["layers.0.self_attn", "layers.1.self_attn"]
-    assert figures["apart"] == pytest.approx(1, abs=1e-3)  # one sound, written in two ways
+    read = [x["input_features"] for x in read_sounds(str(tmp_path / "whisper"), sounds)]
+    loudest = {int(features[0].mean(-1).argmax()) for features in read}
+    assert len(loudest) == 1  # the tone is as high
+    assert all(x.max() == pytest.approx(float(read[0].max()), abs=0.02) for x in read)
 
 
 def test_single_logits_are_subtracted():

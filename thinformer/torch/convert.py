@@ -200,8 +200,7 @@ def _attend(
         )
     if attn_mask is not None and attn_mask.is_floating_point():
         # diffusers' masks hold it; its exponential is 0
-        masked = attn_mask == attn_mask.new_tensor(-10_000.0)
-        attn_mask = attn_mask.masked_fill(masked, -torch.inf)
+        attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
     return checked_attention(
         query, key, value, g=settings.g, size=settings.size, scale=scale, attn_mask=attn_mask,
         is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd",
