@@ -20,9 +20,8 @@ BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampl
 NUGGET = 1e-6  # added to the unit diagonal of N
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
-TWO_RHO = (
-    6.383202050647408  # 2 rho_0 of WildCat (arXiv 2602.10056): 2 sqrt(1 + exp(2 W(2/e^2) + 2))
-)
+SHARE = 0.3  # of the sum of magnitudes, below which a sum of masses may not fall
+TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
 class Landmarks(NamedTuple):
