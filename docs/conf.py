@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 from sphinx.util.docutils import SphinxDirective
@@ -10,7 +9,6 @@ from sphinx.util.docutils import SphinxDirective
 from thinformer import __version__, bench, bench_points
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))  # the clone, for reference/
 
 project = "thinformer"
 author = "The thinformer developers"
@@ -70,7 +68,8 @@ def speed_table(stored):
     names = list(results[0].seconds)
     rows = [["shape", "keys kept", *names]]
     for result in results:
-        milliseconds = [f"{1e3 * result.seconds[n]:.1f}" if n in result.seconds else "" for n in names]
+        times = (result.seconds.get(name) for name in names)
+        milliseconds = ["" if time is None else f"{1e3 * time:.1f}" for time in times]
         rows.append([bench.NAMES[result.shape], str(result.kept), *milliseconds])
     return rows
 

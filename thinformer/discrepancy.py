@@ -169,6 +169,8 @@ def mmd2_unbiased(
 class Comparison(NamedTuple):
     """How well one coreset represents the points; a row of `compare`.
 
+    Attributes
+    ----------
     name, size : of the coreset
     mmd : its MMD under the kernel
     energy : its energy distance

@@ -169,12 +169,12 @@ def stein_of(distance, products, scores, dim, constant, degree):
 
 
 def linear(constant: float = 0.0) -> Kernel:
-    """<x, y> + constant (scikit-learn: ``linear_kernel``)."""
+    """``<x, y> + constant`` (scikit-learn: ``linear_kernel``)."""
     return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
 
 
 def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.0) -> Kernel:
-    """(<x, y> / bandwidth^2 + constant)^degree.
+    """``(<x, y> / bandwidth^2 + constant)^degree``.
 
     scikit-learn: ``polynomial_kernel(gamma=1 / bandwidth**2, coef0=constant)``.
     """
@@ -189,12 +189,12 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.
 
 
 def exponential(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(<x, y> / bandwidth^2), the kernel of softmax attention."""
+    """``exp(<x, y> / bandwidth^2)``, the kernel of softmax attention."""
     return Kernel("exponential", EXPONENTIAL, _inverse(bandwidth))
 
 
 def gaussian(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(-|x - y|^2 / (2 bandwidth^2)).
+    """``exp(-|x - y|^2 / (2 bandwidth^2))``.
 
     scikit-learn: ``rbf_kernel(gamma=1 / (2 * bandwidth**2))``.
     """
@@ -202,7 +202,7 @@ def gaussian(bandwidth: ArrayLike = 1.0) -> Kernel:
 
 
 def laplace(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(-|x - y| / bandwidth) with the Euclidean distance.
+    """``exp(-|x - y| / bandwidth)`` with the Euclidean distance.
 
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=0.5)``.
     """
@@ -210,7 +210,7 @@ def laplace(bandwidth: ArrayLike = 1.0) -> Kernel:
 
 
 def inverse_multiquadric(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """1 / sqrt(1 + |x - y|^2 / bandwidth^2); "imq" for short.
+    """``1 / sqrt(1 + |x - y|^2 / bandwidth^2)``; "imq" for short.
 
     scikit-learn: ``RationalQuadratic(alpha=0.5, length_scale=bandwidth)``.
     """
@@ -218,9 +218,10 @@ def inverse_multiquadric(bandwidth: ArrayLike = 1.0) -> Kernel:
 
 
 def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
-    """The Matern kernel of smoothness nu = 1/2, 3/2 or 5/2, with r = |x - y| / bandwidth.
+    """The Matern kernel of smoothness nu = 1/2, 3/2 or 5/2, with ``r = |x - y| / bandwidth``.
 
-    exp(-r), (1 + sqrt(3) r) exp(-sqrt(3) r) or (1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r).
+    ``exp(-r)``, ``(1 + sqrt(3) r) exp(-sqrt(3) r)`` or
+    ``(1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r)``.
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=nu)``.
     """
     if nu == 0.5:
@@ -233,7 +234,7 @@ def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
 
 
 def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel:
-    """(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha.
+    """``(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha``.
 
     scikit-learn: ``RationalQuadratic(alpha=alpha, length_scale=bandwidth)``.
     """
@@ -243,7 +244,7 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
 
 
 def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """-|x - y| / bandwidth, of the energy distance.
+    """``-|x - y| / bandwidth``, of the energy distance.
 
     Conditionally positive definite, which is enough where weights sum to one: the MMD is the
     energy distance, in one dimension ``scipy.stats.energy_distance(x, y)``.
@@ -299,7 +300,7 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
 
 
 def pairwise(function: Callable) -> Kernel:
-    """Your own kernel: function(x, y) -> number, symmetric, of two points (d,).
+    """Your own kernel: ``function(x, y) -> number``, symmetric, of two points (d,).
 
     One compiled by ``@numba.njit`` runs inside the compiled loops, which are compiled anew for it
     in each process (seconds). A plain Python function is called once for every two points, which
@@ -311,7 +312,7 @@ def pairwise(function: Callable) -> Kernel:
 
 
 def of_products(phi: Callable) -> Kernel:
-    """Your own kernel as ``@numba.njit`` phi(<x, y>, |x|^2, |y|^2) -> number."""
+    """Your own kernel as ``@numba.njit`` ``phi(<x, y>, |x|^2, |y|^2) -> number``."""
     if not hasattr(phi, "py_func"):
         raise TypeError(f"phi must be compiled by numba.njit; got {phi!r}")
     return Kernel("of_products", OF_PRODUCTS, companion=phi)

@@ -22,6 +22,8 @@ from thinformer.torch.settings import MIN_LENGTH, Settings, checked
 class Conversion(NamedTuple):
     """What `convert` did, by the modules' names.
 
+    Attributes
+    ----------
     swapped : attention modules that are thinned now
     left : those that are not, and why
     """

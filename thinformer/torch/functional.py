@@ -19,6 +19,8 @@ LAYOUTS = ("bshd", "bhsd")
 class Attended(NamedTuple):
     """What `thinformer_attention` returns where weights or indices are asked for.
 
+    Attributes
+    ----------
     output : (B, T, H, D), or (B, H, T, D) for the layout "bhsd"
     weights : (B, H, T, n_out), or None
     indices : (B, H_kv, n_out) int64, or None
