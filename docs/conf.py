@@ -63,15 +63,13 @@ def copy_notebooks(app):
 
 
 def speed_table(stored):
-    """Medians by candidate, a row a shape."""
+    """Medians by shape, a row a candidate."""
     results = [bench.Result(**{k: v for k, v in r.items() if k != "ratios"}) for r in stored]
-    names = list(results[0].seconds)
-    rows = [["shape", "keys kept", *names]]
-    for result in results:
-        times = (result.seconds.get(name) for name in names)
-        milliseconds = ["" if time is None else f"{1e3 * time:.1f}" for time in times]
-        rows.append([bench.NAMES[result.shape], str(result.kept), *milliseconds])
-    return rows
+    rows = [["keys kept", *(str(result.kept) for result in results)]]
+    for name in results[0].seconds:
+        times = (result.seconds.get(name) for result in results)
+        rows.append([name, *("" if time is None else f"{1e3 * time:.1f}" for time in times)])
+    return [["", *(bench.NAMES[result.shape] for result in results)], *rows]
 
 
 def cost_table(stored):
