@@ -32,6 +32,7 @@ default_role = "autolink"
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # they are stored as they ran; the tests run them
+nb_code_prompt_show = nb_code_prompt_hide = "Solution"  # of the cells that are hidden
 
 autodoc_default_options = {"member-order": "bysource"}
 autodoc_typehints = "none"

@@ -69,7 +69,7 @@ def test_has_what_a_lesson_has(path):
     assert re.findall(r"^(\d)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
     solutions = notebook.cells[-3:]
     for number, cell in enumerate(solutions, 1):
-        assert cell.metadata.jupyter.source_hidden
+        assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
         assert cell.source.startswith(f"# {number}.")
 
 

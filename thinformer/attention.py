@@ -32,9 +32,12 @@ class Attended(NamedTuple):
 
     Attributes
     ----------
-    output : (B, T, H, D), in the inputs' dtype
-    weights : (B, H, T, n_out), or None where they were not asked for
-    indices : (B, H, n_out) int64, or None where they were not asked for
+    output : (B, T, H, D) array
+        In the inputs' dtype.
+    weights : (B, H, T, n_out) array or None
+        None where they were not asked for.
+    indices : (B, H, n_out) int64 array or None
+        None where they were not asked for.
     """
 
     output: NDArray

@@ -171,11 +171,18 @@ class Comparison(NamedTuple):
 
     Attributes
     ----------
-    name, size : of the coreset
-    mmd : its MMD under the kernel
-    energy : its energy distance
-    mean : the largest error of a mean, in standard deviations of its dimension
-    covariance : the error of the covariance matrix relative to the matrix, in the Frobenius norm
+    name : str
+        Of the coreset.
+    size : int
+        Its number of rows.
+    mmd : float
+        Its MMD under the kernel.
+    energy : float
+        Its energy distance.
+    mean : float
+        The largest error of a mean, in standard deviations of its dimension.
+    covariance : float
+        The error of the covariance matrix relative to the matrix, in the Frobenius norm.
     """
 
     name: str

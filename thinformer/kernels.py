@@ -59,16 +59,26 @@ class Kernel:
 
     Attributes
     ----------
-    name : how it is listed
-    tag : the integer the compiled bodies branch on
-    scale : what the points are multiplied by first, 1 / bandwidth up to a constant: a number, or a
-        tuple of one a dimension
-    constant, degree : parameters of phi
-    coefficients : parameters of a kernel of another form
-    weight : what the kernel is multiplied by
-    terms : the kernels of a sum, or none
-    companion : what a kernel needs beside the points: the scores of a Stein kernel, a user's
-        function, or None
+    name : str
+        How it is listed.
+    tag : int
+        What the compiled bodies branch on.
+    scale : float or tuple of floats
+        What the points are multiplied by first, 1 / bandwidth up to a constant: one number, or one
+        a dimension.
+    constant : float
+        Parameter of phi.
+    degree : float
+        Parameter of phi.
+    coefficients : tuple of floats
+        Parameters of a kernel of another form.
+    weight : float
+        What the kernel is multiplied by.
+    terms : tuple of Kernel
+        The kernels of a sum, or none.
+    companion : object
+        What a kernel needs beside the points: the scores of a Stein kernel, a user's function, or
+        None.
     """
 
     name: str

@@ -24,8 +24,10 @@ class Conversion(NamedTuple):
 
     Attributes
     ----------
-    swapped : attention modules that are thinned now
-    left : those that are not, and why
+    swapped : list of str
+        Attention modules that are thinned now.
+    left : dict of str to str
+        Those that are not, and why.
     """
 
     swapped: list[str]

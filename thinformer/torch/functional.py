@@ -21,9 +21,10 @@ class Attended(NamedTuple):
 
     Attributes
     ----------
-    output : (B, T, H, D), or (B, H, T, D) for the layout "bhsd"
-    weights : (B, H, T, n_out), or None
-    indices : (B, H_kv, n_out) int64, or None
+    output : (B, T, H, D) tensor
+        (B, H, T, D) for the layout "bhsd".
+    weights : (B, H, T, n_out) tensor or None
+    indices : (B, H_kv, n_out) int64 tensor or None
     """
 
     output: torch.Tensor
