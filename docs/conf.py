@@ -59,7 +59,7 @@ def copy_notebooks(app):
         HERE.parent / "notebooks",
         HERE / "notebooks",
         dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns(".*", "*.mplstyle"),
+        ignore=shutil.ignore_patterns(".*", "*.md", "*.mplstyle"),
     )
 
 

@@ -79,7 +79,14 @@ def test_commands(path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", [*PAGES, *documents.ROOT.glob("*.md"), documents.ROOT / "reference/README.md"], ids=name
+    "path",
+    [
+        *PAGES,
+        *documents.ROOT.glob("*.md"),
+        documents.ROOT / "reference/README.md",
+        documents.ROOT / "notebooks/README.md",
+    ],
+    ids=name,
 )
 def test_links_lead_somewhere(path):
     assert list(documents.broken_links(path)) == []
