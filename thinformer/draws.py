@@ -56,6 +56,10 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
         The arrays get a leading axis of that many heads, each with draws of its own. Without it
         they have none, and are those of head 0.
 
+    Returns
+    -------
+    Draws
+
     Raises
     ------
     ValueError

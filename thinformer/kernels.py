@@ -179,7 +179,18 @@ def stein_of(distance, products, scores, dim, constant, degree):
 
 
 def linear(constant: float = 0.0) -> Kernel:
-    """``<x, y> + constant`` (scikit-learn: ``linear_kernel``)."""
+    """``<x, y> + constant`` (scikit-learn: ``linear_kernel``).
+
+    Parameters
+    ----------
+    constant : float
+        Finite.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
+    """
     return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
 
 
@@ -187,6 +198,20 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.
     """``(<x, y> / bandwidth^2 + constant)^degree``.
 
     scikit-learn: ``polynomial_kernel(gamma=1 / bandwidth**2, coef0=constant)``.
+
+    Parameters
+    ----------
+    degree : int
+        At least 1.
+    constant : float
+        Finite.
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     degree = _checks.integer("degree", degree, 1)
     return Kernel(
@@ -199,7 +224,18 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.
 
 
 def exponential(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """``exp(<x, y> / bandwidth^2)``, the kernel of softmax attention."""
+    """``exp(<x, y> / bandwidth^2)``, the kernel of softmax attention.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
+    """
     return Kernel("exponential", EXPONENTIAL, _inverse(bandwidth))
 
 
@@ -207,6 +243,16 @@ def gaussian(bandwidth: ArrayLike = 1.0) -> Kernel:
     """``exp(-|x - y|^2 / (2 bandwidth^2))``.
 
     scikit-learn: ``rbf_kernel(gamma=1 / (2 * bandwidth**2))``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("gaussian", GAUSSIAN, _inverse(bandwidth, sqrt(2)))
 
@@ -215,6 +261,16 @@ def laplace(bandwidth: ArrayLike = 1.0) -> Kernel:
     """``exp(-|x - y| / bandwidth)`` with the Euclidean distance.
 
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=0.5)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("laplace", LAPLACE, _inverse(bandwidth))
 
@@ -223,6 +279,16 @@ def inverse_multiquadric(bandwidth: ArrayLike = 1.0) -> Kernel:
     """``1 / sqrt(1 + |x - y|^2 / bandwidth^2)``; "imq" for short.
 
     scikit-learn: ``RationalQuadratic(alpha=0.5, length_scale=bandwidth)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("inverse_multiquadric", INVERSE_MULTIQUADRIC, _inverse(bandwidth), constant=1.0)
 
@@ -233,6 +299,18 @@ def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
     ``exp(-r)``, ``(1 + sqrt(3) r) exp(-sqrt(3) r)`` or
     ``(1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r)``.
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=nu)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+    nu : float
+        Smoothness: 0.5, 1.5 or 2.5.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     if nu == 0.5:
         return replace(laplace(bandwidth), name="matern")
@@ -247,6 +325,18 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
     """``(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha``.
 
     scikit-learn: ``RationalQuadratic(alpha=alpha, length_scale=bandwidth)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+    alpha : float
+        Positive; the Gaussian kernel is the limit of large ones.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     alpha = _checks.positive("alpha", alpha)
     scale = _inverse(bandwidth, sqrt(2 * alpha))
@@ -258,6 +348,16 @@ def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
 
     Conditionally positive definite, which is enough where weights sum to one: the MMD is the
     energy distance, in one dimension ``scipy.stats.energy_distance(x, y)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("energy", ENERGY, _inverse(bandwidth))
 
@@ -269,6 +369,16 @@ def sobolev(smoothness: int = 1) -> Kernel:
     Bernoulli polynomial :math:`B_{2s}` (SciPy has its numbers: ``scipy.special.bernoulli``). Its
     mean embedding under the uniform distribution is zero: ``target="mean-zero"`` gives points that
     stand for the cube itself. Points must lie in [0, 1].
+
+    Parameters
+    ----------
+    smoothness : int
+        1, 2 or 3.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     polynomials = {
         1: (1 / 6, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
@@ -299,6 +409,11 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
         Of the points that will be thinned, row by row.
     bandwidth : float
         The length l.
+
+    Raises
+    ------
+    ValueError
+        The scores are not finite numbers of shape (n, d); the bandwidth is not positive.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _checks.shape("scores", scores, 2, "(n, d)")
@@ -315,6 +430,17 @@ def pairwise(function: Callable) -> Kernel:
     One compiled by ``@numba.njit`` runs inside the compiled loops, which are compiled anew for it
     in each process (seconds). A plain Python function is called once for every two points, which
     is slow, and says so.
+
+    Parameters
+    ----------
+    function : callable
+        Of two (d,) arrays, returning a number; symmetric and positive semidefinite, which is not
+        checked.
+
+    Raises
+    ------
+    TypeError
+        The function is not callable.
     """
     if not callable(function):
         raise TypeError(f"function must be callable; got {function!r}")
@@ -322,7 +448,19 @@ def pairwise(function: Callable) -> Kernel:
 
 
 def of_products(phi: Callable) -> Kernel:
-    """Your own kernel as ``@numba.njit`` ``phi(<x, y>, |x|^2, |y|^2) -> number``."""
+    """Your own kernel as ``@numba.njit`` ``phi(<x, y>, |x|^2, |y|^2) -> number``.
+
+    Parameters
+    ----------
+    phi : function compiled by ``numba.njit``
+        Of three numbers, returning one; the kernel must be positive semidefinite, which is not
+        checked.
+
+    Raises
+    ------
+    TypeError
+        phi is not compiled by ``numba.njit``.
+    """
     if not hasattr(phi, "py_func"):
         raise TypeError(f"phi must be compiled by numba.njit; got {phi!r}")
     return Kernel("of_products", OF_PRODUCTS, companion=phi)
