@@ -24,6 +24,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
+from thinformer.landmarks import CORRECTIONS, Fitted, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -139,6 +140,8 @@ def attention(
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
     device: str = "auto",
+    correction: str | None = None,
+    temperature: float | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:
@@ -153,8 +156,20 @@ def attention(
     query : (B, T, H, E) float array
     key, value, g, size, scale, delta, pre_thin, rng, draws, device
         As in `compress_kv`. All arrays have one dtype.
+    correction : None, "nystrom" or "queries"
+        How the keys kept make up for those that are not. None: not at all, the published method.
+        Otherwise they are *landmarks*, other keys, chosen with regard to it, whose values and masses
+        are fitted so that attention over them is as near as can be to attention over all:
+        for the worst of all queries ("nystrom"), or for queries like those that some sampled ones
+        show ("queries", the nearer one). `thinformer.landmarks` has the formulas. `g` and `size`
+        say how many there are; `pre_thin`, `delta` and `draws` are those of thinning, and may
+        not be given.
+    temperature : float, optional
+        With a correction, the temperature of the kernel on keys, positive; WildCat's formula
+        (arXiv 2602.10056) for each head by default.
     return_weights : bool
-        Also return the attention weights (B, H, T, n_out).
+        Also return the attention weights (B, H, T, n_out). With a correction they sum to 1 and
+        may be negative.
     return_indices : bool
         Also return the positions of the keys they belong to, (B, H, n_out).
 
@@ -171,8 +186,9 @@ def attention(
 
     Notes
     -----
-    Beside `compress_kv`, 2 T n_out (E + D) multiply-adds a head, against 2 T S (E + D) for exact
-    attention. Weights that are not returned are held for a few queries at a time.
+    Beside `compress_kv`, T n_out (E + D) multiply-adds a head, against T S (E + D) for exact
+    attention. A correction takes about (m + n_out) S (E + D) + 8 n_out^2 (m + E + n_out / 2) in place of
+    `compress_kv`, for m = 128 sampled queries ("nystrom": none). Weights that are not returned are held for a few queries at a time.
 
     Examples
     --------
@@ -197,8 +213,34 @@ def attention(
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
+    landmarks = (
+        check_correction(correction, temperature, pre_thin, delta, draws) and n_out < key.shape[1]
+    )
+    if landmarks and device == "cuda":
+        raise NotImplementedError("correction is not supported with device='cuda' yet")
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
+    if landmarks:
+        every = _factor(query), _factor(key), _factor(value)
+        if not all(
+            is_finite(f, x.shape[1]) for f, x in zip(every, (query, key, value), strict=True)
+        ):
+            _blame(query=query, key=key, value=value)
+        _, fitted = fit_landmarks(
+            query, key, value, n_out=n_out, correction=correction, temperature=temperature,
+            scale=scale, seed=seed_from(rng),
+        )  # fmt: skip
+        _attend(
+            query,
+            key,
+            fitted.values,
+            fitted.indices,
+            scale,
+            output,
+            weights,
+            _masses(fitted, value),
+        )
+        return _attended(given, output, weights, fitted.indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
@@ -206,10 +248,15 @@ def attention(
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
         _blame(query=query, key=key, value=value)
     _attend(query, key, value, indices, scale, output, weights)
-    output = output.astype(given, copy=False)
-    if weights is not None:
-        weights = weights.astype(given, copy=False)
-    return Attended(output, weights, indices if return_indices else None)
+    return _attended(given, output, weights, indices if return_indices else None)
+
+
+def _attended(
+    given: np.dtype, output: NDArray, weights: NDArray | None, indices: NDArray | None
+) -> Attended:
+    """Results in the dtype of the inputs."""
+    few = None if weights is None else weights.astype(given, copy=False)
+    return Attended(output.astype(given, copy=False), few, indices)
 
 
 def select(
@@ -315,15 +362,48 @@ def _attend(
     scale: float,
     output: NDArray,
     weights: NDArray | None,
+    landmarks: tuple[NDArray, NDArray, NDArray] | None = None,
 ) -> None:
-    from thinformer.softmax import softmax_attention  # imports Numba
+    from thinformer.softmax import Landmarks, softmax_attention  # imports Numba
 
     B, H, n_out = indices.shape
     queries = _factor(query)
     queries.parameters[:, SCALE] = scale
     every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
     rows = indices.reshape(B * H, n_out)
-    softmax_attention(queries, _factor(key), _factor(value), rows, output, every)
+    softmax_attention(
+        queries, _factor(key), _factor(value), rows, output, every,
+        None if landmarks is None else Landmarks(*landmarks),
+    )  # fmt: skip
+
+
+def _masses(fitted: Fitted, value: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """What softmax takes of landmarks: masses, and the range of the values, by problem."""
+    masses = fitted.masses.reshape(-1, fitted.masses.shape[-1])
+    low, high = (bound.reshape(len(masses), -1) for bound in (value.min(axis=1), value.max(axis=1)))
+    return np.ascontiguousarray(masses), low, high
+
+
+def check_correction(
+    correction: str | None,
+    temperature: float | None,
+    pre_thin: str,
+    delta: float,
+    draws: Draws | None,
+) -> bool:
+    """Check how keys are corrected for; return whether they are."""
+    if correction is None:
+        if temperature is not None:
+            raise ValueError("temperature is that of a correction; without one it must be None")
+        return False
+    _checks.choice("correction", correction, CORRECTIONS)
+    if temperature is not None:
+        _checks.positive("temperature", temperature)
+    if pre_thin != "even" or delta != 0.5 or draws is not None:
+        raise ValueError(
+            "pre_thin, delta and draws are those of thinning; with a correction they must not be given"
+        )
+    return True
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
