@@ -20,6 +20,7 @@ from thinformer.compress import (
     is_finite,
     largest_entries,
     plan,
+    source_on_gpu,
     starting_points,
 )
 from thinformer.draws import Draws, seed_from
@@ -94,12 +95,15 @@ def compress_kv(
         The draws themselves; `rng` is not used then.
     device : {"auto", "cpu", "cuda"}
         Where the keys are chosen. On a GPU, "cuda", with the same draws; arrays go there and the
-        positions come back. "auto" is the CPU.
+        positions come back. Arrays that are on a GPU already, of CuPy or any library with
+        ``__cuda_array_interface__``, are read there, in place. "auto" is the GPU for those, and the
+        CPU otherwise.
 
     Returns
     -------
     (B, H, n_out) int64 array
-        Positions kept, increasing. All of them where S <= n_out and pre_thin is "even".
+        Positions kept, increasing. All of them where S <= n_out and pre_thin is "even". On the GPU
+        where the keys are on one: an array of CuPy if they are, otherwise of numba.cuda.
 
     Raises
     ------
@@ -114,9 +118,20 @@ def compress_kv(
     About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
     """
     device = _device.choose(device, key=key, value=value)
-    key, value = _checks.float_array("key", key), _checks.float_array("value", value)
+    resident = _device.on_gpu(key)
+    key, value = _device.float_array("key", key), _device.float_array("value", value)
     _checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
+    if resident:
+        from thinformer.cuda import arrays  # imports numba.cuda
+
+        _, S, H, E = key.shape
+        settings = plan(S, g, size, delta, pre_thin)
+        source = source_on_gpu(
+            S, settings, seed_from(rng) if draws is None else draws, (key.shape[0], H)
+        )
+        strided, scale = settings.pre_thin == "stride", softmax_scale(scale, E)
+        return arrays.compress_pairs(key, value, scale, settings.schedule, strided, source)
     key, value = _checks.computed(key), _checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
@@ -155,7 +170,7 @@ def attention(
     ----------
     query : (B, T, H, E) float array
     key, value, g, size, scale, delta, pre_thin, rng, draws, device
-        As in `compress_kv`. All arrays have one dtype.
+        As in `compress_kv`. All arrays have one dtype, and are in the CPU's memory.
     correction : None, "nystrom" or "queries"
         How the keys kept make up for those that are not. None: not at all, the published method.
         Otherwise they are *landmarks*, other keys, chosen with regard to it, whose values and masses
@@ -183,6 +198,8 @@ def attention(
     ------
     TypeError, ValueError
         As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity.
+    NotImplementedError
+        Arrays on a GPU: the softmax is computed on the CPU.
 
     Notes
     -----
@@ -201,6 +218,11 @@ def attention(
     ((1, 1024, 2, 16), None, (1, 2, 64))
     """
     device = _device.choose(device, query=query, key=key, value=value)
+    if _device.on_gpu(query):
+        raise NotImplementedError(
+            "attention computes its softmax on the CPU and takes no arrays on a GPU: compress_kv"
+            " chooses the keys there, and thinformer_attention attends to them, on torch tensors"
+        )
     query, key, value = (
         _checks.float_array(name, array)
         for name, array in (("query", query), ("key", key), ("value", value))
