@@ -65,7 +65,15 @@ def test_commands(path, monkeypatch):
     for extras in re.findall(r"install [^`\n]*\.\[([\w,]+)\]", text):
         assert set(extras.split(",")) <= set(setup["options.extras_require"])
     called = []
-    for command in ("_thin", "_demo", "_bench", "_bench_points", "_info", "_validate"):
+    for command in (
+        "_thin",
+        "_demo",
+        "_bench",
+        "_bench_points",
+        "_info",
+        "_validate",
+        "_eval_model",
+    ):
         monkeypatch.setattr(cli, command, lambda arguments: called.append(arguments) or 0)
     lines = "\n".join(documents.examples(text, "sh")).splitlines()
     ours = [line for line in lines if line.startswith("thinformer ")]
