@@ -1,8 +1,8 @@
 """Landmarks: few keys with values and masses of their own, fitted to stand for all keys.
 
-Thinning keeps keys with equal weights. Here each kept key, a landmark, carries a value z_s and a mass m_s,
-and a query's output is sum_s e^{<q,k_s>} z_s / sum_s e^{<q,k_s>} m_s. Both follow from one kernel
-on keys, N, by Nystrom's formula, and the landmarks are pivots of a randomised Cholesky factorisation of it.
+Thinning keeps keys of equal weight. A landmark k_s has a value z_s and a mass m_s, and the output
+of a query is sum_s e^{<q,k_s>} z_s / sum_s e^{<q,k_s>} m_s. Both follow from a kernel N on keys by
+Nystrom's formula, and landmarks are pivots of a randomised Cholesky factorisation of it.
 
 All functions take one head: query (T, E), key (S, E), value (S, D).
 """
@@ -14,15 +14,14 @@ from scipy.special import lambertw, logsumexp
 
 from reference.compress import stratified_thin
 
-QUERIES = 128  # sampled at most
-CANDIDATES = 8  # times as many as landmarks
+QUERIES = 192  # sampled at most
+CANDIDATES = 6  # times as many as landmarks
 BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampled attention
 NUGGET = 1e-6  # added to the unit diagonal of N
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
-TWO_RHO = (
-    6.383202050647408  # 2 rho_0 of WildCat (arXiv 2602.10056): 2 sqrt(1 + exp(2 W(2/e^2) + 2))
-)
+SHARE = 0.3  # of the sum of magnitudes, below which a sum of masses may not fall
+TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
 class Landmarks(NamedTuple):
@@ -44,8 +43,8 @@ class LandmarkDraws(NamedTuple):
 def temperature(query, key, scale):
     """WildCat's temperature (arXiv 2602.10056) for centred keys; 1 where queries or keys are 0.
 
-    Softmax is blind to keys divided and queries multiplied by a number. The exponential kernel on keys is not:
-    <k, k'> counts for tau^-2 as much, and the best tau weighs the largest query against the largest key.
+    Softmax does not see keys divided and queries multiplied by the same number. The exponential
+    kernel on keys does, and the best number weighs the largest query against the largest key.
     """
     q, k = np.linalg.norm(query, axis=1).max(), np.linalg.norm(key, axis=1).max()
     if q == 0 or k == 0:
@@ -58,13 +57,13 @@ def kernel(x, attention):
     """The normalised kernel N on keys, as features and exponents.
 
     On scaled keys x the exponential kernel exp(<x, x'>) measures how far two sums of e^{<q,k>} are
-    apart for the worst of all queries; the Gram matrix P^T P of the attention weights P
-    (m, S) of sampled queries measures it for those. Their sum, c exp(<x, x'>) + <p, p'>, with traces in
-    the proportion BALANCE to 1, divided by the root of its diagonal on both sides, is
+    apart for the worst of all queries; the Gram matrix P^T P of the attention weights P (m, S) of
+    sampled queries measures it for those. Their sum c exp(<x, x'>) + <p, p'>, with traces in the
+    proportion BALANCE to 1, divided by the roots of its diagonal, is
 
         N(j, j') = <f_j, f_j'> + exp(<x_j, x_j'> - h_j - h_j'),
 
-    with no entry above 1, so nothing overflows. Without sampled queries f is empty and h = |x|^2 / 2.
+    with no entry above 1, so nothing overflows. Without sampled queries f is empty, h = |x|^2 / 2.
 
     Returns f (S, m), h (S,), and the constant t with f_j = p_j e^{t - h_j}.
     """
@@ -88,11 +87,11 @@ def gram(x, f, h, rows):
 def pivots(x, f, h, n_out, uniforms):
     """Landmarks by randomly pivoted Cholesky, BLOCK proposals at a time.
 
-    A pivot is drawn with probability d_j e^{2 h_j}: the diagonal of what the pivots so far leave of the
-    kernel before it was normalised. Proposals are drawn from the diagonal at the
-    beginning of the block and accepted with the ratio of now to then, which gives the same law
-    as one at a time (Epperly, Tropp & Webber, arXiv 2410.03969). If proposals or the diagonal are used up, the
-    first keys left are taken.
+    A pivot is drawn in proportion to d_j e^{2 h_j}, the diagonal of what the pivots so far leave of
+    the kernel before it was normalised. Proposals are drawn from the diagonal as it is when the
+    block begins, and accepted with probability now over then, which gives the law of one at a time
+    (Epperly, Tropp & Webber, arXiv 2410.03969). When proposals or the diagonal are used up, the
+    first keys that are left are taken.
     """
     S = len(x)
     weight = np.exp(2 * (h - h.max())).astype(float)
@@ -122,10 +121,10 @@ def pivots(x, f, h, n_out, uniforms):
 def nystrom(x, f, h, t, positions, attention, value):
     """Values and masses (n_out, D + 1) of landmarks, the masses last.
 
-    The combination sum_s w_sj phi_s nearest to a key's function phi_j in the kernel's Hilbert space has
-    w = N_ss^-1 N_sj, up to the normalisation; landmark s gets sum_j w_sj of v_j, and of 1.
-    With sampled queries this is a ridge regression of their exact outputs on the
-    landmarks' columns, shrunk towards the weights of the exponential kernel, and not towards 0.
+    In the kernel's Hilbert space the combination of landmarks nearest to key j has the weights
+    N_ss^-1 N_sj, but for the normalisation; landmark s gets that share of v_j, and of 1. With
+    sampled queries it is a ridge regression of their exact outputs on what they pay to
+    landmarks, shrunk towards what the exponential kernel says, where others shrink towards 0.
     """
     V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
     N = gram(x[positions], f[positions], h[positions], np.arange(len(positions)))
@@ -138,14 +137,13 @@ def nystrom(x, f, h, t, positions, attention, value):
 def weighted_attention(query, key, landmarks, scale, low, high):
     """Output (T, D) and weights (T, n_out), e^{<q,k_s>} m_s over their sum, of one head.
 
-    Masses may be negative, so the sum that is divided by is kept above a millionth of the largest mass's
-    share, and outputs are brought back into the range [low, high] (D,) of the values.
+    Masses may be negative. Where a sum of them nearly cancels, so does what it divides: it is kept
+    above SHARE of the sum of magnitudes. Outputs stay in the range [low, high] (D,) of the values.
     """
     logits = scale * query @ key[landmarks.positions].T
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = e @ landmarks.masses
-    least = 1e-6 * np.abs(landmarks.masses).max() * e.sum(axis=1)
-    total = np.maximum(total, np.maximum(least, np.finfo(total.dtype).tiny))[:, None]
+    total = np.maximum(total, SHARE * (e @ np.abs(landmarks.masses)))[:, None]
     return np.clip(e @ landmarks.values / total, low, high), e * landmarks.masses / total
 
 

@@ -25,7 +25,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, Fitted, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, choose_landmarks, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -138,7 +138,7 @@ def compress_kv(
         draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not finite.all():
-        _blame(key=key, value=value)
+        _check_finite(key=key, value=value)
     return indices
 
 
@@ -171,17 +171,16 @@ def attention(
     query : (B, T, H, E) float array
     key, value, g, size, scale, delta, pre_thin, rng, draws, device
         As in `compress_kv`. All arrays have one dtype, and are in the CPU's memory.
-    correction : None, "nystrom" or "queries"
-        How the keys kept make up for those that are not. None: not at all, the published method.
-        Otherwise they are *landmarks*, other keys, chosen with regard to it, whose values and masses
-        are fitted so that attention over them is as near as can be to attention over all:
-        for the worst of all queries ("nystrom"), or for queries like those that some sampled ones
-        show ("queries", the nearer one). `thinformer.landmarks` has the formulas. `g` and `size`
-        say how many there are; `pre_thin`, `delta` and `draws` are those of thinning, and may
-        not be given.
+    correction : {None, "nystrom", "queries"}
+        How the keys kept make up for those that are not. None is the published method: they do not.
+        Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
+        attention to them comes near attention to all keys, be it for the worst of all queries
+        ("nystrom") or for queries like some that are sampled ("queries", which comes
+        nearer). `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
+        `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
     temperature : float, optional
-        With a correction, the temperature of the kernel on keys, positive; WildCat's formula
-        (arXiv 2602.10056) for each head by default.
+        That of a correction's kernel on keys, positive. By default WildCat's formula for each head
+        (arXiv 2602.10056).
     return_weights : bool
         Also return the attention weights (B, H, T, n_out). With a correction they sum to 1 and
         may be negative.
@@ -204,8 +203,11 @@ def attention(
     Notes
     -----
     Beside `compress_kv`, T n_out (E + D) multiply-adds a head, against T S (E + D) for exact
-    attention. A correction takes about (m + n_out) S (E + D) + 8 n_out^2 (m + E + n_out / 2) in place of
-    `compress_kv`, for m = 128 sampled queries ("nystrom": none). Weights that are not returned are held for a few queries at a time.
+    attention. Weights that are not returned are held for a few queries at a time.
+
+    With a correction, about (m + n_out) S (E + D) + 6 n_out^2 (m + E + n_out / 2) in place of
+    `compress_kv`, for m sampled queries: min(T, 192), or none for "nystrom". The weights of those
+    are held, m S numbers a head.
 
     Examples
     --------
@@ -235,40 +237,32 @@ def attention(
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
-    landmarks = (
-        check_correction(correction, temperature, pre_thin, delta, draws) and n_out < key.shape[1]
-    )
-    if landmarks and device == "cuda":
-        raise NotImplementedError("correction is not supported with device='cuda' yet")
+    check_correction(correction, temperature)
+    if correction is not None and (pre_thin != "even" or delta != 0.5 or draws is not None):
+        raise ValueError(
+            "pre_thin, delta and draws belong to thinning: with a correction they may not be given"
+        )
+    if correction is not None and device == "cuda":
+        raise NotImplementedError("correction is None only on a GPU; use device='cpu'")
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
-    if landmarks:
-        every = _factor(query), _factor(key), _factor(value)
-        if not all(
-            is_finite(f, x.shape[1]) for f, x in zip(every, (query, key, value), strict=True)
-        ):
-            _blame(query=query, key=key, value=value)
-        _, fitted = fit_landmarks(
-            query, key, value, n_out=n_out, correction=correction, temperature=temperature,
-            scale=scale, seed=seed_from(rng),
+    if correction is not None and n_out < key.shape[1]:
+        _check_finite(query=query, key=key, value=value)
+        chosen = choose_landmarks(
+            query, key, n_out=n_out, correction=correction, temperature=temperature, scale=scale,
+            seed=seed_from(rng),
         )  # fmt: skip
-        _attend(
-            query,
-            key,
-            fitted.values,
-            fitted.indices,
-            scale,
-            output,
-            weights,
-            _masses(fitted, value),
-        )
-        return _attended(given, output, weights, fitted.indices if return_indices else None)
+        indices = chosen.indices
+        values, masses = fit_landmarks(chosen, value, scale)
+        of_all = (value.min(axis=1), value.max(axis=1))
+        _attend(query, key, values, indices, scale, output, weights, (masses, *of_all))
+        return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
-        _blame(query=query, key=key, value=value)
+        _check_finite(query=query, key=key, value=value)
     _attend(query, key, value, indices, scale, output, weights)
     return _attended(given, output, weights, indices if return_indices else None)
 
@@ -393,39 +387,20 @@ def _attend(
     queries.parameters[:, SCALE] = scale
     every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
     rows = indices.reshape(B * H, n_out)
-    softmax_attention(
-        queries, _factor(key), _factor(value), rows, output, every,
-        None if landmarks is None else Landmarks(*landmarks),
-    )  # fmt: skip
+    of_problems = None
+    if landmarks is not None:
+        of_problems = Landmarks(*(array.reshape(B * H, -1) for array in landmarks))
+    softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 
 
-def _masses(fitted: Fitted, value: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """What softmax takes of landmarks: masses, and the range of the values, by problem."""
-    masses = fitted.masses.reshape(-1, fitted.masses.shape[-1])
-    low, high = (bound.reshape(len(masses), -1) for bound in (value.min(axis=1), value.max(axis=1)))
-    return np.ascontiguousarray(masses), low, high
-
-
-def check_correction(
-    correction: str | None,
-    temperature: float | None,
-    pre_thin: str,
-    delta: float,
-    draws: Draws | None,
-) -> bool:
-    """Check how keys are corrected for; return whether they are."""
-    if correction is None:
+def check_correction(correction: str | None, temperature: float | None) -> None:
+    """Check the settings of a correction."""
+    if correction is not None:
+        _checks.choice("correction", correction, CORRECTIONS)
         if temperature is not None:
-            raise ValueError("temperature is that of a correction; without one it must be None")
-        return False
-    _checks.choice("correction", correction, CORRECTIONS)
-    if temperature is not None:
-        _checks.positive("temperature", temperature)
-    if pre_thin != "even" or delta != 0.5 or draws is not None:
-        raise ValueError(
-            "pre_thin, delta and draws are those of thinning; with a correction they must not be given"
-        )
-    return True
+            _checks.positive("temperature", temperature)
+    elif temperature is not None:
+        raise ValueError(f"temperature belongs to a correction, which is None; got {temperature}")
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
@@ -464,7 +439,7 @@ def check_shapes(
         )
 
 
-def _blame(**arrays: NDArray) -> None:
-    """Raise the error that names which argument holds NaN or infinity."""
+def _check_finite(**arrays: NDArray) -> None:
+    """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
         _checks.finite(name, is_finite(_factor(array), array.shape[1]))

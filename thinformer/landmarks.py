@@ -1,21 +1,25 @@
 r"""Landmarks: few keys with values and masses of their own, fitted to stand for all keys.
 
-Thinned keys weigh the same. A landmark :math:`k_s` has a value :math:`z_s` and a mass :math:`m_s`, and a
-query's output is :math:`\sum_s e^{\langle q,k_s\rangle} z_s / \sum_s e^{\langle q,k_s\rangle} m_s`. Both
-sums are to be what they are over all keys, and of functions of q they are in the span of few
-what all are in the span of many: Nystrom's problem. It takes a kernel on keys, which
-says which queries matter.
+Thinned keys weigh the same. A landmark :math:`k_s` has a value :math:`z_s` and a mass :math:`m_s`,
+and the output of a query is
 
-"nystrom": the exponential kernel :math:`\exp\langle x, x'\rangle` on keys that are centred and divided by a
-temperature, as in WildCat (arXiv 2602.10056): the worst of all queries matters.
+.. math:: \sum_s e^{\langle q,k_s\rangle} z_s \big/ \sum_s e^{\langle q,k_s\rangle} m_s.
 
-"queries": to that, :math:`\langle p, p'\rangle` is added, the Gram matrix of the attention that some
-sampled queries pay: those matter, and the first term keeps the fit sober elsewhere. It is
-a ridge regression of the sampled queries' exact outputs, shrunk towards the weights of "nystrom".
+Both sums should be what they are over all keys: functions of q, in the span of
+:math:`e^{\langle q,k_j\rangle}` for all j, are to be approximated in the span of a few. That is
+Nystrom's problem, for a kernel on keys, and the kernel says which queries matter:
 
-Landmarks are pivots of a randomised Cholesky factorisation of that kernel (`thinformer.pivots`), and
-values and masses follow by Nystrom's formula: :math:`N_{ss}^{-1} N_{sn} (V, 1)`. N_sn times anything is
-softmax attention of the landmarks, as queries, to all keys.
+"nystrom" : :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
+temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
+
+"queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
+weights that some sampled queries give to key j. Queries like those matter; the first term keeps
+the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
+towards what "nystrom" finds.
+
+Landmarks are the pivots of a randomised Cholesky factorisation of the kernel
+(`thinformer.pivots`). Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, and
+:math:`N_{sn}` times anything is softmax attention of the landmarks, as queries, to all keys.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
 
 CORRECTIONS = ("nystrom", "queries")
-QUERIES = 128  # sampled at most
-CANDIDATES = 8  # times as many as landmarks
+QUERIES = 192  # sampled at most
+CANDIDATES = 6  # times as many as landmarks
 PROPOSALS = 8  # times as many as landmarks
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
@@ -43,81 +47,70 @@ class Chosen(NamedTuple):
     """The landmarks of each head, and what fitting them takes.
 
     indices : (B, H, n_out) int64, increasing
-    queries : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
+    sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
     temperature : (B, H)
+    centred : (B, S, H, E), the keys less their mean
+    attention : (B * H, m, S), the weights of the sampled queries
+    exponents, shift, top : (B * H, n_out), (B * H, 1) and (B * H, 1), as `pivots` defines them
     """
 
     indices: NDArray
-    queries: NDArray
+    sampled: NDArray
     temperature: NDArray
+    centred: NDArray
+    attention: NDArray
+    exponents: NDArray
+    shift: NDArray
+    top: NDArray
 
 
-class Fitted(NamedTuple):
-    """Landmarks and what they stand for.
-
-    indices : (B, H, n_out) int64
-    values : (B, n_out, H, D)
-    masses : (B, H, n_out)
-    """
-
-    indices: NDArray
-    values: NDArray
-    masses: NDArray
-
-
-def fit_landmarks(
+def choose_landmarks(
     query: NDArray,
     key: NDArray,
-    value: NDArray,
     *,
     n_out: int,
     correction: str,
     temperature: float | None,
     scale: float,
     seed: int,
-    fit: bool = True,
-) -> tuple[Chosen, Fitted | None]:
-    """Choose landmarks of query (B, T, H, E), key (B, S, H, E), value (B, S, H, D), and fit them.
+) -> Chosen:
+    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E); n_out is below S.
 
-    Everything is finite, and n_out below S. Without `fit` they are chosen only.
+    They are those that a sequence has alone. A head that is not finite gets some.
     """
     from thinformer import cpu, pivots  # import Numba
     from thinformer.softmax import softmax_attention
 
-    B, T, H, E = query.shape
-    S, D = key.shape[1], value.shape[-1]
-    dtype, problems = key.dtype, B * H
-    streams = head_keys(seed, max(H, 1))
+    (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
+    streams = head_keys(seed, max(H, 1))[:H]
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((H, size))
-        cpu.unit_numbers(streams[:H], STREAMS + stream, out)
+        cpu.unit_numbers(streams, STREAMS + stream, out)
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0
     sampled = np.broadcast_to(strata(T, m, numbers(0, m + 1)), (B, H, m))
-    centred = key - key.mean(axis=1, keepdims=True, dtype=np.float64).astype(dtype)
-    tau = (
-        _temperature(query, centred, scale) if temperature is None else np.full((B, H), temperature)
-    )
-    keys = _factor(centred)
-    keys.parameters[:, SCALE] = (np.sqrt(scale) / tau).ravel()
-
-    everything = np.broadcast_to(np.arange(S), (problems, S))
-    attention = np.empty((problems, m, S), dtype)
-    outputs = np.empty((B, m, H, D if fit else 0), dtype)
-    queries = _factor(np.take_along_axis(query, sampled.transpose(0, 2, 1)[..., None], axis=1))
-    queries.parameters[:, SCALE] = scale
-    values = _factor(value if fit else value[..., :0])
+    with np.errstate(invalid="ignore", over="ignore"):
+        centred = key - key.mean(axis=1, keepdims=True, dtype=np.float64).astype(dtype)
+        if temperature is None:
+            tau = _temperature(query, centred, scale)
+        else:
+            tau = np.full((B, H), temperature)
+    attention = np.empty((B * H, m, S), dtype)
     if m:
-        softmax_attention(queries, _factor(centred), values, everything, outputs, attention)
+        few = as_factor(take_tokens(query, sampled), scale)
+        nothing = as_factor(key[..., :0])
+        rows = np.broadcast_to(np.arange(S), (B * H, S))
+        outputs = np.empty((B, m, H, 0), dtype)
+        softmax_attention(few, as_factor(centred), nothing, rows, outputs, attention)
 
     length = min(S, CANDIDATES * n_out)
     candidates = strata(S, length, numbers(1, length + 1))
     uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
-    of_head = np.tile(np.arange(H), B)
-    kept = np.empty((problems, n_out), np.int64)
-    exponents, constants = np.empty((problems, n_out), dtype), np.empty((problems, 2), dtype)
+    keys, of_head = as_factor(centred, np.sqrt(scale) / tau), np.tile(np.arange(H), B)
+    kept = np.empty((B * H, n_out), np.int64)
+    exponents, constants = np.empty((B * H, n_out), dtype), np.empty((B * H, 2), dtype)
 
     def choose(first: int, last: int) -> None:
         work = pivots.workspace(S, length, n_out, m, E, dtype)
@@ -126,42 +119,52 @@ def fit_landmarks(
             constants, work,
         )  # fmt: skip
 
-    flops = 2.0 * length * n_out * (m + E + n_out / 2)
-    _pool.run(choose, problems, problems * flops)
-    chosen = Chosen(kept.reshape(B, H, n_out), sampled, tau)
-    if not fit:
-        return chosen, None
-
-    few = np.take_along_axis(centred, chosen.indices.transpose(0, 2, 1)[..., None], axis=1)
-    x = (few * (np.sqrt(scale) / tau)[:, None, :, None].astype(dtype)).transpose(0, 2, 1, 3)
-    x = x.reshape(problems, n_out, E)
-    t, top = constants[:, :1], constants[:, 1:]
-    # <x_s, x_j> is what a softmax of this scale makes of the query k_s / tau^2
-    as_queries = _factor(few)
-    as_queries.parameters[:, SCALE] = (scale / tau**2).ravel()
-    sums, logs = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    softmax_attention(as_queries, _factor(centred), values, everything, sums, None, logs=logs)
-    right = _with_ones(sums) * np.exp(logs - exponents - top)[..., None]
-    N = np.exp(x @ x.mT - exponents[:, :, None] - exponents[:, None])
-    if m:
-        f = np.take_along_axis(attention, kept[:, None], axis=2) * np.exp(
-            t[..., None] - exponents[:, None]
-        )
-        N += f.mT @ f
-        right += f.mT @ (_with_ones(outputs) * np.exp(t - top)[..., None])
-    N[:, np.arange(n_out), np.arange(n_out)] += pivots.NUGGET
-    solved = np.linalg.solve(N.astype(np.float64), right.astype(np.float64))
-    fitted = (solved * np.exp(top - exponents, dtype=np.float64)[..., None]).astype(dtype)
-    fitted = fitted.reshape(B, H, n_out, D + 1)
-    return chosen, Fitted(
-        chosen.indices,
-        np.ascontiguousarray(fitted[..., :-1].transpose(0, 2, 1, 3)),
-        fitted[..., -1],
+    _pool.run(choose, B * H, 2.0 * B * H * length * n_out * (m + E + n_out / 2))
+    kept = kept.reshape(B, H, n_out)
+    return Chosen(
+        kept, sampled, tau, centred, attention, exponents, constants[:, :1], constants[:, 1:]
     )
 
 
+def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray, NDArray]:
+    """Return what landmarks stand for: values (B, n_out, H, D) and masses (B, H, n_out)."""
+    from thinformer import pivots  # imports Numba
+    from thinformer.softmax import softmax_attention
+
+    (B, S, H, D), dtype, n_out = value.shape, value.dtype, chosen.indices.shape[-1]
+    tau, h, top = chosen.temperature, chosen.exponents, chosen.top
+    few = take_tokens(chosen.centred, chosen.indices)
+    # <x_s, x_j> is what softmax with this scale makes of the landmark as a query
+    landmarks = as_factor(few, scale / tau**2)
+    sums, logs = np.empty((B, n_out, H, D), dtype), np.empty((B * H, n_out), dtype)
+    rows = np.broadcast_to(np.arange(S), (B * H, S))
+    softmax_attention(
+        landmarks, as_factor(chosen.centred), as_factor(value), rows, sums, None, logs=logs
+    )
+    right = np.exp(logs - h - top)[..., None] * _with_ones(sums.transpose(0, 2, 1, 3))
+    x = few.transpose(0, 2, 1, 3) * (np.sqrt(scale) / tau)[..., None, None].astype(dtype)
+    x = x.reshape(B * H, n_out, -1)
+    N = np.exp(x @ x.mT - h[:, :, None] - h[:, None])
+    if chosen.attention.shape[1]:
+        outputs = chosen.attention.reshape(B, H, -1, S) @ value.transpose(0, 2, 1, 3)
+        at = chosen.indices.reshape(B * H, 1, n_out)
+        f = np.take_along_axis(chosen.attention, at, axis=2)
+        f *= np.exp(chosen.shift - h)[:, None]
+        N += f.mT @ f
+        right += f.mT @ (np.exp(chosen.shift - top)[..., None] * _with_ones(outputs))
+    N[:, np.arange(n_out), np.arange(n_out)] += pivots.NUGGET
+    fitted = np.linalg.solve(N.astype(np.float64), right.astype(np.float64))
+    fitted *= np.exp(top - h, dtype=np.float64)[..., None]
+    fitted = fitted.astype(dtype).reshape(B, H, n_out, D + 1)
+    values = np.ascontiguousarray(fitted[..., :D].transpose(0, 2, 1, 3))
+    return values, np.ascontiguousarray(fitted[..., D])
+
+
 def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
-    """Positions (heads, length), one at random from each of as many strata: `starting_points`'s."""
+    """Positions (heads, length), one at random from each of as many strata laid around a ring.
+
+    The rule of `thinformer.compress.starting_points`. Uniforms are (heads, length + 1).
+    """
     if length == n_points:
         return np.broadcast_to(np.arange(n_points), (len(uniforms), n_points))
     start = (uniforms[:, :1] * n_points).astype(np.int64)
@@ -170,25 +173,33 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
     return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)
 
 
+def take_tokens(tokens: NDArray, positions: NDArray) -> NDArray:
+    """Tokens (B, S, H, dim) at positions (B, H, n), as (B, n, H, dim)."""
+    return np.take_along_axis(tokens, positions.transpose(0, 2, 1)[..., None], axis=1)
+
+
+def as_factor(array: NDArray, scale: NDArray | float = 1.0) -> Factor:
+    """A factor on (B, S, H, dim), whose heads are the problems, times scales (B, H)."""
+    factor = make_factor(array.transpose(0, 2, 1, 3), linear())
+    factor.parameters[:, SCALE] = np.ravel(scale)
+    return factor
+
+
 def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
     """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0."""
     q, k = (
         np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1)).astype(np.float64)
         for x in (query, key)
     )
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore"):
         b = np.log(key.shape[1]) / (scale * q * k) + 2
         tau = np.sqrt(k / q * b / (2 * lambertw(b / TWO_RHO).real))
     return np.where((q > 0) & (k > 0), tau, 1.0)
 
 
-def _with_ones(sums: NDArray) -> NDArray:
-    """Rows (B, n, H, D) as (problems, n, D + 1), the last column ones."""
-    B, n, H, D = sums.shape
-    out = np.ones((B, H, n, D + 1), sums.dtype)
-    out[..., :-1] = sums.transpose(0, 2, 1, 3)
-    return out.reshape(B * H, n, D + 1)
-
-
-def _factor(array: NDArray) -> Factor:
-    return make_factor(array.transpose(0, 2, 1, 3), linear())
+def _with_ones(rows: NDArray) -> NDArray:
+    """Rows (B, H, n, D) as (B * H, n, D + 1), the last column ones."""
+    B, H, n, D = rows.shape
+    out = np.ones((B * H, n, D + 1), rows.dtype)
+    out[..., :D] = rows.reshape(B * H, n, D)
+    return out

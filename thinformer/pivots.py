@@ -3,10 +3,10 @@
 The kernel is N(j, j') = <f_j, f_j'> + exp(<x_j, x_j'> - h_j - h_j'), of scaled keys x and of what
 sampled queries make of a key, f; `thinformer.landmarks` says why. Its diagonal is 1.
 
-A head is one thread's. Candidates lie in panels, PANEL of them side by side, which hold f and, below,
-the rows of the Cholesky factor as they come: what the pivots so far leave of a row of N is then one
-matrix product less, with the factor's sign changed, and BLOCK rows are made at once. One
-at a time each would read all panels for a product of one row, from memory slower than the arithmetic.
+Candidates lie in panels, PANEL of them side by side, which hold f and, below, the rows of the
+Cholesky factor as they come. What the pivots so far leave of a row of N is then one product, with
+the factor's sign changed, and BLOCK rows are made at once: one by one, each would read all panels
+for a single product, from memory that is slower than the arithmetic.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def choose_pivots(
     uniforms, uniform_row : (rows, proposals, 2) float64, likewise
     kept : (problems, n_out) int64, written, increasing
     exponents : (problems, n_out), written: h of those
-    constants : (problems, 2), written: t, with f_j = p_j exp(t - h_j), and the largest h of all keys
+    constants : (problems, 2), written: t, with f_j = p_j exp(t - h_j), and the largest h of all
     work : memory of the thread
     """
     queries, n, E = attention.shape[1], attention.shape[2], keys.dim
@@ -74,7 +74,8 @@ def choose_pivots(
                     panel[i * PANEL + c] = attention[p, i, index[min(start + c, L - 1)]]
             scale_columns(panel, of_candidates[start : start + PANEL], queries, t)
         chosen = factorise(
-            x, E, features, queries, rows, of_candidates, top, L, uniforms[uniform_row[p]], n_out, free
+            x, E, features, queries, rows, of_candidates, top, L, uniforms[uniform_row[p]], n_out,
+            free,
         )  # fmt: skip
         chosen.sort()
         for i in range(n_out):
