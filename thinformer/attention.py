@@ -32,9 +32,14 @@ from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 class Attended(NamedTuple):
     """What `attention` returns.
 
-    output : (B, T, H, D), in the inputs' dtype
-    weights : (B, H, T, n_out), or None where they were not asked for
-    indices : (B, H, n_out) int64, or None where they were not asked for
+    Attributes
+    ----------
+    output : (B, T, H, D) array
+        In the inputs' dtype.
+    weights : (B, H, T, n_out) array or None
+        None where they were not asked for.
+    indices : (B, H, n_out) int64 array or None
+        None where they were not asked for.
     """
 
     output: NDArray
