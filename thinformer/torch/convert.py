@@ -39,7 +39,13 @@ class Conversion(NamedTuple):
 
 
 def convert(
-    model: nn.Module, *, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH
+    model: nn.Module,
+    *,
+    g: int = 2,
+    size: int | None = None,
+    min_length: int = MIN_LENGTH,
+    correction: str | None = None,
+    temperature: float | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
@@ -57,6 +63,9 @@ def convert(
     min_length : int
         Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
         Attention of a single query is exact too.
+    correction : {None, "nystrom", "queries"}
+    temperature : float, optional
+        As in `thinformer.thinformer_attention`.
 
     Returns
     -------
@@ -72,7 +81,7 @@ def convert(
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
-    settings = checked(g, size, min_length)
+    settings = checked(g, size, min_length, correction, temperature)
     revert(model)
     swapped, left = [], {}
     parents = {child: parent for parent in model.modules() for child in parent.children()}
@@ -206,7 +215,6 @@ def _attend(
         # diffusers' masks hold it; its exponential is 0
         attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
     return checked_attention(
-        query, key, value, g=settings.g, size=settings.size, scale=scale, attn_mask=attn_mask,
-        is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd",
-        min_length=settings.min_length,
+        query, key, value, scale=scale, attn_mask=attn_mask, is_causal=is_causal,
+        enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd", **settings.options(),
     ).output  # fmt: skip

@@ -51,10 +51,9 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(B, H, T, S)
         attended = checked_attention(
-            query, key, value, g=self.thinformer.g, size=self.thinformer.size,
-            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            min_length=self.thinformer.min_length, with_weights=need_weights,
+            query, key, value, key_padding_mask=key_padding_mask, attn_mask=attn_mask,
+            is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0,
+            with_weights=need_weights, **self.thinformer.options(),
         )  # fmt: skip
         output, weights = self.out_proj(attended.output.flatten(-2)), None
         if attended.weights is not None and attended.indices is not None:

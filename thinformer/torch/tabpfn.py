@@ -24,7 +24,14 @@ from thinformer.torch.settings import MIN_LENGTH, Settings, checked
 NAME = "thinformer"
 
 
-def register(*, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH) -> None:
+def register(
+    *,
+    g: int = 2,
+    size: int | None = None,
+    min_length: int = MIN_LENGTH,
+    correction: str | None = None,
+    temperature: float | None = None,
+) -> None:
     """Let TabPFN attend by `thinformer.thinformer_attention`, before its other backends.
 
     Parameters
@@ -33,6 +40,9 @@ def register(*, g: int = 2, size: int | None = None, min_length: int = MIN_LENGT
         As in `thinformer.thinformer_attention`.
     min_length : int
         Attention over fewer keys, and of a single query, is left to TabPFN.
+    correction : {None, "nystrom", "queries"}
+    temperature : float, optional
+        As in `thinformer.thinformer_attention`.
 
     Notes
     -----
@@ -40,7 +50,7 @@ def register(*, g: int = 2, size: int | None = None, min_length: int = MIN_LENGT
     from torch's default generator.
     """
     unregister()
-    register_attention_backend(_Backend(checked(g, size, min_length)))
+    register_attention_backend(_Backend(checked(g, size, min_length, correction, temperature)))
 
 
 def unregister() -> None:
@@ -68,6 +78,5 @@ class _Backend:
     ) -> torch.Tensor:
         """Attend: query (B, T, H, E), key and value (B, S, H_kv, E), as TabPFN has them."""
         return checked_attention(
-            query, key, value, g=self.settings.g, size=self.settings.size, enable_gqa=True,
-            min_length=self.settings.min_length,
+            query, key, value, enable_gqa=True, **self.settings.options()
         ).output  # fmt: skip

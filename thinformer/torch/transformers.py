@@ -32,7 +32,13 @@ HARMLESS = {
 
 
 def register(
-    name: str = "thinformer", *, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH
+    name: str = "thinformer",
+    *,
+    g: int = 2,
+    size: int | None = None,
+    min_length: int = MIN_LENGTH,
+    correction: str | None = None,
+    temperature: float | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
 
@@ -49,6 +55,9 @@ def register(
     min_length : int
         Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
         Attention of a single query, a step of decoding, is exact too.
+    correction : {None, "nystrom", "queries"}
+    temperature : float, optional
+        As in `thinformer.thinformer_attention`.
 
     Notes
     -----
@@ -61,7 +70,7 @@ def register(
     ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
     that is not known to be harmless; masks that differ by query.
     """
-    settings = checked(g, size, min_length)
+    settings = checked(g, size, min_length, correction, temperature)
 
     def thinformer(
         module: nn.Module,
@@ -84,6 +93,8 @@ def configure(
     g: int = 2,
     size: int | None = None,
     min_length: int = MIN_LENGTH,
+    correction: str | None = None,
+    temperature: float | None = None,
     exact: bool = False,
 ) -> None:
     """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
@@ -92,13 +103,13 @@ def configure(
     ----------
     layer : torch.nn.Module
         For example ``model.encoder.layer[0]``.
-    g, size, min_length
+    g, size, min_length, correction, temperature
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
     """
     for module in layer.modules():
-        module.thinformer = checked(g, size, min_length, exact)  # type: ignore[assignment]
+        module.thinformer = checked(g, size, min_length, correction, temperature, exact)  # type: ignore[assignment]
 
 
 def _forward(
@@ -146,9 +157,8 @@ def _forward(
         )  # fmt: skip
     try:
         attended = checked_attention(
-            query, key, value, g=settings.g, size=settings.size, scale=scaling,
-            attn_mask=attention_mask, enable_gqa=True, dropout_p=dropout, layout="bhsd",
-            min_length=settings.min_length,
+            query, key, value, scale=scaling, attn_mask=attention_mask, enable_gqa=True,
+            dropout_p=dropout, layout="bhsd", **settings.options(),
         )  # fmt: skip
     except NotImplementedError as error:
         raise NotImplementedError(f"{layer}: {error}") from None
