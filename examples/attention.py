@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from thinformer import ThinformerAttention
@@ -55,6 +56,21 @@ class Strided:
         return exact(query, key[:, kept], value[:, kept])
 
 
+class Attends(nn.Module):
+    """A layer whose attention can be replaced.
+
+    Attributes
+    ----------
+    attend : callable
+        Any, be it a module or not, at any time.
+    """
+
+    def __setattr__(self, name, value):
+        if name == "attend" and hasattr(self, name):
+            delattr(self, name)  # torch does not let a function take the place of a module
+        super().__setattr__(name, value)
+
+
 def scaled(attend: Attention, query, key, value, scale: float):
     """Attend with a softmax scale that is not 1 / sqrt(E).
 
@@ -79,9 +95,8 @@ def by_name(name: str) -> Attention:
     """
     kind, _, rest = name.partition(":")
     try:
-        options = {
-            key: _value(value) for key, value in (x.split("=") for x in rest.split(",") if x)
-        }
+        pairs = (pair.split("=") for pair in rest.split(",") if pair)
+        options = {key: int(value) if value.isdecimal() else value for key, value in pairs}
         if kind == "exact" and not options:
             return exact
         if kind == "uniform":

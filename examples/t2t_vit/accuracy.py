@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,7 +226,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if data.classes != config.classes:
             tqdm.write(
                 f"{arguments.images} has {data.classes} folders, the model {config.classes} "
-                "classes: the folders count as the first of them"
+                "classes: the folders count as the first of them",
+                file=sys.stderr,
             )
     names = arguments.attention or names
     for name in names:
@@ -242,7 +243,7 @@ def _run(arguments: argparse.Namespace) -> None:
     rows = read(out, (identity, str(len(data)), str(arguments.batch)))
     found = summary(rows, len(data))
     print(f"{len(data)} images; mean over seeds ± its standard error\n")
-    print(table({name: found[name] for name in itertools.chain(names)}))
+    print(table({name: found[name] for name in names}))
     if arguments.plot:
         plot(found, arguments.plot)
 

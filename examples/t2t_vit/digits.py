@@ -45,6 +45,7 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     scale = torch.empty(n).uniform_(0.85, 1.15)
     shift = torch.empty(n, 2).uniform_(-0.25, 0.25)  # 2 is the side of the image
     turn = torch.stack([angle.cos(), shear - angle.sin(), angle.sin(), angle.cos()], dim=1)
+    maps = torch.cat([turn.view(n, 2, 2) * scale.view(n, 1, 1), shift[..., None]], dim=2)
     return _sample(images, maps)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from examples.attention import Attention, exact, scaled
+from examples.attention import Attends, Attention, exact, scaled
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.rate)
 
 
-class TokenAttention(nn.Module):
+class TokenAttention(Attends):
     """One head from `dim` to `inner` channels, in front of which there is nothing to skip to.
 
     So the skip connection adds the values, and the softmax scale is that of the input dimension.
@@ -179,8 +179,8 @@ class T2TViT(nn.Module):
         self.tokens_to_token = TokensToToken(config, attention)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("pos_embed", sinusoids((config.image // 16) ** 2 + 1, config.width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        step = config.drop_path / max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, step * n) for n in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.classes)
         nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -72,7 +72,7 @@ def train(epochs: int, batch: int = 48, rate: float = 2e-3, seed: int = 0) -> T2
 def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description="Train the miniature T2T-ViT on digits.")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--out", type=Path, default=digits.WEIGHTS)
     arguments = parser.parse_args()
     state = train(arguments.epochs).state_dict()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
@@ -54,8 +53,8 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
         # published ones hold the arguments of their training too
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # anything at all, by what the bytes happen to say
+        first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"{path} is no checkpoint that torch can read: {first}") from error
     if not isinstance(checkpoint, dict) or "state_dict_ema" not in checkpoint:
         held = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint)
