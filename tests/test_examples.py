@@ -470,7 +470,8 @@ def test_table_of_times():
 
 @pytest.fixture(scope="module")
 def biggan():
-    pytest.importorskip("pytorch_pretrained_biggan")
+    if importlib.util.find_spec("pytorch_pretrained_biggan") is None:
+        pytest.skip("needs pytorch-pretrained-biggan, installed with --no-deps")
     from examples.biggan import generator
 
     return generator

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.seed, arguments.batch,
         )  # fmt: skip
     except ImportError as error:
-        stop(f"{error}; pip install pytorch-pretrained-biggan")
+        stop(f"{error}; pip install --no-deps pytorch-pretrained-biggan")
     except ValueError as error:
         stop(error)
 

@@ -6,14 +6,29 @@ It has one self-attention, where the image is 64 x 64 with 512 channels: 4096 qu
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from pytorch_pretrained_biggan import BigGAN, BigGANConfig
-from pytorch_pretrained_biggan.model import SelfAttn
 from torch import nn
 
 from examples.attention import Attends, Attention, scaled
+
+# The package imports these to download weights with, which are read from a folder here.
+_absent = [name for name in ("boto3", "botocore", "requests") if find_spec(name) is None]
+sys.modules |= {name: ModuleType(name) for name in _absent}
+if "botocore" in _absent:
+    sys.modules["botocore.exceptions"] = ModuleType("botocore.exceptions")
+    sys.modules["botocore.exceptions"].ClientError = OSError
+    _absent.append("botocore.exceptions")
+try:
+    from pytorch_pretrained_biggan import BigGAN, BigGANConfig
+    from pytorch_pretrained_biggan.model import SelfAttn
+finally:
+    for _name in _absent:
+        del sys.modules[_name]
 
 # (upsample, input, output), in channel widths; the attention comes before the ninth
 LAYERS_512 = (

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
         named = {name: [by_name(name)] for name in arguments.attention or PUBLISHED}
     except ImportError as error:
-        stop(f"{error}; pip install pytorch-pretrained-biggan")
+        stop(f"{error}; pip install --no-deps pytorch-pretrained-biggan")
     except ValueError as error:
         stop(error)
     layer = generator.SelfAttention(generator.settled(generator.SelfAttn(512)), exact)

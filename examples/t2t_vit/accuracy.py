@@ -33,7 +33,7 @@ PUBLISHED = (
     "strided:size=128/strided:size=256",
 )
 FAMILIES = ("uniform", "strided", "thinformer")
-SIZES = (4, 8, 16, 32, 64)
+SIZES = (2, 4, 8, 16, 32)
 COLUMNS = ("weights", "images", "batch", "attention", "seed", "first", "correct")
 
 
