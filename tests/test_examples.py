@@ -353,6 +353,23 @@ def test_a_folder_of_images_interrupted_and_resumed(small_model, folder, tmp_pat
     assert capsys.readouterr().out == printed
 
 
+def test_each_batch_of_each_seed_draws_by_itself(small_model, folder, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(query, key, value):
+        drawn.append(torch.rand(1).item())
+        return attention.exact(query, key, value)
+
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(draw=draw))
+    arguments = ["--checkpoint", str(small_model), "--images", str(folder), "--batch", "4"]
+    for out in ("a.csv", "b.csv"):
+        out = ["--out", str(tmp_path / out), "--attention", "mine.draw", "--seeds", "2"]
+        accuracy.main([*arguments, *out])
+    assert len(drawn) == 2 * (2 * 3 * 2)  # twice: seeds, batches, layers
+    assert len(set(drawn)) == 12
+    assert drawn[:12] == drawn[12:]
+
+
 def test_what_the_accuracy_command_refuses(small_model, folder, tmp_path, capsys):
     def refused(checkpoint=small_model, images=folder, out=tmp_path / "out.csv", more=()):
         with pytest.raises(SystemExit) as stopped:

@@ -43,7 +43,7 @@ def generate(model, out: Path, count: int, truncation: float, seed: int, batch: 
                 z = torch.stack([noise(x, config.z_dim, truncation, seed) for x in part])
                 label = torch.zeros(len(part), config.num_classes)
                 label[range(len(part)), [x % config.num_classes for x in part]] = 1
-                torch.manual_seed(seed * 2**32 + first)  # of the attention's draws
+                torch.manual_seed(seed * 10**6 + first)  # of the attention's draws
                 images = model(z.to(device), label.to(device), truncation)
                 for number, pixels in zip(part, _pixels(images), strict=True):
                     # under its name only when it is whole
