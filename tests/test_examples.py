@@ -411,6 +411,7 @@ def test_the_miniature_is_right_for_97_percent(tmp_path, capsys):
     line = re.search(r"^exact +1 +([\d.]+)", stored, re.MULTILINE)[1]
     assert re.search(r"^exact +1 +([\d.]+)", capsys.readouterr().out, re.MULTILINE)[1] == line
     assert float(line) >= 97
+    assert f"```text\n{stored}```" in (ROOT / "examples" / "t2t_vit" / "README.md").read_text()
     assert digits.WEIGHTS.stat().st_size < 3e6
 
 
