@@ -10,6 +10,7 @@ folders can be laid side by side. Interrupt it and run it again: what is there i
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         stop(f"{error}; pip install --no-deps pytorch-pretrained-biggan")
     except ValueError as error:
         stop(error)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

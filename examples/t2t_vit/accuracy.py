@@ -212,6 +212,8 @@ def main(argv: list[str] | None = None) -> None:
         _run(arguments)
     except ValueError as error:
         stop(error)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -223,7 +225,11 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         data = images.Folder(arguments.images, config.image, arguments.limit)
         names = PUBLISHED
-        if data.classes != config.classes:
+        if data.classes > config.classes:
+            raise ValueError(
+                f"{arguments.images} has {data.classes} folders, the model {config.classes} classes"
+            )
+        if data.classes < config.classes:
             tqdm.write(
                 f"{arguments.images} has {data.classes} folders, the model {config.classes} "
                 "classes: the folders count as the first of them",
