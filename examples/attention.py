@@ -122,5 +122,5 @@ def draws(name: str) -> bool:
 
 
 def stop(error: Exception) -> None:
-    """End a command with one line; an error out of a worker process has what it says in the last."""
+    """End a command with one line, the last of an error out of a worker process."""
     sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
