@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Callable
 
 import torch
@@ -33,6 +32,8 @@ class Uniform:
     """Attend to `size` keys drawn without replacement, anew for each head and each call."""
 
     def __init__(self, size: int):
+        if size < 1:
+            raise ValueError(f"size must be at least 1; got {size}")
         self.size = size
 
     def __call__(self, query, key, value):
@@ -46,6 +47,8 @@ class Strided:
     """Attend to `size` evenly spaced keys, the same ones in each call."""
 
     def __init__(self, size: int):
+        if size < 1:
+            raise ValueError(f"size must be at least 1; got {size}")
         self.size = size
 
     def __call__(self, query, key, value):
@@ -119,8 +122,3 @@ def by_name(name: str) -> Attention:
 def draws(name: str) -> bool:
     """Say whether an attention is random, so that more than one seed tells something."""
     return not name.startswith(("exact", "strided"))
-
-
-def stop(error: Exception) -> None:
-    """End a command with one line, the last of an error out of a worker process."""
-    sys.exit(f"error: {str(error).strip().splitlines()[-1]}")

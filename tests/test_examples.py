@@ -101,6 +101,7 @@ def test_scaled_thinformer_chooses_as_with_its_own_scale():
     [
         ("exakt", "attention 'exakt' is unknown; it is exact, uniform:size=.., "),
         ("uniform", "attention 'uniform': .*'size'"),
+        ("strided:size=0", "size must be at least 1; got 0"),
         ("uniform:size", "attention 'uniform:size': "),
         ("thinformer:g=-1", "attention 'thinformer:g=-1': "),
         ("thinformer:h=2", "attention 'thinformer:h=2': .*'h'"),
@@ -388,6 +389,9 @@ def test_what_the_accuracy_command_refuses(small_model, folder, tmp_path, capsys
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.tar")
     says = "other.tar has no state_dict_ema; it has state_dict, epoch"
     assert refused(tmp_path / "other.tar").endswith(says)
+    with pytest.raises(SystemExit):
+        _accuracy(small_model, folder, tmp_path / "out.csv", "--limit", "0")
+    assert "--limit: must be a whole number of at least 1; got '0'" in capsys.readouterr().err
     assert "error: attention 'exakt' is unknown" in refused(more=("--attention", "exakt"))
 
     (tmp_path / "corrupt" / "n01").mkdir(parents=True)

@@ -19,7 +19,8 @@ from PIL import Image
 from scipy.stats import truncnorm
 from tqdm import tqdm
 
-from examples.attention import by_name, stop
+from examples.attention import by_name
+from examples.command import count, stop
 
 GRID = 4  # images in a row of grid.png
 
@@ -87,10 +88,10 @@ def main(argv: list[str] | None = None) -> None:
         help="exact, uniform:size=128, strided:size=128, thinformer:g=2, module.function",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the images")
-    parser.add_argument("--images", type=int, default=5000, help="classes take turns")
+    parser.add_argument("--images", type=count, default=5000, help="classes take turns")
     parser.add_argument("--truncation", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     try:

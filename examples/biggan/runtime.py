@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from examples import timing
-from examples.attention import by_name, exact, stop
+from examples.attention import by_name, exact
+from examples.command import count, stop
 
 PUBLISHED = ("thinformer:g=2", "uniform:size=128", "strided:size=128")
 
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         description="Run time of the attention of BigGAN-deep-512.",
     )
     parser.add_argument("--attention", action="append", metavar="NAME", help="beside exact")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=50, help="that are timed")
+    parser.add_argument("--batch", type=count, default=32)
+    parser.add_argument("--batches", type=count, default=50, help="that are timed")
     parser.add_argument("--warmup", type=int, default=5, help="batches before those")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)

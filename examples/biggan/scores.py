@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from examples.attention import stop
+from examples.command import stop
 
 SIDE = 512
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from examples.attention import by_name, draws, stop
+from examples.attention import by_name, draws
+from examples.command import count, stop
 from examples.t2t_vit import digits, images, weights
 from examples.t2t_vit.model import Config, T2TViT
 
@@ -198,10 +199,10 @@ def main(argv: list[str] | None = None) -> None:
         help="exact, uniform:size=64, strided:size=64, thinformer:g=2, module.function; "
         "A/B for another one in the second layer; may be given several times",
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="with --digits")
-    parser.add_argument("--seeds", type=int, default=5, help="of the attentions that draw")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--limit", type=int, help="only so many images, evenly spaced")
+    parser.add_argument("--sizes", type=count, nargs="+", default=SIZES, help="with --digits")
+    parser.add_argument("--seeds", type=count, default=5, help="of the attentions that draw")
+    parser.add_argument("--batch", type=count, default=64)
+    parser.add_argument("--limit", type=count, help="only so many images, evenly spaced")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="the CSV; accuracy.csv or digits.csv")
     parser.add_argument("--plot", type=Path, help="draw accuracy against the number of keys")

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from examples import timing
-from examples.attention import exact, stop
+from examples.attention import exact
+from examples.command import count, stop
 from examples.t2t_vit.accuracy import PUBLISHED, attentions
 from examples.t2t_vit.model import Config, T2TViT
 
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--attention", action="append", metavar="NAME", help="beside exact; as for accuracy"
     )
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=50, help="that are timed")
+    parser.add_argument("--batch", type=count, default=64)
+    parser.add_argument("--batches", type=count, default=50, help="that are timed")
     parser.add_argument("--warmup", type=int, default=5, help="batches before those")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
