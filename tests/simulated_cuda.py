@@ -6,6 +6,7 @@ some thread runs ahead and finds what another has not written yet.
 
 import contextlib
 import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -14,23 +15,43 @@ import pytest
 import torch
 from numba.cuda.simulator import kernel as simulator
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-from problems import Attention, Points, integers, reference_numpy, smallest_margin
+from problems import (
+    Attention,
+    Points,
+    in_domain,
+    integers,
+    reference_numpy,
+    smallest_margin,
+)
 
 from thinformer import (
     attention,
     compress_kv,
     compress_schedule,
+    kernel_halve,
     kh_compress,
     make_draws,
     thin,
     validate,
 )
 from thinformer.compress import plan, starting_points
-from thinformer.cuda import launch, prepare, tiles
+from thinformer.cuda import arrays, launch, prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.values import make_tabulate
+from thinformer.discrepancy import embed
 from thinformer.draws import seed_from
-from thinformer.kernels import KERNELS, gaussian, matern
+from thinformer.kernels import (
+    KERNELS,
+    exponential,
+    gaussian,
+    matern,
+    polynomial,
+    sobolev,
+    stein,
+)
+from thinformer.problem import make_points
+from thinformer.torch import op
 from thinformer.torch.library import select
 from thinformer.torch.op import bits_of_seed
 
@@ -44,6 +65,8 @@ class Turns(simulator.BlockManager):
     rng = np.random.default_rng(0)
 
     def run(self, grid_point, *arguments):
+        # a grid has no more than 65,535 blocks along its other axes, and problems may be more
+        assert tuple(self._grid_dim[1:]) == (1, 1)
         threads = [
             Thread(lambda: self._f(*arguments), self, grid_point, point, False)
             for point in np.ndindex(*self._block_dim)
@@ -104,11 +127,12 @@ def points_problem(rng, kernel, S, size, dtype, dim=2):
     return Points(points, kernel), schedule, make_draws(schedule, int(rng.integers(2**62)))
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "sobolev"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_points(kernel):
     """Two rounds, the first of four buckets; panels of several tiles."""
     rng = np.random.default_rng(0)
     problem, schedule, draws = points_problem(rng, kernel, 80, 20, np.float64)
+    problem = problem._replace(points=in_domain(kernel, problem.points))
     expected, traces = reference_numpy(problem, schedule, draws)
     assert smallest_margin(traces) > 1e-12
     assert 5 < np.sum(expected % 2) < 15
@@ -176,12 +200,67 @@ def test_bandwidths_and_weights():
 
 
 @pytest.mark.parametrize("method", ["kh-compress", "halving"])
-@pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
-def test_thin(method, kernel):
-    points = np.random.default_rng(0).standard_normal((40, 3))[::-1, :2]
-    options = {"kernel": kernel, "bandwidth": 0.7, "method": method, "rng": 0}
+@pytest.mark.parametrize(
+    ("kernel", "bandwidth"),
+    [("gaussian", 0.7), ("exponential", 0.9), ("polynomial", [0.7, 2.0]),
+     (gaussian([0.5, 1]) + 0.3 * polynomial(2) + 2 * sobolev() + 0.1 * exponential(3), "median"),
+     ("precomputed", "median")],
+)  # fmt: skip
+def test_thin(method, kernel, bandwidth):
+    """Bandwidths by column, sums of kernels of all kinds, and Gram matrices."""
+    points = np.random.default_rng(0).random((40, 3))[::-1, :2]
+    if kernel == "precomputed":
+        points = np.exp(-np.abs(np.subtract.outer(points[:, 0], points[:, 0])))
+    options = {"kernel": kernel, "bandwidth": bandwidth, "method": method, "rng": 0}
     expected = thin(points, 10, **options)
+    assert 0 < np.sum(expected % 2) < 10
     np.testing.assert_array_equal(thin(points, 10, **options, device="cuda"), expected)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [polynomial(2, bandwidth=[0.5] * 35), exponential([2.0, *[5.0] * 34]), 3 * gaussian([2] * 35),
+     gaussian(2) + 0.3 * polynomial(2) + 2 * sobolev() + 0.1 * matern([3] * 35, nu=2.5)],
+)  # fmt: skip
+def test_kernel_values(kernel):
+    """A tile of a sum of terms, with bandwidths by column and more columns than are staged."""
+    points = np.random.default_rng(0).random((16, 35))
+    problem = make_points(points, kernel)
+    variant, (factor,), parameters, scales = launch.describe(problem)
+    tabulate, positions = make_tabulate(variant, THREADS), np.arange(16)[::-1].copy()
+
+    def tile(window, place, parameters, scales, positions, out):
+        rows = cuda.shared.array((tiles.DEPTH, 16 + tiles.PAD), np.float64)
+        panel = cuda.shared.array((tiles.DEPTH, tiles.PANEL + tiles.PAD), np.float64)
+        patch, other = cuda.local.array(16, np.float64), cuda.local.array(16, np.float64)
+        none = (0.0, 0.0, 0.0)
+        tabulate(patch, other, rows, panel, window, place, window, place, positions, 0, 0, none,
+                 none, parameters, scales)  # fmt: skip
+        row, point = 4 * (cuda.threadIdx.x // 8), 4 * (cuda.threadIdx.x % 8)
+        for i in range(16):
+            out[row + i // 4, point + i % 4] = patch[i]
+
+    out = cuda.to_device(np.zeros((16, 32)))
+    place = (0, factor.row, factor.column, 35)
+    arrays_ = factor.window.copy(), parameters[0], scales, positions
+    window, *others = map(cuda.to_device, arrays_)
+    cuda.jit(tile)[1, THREADS](window, place, *others, out)
+    each = [embed(problem, positions, positions[i : i + 1], np.ones(1)) for i in range(16)]
+    np.testing.assert_allclose(out.copy_to_host()[:, :16], each, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("S", "dtype"), [(70, "f8"), (33, "f4"), (2, "f8"), (1, "f8")])
+def test_kernel_halve(S, dtype, arrays_on_the_simulator):
+    """A stack of matrices; an odd last point is carried over."""
+    x = np.random.default_rng(0).standard_normal((2 if S < 70 else 1, 2, S))
+    K = np.exp(-((x[..., None] - x[..., None, :]) ** 2)).astype(dtype)
+    expected = kernel_halve(K, rng=0)
+    kept = kernel_halve(K, rng=0, device="cuda")
+    np.testing.assert_array_equal(kept, expected)
+    assert kernel_halve(K[:0], device="cuda").shape == (0, 2, -(-S // 2))
+    assert kernel_halve(OnGpu(K[:0])).shape == (0, 2, -(-S // 2))
+    np.testing.assert_array_equal(host(kernel_halve(OnGpu(K.swapaxes(0, 1)), rng=0)),
+                                  expected.swapaxes(0, 1))  # fmt: skip
 
 
 def test_stacks():
@@ -258,20 +337,22 @@ def selected(key, value, size, seed, pre_thin="even"):
     as_stored = {"float16": np.int16}.get(stored, key.dtype)
     launch.select_pairs(
         stored,
-        (cuda.to_device(key.ravel().view(as_stored)), Geometry(H, S * H * E, E, H * E, 1, E)),
-        (cuda.to_device(value.ravel().view(as_stored)), Geometry(H, S * H * D, D, H * D, 1, D)),
+        (cuda.to_device(key.ravel().view(as_stored)), Geometry(0, H, S * H * E, E, H * E, 1, E)),
+        (cuda.to_device(value.ravel().view(as_stored)), Geometry(0, H, S * H * D, D, H * D, 1, D)),
         schedule,
         tuple(map(cuda.to_device, launch.round_tables(schedule, dtype))),
         work,
         seed=cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
         scale=E**-0.5, n_points=S, strided=pre_thin == "stride",
-        scales=cuda.to_device(np.zeros(1, dtype)), processors=1,
+        scales=cuda.to_device(np.zeros((1, 1), dtype)), processors=1,
+        sequences=cuda.to_device(np.arange(B)), tokens=cuda.to_device(np.zeros((0, 0), int)),
     )  # fmt: skip
     return settings, launch.Workspace(*(array.copy_to_host() for array in work))
 
 
 @pytest.mark.parametrize(("S", "size"), [(64, 16), (50, 3), (16, 1)])
-def test_draws_are_those_of_the_seed(S, size):
+def test_draws_are_those_of_the_seed(S, size, monkeypatch):
+    monkeypatch.setattr(launch, "halve_rounds", lambda *arguments: None)
     key = np.ones((2, S, 2, 1), np.float32)
     for seed in (0, 2**64 - 1, seed_from(3)):
         settings, work = selected(key, key, size, seed)
@@ -285,8 +366,10 @@ def test_draws_are_those_of_the_seed(S, size):
         np.testing.assert_array_equal(work.left[:, :length], start)
 
 
-@pytest.mark.parametrize("pre_thin", ["even", "stride"])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("dtype", "pre_thin"),
+    [(np.float16, "even"), (np.float32, "even"), (np.float32, "stride"), (np.float64, "even")],
+)
 def test_the_same_keys_from_a_seed(dtype, pre_thin):
     """Drawn, measured and halved on the GPU as on the CPU; a head that is not finite is found."""
     rng = np.random.default_rng(0)
@@ -309,6 +392,184 @@ def test_the_same_keys_from_a_seed(dtype, pre_thin):
         assert 0 <= work.kept[1, 0] <= work.kept[1, -1] < 40
 
 
+class OnGpu:
+    """A NumPy array as another library's array in a GPU's memory."""
+
+    def __init__(self, array, **interface):
+        self.array = array
+        interface = {"stream": None} | interface
+        self.__cuda_array_interface__ = array.__array_interface__ | {"version": 3} | interface
+
+
+def memory(pointer, span, dtype, owner):
+    """The caller's own memory, of which no number but those of `span` can be read."""
+    number = np.ctypeslib.as_ctypes_type(dtype)
+    return FakeCUDAArray(np.ctypeslib.as_array((number * span).from_address(pointer)))
+
+
+@pytest.fixture
+def arrays_on_the_simulator(monkeypatch):
+    monkeypatch.setattr(arrays, "memory", memory)
+    return arrays
+
+
+def host(kept):
+    assert isinstance(kept, FakeCUDAArray)
+    return kept.copy_to_host()
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "one set": lambda x: x[0, 1],
+    "transposed": lambda x: x.transpose(1, 0, 3, 2)[..., ::2, :].transpose(0, 1, 3, 2)[:, :, ::-1],
+    "expanded": lambda x: np.broadcast_to(x[0, 0], x.shape),
+    "float16": lambda x: x.astype(np.float16),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_points_that_are_on_a_gpu(layout, arrays_on_the_simulator):
+    """Read in place, whatever their strides; the result stays there."""
+    points = LAYOUTS[layout](np.random.default_rng(0).standard_normal((2, 3, 20, 4)))
+    expected = kh_compress(points, size=5, rng=0)
+    kept = kh_compress(OnGpu(points), size=5, rng=0)
+    np.testing.assert_array_equal(host(kept), expected)
+    schedule = compress_schedule(20, 5)
+    drawn = (
+        make_draws(schedule, 1, points.shape[-3]) if points.ndim > 2 else make_draws(schedule, 1)
+    )
+    expected = kh_compress(points, size=5, draws=drawn)
+    kept = kh_compress(OnGpu(points), size=5, draws=drawn, device="cuda")
+    np.testing.assert_array_equal(host(kept), expected)
+
+
+@pytest.mark.parametrize(
+    "kernel", [polynomial(2, bandwidth=[1, 0.5]), gaussian() + 2 * matern([1, 2]), exponential(3)]
+)
+def test_kernels_of_points_that_are_on_a_gpu(kernel, arrays_on_the_simulator):
+    points = np.random.default_rng(0).standard_normal((30, 2))
+    expected = kh_compress(points, size=7, kernel=kernel, rng=0)
+    kept = kh_compress(OnGpu(points), size=7, kernel=kernel, rng=0)
+    np.testing.assert_array_equal(host(kept), expected)
+
+
+@pytest.mark.parametrize("pre_thin", ["even", "stride"])
+def test_keys_that_are_on_a_gpu(pre_thin, arrays_on_the_simulator):
+    """Keys and values of different strides, drawn there or given draws."""
+    rng = np.random.default_rng(0)
+    key, value = rng.standard_normal((2, 3, 22, 2)), rng.standard_normal((2, 22, 3, 6))
+    key, value = key.transpose(0, 2, 1, 3), value[..., ::-2]
+    draws = make_draws(plan(22, 0, 4, 0.5, pre_thin).schedule, 1, 3)
+    for options in ({"rng": 5}, {"draws": draws}):
+        options |= {"size": 4, "pre_thin": pre_thin, "scale": 0.7}
+        expected = compress_kv(key, value, **options)
+        kept = compress_kv(OnGpu(key), OnGpu(value), **options)
+        np.testing.assert_array_equal(host(kept), expected)
+    everything = host(compress_kv(OnGpu(key), OnGpu(value), size=30))
+    np.testing.assert_array_equal(everything, np.broadcast_to(np.arange(22), (2, 3, 22)))
+    assert compress_kv(OnGpu(key[:0]), OnGpu(value[:0]), size=4).shape == (0, 3, 4)
+
+
+def test_cupy_gets_an_array_of_cupy(arrays_on_the_simulator, monkeypatch):
+    class OfCuPy(OnGpu):
+        __module__ = "cupy"
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=lambda kept: ("cupy", kept)))
+    points = np.random.default_rng(0).standard_normal((20, 2))
+    library, kept = kh_compress(OfCuPy(points), size=5, rng=0)
+    assert library == "cupy"
+    np.testing.assert_array_equal(host(kept), kh_compress(points, size=5, rng=0))
+
+
+def test_what_is_being_written_is_waited_for(arrays_on_the_simulator, monkeypatch):
+    """The stream that the interface names; the whole GPU where it is too old to name one."""
+    waited = []
+    stream = lambda handle: SimpleNamespace(synchronize=lambda: waited.append(handle))  # noqa: E731
+    monkeypatch.setattr(cuda, "external_stream", stream, raising=False)
+    monkeypatch.setattr(cuda, "synchronize", lambda: waited.append("all"))
+    points = np.random.default_rng(0).standard_normal((8, 2))
+    key = points.reshape(1, 8, 1, 2)
+    kh_compress(OnGpu(points), size=2)
+    assert waited == []
+    compress_kv(OnGpu(key, stream=7), OnGpu(key, stream=7), size=2)
+    assert waited == [7]
+    kh_compress(OnGpu(points, version=2), size=2)
+    assert waited == [7, "all"]
+
+
+def test_bad_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
+    points = np.random.default_rng(0).standard_normal((4, 5, 6, 2))
+    bad = points.copy()
+    bad[1, 2, 3, 1] = np.inf
+    far = np.float32([[1e19, 0], [0, 0]])
+    key = points[:1]
+    spoiled = np.where(key == key.max(), np.nan, key)
+    K = np.eye(6)
+    skew = K + np.triu(np.full((6, 6), 1e-6), 1)
+    square = K.reshape(1, 6, 6)
+    for error, message, call in (
+        (ValueError, "points must be finite", lambda: kh_compress(OnGpu(bad[1]), size=2)),
+        (ValueError, "key must be finite", lambda: compress_kv(OnGpu(spoiled), OnGpu(key), size=2)),
+        (ValueError, "value must be finite",
+         lambda: compress_kv(OnGpu(key), OnGpu(spoiled), size=2)),
+        (ValueError, "K must be symmetric; got entries that differ by 1e-06",
+         lambda: kernel_halve(OnGpu(skew))),
+        (ValueError, "K must be finite",
+         lambda: kernel_halve(OnGpu(np.where(K > 0, np.nan, K)))),
+        (ValueError, "K must have shape", lambda: kernel_halve(OnGpu(K[:5]))),
+        (ValueError, r"points must have shape \(..., S, d\)", lambda: kh_compress(OnGpu(K[0]))),
+        (ValueError, "kernel matern overflows",
+         lambda: kh_compress(OnGpu(far), size=1, kernel="matern")),
+        (NotImplementedError, "points on a GPU take kernels of products.*; got sobolev",
+         lambda: kh_compress(OnGpu(points), kernel="sobolev")),
+        (NotImplementedError, "without an exponential one.*; got sum",
+         lambda: kh_compress(OnGpu(points), kernel=gaussian() + exponential())),
+        (NotImplementedError, "one bandwidth for an exponential",
+         lambda: kh_compress(OnGpu(points), kernel=exponential([1, 2]))),
+        (NotImplementedError, "leading axes that are not at equal distances",
+         lambda: kh_compress(OnGpu(points[:, :3, None].repeat(2, 2)[:, :, ::2]
+                                   .swapaxes(0, 1)[:, :3]), size=2)),
+        (TypeError, "points must be float16, float32 or float64; got '<i8'",
+         lambda: kh_compress(OnGpu(np.arange(8).reshape(4, 2)))),
+        (TypeError, "got '<V2'", lambda: kh_compress(OnGpu(points, typestr="<V2"))),
+        (ValueError, "points must have no mask", lambda: kh_compress(OnGpu(points, mask=OnGpu(K)))),
+        (ValueError, "strides of whole numbers",
+         lambda: kh_compress(OnGpu(np.zeros((4, 20), "u1")[:, :16].view(np.float64)))),
+        (TypeError, "key must have|key, value must have one dtype",
+         lambda: compress_kv(OnGpu(key), OnGpu(key.astype("f4")))),
+        (ValueError, "key, value must be in one memory; got value on a GPU, key in the CPU's",
+         lambda: compress_kv(key, OnGpu(key))),
+        (TypeError, 'points must be in the CPU\'s memory for device="cpu"',
+         lambda: kh_compress(OnGpu(points), device="cpu")),
+        (NotImplementedError, "compress_kv chooses the keys there",
+         lambda: attention(OnGpu(key), OnGpu(key), OnGpu(key))),
+        (NotImplementedError, "kh_compress takes those on a GPU", lambda: thin(OnGpu(K), 2)),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()
+    assert kernel_halve(OnGpu(square)).shape == (1, 3)
+    assert kernel_halve(OnGpu(K + (skew - K) / 1000)).shape == (3,)  # of rounding
+    monkeypatch.setattr(arrays, "device_of", lambda pointer: int(pointer == key.ctypes.data))
+    with pytest.raises(ValueError, match="key, value must be on one GPU; got key on 1, value on 0"):
+        compress_kv(OnGpu(key), OnGpu(spoiled), size=2)
+
+
+def test_no_memory_for_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
+    """The error says how much; the next call works."""
+
+    def no_memory(*shape):
+        raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+
+    points = np.random.default_rng(0).standard_normal((16, 2))
+    # positions before each round, draws, what is measured, parameters, positions kept
+    nbytes = 8 * 2 * 16 + 8 * (12 + 5) + 8 + 1 + 8 * 6 + 8 * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "device_array", no_memory)
+        with pytest.raises(MemoryError, match=f"not enough memory for {nbytes} bytes"):
+            kh_compress(OnGpu(points), size=4)
+    assert kh_compress(OnGpu(points), size=4).shape == (4,)
+
+
 @pytest.fixture
 def torch_on_the_simulator(monkeypatch):
     """Tensors of the CPU as if they were CUDA tensors: all but torch's and Numba's own devices."""
@@ -319,11 +580,15 @@ def torch_on_the_simulator(monkeypatch):
     monkeypatch.setattr(bridge, "_stream", lambda device: 0)
     monkeypatch.setattr(bridge, "_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return bridge
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("layout", ["(B, S, H, E)", "(H, S, B, 2 E)", "expanded"])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [*((dtype, "(B, S, H, E)") for dtype in ("bfloat16", "float16", "float32", "float64")),
+     ("bfloat16", "(H, S, B, 2 E)"), ("float64", "(H, S, B, 2 E)"), ("float16", "expanded")],
+)  # fmt: skip
 def test_torch(torch_on_the_simulator, dtype, layout):
     """From tensors of any strides and dtype to tensors, as on the CPU with the same generator."""
     generator = torch.Generator().manual_seed(0)
@@ -358,18 +623,90 @@ def test_torch_keeps_all_where_nothing_is_thinned(torch_on_the_simulator):
     assert (kept.shape, finite.shape) == ((0, 2, 1), (0, 2))
 
 
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("pre_thin", "min_length"), [("even", 0), ("stride", 0), ("even", 12)])
+def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
+    """Each sequence keeps what it keeps on the CPU, NaN behind the mask included; none, of none."""
+    generator = torch.Generator().manual_seed(0)
+    key, value = torch.randn((2, 6, 20, 2, 3), generator=generator)
+    lengths = torch.tensor([20, 9, 0, 17, 9, 2])
+    valid = torch.arange(20) < lengths[:, None]
+    valid[4] = valid[4].flip(0)  # padding in front
+    valid[3] = torch.arange(20) % 7 != 3  # and within
+    key[~valid], value[~valid] = torch.nan, torch.inf
+    value[1, 4, 1] = torch.nan
+    expected = select(key, value, valid, torch.tensor(5), 0, 4, 0.7, pre_thin, min_length)
+    kept = expected[0].shape[-1]
+    found = op.select(
+        key.as_subclass(OnCuda), value, valid, torch.tensor(bits_of_seed(5)), g=0, size=4,
+        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
+    )  # fmt: skip
+    for one, other in zip(found, expected, strict=True):
+        if one.dtype == torch.int64 and one.ndim == 3:
+            good = expected[2][..., None].expand_as(other)  # a head with NaN keeps some or other
+            one, other = one.where(good, 0), other.where(good, 0)
+        assert torch.equal(one, other)
+    assert not found[2][1, 1]
+    none = op.select(
+        key[:0].as_subclass(OnCuda), value[:0], valid[:0], torch.tensor(5), g=0, size=4,
+        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
+    )  # fmt: skip
+    assert [(tuple(x.shape), x.dtype) for x in none] == [
+        ((0, *x.shape[1:]), x.dtype) for x in expected
+    ]
+
+
+def test_a_mask_is_not_captured(torch_on_the_simulator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    key, settings = torch.zeros(1, 4, 1, 2), {"g": 0, "size": 2, "pre_thin": "even"}
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        torch_on_the_simulator.select_valid(
+            key, key, torch.ones(1, 4, dtype=torch.bool), 2, 0, **settings
+        )
+
+
+@pytest.mark.parametrize(("E", "D"), [(1, 1), (300, 1), (1, 260)])
+def test_few_columns_and_many(E, D, torch_on_the_simulator):
+    """More than are staged at once by either factor; one pair in a bucket; infinity in float16."""
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn((1, 6, 1, E), generator=generator).half() / E**0.5
+    value = torch.randn((1, 6, 1, D), generator=generator).half()
+    seed = torch.tensor(bits_of_seed(5))
+    for size in (1, 3, 6):
+        settings = plan(6, 0, size, 0.5)
+        kept, finite = torch_on_the_simulator.select(
+            key, value, settings=settings, scale=1.0, seed=seed
+        )
+        expected, _, _ = select(key, value, None, torch.tensor(5), 0, size, 1.0, "even", 0)
+        assert torch.equal(kept, expected)
+        assert finite.all()
+    value[0, 2, 0, 0] = torch.inf
+    kept, finite = torch_on_the_simulator.select(
+        key, value, settings=plan(6, 0, 1, 0.5), scale=1.0, seed=seed
+    )
+    assert not finite.any()
+    assert 0 <= int(kept) < 6
+
+
 def test_validate(monkeypatch):
     """The command's comparison with what was recorded, on its smallest cases."""
-    vectors = [(case, fields) for case, fields in validate.load_vectors()
-               if case.get("kernel") in ("gaussian", "sobolev") and case["kind"] == "points"
-               and case["family"] == "points"]  # fmt: skip
-    smallest = sorted(vectors, key=lambda vector: len(vector[1]["points"]))
-    gaussian = [vector for vector in smallest if vector[0]["kernel"] == "gaussian"][:1]
-    sobolev = [vector for vector in smallest if vector[0]["kernel"] == "sobolev"][:1]
-    monkeypatch.setattr(validate, "load_vectors", lambda: gaussian + sobolev)
+    few = {}
+    for case, fields in validate.load_vectors():
+        if case["kind"] != "attention" and case.get("kernel") in (None, "gaussian", "sobolev"):
+            largest = max(fields[name].size for name in validate.INPUTS if name in fields)
+            few.setdefault((case["kind"], case.get("kernel")), []).append((largest, case, fields))
+    few = [min(vectors, key=lambda vector: vector[0])[1:] for vectors in few.values()]
+    assert {case["kind"] for case, _ in few} == {"halve", "points", "thin"}
+    monkeypatch.setattr(validate, "load_vectors", lambda: few)
     monkeypatch.setattr(validate.importlib.util, "find_spec", lambda name: None)
-    (row,) = validate.validate("cuda")
-    assert (row.body, row.cases, row.failed) == ("numba.cuda", 1, [])
+    rows = validate.validate("cuda")
+    assert sum(row.cases for row in rows) == sum(case["kind"] != "thin" for case, _ in few)
+    assert all((row.body, row.failed) == ("numba.cuda", []) for row in rows)
 
 
 def test_half_precision_is_converted_exactly():
@@ -384,14 +721,10 @@ def test_half_precision_is_converted_exactly():
     np.testing.assert_array_equal(found.view(np.uint32) >> 16, some.view(np.uint16))
 
 
-def test_other_kernels_are_refused():
+def test_what_is_not_there_is_refused():
     points = np.random.default_rng(0).random((8, 1))
-    for kernel in ("sobolev", gaussian() + gaussian(2)):
-        with pytest.raises(NotImplementedError, match='device="cpu"'):
-            kh_compress(points, size=2, kernel=kernel, device="cuda")
-    points = np.random.default_rng(0).random((8, 2))
-    with pytest.raises(NotImplementedError, match="one bandwidth for a kernel of products"):
-        thin(points, 2, kernel="polynomial", bandwidth=[1, 2], method="halving", device="cuda")
+    with pytest.raises(NotImplementedError, match='device="cpu" takes stein and functions'):
+        thin(points, 2, kernel=stein(-points), method="halving", device="cuda")
     with pytest.raises(NotImplementedError, match="'kh-compress' or 'halving'; got 'compress"):
         thin(points, 2, device="cuda")
 

@@ -1,14 +1,22 @@
 """`convert` and `revert`: timm, torch.nn and what only looks like them."""
 
 import copy
+import importlib
+import io
+import pickle
+import sys
 
 import pytest
+import tabpfn_stub
 import torch
 from compiling import compiled, graph_breaks
+from diffusers_stub import Attention, MatmulProcessor, SDPAProcessor, importable
 from torch import nn
 from torchvision_stub import torchvision
 
+from thinformer import thinformer_attention
 from thinformer.torch import convert, revert
+from thinformer.torch.convert import _through_sdpa
 
 
 def randomised(model):
@@ -20,18 +28,18 @@ def randomised(model):
     return model.eval()
 
 
-def vit(**options):
+def vit(pixels=40, **options):
     with torchvision():
         pytest.importorskip("timm")
         from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    return VisionTransformer(img_size=64, patch_size=2, embed_dim=32, depth=2, num_heads=2,
+    return VisionTransformer(img_size=pixels, patch_size=2, embed_dim=32, depth=2, num_heads=2,
                              num_classes=5, **options).eval()  # fmt: skip
 
 
-def image():
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+def image(pixels=40):
+    return torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
 
 
 def encoder(batch_first=True, **options):
@@ -56,17 +64,17 @@ def run(model, *inputs, **options):
                                            "global_pool": "avg"}])  # fmt: skip
 def test_timm(options):
     """1024 tokens or 1025, as 512 and more keys: size >= S equals exact attention."""
-    model = vit(**options)
-    expected = model(image())
+    model, x = vit(64, **options), image(64)
+    expected = model(x)
     done = convert(model, size=4096)
     assert done == (["blocks.0.attn", "blocks.1.attn"], {})
-    torch.testing.assert_close(model(image()), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
     convert(model, g=1)
-    thinned = run(model, image())
+    thinned = run(model, x)
     assert not torch.allclose(thinned, expected, atol=1e-5)
-    assert torch.equal(run(model, image()), thinned)
+    assert torch.equal(run(model, x), thinned)
     convert(model, min_length=1100)
-    assert torch.equal(model(image()), expected)
+    assert torch.equal(model(x), expected)
 
 
 def test_timm_as_the_function():
@@ -239,6 +247,106 @@ def test_gradients_reach_every_parameter():
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("make", [vit, encoder])
+def test_converted_models_are_pickled_whole(make):
+    """By torch.save, and read where nothing was converted yet; reverted there, too."""
+    model, inputs = make(), image() if make is vit else tokens()
+    before = model(inputs)
+    convert(model, g=1)
+    thinned = run(model, inputs)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    _through_sdpa.cache_clear()
+    with torchvision():
+        other = torch.load(file, weights_only=False)
+    assert torch.equal(run(other, inputs), thinned)
+    assert not torch.equal(thinned, before)
+    revert(other)
+    assert torch.equal(other(inputs), before)
+    assert [type(m) for m in other.modules()] == [type(m) for m in make().modules()]
+
+
+def diffusion(processor):
+    return randomised(nn.ModuleDict({"attn": Attention(processor)}))
+
+
+def test_diffusers_masks_of_minus_ten_thousand_are_masks():
+    """Queries of one length, padded keys of another; a real bias raises."""
+    model = diffusion(SDPAProcessor())
+    x, mask = tokens(S=50), torch.zeros(3, 1, 1, 300).masked_fill(PADDING[:, None, None], -10_000.0)
+    expected = model["attn"](x, tokens(), mask)
+    assert convert(model, size=300) == (["attn"], {})
+    for dtype in (torch.float32, torch.bfloat16):  # where it is 9984
+        got = model.to(dtype)["attn"](x.to(dtype), tokens().to(dtype), mask.to(dtype))
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
+    convert(model.float(), size=20)
+    assert not torch.allclose(run(model["attn"], x, tokens(), mask), expected, atol=0.01)
+    with pytest.raises(NotImplementedError, match="^attn_mask is a bias"):
+        model["attn"](x, tokens(), mask / 2)
+
+
+def test_diffusers_processors_that_pass_by_are_named():
+    """Before and after the conversion: set_attn_processor may follow it."""
+    model, x = diffusion(MatmulProcessor()), tokens()
+    expected = model["attn"](x)
+    done = convert(model)
+    assert done.swapped == []
+    assert done.left["attn"] == "MatmulProcessor does not call scaled_dot_product_attention"
+    assert torch.equal(model["attn"](x), expected)
+    model["attn"].processor = SDPAProcessor()
+    convert(model)
+    model["attn"].processor = MatmulProcessor()
+    with pytest.raises(NotImplementedError, match="^ThinnedAttention attends without scaled_dot"):
+        model["attn"](x)
+
+
+def test_diffusers_models_are_pickled_whole():
+    model, x = diffusion(SDPAProcessor()), tokens()
+    convert(model, g=0)
+    with importable():
+        other = pickle.loads(pickle.dumps(model))
+    assert torch.equal(run(other["attn"], x), run(model["attn"], x))
+
+
+def test_tabpfn(monkeypatch):
+    """Rows of tables: taken from 256 keys on, as many heads of keys as there are."""
+    for name, module in tabpfn_stub.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "thinformer.torch.tabpfn", raising=False)
+    adapter = importlib.import_module("thinformer.torch.tabpfn")
+    attend = tabpfn_stub.scaled_dot_product_attention
+    query, key, value = (
+        tokens(40).unflatten(-1, (4, 8)),
+        *tokens().unflatten(-1, (2, 2, 8)).unbind(2),
+    )
+    exact = attend(query, key, value)
+    adapter.register(size=300)
+    torch.testing.assert_close(attend(query, key, value), exact)
+    adapter.register(g=1)
+    expected = run(thinformer_attention, query, key, value, g=1, enable_gqa=True)
+    assert torch.equal(run(attend, query, key, value), expected)
+    assert not torch.allclose(expected, exact, atol=1e-3)
+    short = query, key[:, :255], value[:, :255]
+    one = query[:, :1], key, value
+    taken = [attend(*tensors) for tensors in (short, one)]
+    backend = tabpfn_stub.BACKENDS["thinformer"]
+    assert not backend.is_preferred(tabpfn_stub.Spec(40, 300, torch.float32, torch.device("mps")))
+    assert not backend.is_preferred(tabpfn_stub.Spec(40, None, torch.float32, query.device))
+    adapter.unregister()
+    assert tabpfn_stub.BACKENDS == {}
+    for got, tensors in zip(taken, (short, one), strict=True):
+        assert torch.equal(got, attend(*tensors))
+
+
+def test_tabpfn_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tabpfn", None)
+    monkeypatch.delitem(sys.modules, "thinformer.torch.tabpfn", raising=False)
+    with pytest.raises(ImportError, match="^thinformer.torch.tabpfn needs tabpfn .*: pip install"):
+        importlib.import_module("thinformer.torch.tabpfn")
 
 
 def test_copies_are_converted_and_reverted_by_themselves():

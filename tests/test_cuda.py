@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from thinformer import (
     bench_cuda,
     compress_kv,
     compress_schedule,
+    kernel_halve,
     kh_compress,
+    thin,
 )
 from thinformer._checks import CudaUnavailableError
 from thinformer.cli import main
 from thinformer.compress import plan
 from thinformer.cuda import _numba, launch, tiles
 from thinformer.halving import simple_factor
+from thinformer.torch import op
 
 ROOT = Path(__file__).parents[1]
 POINTS = np.random.default_rng(0).standard_normal((64, 2))
@@ -114,6 +118,8 @@ def test_why_there_is_no_gpu(without, machine, message, capsys):
         lambda: kh_compress(POINTS, device="cuda"),
         lambda: compress_kv(KEYS, KEYS, device="cuda"),
         lambda: attention(KEYS, KEYS, KEYS, device="cuda"),
+        lambda: kernel_halve(np.eye(4), device="cuda"),
+        lambda: thin(POINTS, 8, method="halving", device="cuda"),
     ):
         with pytest.raises(CudaUnavailableError, match=f'device="cuda" needs a GPU: .*{message}'):
             call()
@@ -146,14 +152,51 @@ def test_unknown_devices():
     )
 
 
-def test_arrays_on_a_gpu_are_named():
-    class OnGpu:
-        __cuda_array_interface__ = {"shape": (64, 2), "version": 2}  # noqa: RUF012
+class OnGpu:
+    """An array that says it is on a GPU."""
 
-    with pytest.raises(TypeError, match="points is on a GPU"):
-        kh_compress(OnGpu())
-    with pytest.raises(TypeError, match="value is on a GPU"):
-        compress_kv(KEYS, OnGpu())
+    __cuda_array_interface__ = {"shape": (64, 2), "version": 3}  # noqa: RUF012
+
+
+def test_arrays_on_a_gpu_that_cannot_be_used(without):
+    """They cannot be computed elsewhere, and the argument is named."""
+    without(error="CUDA driver library cannot be found")
+    message = "on a GPU, needs a GPU: CUDA driver library cannot be found"
+    for device in ("auto", "cuda"):
+        with pytest.raises(CudaUnavailableError, match=f"points, which is {message}"):
+            kh_compress(OnGpu(), device=device)
+        with pytest.raises(CudaUnavailableError, match=f"key, which is {message}"):
+            compress_kv(OnGpu(), OnGpu(), device=device)
+        with pytest.raises(CudaUnavailableError, match=f"K, which is {message}"):
+            kernel_halve(OnGpu(), device=device)
+    with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
+        op.select(SimpleNamespace(is_cuda=True, device="cuda:1"), *(None,) * 3, g=0, size=None,
+                  scale=None, pre_thin="even", min_length=0, kept=1)  # fmt: skip
+
+
+def test_arrays_in_several_memories_are_named():
+    for call, message in (
+        (lambda: compress_kv(KEYS, OnGpu()), "got value on a GPU, key in the CPU's"),
+        (lambda: attention(OnGpu(), KEYS, KEYS), "got query on a GPU, key, value in the CPU's"),
+    ):
+        with pytest.raises(ValueError, match=f"must be in one memory; {message}"):
+            call()
+
+
+def test_the_gpu_of_an_address(monkeypatch):
+    """As the driver says, asked by what cuda-bindings has."""
+    asked = []
+
+    def attribute(*arguments):
+        asked.append(arguments)
+        return 3
+
+    monkeypatch.setattr(
+        _numba.cuda.cudadrv.driver, "driver", SimpleNamespace(cuPointerGetAttribute=attribute)
+    )
+    assert _numba.device_of(4096) == 3
+    ((name, pointer),) = asked
+    assert (name.name, int(pointer)) == ("CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL", 4096)
 
 
 def test_mixed_devices():
@@ -172,10 +215,11 @@ def test_not_enough_memory_says_how_much(monkeypatch):
     monkeypatch.setattr(_numba, "why_unavailable", lambda: None)
     monkeypatch.setattr(launch.cuda, "to_device", to_device)
     monkeypatch.setattr(launch, "processors", lambda: 1)
-    # 64 points of 2 numbers; 16 + 8 uniforms and coins ... and 2 * 64 positions, and 8 kept
+    # 64 points of 2 numbers, 10 parameters, 2 scales, uniforms and coins; a sequence's number, ...
+    # 2 * 64 positions, and 8 kept
     schedule = compress_schedule(64, 8)
-    numbers = 64 * 2 + 6 + 2 + launch.drawn_numbers(schedule) + 2 * len(schedule.rounds)
-    whole = 3 * len(schedule.rounds) + 2 * 64 + 8
+    numbers = 64 * 2 + 10 + 2 + launch.drawn_numbers(schedule) + 2 * len(schedule.rounds)
+    whole = 1 + 3 * len(schedule.rounds) + 2 * 64 + 8
     with pytest.raises(MemoryError, match=f"for {8 * (numbers + whole):,} bytes"):
         kh_compress(POINTS, g=0, device="cuda")
     monkeypatch.setattr(launch.cuda, "to_device", lambda array: 1 / 0)

@@ -37,7 +37,7 @@ def test_functions_are_not_shadowed_by_their_modules():
 def test_signatures():
     """As documented; a change here is a change that users notice."""
     expected = {
-        "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None)",
+        "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None, device='auto')",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None, device='auto')",
         "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', "

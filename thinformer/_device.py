@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy.typing import NDArray
+
 from thinformer import _checks
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -14,28 +16,49 @@ def on_gpu(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
+def float_array(name: str, array: Any) -> NDArray:
+    """Return an argument as a float array; as `thinformer.cuda.arrays.OnGpu` if it is on a GPU.
+
+    That has the shape and dtype of an array, which is all that is looked at before it is
+    handed on.
+    """
+    if not on_gpu(array):
+        return _checks.float_array(name, array)
+    from thinformer.cuda import arrays  # imports numba.cuda
+
+    there: Any = arrays.on_gpu(name, array)
+    return there
+
+
 def choose(device: str, **arrays: Any) -> str:
-    """Return "cpu" or "cuda" for a call on some arrays, of which none may be on a GPU.
+    """Return "cpu" or "cuda" for a call on some arrays, all or none of which are on a GPU.
+
+    "auto" is "cuda" for arrays that are there.
 
     Raises
     ------
     ValueError
-        The device is not one of those there are.
+        The device is not one of those there are; some arrays are on a GPU and some are not.
     TypeError
-        An argument is on a GPU.
+        The device is "cpu" and the arrays are on a GPU.
     CudaUnavailableError
         It is "cuda", and there is none; a RuntimeError that says why.
     """
     device = _checks.choice("device", device, DEVICES)
-    for name, array in arrays.items():
-        if on_gpu(array):
-            raise TypeError(
-                f"{name} is on a GPU: this takes arrays in the CPU's memory; ThinformerAttention"
-                " takes torch tensors on either"
-            )
-    if device != "cuda":
+    there = [name for name, array in arrays.items() if on_gpu(array)]
+    if there and len(there) < len(arrays):
+        here = [name for name in arrays if name not in there]
+        raise ValueError(
+            f"{', '.join(arrays)} must be in one memory; got {', '.join(there)} on a GPU,"
+            f" {', '.join(here)} in the CPU's"
+        )
+    if there and device == "cpu":
+        raise TypeError(
+            f'{", ".join(there)} must be in the CPU\'s memory for device="cpu"; got arrays on a GPU'
+        )
+    if device == "cpu" or (device == "auto" and not there):
         return "cpu"
     from thinformer.cuda._numba import check_available  # imports numba.cuda
 
-    check_available('device="cuda"')
+    check_available(f"{there[0]}, which is on a GPU," if there else 'device="cuda"')
     return "cuda"

@@ -20,10 +20,12 @@ from thinformer.compress import (
     is_finite,
     largest_entries,
     plan,
+    source_on_gpu,
     starting_points,
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
+from thinformer.landmarks import CORRECTIONS, choose_landmarks, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -88,12 +90,15 @@ def compress_kv(
         The draws themselves; `rng` is not used then.
     device : {"auto", "cpu", "cuda"}
         Where the keys are chosen. On a GPU, "cuda", with the same draws; arrays go there and the
-        positions come back. "auto" is the CPU.
+        positions come back. Arrays that are on a GPU already, of CuPy or any library with
+        ``__cuda_array_interface__``, are read there, in place. "auto" is the GPU for those, and the
+        CPU otherwise.
 
     Returns
     -------
     (B, H, n_out) int64 array
-        Positions kept, increasing. All of them where S <= n_out and pre_thin is "even".
+        Positions kept, increasing. All of them where S <= n_out and pre_thin is "even". On the GPU
+        where the keys are on one: an array of CuPy if they are, otherwise of numba.cuda.
 
     Raises
     ------
@@ -108,16 +113,27 @@ def compress_kv(
     About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
     """
     device = _device.choose(device, key=key, value=value)
-    key, value = _checks.float_array("key", key), _checks.float_array("value", value)
+    resident = _device.on_gpu(key)
+    key, value = _device.float_array("key", key), _device.float_array("value", value)
     _checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
+    if resident:
+        from thinformer.cuda import arrays  # imports numba.cuda
+
+        _, S, H, E = key.shape
+        settings = plan(S, g, size, delta, pre_thin)
+        source = source_on_gpu(
+            S, settings, seed_from(rng) if draws is None else draws, (key.shape[0], H)
+        )
+        strided, scale = settings.pre_thin == "stride", softmax_scale(scale, E)
+        return arrays.compress_pairs(key, value, scale, settings.schedule, strided, source)
     key, value = _checks.computed(key), _checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not finite.all():
-        _blame(key=key, value=value)
+        _check_finite(key=key, value=value)
     return indices
 
 
@@ -134,6 +150,8 @@ def attention(
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
     device: str = "auto",
+    correction: str | None = None,
+    temperature: float | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:
@@ -147,9 +165,20 @@ def attention(
     ----------
     query : (B, T, H, E) float array
     key, value, g, size, scale, delta, pre_thin, rng, draws, device
-        As in `compress_kv`. All arrays have one dtype.
+        As in `compress_kv`. All arrays have one dtype, and are in the CPU's memory.
+    correction : {None, "nystrom", "queries"}
+        How the keys kept make up for those that are not. None is the published method: they do not.
+        Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
+        attention to them comes near attention to all keys, be it for the worst of all queries
+        ("nystrom") or for queries like some that are sampled ("queries", which comes
+        nearer). `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
+        `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
+    temperature : float, optional
+        That of a correction's kernel on keys, positive. By default WildCat's formula for each head
+        (arXiv 2602.10056).
     return_weights : bool
-        Also return the attention weights (B, H, T, n_out).
+        Also return the attention weights (B, H, T, n_out). With a correction they sum to 1 and
+        may be negative.
     return_indices : bool
         Also return the positions of the keys they belong to, (B, H, n_out).
 
@@ -163,11 +192,17 @@ def attention(
     ------
     TypeError, ValueError
         As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity.
+    NotImplementedError
+        Arrays on a GPU: the softmax is computed on the CPU.
 
     Notes
     -----
-    Beside `compress_kv`, 2 T n_out (E + D) multiply-adds a head, against 2 T S (E + D) for exact
+    Beside `compress_kv`, T n_out (E + D) multiply-adds a head, against T S (E + D) for exact
     attention. Weights that are not returned are held for a few queries at a time.
+
+    With a correction, about (m + n_out) S (E + D) + 6 n_out^2 (m + E + n_out / 2) in place of
+    `compress_kv`, for m sampled queries: min(T, 192), or none for "nystrom". The weights of those
+    are held, m S numbers a head.
 
     Examples
     --------
@@ -180,6 +215,11 @@ def attention(
     ((1, 1024, 2, 16), None, (1, 2, 64))
     """
     device = _device.choose(device, query=query, key=key, value=value)
+    if _device.on_gpu(query):
+        raise NotImplementedError(
+            "attention computes its softmax on the CPU and takes no arrays on a GPU: compress_kv"
+            " chooses the keys there, and thinformer_attention attends to them, on torch tensors"
+        )
     query, key, value = (
         _checks.float_array(name, array)
         for name, array in (("query", query), ("key", key), ("value", value))
@@ -192,19 +232,42 @@ def attention(
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
+    check_correction(correction, temperature)
+    if correction is not None and (pre_thin != "even" or delta != 0.5 or draws is not None):
+        raise ValueError(
+            "pre_thin, delta and draws belong to thinning: with a correction they may not be given"
+        )
+    if correction is not None and device == "cuda":
+        raise NotImplementedError("correction is None only on a GPU; use device='cpu'")
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
+    if correction is not None and n_out < key.shape[1]:
+        _check_finite(query=query, key=key, value=value)
+        chosen = choose_landmarks(
+            query, key, n_out=n_out, correction=correction, temperature=temperature, scale=scale,
+            seed=seed_from(rng),
+        )  # fmt: skip
+        indices = chosen.indices
+        values, masses = fit_landmarks(chosen, value, scale)
+        of_all = (value.min(axis=1), value.max(axis=1))
+        _attend(query, key, values, indices, scale, output, weights, (masses, *of_all))
+        return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
     if not (finite.all() and is_finite(_factor(query), query.shape[1])):
-        _blame(query=query, key=key, value=value)
+        _check_finite(query=query, key=key, value=value)
     _attend(query, key, value, indices, scale, output, weights)
-    output = output.astype(given, copy=False)
-    if weights is not None:
-        weights = weights.astype(given, copy=False)
-    return Attended(output, weights, indices if return_indices else None)
+    return _attended(given, output, weights, indices if return_indices else None)
+
+
+def _attended(
+    given: np.dtype, output: NDArray, weights: NDArray | None, indices: NDArray | None
+) -> Attended:
+    """Results in the dtype of the inputs."""
+    few = None if weights is None else weights.astype(given, copy=False)
+    return Attended(output.astype(given, copy=False), few, indices)
 
 
 def select(
@@ -310,15 +373,29 @@ def _attend(
     scale: float,
     output: NDArray,
     weights: NDArray | None,
+    landmarks: tuple[NDArray, NDArray, NDArray] | None = None,
 ) -> None:
-    from thinformer.softmax import softmax_attention  # imports Numba
+    from thinformer.softmax import Landmarks, softmax_attention  # imports Numba
 
     B, H, n_out = indices.shape
     queries = _factor(query)
     queries.parameters[:, SCALE] = scale
     every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
     rows = indices.reshape(B * H, n_out)
-    softmax_attention(queries, _factor(key), _factor(value), rows, output, every)
+    of_problems = None
+    if landmarks is not None:
+        of_problems = Landmarks(*(array.reshape(B * H, -1) for array in landmarks))
+    softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
+
+
+def check_correction(correction: str | None, temperature: float | None) -> None:
+    """Check the settings of a correction."""
+    if correction is not None:
+        _checks.choice("correction", correction, CORRECTIONS)
+        if temperature is not None:
+            _checks.positive("temperature", temperature)
+    elif temperature is not None:
+        raise ValueError(f"temperature belongs to a correction, which is None; got {temperature}")
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
@@ -357,7 +434,7 @@ def check_shapes(
         )
 
 
-def _blame(**arrays: NDArray) -> None:
-    """Raise the error that names which argument holds NaN or infinity."""
+def _check_finite(**arrays: NDArray) -> None:
+    """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
         _checks.finite(name, is_finite(_factor(array), array.shape[1]))

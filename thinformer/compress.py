@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,13 +185,32 @@ def compress_on(
         return compress(problem, schedule, draws, index, stack)[-1]
     from thinformer.cuda import launch  # imports numba.cuda
 
+    return launch.compress(problem, schedule, _of_problems(schedule, draws, stack), index, stack)
+
+
+def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tuple[int, ...]) -> Any:
+    """Return what `thinformer.cuda.arrays` takes draws from: their seed, or what was given."""
+    if isinstance(draws, int):
+        return draws
+    index = starting_points(n_points, settings, draws, stack)
+    return index, drawn_numbers(settings.schedule, draws, stack)
+
+
+def drawn_numbers(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
+    """Return the uniforms and then the coins of all rounds of each problem, (problems, ...)."""
+    drawn = _of_problems(schedule, draws, stack)
+    return np.concatenate(drawn, axis=1) if drawn else np.empty((math.prod(stack), 0))
+
+
+def _of_problems(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> list[NDArray]:
+    """The uniforms of all rounds and then the coins of all rounds, a row a problem."""
     rows = [
         *(_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
           for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
         *(_rows(coin, stack, round_.buckets, "coins", np.bool_)
           for round_, coin in zip(schedule.rounds, draws.coins, strict=True)),
     ]  # fmt: skip
-    return launch.compress(problem, schedule, [draw[row] for draw, row in rows], index, stack)
+    return [draw[row] for draw, row in rows]
 
 
 def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
@@ -202,11 +221,18 @@ def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
     return problem.keys, dims, dims
 
 
-def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
+def halve_gram(
+    device: str, gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]
+) -> NDArray:
     """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
     from thinformer import cpu  # imports Numba
 
     check_draws(schedule, draws)
+    if device == "cuda":
+        from thinformer.cuda import launch  # imports numba.cuda
+
+        index = np.tile(np.arange(schedule.length), (gram.first.size, 1))
+        return launch.compress(gram, schedule, _of_problems(schedule, draws, stack), index, stack)
     (round_,) = schedule.rounds
     dtype = gram.window.dtype
     uniforms, uniform_row = _rows(draws.uniforms[0], stack, round_.pairs, "uniforms", dtype)

@@ -7,10 +7,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import _checks, _device
 from thinformer.compress import (
+    check_draws,
     compress_on,
+    drawn_numbers,
     halve_gram,
     is_finite,
     plan,
+    source_on_gpu,
     starting_points,
 )
 from thinformer.draws import Draws, make_draws, seed_from
@@ -25,6 +28,7 @@ def kernel_halve(
     delta: float = 0.5,
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
+    device: str = "auto",
 ) -> NDArray[np.int64]:
     r"""Keep one of every two consecutive points so that the kept half represents the whole.
 
@@ -45,17 +49,22 @@ def kernel_halve(
         by one number. The matrices of a stack share their draws.
     draws : Draws, optional
         The draws themselves, of one round of S // 2 pairs in one bucket; `rng` is not used then.
+    device : {"auto", "cpu", "cuda"}
+        Where it is computed, as in `kh_compress`; on a GPU a matrix is one block's work.
 
     Returns
     -------
     (..., ceil(S / 2)) int64 array
-        Positions kept, increasing. Where S is odd, the last point is carried over.
+        Positions kept, increasing. Where S is odd, the last point is carried over. On the GPU where
+        K is on one.
 
     Raises
     ------
     TypeError, ValueError
         K is not a stack of symmetric, finite, non-empty float matrices; delta lies outside
         (0, 1]; the draws have another shape.
+    RuntimeError, MemoryError
+        There is no GPU, and why; it has too little memory.
 
     Notes
     -----
@@ -70,21 +79,31 @@ def kernel_halve(
     >>> kept // 2  # one of each pair
     array([0, 1, 2, 3])
     """
-    K = _checks.computed(_checks.float_array("K", K))
+    device = _device.choose(device, K=K)
+    resident = _device.on_gpu(K)
+    K = _device.float_array("K", K)
     _checks.shape("K", K, 2, "(..., S, S)")
     *stack, S, columns = K.shape
     if columns != S:
         raise ValueError(f"K must have shape (..., S, S); got shape {K.shape}")
     _checks.not_empty("K", K, -1, "point")
     delta = _checks.failure_probability(delta)
-    gram = make_factor(K, linear())
-    _checks.finite("K", is_finite(gram, S))
-    _checks.symmetric("K", K)
     pairs = S // 2
     schedule = Schedule(2 * pairs, pairs, (Round(pairs, 1, delta),))
     if draws is None:
         draws = make_draws(schedule, seed_from(rng))
-    kept = halve_gram(gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
+    if resident:
+        from thinformer.cuda import arrays  # imports numba.cuda
+
+        check_draws(schedule, draws)
+        return arrays.halve_gram(K, schedule, drawn_numbers(schedule, draws, tuple(stack)))
+    K = _checks.computed(K)
+    if device == "cuda":
+        K = np.ascontiguousarray(K)
+    gram = make_factor(K, linear())
+    _checks.finite("K", is_finite(gram, S))
+    _checks.symmetric("K", K)
+    kept = halve_gram(device, gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
     if S % 2:
         last = np.full((*stack, 1), S - 1)
         kept = np.concatenate([kept, last], axis=-1)
@@ -131,13 +150,16 @@ def kh_compress(
     draws : Draws, optional
         The draws themselves; `rng` is not used then.
     device : {"auto", "cpu", "cuda"}
-        Where it is computed. On a GPU, "cuda", for kernels of products and of distances, with the
-        same draws; arrays go there and the positions come back. "auto" is the CPU.
+        Where it is computed. On a GPU, "cuda", for all kernels but `stein` and your own, with the
+        same draws; arrays go there and the positions come back. Points that are on a GPU already,
+        of CuPy or any library with ``__cuda_array_interface__``, are read there, in place. "auto"
+        is the GPU for those, and the CPU otherwise.
 
     Returns
     -------
     (..., size) int64 array
-        Positions kept, increasing. All of them where S <= size.
+        Positions kept, increasing. All of them where S <= size. On the GPU where the points are on
+        one: an array of CuPy if they are, otherwise of numba.cuda.
 
     Raises
     ------
@@ -161,13 +183,21 @@ def kh_compress(
     (64,)
     """
     device = _device.choose(device, points=points)
-    points = _checks.computed(_checks.float_array("points", points))
+    resident = _device.on_gpu(points)
+    points = _device.float_array("points", points)
     _checks.shape("points", points, 2, "(..., S, d)")
     *stack, S, _ = points.shape
     _checks.not_empty("points", points, -2, "point")
     _checks.not_empty("points", points, -1, "dimension")
     kernel = as_kernel(kernel)
     settings = plan(S, g, size, delta)
+    if resident:
+        from thinformer.cuda import arrays  # imports numba.cuda
+
+        given = seed_from(rng) if draws is None else draws
+        source = source_on_gpu(S, settings, given, tuple(stack))
+        return arrays.compress_points(points, kernel, settings.schedule, False, source)
+    points = _checks.computed(points)
     _checks.finite("points", is_finite(make_factor(points, linear()), S))
     if device == "cuda":
         points = np.ascontiguousarray(points)

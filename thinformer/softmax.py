@@ -9,6 +9,9 @@ queries exist only if they are asked for.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,20 @@ from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.problem import Factor
 from thinformer.tiles import exp, gather_factor
 
+SHARE = np.float32(0.3)  # of the sum of magnitudes, below which a sum of masses may not fall
+
+
+class Landmarks(NamedTuple):
+    """What keys with values of their own weigh, and between what the values of all keys lie.
+
+    masses : (problems, n), may be negative
+    low, high : (problems, D), which the output stays within
+    """
+
+    masses: NDArray
+    low: NDArray
+    high: NDArray
+
 
 def softmax_attention(
     query: Factor,
@@ -26,6 +43,8 @@ def softmax_attention(
     indices: NDArray,
     output: NDArray,
     weights: NDArray | None,
+    landmarks: Landmarks | None = None,
+    logs: NDArray | None = None,
 ) -> None:
     """Write softmax(scale q k^T) v of every head, and the weights if there is a place for them.
 
@@ -37,19 +56,28 @@ def softmax_attention(
         The keys that the queries of each head attend to.
     output : (B, T, H, D) array, contiguous, written
     weights : (B * H, T, n) array, written, or None
+    landmarks : what the keys weigh, where they do not weigh the same; `value` is then theirs
+    logs : (B * H, T) array, written, or None: the logarithms of what the weights are divided by
     """
     B, T, H, D = output.shape
     problems, n = indices.shape
     place = (np.arange(B)[:, None] * T * H * D + np.arange(H) * D).ravel()
-    every = np.empty(0, output.dtype) if weights is None else weights.ravel()
+    none = np.empty(0, output.dtype)
+    every = none if weights is None else weights.ravel()
+    totals = none if logs is None else logs.ravel()
+    if landmarks is None:
+        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3)
+        rows_of_values = indices
+    else:
+        rows_of_values = np.broadcast_to(np.arange(n), indices.shape)
     blocks = -(-T // PANEL)
     positions = np.arange(max(T, n, PANEL))
 
     def attend(first: int, last: int) -> None:
         work = workspace(n, query.dim, D, output.dtype)
         attend_blocks(
-            first, last, T, positions, query, key, value, indices, output.ravel(), place, H * D,
-            every, work,
+            first, last, T, positions, query, key, value, indices, rows_of_values, landmarks,
+            output.ravel(), place, H * D, every, totals, work,
         )  # fmt: skip
 
     _pool.run(attend, problems * blocks, 2.0 * problems * T * n * (query.dim + D))
@@ -63,15 +91,17 @@ def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
 
 @kernel
 def attend_blocks(
-    first, last, n_queries, positions, query, key, value, indices, output, place, stride, weights,
-    work,
+    first, last, n_queries, positions, query, key, value, indices, rows_of_values, landmarks,
+    output, place, stride, weights, logs, work,
 ):  # fmt: skip
     """Attend from the blocks of queries first .. last-1, counted over all problems.
 
     positions : the numbers from 0 on, as many as there are queries or keys or PANEL
-    indices : (problems, n) int64
+    indices, rows_of_values : (problems, n) int64
+    landmarks : Landmarks of no problems where keys weigh the same
     output : flat, written; a problem's query t is at place[problem] + t * stride
     weights : those of (problems, n_queries, n), flat, written, or empty
+    logs : those of (problems, n_queries), flat, written, or empty
     work : memory of the thread
     """
     n, width = indices.shape[1], BYTES // work.itemsize
@@ -85,7 +115,7 @@ def attend_blocks(
         problem, start = unit // blocks, unit % blocks * PANEL
         if problem != loaded:
             keys, _, rest = gather_factor(key, problem, indices[problem], work)
-            values, free = gather_columns(value, problem, indices[problem], rest)
+            values, free = gather_columns(value, problem, rows_of_values[problem], rest)
             loaded = problem
         count = min(PANEL, n_queries - start)
         chosen = positions[start : start + count]
@@ -96,6 +126,10 @@ def attend_blocks(
                 inner_products(keys, at, queries, column, query.dim, logits, row * PANEL + column)
         row_maxima(logits, n, top)
         exponentials(logits, n, top, total)
+        for q in range(count if logs.size > 0 else 0):
+            logs[problem * n_queries + start + q] = top[q] + math.log(total[q])
+        if landmarks.masses.size > 0:
+            weigh(logits, landmarks.masses[problem], total)
         for start_column in range(0, value.dim, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
             for row in range(0, end, ROWS):
@@ -104,10 +138,17 @@ def attend_blocks(
                         values, panel + row, logits, column, n, sums, row * PANEL + column
                     )
             at = place[problem] + start * stride + start_column
-            divide_into(sums, end, total, count, positions, output, at, stride)
+            divide(sums[: end * PANEL], total)
+            if landmarks.masses.size > 0:
+                low, high = landmarks.low[problem], landmarks.high[problem]
+                clamp(sums, low[start_column:], high[start_column:], end)
+            write_columns(sums, end, count, positions, output, at, stride)
         if weights.size > 0:
+            divide(logits[: n * PANEL], total)
+            if landmarks.masses.size > 0:
+                scale_rows(logits, landmarks.masses[problem])
             at = (problem * n_queries + start) * n
-            divide_into(logits, n, total, count, positions, weights, at, n)
+            write_columns(logits, n, count, positions, weights, at, n)
 
 
 @inner(STRICT)
@@ -151,10 +192,45 @@ def exponentials(logits, n, top, total):
             total[q] += row[q]
 
 
+@inner(ELEMENTWISE)
+def weigh(exponentials, masses, total):
+    """Replace sums of exponentials by sums in which key i counts `masses[i]` times.
+
+    Masses may be negative, and where a sum of them nearly cancels, so does what it divides: it is
+    kept above SHARE of the sum of their magnitudes.
+    """
+    total[:] = masses.dtype.type(1e-30)
+    magnitude = np.zeros(total.size, total.dtype)
+    for i in range(masses.size):
+        row, mass = exponentials[i * PANEL : (i + 1) * PANEL], masses[i]
+        for q in range(total.size):
+            total[q] += mass * row[q]
+            magnitude[q] += abs(mass) * row[q]
+    for q in range(total.size):
+        total[q] = max(total[q], SHARE * magnitude[q])
+
+
+@inner(ELEMENTWISE)
+def scale_rows(tile, factors):
+    """Multiply every row of a tile by a number."""
+    for i in range(factors.size):
+        row = tile[i * PANEL : (i + 1) * PANEL]
+        for q in range(row.size):
+            row[q] *= factors[i]
+
+
+@inner(ELEMENTWISE)
+def clamp(tile, low, high, rows):
+    """Bring every row of a tile into its own range."""
+    for i in range(rows):
+        row = tile[i * PANEL : (i + 1) * PANEL]
+        for q in range(row.size):
+            row[q] = min(max(row[q], low[i]), high[i])
+
+
 @inner(STRICT)
-def divide_into(tile, rows, total, count, positions, out, at, apart):
-    """Write the first `count` columns of a tile, / total, as rows of out from `at` on."""
-    divide(tile[: rows * PANEL], total)
+def write_columns(tile, rows, count, positions, out, at, apart):
+    """Write the first `count` columns of a tile as rows of out from `at` on."""
     one, width = tile.dtype.type(1), BYTES // tile.itemsize
     whole = rows // width * width if count == PANEL else 0
     for i in range(0, whole, width):

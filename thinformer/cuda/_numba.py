@@ -56,6 +56,15 @@ def gpu_names() -> list[str]:
     return [name.decode() if isinstance(name, bytes) else name for name in names]
 
 
+def device_of(pointer: int) -> int:
+    """The number of the GPU in whose memory an address is."""
+    if SIMULATED:
+        return 0
+    driver: Any = cuda.cudadrv.driver
+    attribute = driver.binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return driver.driver.cuPointerGetAttribute(attribute, driver.binding.CUdeviceptr(pointer))
+
+
 def check_available(name: str) -> None:
     """Raise CudaUnavailableError, a RuntimeError, for the argument `name` where there is no GPU."""
     reason = why_unavailable()
@@ -69,6 +78,7 @@ __all__ = [
     "check_available",
     "cuda",
     "device_function",
+    "device_of",
     "gpu_names",
     "why_unavailable",
 ]

@@ -12,26 +12,14 @@ Threads that write what others read are kept apart by ``syncthreads``; each says
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from thinformer import halving
 from thinformer.cuda._numba import ALIGNED, cuda, device_function
-from thinformer.cuda.tiles import (
-    DEPTH,
-    LANES,
-    LOG2_LANES,
-    PAD,
-    PANEL,
-    PATCH,
-    add_distances,
-    add_products,
-    make_largest_norm,
-    make_stage,
-    make_sum_up,
-)
+from thinformer.cuda.tiles import DEPTH, LANES, LOG2_LANES, PAD, PANEL, PATCH, make_largest_norm
+from thinformer.cuda.values import SQUARE, Variant, make_tabulate
 
 pair_distance = device_function(halving.pair_distance)
 simple_threshold = device_function(halving.simple_threshold)
@@ -39,34 +27,17 @@ swaps = device_function(halving.swaps)
 
 
 class Geometry(NamedTuple):
-    """Where a factor's points are in its window: column c of row i of problem p is at
-    ``p // heads * batch + p % heads * head + i * row + c * column``, for c below dim.
+    """Where a factor's points are in its window: column c of row i of problem p is at ``first +
+    sequences[p // heads] * batch + p % heads * head + i * row + c * column``, for c below dim.
     """
 
+    first: int
     heads: int
     batch: int
     head: int
     row: int
     column: int
     dim: int
-
-
-class Variant(NamedTuple):
-    """What a version of the kernel is compiled for.
-
-    phi, other_phi : of the first factor, and of the second or None
-    distances : whether phi takes squared distances, or inner products
-    shifted : whether the first factor's constant is the bucket's largest |x|^2
-    load : converts a number of the points as it is stored
-    dtype : computed in
-    """
-
-    phi: Callable
-    other_phi: Callable | None
-    distances: bool
-    shifted: bool
-    load: Callable
-    dtype: type
 
 
 @functools.cache
@@ -78,8 +49,10 @@ def make_kernel(variant: Variant, threads: int) -> Any:
         problems: window, other_window  (span,) the numbers of either factor
                   geometry, other_geometry  see `Geometry`; the other factor's are of no use
                     where there is none
-                  parameters  (problems, 2, 3) SCALE, CONSTANT, DEGREE of either factor
-                  scales  (dim,) that differences are multiplied by
+                  parameters  (problems, factors or terms, ...), or (1, ...) for all problems; see
+                    `values`
+                  scales  (terms, dim) that columns are multiplied by
+                  sequences  (problems / heads,) int64
         rounds:   table  (rounds, 3) int64: pairs, buckets, where the coins are
                   factors  (rounds, 2) of the thresholds in buckets of pairs // buckets pairs, and
                     of one pair more
@@ -92,14 +65,10 @@ def make_kernel(variant: Variant, threads: int) -> Any:
     ROWS = threads // LANES * PATCH
     ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
     GROUPS = threads // LANES
-    SQUARE = PATCH * PATCH
     PAIRS = PANEL // 2
-    dtype, shifted, paired = variant.dtype, variant.shifted, variant.other_phi is not None
+    dtype, shifted = variant.dtype, variant.shifted
     ZERO = dtype(0)
-    phi, other_phi = device_function(variant.phi), device_function(variant.other_phi or variant.phi)
-    stage = make_stage(variant.load, threads)
-    sum_up = make_sum_up(stage, add_distances if variant.distances else add_products, ROWS)
-    sum_up_other = make_sum_up(stage, add_products, ROWS)
+    tabulate = make_tabulate(variant, threads)
     largest_norm = make_largest_norm(variant.load, threads, dtype)
 
     @device_function
@@ -129,8 +98,8 @@ def make_kernel(variant: Variant, threads: int) -> Any:
         group = thread >> LOG2_LANES
         row, point = PATCH * group, PATCH * (thread & (LANES - 1))  # the corner of its patch
         scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
-        other_scale, other_constant = parameters[1, 0], parameters[1, 1]
-        other_degree = parameters[1, 2]
+        last = parameters.shape[0] - 1
+        other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
         if shifted:
             constant = largest_norm(window, place, positions, scale)
         b_max, points = ZERO, positions.size
@@ -140,15 +109,11 @@ def make_kernel(variant: Variant, threads: int) -> Any:
             for j in range(PATCH):
                 part[j] = ZERO
             for tile in range(0, end, ROWS):
-                # kernel values of the tile's rows and the panel, a product of one or two factors
-                sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales)
-                for i in range(SQUARE):
-                    patch[i] = phi(patch[i], constant, degree)
-                if paired:
-                    sum_up_other(other, rows, panel, other_window, other_place, positions, tile,
-                                 begin, other_scale, scales)  # fmt: skip
-                    for i in range(SQUARE):
-                        patch[i] *= other_phi(other[i], other_constant, other_degree)
+                tabulate(
+                    patch, other, rows, panel, window, place, other_window, other_place,
+                    positions, tile, begin, (scale, constant, degree), other_factor, parameters,
+                    scales,
+                )  # fmt: skip
                 # pairs decided before go into the sums; the panel's own are kept to decide it
                 at = tile + row
                 if at < begin:
@@ -195,34 +160,36 @@ def make_kernel(variant: Variant, threads: int) -> Any:
             out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
 
     def halve(
-        window, geometry, other_window, other_geometry, parameters, scales,
+        window, geometry, other_window, other_geometry, parameters, scales, sequences,
         table, factors, first_round, last_round, share, draws, left, kept,
     ):  # fmt: skip
         problem, first_bucket = cuda.blockIdx.x // share, cuda.blockIdx.x % share
-        heads, batch, head, row, column, dim = geometry
-        start = problem // heads * batch + problem % heads * head
-        other_heads, other_batch, other_head, other_row, other_column, other_dim = other_geometry
-        other_start = problem // other_heads * other_batch + problem % other_heads * other_head
+        first, heads, batch, head, row, column, dim = geometry
+        sequence = sequences[problem // heads]
+        start = first + sequence * batch + problem % heads * head
+        first, heads, batch, head, other_row, other_column, other_dim = other_geometry
+        other_start = first + sequence * batch + problem % heads * head
+        own = parameters[min(problem, parameters.shape[0] - 1)]
         length = left.shape[1] // 2
         for i in range(first_round, last_round):
             pairs, buckets, coins = table[i, 0], table[i, 1], table[i, 2]
             before = 2 * (length - 2 * pairs)  # where the points before this round are
             for bucket in range(first_bucket, buckets, share):
-                first = bucket * pairs // buckets
-                last = (bucket + 1) * pairs // buckets
-                positions = left[problem, before + 2 * first : before + 2 * last]
+                begin = bucket * pairs // buckets
+                end = (bucket + 1) * pairs // buckets
+                positions = left[problem, before + 2 * begin : before + 2 * end]
                 if i + 1 < table.shape[0]:
                     after = 2 * (length - pairs)
-                    out = left[problem, after + first : after + last]
+                    out = left[problem, after + begin : after + end]
                 else:
-                    out = kept[problem, first:last]
-                at = length - 2 * pairs + first
+                    out = kept[problem, begin:end]
+                at = length - 2 * pairs + begin
                 halve_bucket(
                     window, (start, row, column, dim),
                     other_window, (other_start, other_row, other_column, other_dim),
-                    parameters[problem], scales, positions,
-                    factors[i, last - first - pairs // buckets],
-                    draws[problem, at : at + last - first],
+                    own, scales, positions,
+                    factors[i, end - begin - pairs // buckets],
+                    draws[problem, at : at + end - begin],
                     draws[problem, coins + bucket] != ZERO, out,
                 )  # fmt: skip
             cuda.syncthreads()  # the points of this round before the next one reads them

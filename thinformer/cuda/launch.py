@@ -1,7 +1,8 @@
 """A schedule on the GPU: which kernels are launched, and with what.
 
 `halve_rounds` is for points that are on the GPU already, by whatever library; it allocates nothing
-and waits for nothing. `compress` is that for NumPy arrays, from and to the CPU's memory.
+and waits for nothing, as do `select_pairs` and `select_points`, which draw and measure before.
+`compress` is that for NumPy arrays, from and to the CPU's memory.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from thinformer import kernels
 from thinformer.cuda import prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
-from thinformer.cuda.halve import Geometry, Variant, make_kernel, threads_for
+from thinformer.cuda.halve import Geometry, make_kernel, threads_for
+from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving import simple_factor
-from thinformer.kernels import OF_DISTANCE, SOBOLEV
-from thinformer.problem import CONSTANT, DEGREE, Factor, Points, Problem, Products
+from thinformer.kernels import OF_DISTANCE, SOBOLEV, TABLE
+from thinformer.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.schedule import Schedule
 
 PHI = {
@@ -33,6 +35,7 @@ PHI = {
     kernels.MATERN_5_2: kernels.phi_matern_5_2,
     kernels.RATIONAL_QUADRATIC: kernels.phi_rational_quadratic,
     kernels.ENERGY: kernels.phi_energy,
+    kernels.SOBOLEV: phi_sobolev,
 }
 # how the numbers of a window, by the name of their dtype, are converted; half precision is given
 # as int16
@@ -66,6 +69,7 @@ class Resident(NamedTuple):
     other_geometry: Geometry
     parameters: Any
     scales: Any
+    sequences: Any
 
 
 def launches(
@@ -163,15 +167,14 @@ def select_pairs(
     tables: tuple[Any, Any],
     work: Workspace,
     *,
-    seed: Any,
     scale: float,
-    n_points: int,
-    strided: bool,
     scales: Any,
+    sequences: Any,
     processors: int,
     stream: Any = 0,
+    **drawn: Any,
 ) -> None:
-    """Choose (key, value) pairs that are on the GPU, from a seed there, into ``work.kept``.
+    """Choose (key, value) pairs that are on the GPU into ``work.kept``.
 
     Nothing is allocated and nothing waited for. ``work.finite`` says which problems are finite;
     others keep some valid positions. A schedule without rounds keeps ``left[:, :length]``.
@@ -181,33 +184,105 @@ def select_pairs(
     stored : str
         The name of the dtype of the keys' and values' numbers, given as int16 if half precision.
     keys, values : window and geometry
-    seed : (1,) int64 array
     scale : float
         Softmax scale.
-    n_points, strided : the length of the sequences, and whether ``pre_thin="stride"``
-    scales : array of one number, of no use here
+    scales : array (1, 1), of no use here
+    sequences : (problems / heads,) int64 array
+        Which sequence of the memory the heads are of.
+    drawn : seed, n_points, strided, tokens; see `draw_and_measure`
     """
-    dtype, load = COMPUTED_IN[stored], LOAD[stored]
-    problems, heads, threads = work.left.shape[0], keys[1].heads, prepare.THREADS
+    dtype, problems = COMPUTED_IN[stored], work.left.shape[0]
     if problems == 0:
         return
-    parts = -(-n_points // prepare.MEASURED_ROWS)
-    draw = prepare.make_draw(dtype)[problems, threads, stream]
-    measure = prepare.make_measure(load, dtype, threads)[(parts, problems), threads, stream]
-    scale_values = prepare.make_scale(dtype)[-(-problems // threads), threads, stream]
-    draw(seed, heads, tables[0], n_points, int(strided), work.left, work.draws, work.largest,
-         work.finite)  # fmt: skip
-    measure(*keys, *values, n_points, schedule.length, work.left, work.largest, work.finite)
+    draw_and_measure(stored, keys, values, schedule, tables[0], work, draw_heads=keys[1].heads,
+                     sequences=sequences, stream=stream, **drawn)  # fmt: skip
+    blocks = -(-problems // prepare.THREADS)
     key_scale = dtype(kernels.exponential(scale**-0.5).scale)
-    scale_values(key_scale, work.largest, work.parameters)
-    variant = Variant(kernels.phi_exponential, kernels.phi_linear, False, True, load, dtype)
-    resident = Resident(*keys, *values, work.parameters, scales)
+    prepare.make_scale(dtype)[blocks, prepare.THREADS, stream](
+        key_scale, work.largest, work.parameters
+    )
+    terms = (
+        Term(kernels.phi_exponential, "products"), Term(kernels.phi_linear, "products"),
+    )  # fmt: skip
+    variant = Variant("factors", terms, True, LOAD[stored], dtype)
+    resident = Resident(*keys, *values, work.parameters, scales, sequences)
     made = launches(schedule, problems, keys[1].dim + values[1].dim, processors, dtype)
     halve_rounds(variant, resident, made, tables, work.draws, work.left, work.kept, stream)
 
 
+def select_points(
+    stored: str,
+    points: tuple[Any, Geometry],
+    variant: Variant,
+    schedule: Schedule,
+    tables: tuple[Any, Any],
+    work: Workspace,
+    *,
+    scales: Any,
+    sequences: Any,
+    processors: int,
+    stream: Any = 0,
+    **drawn: Any,
+) -> None:
+    """Choose points that are on the GPU under any kernel, as `select_pairs` does.
+
+    ``work.parameters`` are those of the kernel, and ``work.largest`` the largest magnitudes among
+    the points that are looked at.
+    """
+    problems, nothing = work.left.shape[0], (points[0], points[1]._replace(dim=0))
+    if problems == 0:
+        return
+    draw_and_measure(stored, nothing, points, schedule, tables[0], work, draw_heads=1,
+                     sequences=sequences, stream=stream, **drawn)  # fmt: skip
+    resident = Resident(*points, *points, work.parameters, scales, sequences)
+    made = launches(schedule, problems, points[1].dim, processors, variant.dtype)
+    halve_rounds(variant, resident, made, tables, work.draws, work.left, work.kept, stream)
+
+
+def draw_and_measure(
+    stored: str,
+    keys: tuple[Any, Geometry],
+    values: tuple[Any, Geometry],
+    schedule: Schedule,
+    table: Any,
+    work: Workspace,
+    *,
+    seed: Any,
+    draw_heads: int,
+    n_points: int,
+    strided: bool,
+    sequences: Any,
+    tokens: Any,
+    stream: Any,
+) -> None:
+    """Write the draws and starting points of a seed, and what keys and values measure.
+
+    Parameters
+    ----------
+    seed : (1,) int64 array, or None
+        None where starting points and draws are there already, and `largest` and `finite` 0 and
+        True.
+    draw_heads : int
+        How many heads have draws of their own.
+    n_points, strided : the length of the sequences, and whether ``pre_thin="stride"``
+    tokens : (sequences, ...) int64 array
+        The rows of each sequence that there are, in its first n_points columns; or (0, 0).
+    """
+    dtype, threads = COMPUTED_IN[stored], prepare.THREADS
+    problems, parts = work.left.shape[0], -(-n_points // prepare.MEASURED_ROWS)
+    if seed is not None:
+        prepare.make_draw(dtype)[problems, threads, stream](
+            seed, draw_heads, keys[1].heads, sequences, tokens, table, n_points, int(strided),
+            work.left, work.draws, work.largest, work.finite,
+        )  # fmt: skip
+    prepare.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
+        *keys, *values, sequences, tokens, n_points, schedule.length, parts, work.left,
+        work.largest, work.finite,
+    )  # fmt: skip
+
+
 def compress(
-    problem: Problem,
+    problem: Problem | Factor,
     schedule: Schedule,
     drawn: list[NDArray],
     index: NDArray,
@@ -220,14 +295,15 @@ def compress(
 
     Parameters
     ----------
+    problem : Products or Points, or a Factor of Gram matrices
     drawn : list of (problems, ...) arrays
         The uniforms of all rounds, then the coins of all rounds.
-    problem, schedule, index, stack : as there
+    schedule, index, stack : as there
 
     Raises
     ------
     NotImplementedError
-        A kernel that is not of products or distances, or a sum of kernels.
+        A kernel that cannot be computed there.
     MemoryError
         There is not enough memory on the GPU; it can be used afterwards.
     """
@@ -238,65 +314,90 @@ def compress(
     numbers = np.concatenate([draw.astype(dtype) for draw in drawn], axis=1)
     left = np.empty((problems, 2 * schedule.length), np.int64)
     left[:, : schedule.length] = index
-    made = launches(schedule, problems, sum(f.dim for f in factors), processors(), dtype)
+    dims = 1 if variant.form == "entries" else sum(f.dim for f in factors)
+    made = launches(schedule, problems, dims, processors(), dtype)
     windows = [factor.window for factor in factors]
     places = [geometry(factor, stack) for factor in factors]
-    arrays = (*windows, parameters, scales, *round_tables(schedule, dtype), numbers, left)
+    sequences = np.arange(problems // places[0].heads)
+    arrays = (
+        *windows, parameters, scales, sequences, *round_tables(schedule, dtype), numbers, left,
+    )  # fmt: skip
     kept = np.empty((problems, schedule.size), np.int64)
     with out_of_memory(sum(array.nbytes for array in arrays) + kept.nbytes):
-        *windows, parameters, scales, table, of_round, numbers, left = map(cuda.to_device, arrays)
+        *windows, parameters, scales, sequences, table, of_round, numbers, left = map(
+            cuda.to_device, arrays
+        )
         on_gpu = cuda.device_array(kept.shape, kept.dtype)
         window, other = windows[0], windows[-1]
-        resident = Resident(window, places[0], other, places[-1], parameters, scales)
+        resident = Resident(window, places[0], other, places[-1], parameters, scales, sequences)
         halve_rounds(variant, resident, made, (table, of_round), numbers, left, on_gpu)
         on_gpu.copy_to_host(kept)
     return kept
 
 
-def describe(problem: Problem) -> tuple[Variant, list[Factor | Points], NDArray, NDArray]:
-    """Return the version of the kernel for a problem, its factors, `parameters` and `scales`."""
+def describe(
+    problem: Problem | Factor, load: Any = tiles.same
+) -> tuple[Variant, list[Factor], NDArray, NDArray]:
+    """Return the version of the kernel for a problem, its factors, `parameters` and `scales`.
+
+    The load is of numbers as they are stored.
+    """
+    if isinstance(problem, Factor):
+        return entries(problem, load, problem.window.dtype.type)
     if isinstance(problem, Products):
         dtype = problem.keys.window.dtype.type
-        factors: list[Any] = [problem.keys, problem.values][: 1 + (problem.values.dim > 0)]
-        phis = [PHI[factor.tag] for factor in factors]
+        factors = [problem.keys, problem.values][: 1 + (problem.values.dim > 0)]
         shifted = problem.keys.tag == kernels.EXPONENTIAL
-        variant = Variant(
-            phis[0], phis[1] if len(phis) > 1 else None, False, shifted, tiles.same, dtype
-        )
+        terms = tuple(Term(PHI[factor.tag], "products") for factor in factors)
+        variant = Variant("factors", terms, shifted, load, dtype)
         parameters = np.stack([factors[0].parameters, factors[-1].parameters], axis=1)
-        return variant, factors, parameters, np.zeros(1, dtype)
-    if len(problem.tags) > 1:
-        raise NotImplementedError('device="cuda" takes no sum of kernels; device="cpu" does')
-    tag, dtype, scales = int(problem.tags[0]), problem.window.dtype.type, problem.scales[0]
-    if tag >= SOBOLEV:
+        return variant, factors, parameters, np.zeros((1, 1), dtype)
+    dtype = problem.window.dtype.type
+    if problem.tags.tolist() == [TABLE]:
+        n = len(problem.companion)
+        matrix = _factor(problem)._replace(window=problem.companion.ravel(), row=n, column=1, dim=n)
+        return entries(matrix, load, dtype)
+    if max(problem.tags) > SOBOLEV:
         raise NotImplementedError(
-            'device="cuda" takes kernels of products and of distances only; device="cpu" takes all'
+            'device="cuda" takes the kernels of thinformer.kernels, but for stein, their sums, and'
+            ' Gram matrices; device="cpu" takes stein and functions of your own too'
         )
-    distances = tag >= OF_DISTANCE
-    if not distances and (scales != scales[0]).any():
-        raise NotImplementedError(
-            'device="cuda" takes one bandwidth for a kernel of products; device="cpu" takes one a'
-            " dimension"
-        )
-    # distances are scaled once they are subtracted; halving is blind to the term's weight
-    scale = 1 if distances else scales[0]
-    one = np.array([scale, *problem.parameters[0, CONSTANT : DEGREE + 1]], dtype)
-    parameters = np.ascontiguousarray(np.broadcast_to(one, (problem.first.size, 2, 3)))
-    shifted = tag == kernels.EXPONENTIAL
-    variant = Variant(PHI[tag], None, distances, shifted, tiles.same, dtype)
-    return variant, [problem], parameters, np.ascontiguousarray(scales)
+    variant = Variant("terms", tuple(map(term, problem.tags.tolist())), False, load, dtype)
+    parameters = problem.parameters.copy()
+    parameters[problem.tags == SOBOLEV, CONSTANT] = 1
+    return variant, [_factor(problem)], parameters[None], np.ascontiguousarray(problem.scales)
+
+
+def _factor(problem: Points) -> Factor:
+    """Where points are, as a factor; its parameters are of no use."""
+    return Factor(*problem[:5], int(problem.tags[0]), problem.parameters)
+
+
+def term(tag: int) -> Term:
+    """Return the term of a kernel's tag."""
+    of = "products" if tag < OF_DISTANCE else "distances" if tag < SOBOLEV else "sobolev"
+    return Term(PHI[tag], of)
+
+
+def entries(
+    matrices: Factor, load: Any, dtype: type
+) -> tuple[Variant, list[Factor], NDArray, NDArray]:
+    """What `describe` returns of Gram matrices."""
+    variant = Variant("entries", (), False, load, dtype)
+    return variant, [matrices], np.zeros((1, 1, FIRST), dtype), np.zeros((1, 1), dtype)
 
 
 def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
     """Return where the problems of a stack (..., H) are, whose leading axes are one in memory."""
     first, heads = factor.first, stack[-1] if stack else 1
-    head = int(first[1] - first[0]) if heads > 1 else 0
-    batch = int(first[heads] - first[0]) if first.size > heads else 0
+    start = int(first[0])
+    head = int(first[1]) - start if heads > 1 else 0
+    batch = int(first[heads]) - start if first.size > heads else 0
     problems = np.arange(first.size)
-    expected = first[0] + problems // heads * batch + problems % heads * head
-    if first[0] != 0 or not np.array_equal(first, expected):
+    expected = start + problems // heads * batch + problems % heads * head
+    if not np.array_equal(first, expected):
         raise ValueError("the arrays of a stack must be at equal distances in memory")
-    return Geometry(heads, batch, head, factor.row, factor.column, factor.dim)
+    return Geometry(start, heads, batch, head, factor.row, factor.column, factor.dim)
 
 
 def processors() -> int:

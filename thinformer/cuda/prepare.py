@@ -18,6 +18,7 @@ from thinformer.draws import GOLDEN, mix
 
 THREADS = 256
 MEASURED_ROWS = 256  # of a problem, for each block
+INSPECTED_ROWS = 32  # of a Gram matrix, for each block
 WARP = 32
 
 mixed = device_function(mix)
@@ -48,23 +49,38 @@ def on_ring(key, i, length, n_points):
     return scaled(word(key, 0, 0), n_points) + first + inside
 
 
+@device_function
+def row_of(tokens, sequence, i):
+    """Where in memory a sequence's i-th token is."""
+    return tokens[sequence, i] if tokens.shape[0] > 0 else i
+
+
 @functools.cache
 def make_draw(dtype: type) -> Any:
     """Return the kernel that draws all that a schedule needs from a seed, as `make_draws` does.
 
-    A block a problem. Its arguments: seed (1,) int64; the number of heads; the table of rounds;
-    n_points; whether positions are every n-th, or one of each stratum; and what it writes: left
-    (problems, 2 * length), of which the first `length` are the starting points, draws (problems,
-    ...), the uniforms of all rounds and then the coins, and largest and finite (problems,), from
-    which `measure` begins.
+    A block a problem. Its arguments: seed (1,) int64; how many heads have draws of their own; the
+    number of heads; sequences and tokens; the table of rounds; n_points, of each sequence; whether
+    positions are every n-th, or one of each stratum; and what it writes: left (problems, 2 *
+    length), of which the first `length` are the starting points, draws (problems, ...), the
+    uniforms of all rounds and then the coins, and largest and finite (problems,), from which
+    `measure` begins.
+
+    Heads of the same sequence are neighbouring problems: sequences (problems / heads,) int64 says
+    which sequence of the memory each is of, and tokens (sequences, tokens) int64 which of its rows
+    there are. It has no rows where these are all of them.
     """
     SCALE, ZERO = dtype(2.0**-52), dtype(0)
 
-    def draw(seed, heads, table, n_points, strided, left, draws, largest, finite):
+    def draw(
+        seed, draw_heads, heads, sequences, tokens, table, n_points, strided, left, draws, largest,
+        finite,
+    ):  # fmt: skip
         problem, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        sequence = sequences[problem // heads]
         if thread == 0:
             largest[problem], finite[problem] = ZERO, True
-        key = mixed(mixed(np.uint64(seed[0])) + np.uint64(problem % heads))
+        key = mixed(mixed(np.uint64(seed[0])) + np.uint64(problem % draw_heads))
         length = left.shape[1] // 2
         for i in range(table.shape[0]):
             pairs, buckets, coins = table[i, 0], table[i, 1], table[i, 2]
@@ -78,7 +94,7 @@ def make_draw(dtype: type) -> Any:
         if strided or length == n_points:
             stride = n_points // length
             for i in range(thread, length, cuda.blockDim.x):
-                left[problem, i] = i * stride
+                left[problem, i] = row_of(tokens, sequence, i * stride)
             return
         # positions on the ring increase, so those that wrap are the last: they come first
         straight, end = 0, length
@@ -91,9 +107,9 @@ def make_draw(dtype: type) -> Any:
         for i in range(thread, length, cuda.blockDim.x):
             position = on_ring(key, i, length, n_points)
             if i < straight:
-                left[problem, i + length - straight] = position
+                left[problem, i + length - straight] = row_of(tokens, sequence, position)
             else:
-                left[problem, i - straight] = position - n_points
+                left[problem, i - straight] = row_of(tokens, sequence, position - n_points)
 
     return cuda.jit(draw)
 
@@ -102,10 +118,11 @@ def make_draw(dtype: type) -> Any:
 def make_measure(load: Callable, dtype: type, threads: int) -> Any:
     """Return the kernel that measures keys and values, which `load` converts.
 
-    A grid of (parts, problems) blocks. Its arguments: the keys' window and geometry, the values',
-    n_points, the length, left (problems, 2 * length) with the starting points; and what it writes,
-    from what `draw` left there: largest (problems,), the largest magnitude among the values at the
-    starting points, and finite (problems,) bool, whether all keys and values are.
+    `parts` blocks a problem. Its arguments: the keys' window and geometry, the values', sequences
+    and tokens as in `make_draw`, n_points, the length, parts, left (problems, 2 * length) with the
+    starting points; and what it writes, from what `draw` left there: largest (problems,), the
+    largest magnitude among the values at the starting points, and finite (problems,) bool, whether
+    all keys and values are. A factor of no columns is not looked at.
     """
     load = device_function(load)
     largest_in_block = make_largest_in_block(threads, dtype)
@@ -114,33 +131,33 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
     WARPS = threads // WARP
 
     @device_function
-    def all_finite(window, geometry, problem, n_points):
+    def all_finite(window, geometry, problem, sequence, tokens, n_points, warp, step):
         """Whether the numbers that this thread looks at are finite; a warp takes whole rows."""
-        heads, batch, head, row, column, dim = geometry
-        start = problem // heads * batch + problem % heads * head
+        first, heads, batch, head, row, column, dim = geometry
+        start = first + sequence * batch + problem % heads * head
         finite = True
-        for i in range(warp_of_grid(), n_points, cuda.gridDim.x * WARPS):
+        for i in range(warp, n_points, step):
+            place = start + row_of(tokens, sequence, i) * row
             for c in range(cuda.threadIdx.x % WARP, dim, WARP):
-                if not abs(load(window[start + i * row + c * column])) <= LARGEST:
+                if not abs(load(window[place + c * column])) <= LARGEST:
                     finite = False
         return finite
 
-    @device_function
-    def warp_of_grid():
-        return cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
-
-    def measure(keys, key_geometry, values, value_geometry, n_points, length, left, largest,
-                finite):  # fmt: skip
-        problem, thread = cuda.blockIdx.y, cuda.threadIdx.x
+    def measure(keys, key_geometry, values, value_geometry, sequences, tokens, n_points, length,
+                parts, left, largest, finite):  # fmt: skip
+        # of one axis: a grid's others have no more than 65,535 blocks
+        problem, thread = cuda.blockIdx.x // parts, cuda.threadIdx.x
+        warp, step = cuda.blockIdx.x % parts * WARPS + thread // WARP, parts * WARPS
+        first, heads, batch, head, row, column, dim = value_geometry
+        sequence = sequences[problem // heads]
         # several threads may write it: the same
-        if not all_finite(keys, key_geometry, problem, n_points):
+        if not all_finite(keys, key_geometry, problem, sequence, tokens, n_points, warp, step):
             finite[problem] = False
-        if not all_finite(values, value_geometry, problem, n_points):
+        if not all_finite(values, value_geometry, problem, sequence, tokens, n_points, warp, step):
             finite[problem] = False
-        heads, batch, head, row, column, dim = value_geometry
-        start = problem // heads * batch + problem % heads * head
+        start = first + sequence * batch + problem % heads * head
         found = ZERO
-        for i in range(warp_of_grid(), length, cuda.gridDim.x * WARPS):
+        for i in range(warp, length, step):
             place = start + left[problem, i] * row
             for c in range(thread % WARP, dim, WARP):
                 found = max(found, abs(load(values[place + c * column])))
@@ -175,3 +192,39 @@ def make_scale(dtype: type) -> Any:
             parameters[problem, 1, 1] = (vmax * power) * (vmax * power)
 
     return cuda.jit(scale)
+
+
+@functools.cache
+def make_inspect(load: Callable, dtype: type, threads: int) -> Any:
+    """Return the kernel that looks at Gram matrices, whose entries `load` converts.
+
+    `parts` blocks a matrix. Its arguments: window and geometry, n rows, parts, and what it writes:
+    largest (problems,), the largest magnitude of an entry, from zeros, off (problems,), the largest
+    difference of an entry from its mirror, from zeros, and finite (problems,) bool, from True.
+    """
+    load = device_function(load)
+    largest_in_block = make_largest_in_block(threads, dtype)
+    largest_difference = make_largest_in_block(threads, dtype)
+    LARGEST = np.finfo(dtype).max
+    ZERO = dtype(0)
+
+    def inspect(window, geometry, n, parts, largest, off, finite):
+        problem, thread = cuda.blockIdx.x // parts, cuda.threadIdx.x
+        first, heads, batch, head, row, column, _ = geometry
+        start = first + problem // heads * batch + problem % heads * head
+        found, difference = ZERO, ZERO
+        for i in range(cuda.blockIdx.x % parts, n, parts):
+            for j in range(thread, i + 1, threads):
+                entry = load(window[start + i * row + j * column])
+                mirror = load(window[start + j * row + i * column])
+                if not (abs(entry) <= LARGEST and abs(mirror) <= LARGEST):
+                    finite[problem] = False
+                found = max(found, max(abs(entry), abs(mirror)))
+                difference = max(difference, abs(entry - mirror))
+        found = largest_in_block(found)
+        difference = largest_difference(difference)
+        if thread == 0:
+            cuda.atomic.max(largest, problem, found)
+            cuda.atomic.max(off, problem, difference)
+
+    return cuda.jit(inspect)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from thinformer import kernels
 from thinformer.cuda._numba import cuda, device_function
 
 PANEL = 32  # points
@@ -30,6 +31,9 @@ HALF_INFINITY = np.uint32(0x7C00)
 INFINITY = np.uint32(0x7F800000)
 TO_SIGN = np.uint32(16)
 TO_FRACTION = np.uint32(13)
+
+
+sobolev_factor = device_function(kernels.sobolev_factor)
 
 
 def same(number):
@@ -55,7 +59,7 @@ def of_float16(bits):
 
 
 @device_function
-def add_products(patch, rows, panel, row, point, depth, scales, column):
+def add_products(patch, rows, panel, row, point, depth, scales, coefficients, column):
     """Add the products of `depth` staged columns to a patch of inner products."""
     for d in range(depth):
         for i in range(PATCH):
@@ -64,7 +68,18 @@ def add_products(patch, rows, panel, row, point, depth, scales, column):
 
 
 @device_function
-def add_distances(patch, rows, panel, row, point, depth, scales, column):
+def add_scaled_products(patch, rows, panel, row, point, depth, scales, coefficients, column):
+    """The same of columns that are scaled, each by its own number."""
+    for d in range(depth):
+        scale = scales[column + d]
+        for i in range(PATCH):
+            x = rows[d, row + i] * scale
+            for j in range(PATCH):
+                patch[PATCH * i + j] += x * (scale * panel[d, point + j])
+
+
+@device_function
+def add_distances(patch, rows, panel, row, point, depth, scales, coefficients, column):
     """Add what `depth` staged columns add to a patch of squared distances.
 
     Subtracted before anything is rounded, so that close points that are far from the rest keep
@@ -76,6 +91,17 @@ def add_distances(patch, rows, panel, row, point, depth, scales, column):
             for j in range(PATCH):
                 difference = scale * (rows[d, row + i] - panel[d, point + j])
                 patch[PATCH * i + j] += difference * difference
+
+
+@device_function
+def multiply_sobolev(patch, rows, panel, row, point, depth, scales, coefficients, column):
+    """Multiply a patch by the Sobolev kernel's factors of `depth` staged columns."""
+    for d in range(depth):
+        for i in range(PATCH):
+            for j in range(PATCH):
+                patch[PATCH * i + j] *= sobolev_factor(
+                    rows[d, row + i], panel[d, point + j], coefficients
+                )
 
 
 def make_stage(load, threads):
@@ -103,26 +129,29 @@ def make_stage(load, threads):
     return stage
 
 
-def make_sum_up(stage, add, tile_rows):
-    """Return the function that sums up what `add` adds for the columns of points."""
+def make_sum_up(stage, add, tile_rows, first):
+    """Return the function that sums up, from `first`, what `add` adds for the columns of points."""
 
     @device_function
-    def sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales):
+    def sum_up(
+        patch, rows, panel, window, place, positions, tile, begin, scale, scales, coefficients
+    ):
         """Write a thread's patch of a tile: points from `tile` on, and the panel's from `begin` on.
 
         rows, panel : shared arrays to stage their columns in
+        scale, scales : what columns are multiplied by, all of them by staging, and each by `add`
         """
         row = PATCH * (cuda.threadIdx.x >> LOG2_LANES)
         point = PATCH * (cuda.threadIdx.x & (LANES - 1))
         dim = place[3]
         for i in range(PATCH * PATCH):
-            patch[i] = 0
+            patch[i] = first
         for column in range(0, dim, DEPTH):
             depth = min(DEPTH, dim - column)
             stage(rows, tile_rows, window, place, positions, tile, column, depth, scale)
             stage(panel, PANEL, window, place, positions, begin, column, depth, scale)
             cuda.syncthreads()  # staged before it is read
-            add(patch, rows, panel, row, point, depth, scales, column)
+            add(patch, rows, panel, row, point, depth, scales, coefficients, column)
             cuda.syncthreads()  # read before it is staged anew
 
     return sum_up

@@ -7,6 +7,7 @@ state_dict keys are untouched.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.multihead import ThinnedMultiheadAttention
 from thinformer.torch.settings import MIN_LENGTH, Settings, checked
+
+# one of these is in the code of processors of diffusers that can be thinned
+INTERCEPTED = {"scaled_dot_product_attention", "dispatch_attention_fn"}
 
 
 class Conversion(NamedTuple):
@@ -35,10 +39,11 @@ def convert(
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
-    Swaps timm's attention modules, those that call ``scaled_dot_product_attention``, and
-    ``torch.nn.MultiheadAttention``, also in ``nn.TransformerEncoderLayer`` and in torchvision.
-    Weights and state_dict keys stay as they are; `revert` undoes it. (Models of transformers take
-    `thinformer.torch.transformers.register` instead.)
+    Swaps the attention modules of timm and diffusers, those that call
+    ``scaled_dot_product_attention``, and ``torch.nn.MultiheadAttention``, also in
+    ``nn.TransformerEncoderLayer`` and in torchvision. Weights and state_dict keys stay as they are;
+    `revert` undoes it. (Models of transformers take `thinformer.torch.transformers.register`
+    instead, TabPFN `thinformer.torch.tabpfn.register`.)
 
     Parameters
     ----------
@@ -61,8 +66,7 @@ def convert(
     pass, where it is not exact. ``nn.MultiheadAttention`` keeps its own meaning of boolean masks,
     True is ignored, and returns weights (B, T, S) that are 0 where a key was not kept.
 
-    Converting again replaces the settings. Save the state_dict, as the classes of timm's modules
-    are made on the spot and do not pickle.
+    Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
     settings = checked(g, size, min_length)
     revert(model)
@@ -114,9 +118,22 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
         if not module.fused_attn:
             return None, "it does not call scaled_dot_product_attention (fused_attn is False)"
         return _through_sdpa(cls), ""  # type: ignore[arg-type]
+    if cls.__module__.startswith("diffusers.") and hasattr(module, "processor"):
+        processor = type(module.processor)
+        if not INTERCEPTED & _names_in(processor.__call__):
+            return None, f"{processor.__name__} does not call scaled_dot_product_attention"
+        return _through_sdpa(cls), ""  # type: ignore[arg-type]
+    if cls.__module__.startswith("transformers.") and "attention" in cls.__name__.lower():
+        return None, "models of transformers take thinformer.torch.transformers.register"
     if "attention" in cls.__name__.lower():
         return None, f"{cls.__module__}.{cls.__name__} is not known"
     return None, ""
+
+
+def _names_in(function: Any) -> set[str]:
+    """The names that a function mentions."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return set() if code is None else set(code.co_names)
 
 
 @functools.cache
@@ -129,8 +146,24 @@ class _ThroughSDPA:
     thinformer: Settings
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        with _Instead(self.thinformer):
-            return super().forward(*args, **options)  # type: ignore[misc]
+        calls = _Instead(self.thinformer)
+        with calls:
+            output = super().forward(*args, **options)  # type: ignore[misc]
+        if not (calls.seen or torch.compiler.is_compiling()):  # which does not see what it wrote
+            raise NotImplementedError(
+                f"{type(self).__name__} attends without scaled_dot_product_attention now, so it "
+                f"was not thinned; revert(model) leaves it exact"
+            )
+        return output
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return _unpickled, (type(self).__bases__[1],), self.__getstate__()
+
+
+def _unpickled(cls: type) -> Any:
+    """A module of a class made on the spot, before it gets its state."""
+    thinned: Any = _through_sdpa(cls)
+    return thinned.__new__(thinned)
 
 
 class _Instead(TorchFunctionMode):
@@ -139,10 +172,12 @@ class _Instead(TorchFunctionMode):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
+        self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is scaled_dot_product_attention:
+            self.seen = True
             return _attend(self.settings, *args, **options)
         return func(*args, **options)
 
@@ -163,6 +198,9 @@ def _attend(
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    if attn_mask is not None and attn_mask.is_floating_point():
+        # diffusers' masks hold it; its exponential is 0
+        attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
     return checked_attention(
         query, key, value, g=settings.g, size=settings.size, scale=scale, attn_mask=attn_mask,
         is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd",

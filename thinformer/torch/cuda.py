@@ -2,7 +2,7 @@
 
 The only place where torch and the kernels meet. Memory is torch's, so that its allocator knows what
 is in use on which stream, and so that a CUDA graph can capture a call once another one like it has
-compiled the kernels and put the schedule's tables on the GPU.
+compiled the kernels and put the schedule's tables on the GPU. A mask is waited for: `select_valid`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer.compress import Plan
+from thinformer.compress import Plan, plan
 from thinformer.cuda import launch
 from thinformer.cuda._numba import cuda
 from thinformer.cuda.halve import Geometry
@@ -35,22 +35,27 @@ def select(
     settings: Plan,
     scale: float,
     seed: torch.Tensor,
+    tokens: Tokens | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
     The seed, an int64, and both results are on the tensors' device, where the work may not have
-    been done yet.
+    been done yet. With tokens, B is the number of their sequences, and it is done as if there were
+    no others.
     """
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
     stored = str(key.dtype).removeprefix("torch.")
-    dtype, problems = launch.COMPUTED_IN[stored], B * H
+    dtype = launch.COMPUTED_IN[stored]
+    if tokens is not None:
+        B, S = len(tokens.sequences), tokens.length
     with _current(device):
         made = {
             name: torch.empty(shape, dtype=TORCH[of], device=device)
-            for name, (shape, of) in launch.workspace(schedule, problems, dtype).items()
+            for name, (shape, of) in launch.workspace(schedule, B * H, dtype).items()
         }
         table, factors, scales, processors = _constants(schedule, dtype, device)
+        everything = Tokens(*_all_tokens(B, device), S) if tokens is None else tokens
         launch.select_pairs(
             stored,
             (_window(key), _geometry(key)),
@@ -63,6 +68,8 @@ def select(
             n_points=S,
             strided=settings.pre_thin == "stride",
             scales=_array(scales),
+            sequences=_array(everything.sequences),
+            tokens=_array(everything.positions),
             processors=processors,
             stream=_stream(device),
         )
@@ -70,12 +77,86 @@ def select(
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
 
 
+class Tokens(NamedTuple):
+    """The tokens that count in some sequences of a padded batch, as many in each.
+
+    sequences : (b,) int64
+    positions : (B, any) int64, of which a sequence's row begins with the tokens that count; no rows
+        where all of them do
+    length : how many they are
+    """
+
+    sequences: torch.Tensor
+    positions: torch.Tensor
+    length: int
+
+
+def select_valid(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor,
+    width: int,
+    min_length: int,
+    *,
+    g: int,
+    size: int | None,
+    pre_thin: str,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Select among the tokens that count, valid (B, S), as `thinformer.attention.select_valid`.
+
+    What is launched depends on the sequences' lengths, which the CPU waits for; once. Sequences of
+    one length share their launches.
+
+    Raises
+    ------
+    RuntimeError
+        A CUDA graph is being captured, in which nothing can be waited for.
+    """
+    B, _, H, _ = key.shape
+    device = key.device
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a mask cannot be captured in a CUDA graph: what is launched depends on the lengths of"
+            " the sequences; capture attention over tokens without padding"
+        )
+    lengths = np.array(valid.sum(dim=1).tolist(), np.int64)
+    plans = {
+        length: plan(length, g, length if length < min_length else size, 0.5, pre_thin)
+        for length in np.unique(lengths[lengths > 0]).tolist()
+    }
+    kept = [plans[n].schedule.size if n else 0 for n in lengths.tolist()]
+    # copied now, as a copy waits for what was launched
+    by_length = np.argsort(lengths, kind="stable")
+    counts, sequences = torch.from_numpy(np.array([kept, by_length], np.int64)).to(device)
+    ends = np.searchsorted(lengths[by_length], list(plans), side="right").tolist()
+    first = int((lengths == 0).sum())
+    positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # those that count come first
+    indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
+    finite = torch.ones((B, H), dtype=torch.bool, device=device)
+    for (length, of_length), end in zip(plans.items(), ends, strict=True):
+        some = sequences[first:end]
+        tokens = Tokens(some, positions, length)
+        few, finite[some] = select(key, value, settings=of_length, tokens=tokens, **settings)
+        indices[some] = few[..., :1]
+        indices[some, :, : few.shape[-1]] = few
+        first = end
+    return indices, counts, finite
+
+
+@functools.cache
+def _all_tokens(sequences: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What says that a batch has no padding; kept, as CUDA graphs refer to it."""
+    every = torch.from_numpy(np.arange(sequences)).to(device)
+    return every, every.new_empty((0, 0))
+
+
 @functools.cache
 def _constants(
     schedule: Schedule, dtype: type, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """What a schedule needs on a device: few bytes, kept for good, as CUDA graphs refer to them."""
-    arrays: tuple[NDArray, ...] = (*launch.round_tables(schedule, dtype), np.zeros(1, dtype))
+    arrays: tuple[NDArray, ...] = (*launch.round_tables(schedule, dtype), np.zeros((1, 1), dtype))
     table, factors, scales = (torch.from_numpy(array).to(device) for array in arrays)
     return table, factors, scales, torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -83,7 +164,7 @@ def _constants(
 def _geometry(tensor: torch.Tensor) -> Geometry:
     """Where the heads of a tensor (B, S, H, dim) are."""
     batch, row, head, column = tensor.stride()
-    return Geometry(tensor.shape[2], batch, head, row, column, tensor.shape[3])
+    return Geometry(0, tensor.shape[2], batch, head, row, column, tensor.shape[3])
 
 
 def _window(tensor: torch.Tensor) -> Any:

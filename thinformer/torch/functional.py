@@ -9,6 +9,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from thinformer import _checks
 from thinformer.attention import softmax_scale
+from thinformer.torch import ragged
 from thinformer.torch.library import select
 from thinformer.torch.masks import keys_attended
 from thinformer.torch.op import COMPUTED_IN, draw_seed
@@ -99,15 +100,17 @@ def thinformer_attention(
     output : (B, T, H, D) tensor
         In the layout of the inputs. If weights or indices are asked for, a named tuple ``output``,
         ``weights`` (B, H, T, n_out), ``indices`` (B, H_kv, n_out). n_out is what S tokens earn; of
-        a sequence with fewer, the weights that are left over are 0 and the indices -1.
+        a sequence with fewer, the weights that are left over are 0 and the indices -1. The output
+        is nested where query is; T and S are then the longest.
 
     Raises
     ------
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors; masks on CUDA
-        tensors; other devices.
+        (B, 1, 1, S), bool); nested tensors that are not jagged; other devices.
+    RuntimeError
+        A mask, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
         Arguments that do not fit.
 
@@ -116,6 +119,8 @@ def thinformer_attention(
     Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
     same keys alone and in a padded batch, for the same seed. A sequence that is masked entirely
     gets zeros. NaN or infinity elsewhere among the keys and values of a head makes its output NaN.
+    On CUDA tensors the CPU waits for the sequences' lengths where there is a mask, and for nothing
+    otherwise.
 
     Gradients flow to the queries and to the keys and values kept; the choice itself is not
     differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
@@ -131,11 +136,21 @@ def thinformer_attention(
     >>> thinformer_attention(query, key, value, key_padding_mask=padding, layout="bhsd").shape
     torch.Size([2, 8, 1024, 16])
     """
+    _checks.choice("layout", layout, LAYOUTS)
+    given = query
+    query, key, value, key_padding_mask = ragged.padded(
+        query, key, value, key_padding_mask, attn_mask, layout
+    )
     attended = checked_attention(
         query, key, value, g=g, size=size, scale=scale, key_padding_mask=key_padding_mask,
         attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p,
         layout=layout, generator=generator, with_weights=return_weights,
     )  # fmt: skip
+    if given.is_nested:
+        attended = attended._replace(
+            output=ragged.like(given, attended.output, layout),
+            weights=ragged.of_present(given, attended.weights),
+        )
     if not (return_weights or return_indices):
         return attended.output
     return attended if return_indices else attended._replace(indices=None)
@@ -187,10 +202,6 @@ def checked_attention(
     if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
-    if valid is not None and key.is_cuda:
-        raise NotImplementedError(
-            "masks are not supported on CUDA tensors yet; move the tensors with .cpu()"
-        )
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
         min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
@@ -286,8 +297,8 @@ def check_tensors(
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
         if tensor.is_nested:
             raise NotImplementedError(
-                f"{name} is a nested tensor; pad it (torch.nested.to_padded_tensor) and pass a "
-                f"key_padding_mask"
+                f"{name} is a nested tensor, which thinformer_attention takes; here, pad it "
+                f"(torch.nested.to_padded_tensor)"
             )
         if tensor.dtype not in COMPUTED_IN:
             raise TypeError(

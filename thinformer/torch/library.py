@@ -87,16 +87,15 @@ def keys_kept(
 ) -> int:
     """Return how many keys are kept at most of S tokens, or of fewer and padding.
 
-    It is what `compress.plan` plans, in comparisons and products alone, so that a symbolic S stays
-    symbolic: what is compiled holds for every S between two powers of four.
+    It is what `compress.plan` plans, of operations that a symbolic S goes through without being
+    asked how large it is: what is compiled once holds for every S on its side of `min_length`.
     """
     if min_length > S:
         return S
-    root = 1
-    while 4 * root * root <= S:
-        root *= 2
+    # 2^p, where 4^p <= S < 4^(p + 1)
+    root = 1 + sum(2**p * torch.sym_min(1, S // 4 ** (p + 1)) for p in range(20))
     length = root * root if pre_thin == "stride" else S
     if size is None:
-        size = root << g if g < 64 else length
-    kept = size if size < length else length
-    return max(kept, min_length - 1) if padded else kept
+        size = root * 2**g if g < 32 else length
+    kept = torch.sym_min(size, length)
+    return torch.sym_max(kept, min_length - 1) if padded else kept

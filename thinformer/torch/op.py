@@ -59,17 +59,22 @@ def select(
     """Return what `thinformer.torch.library.select` does, of which at most `kept` a sequence.
 
     The tensors are read in place, but for half precision on the CPU. The results are on their
-    device; nothing waits for a GPU.
+    device; nothing waits for a GPU but a mask, for its lengths.
     """
     if key.is_cuda:
         from thinformer.cuda._numba import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
-        from thinformer.torch.cuda import select as select_on_gpu
+        from thinformer.torch import cuda
 
-        plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
         scale = softmax_scale(scale, key.shape[-1])
-        on_gpu = select_on_gpu(key, value, settings=plan_of_all, scale=scale, seed=seed)
+        if valid is not None:
+            return cuda.select_valid(
+                key, value, valid, kept, min_length, g=g, size=size, pre_thin=pre_thin,
+                scale=scale, seed=seed,
+            )  # fmt: skip
+        plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
+        on_gpu = cuda.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
         return on_gpu[0], torch.full((len(key),), kept, device=key.device), on_gpu[1]
     arrays = (_array(key), _array(value))
     with _pool.on(team()):

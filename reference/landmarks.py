@@ -1,0 +1,170 @@
+"""Landmarks: few keys with values and masses of their own, fitted to stand for all keys.
+
+Thinning keeps keys of equal weight. A landmark k_s has a value z_s and a mass m_s, and the output
+of a query is sum_s e^{<q,k_s>} z_s / sum_s e^{<q,k_s>} m_s. Both follow from a kernel N on keys by
+Nystrom's formula, and landmarks are pivots of a randomised Cholesky factorisation of it.
+
+All functions take one head: query (T, E), key (S, E), value (S, D).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import lambertw, logsumexp
+
+from reference.compress import stratified_thin
+
+QUERIES = 192  # sampled at most
+CANDIDATES = 6  # times as many as landmarks
+BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampled attention
+NUGGET = 1e-6  # added to the unit diagonal of N
+BLOCK = 16  # proposals at a time
+PROPOSALS = 8  # at most, times as many as landmarks
+SHARE = 0.3  # of the sum of magnitudes, below which a sum of masses may not fall
+TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
+
+
+class Landmarks(NamedTuple):
+    """Positions (n_out,) increasing, values (n_out, D) and masses (n_out,)."""
+
+    positions: np.ndarray
+    values: np.ndarray
+    masses: np.ndarray
+
+
+class LandmarkDraws(NamedTuple):
+    """Draws of one head: strata of queries and of candidates, and uniforms (proposals, 2)."""
+
+    queries: np.ndarray
+    candidates: np.ndarray
+    proposals: np.ndarray
+
+
+def temperature(query, key, scale):
+    """WildCat's temperature (arXiv 2602.10056) for centred keys; 1 where queries or keys are 0.
+
+    Softmax does not see keys divided and queries multiplied by the same number. The exponential
+    kernel on keys does, and the best number weighs the largest query against the largest key.
+    """
+    q, k = np.linalg.norm(query, axis=1).max(), np.linalg.norm(key, axis=1).max()
+    if q == 0 or k == 0:
+        return 1.0
+    b = np.log(len(key)) / (scale * q * k) + 2
+    return np.sqrt(k / q * b / (2 * lambertw(b / TWO_RHO).real))
+
+
+def kernel(x, attention):
+    """The normalised kernel N on keys, as features and exponents.
+
+    On scaled keys x the exponential kernel exp(<x, x'>) measures how far two sums of e^{<q,k>} are
+    apart for the worst of all queries; the Gram matrix P^T P of the attention weights P (m, S) of
+    sampled queries measures it for those. Their sum c exp(<x, x'>) + <p, p'>, with traces in the
+    proportion BALANCE to 1, divided by the roots of its diagonal, is
+
+        N(j, j') = <f_j, f_j'> + exp(<x_j, x_j'> - h_j - h_j'),
+
+    with no entry above 1, so nothing overflows. Without sampled queries f is empty, h = |x|^2 / 2.
+
+    Returns f (S, m), h (S,), and the constant t with f_j = p_j e^{t - h_j}.
+    """
+    squares = np.sum(x**2, axis=1)
+    if len(attention) == 0:
+        return np.zeros((len(x), 0), x.dtype), squares / 2, x.dtype.type(0)
+    importance = np.sum(attention**2, axis=0)
+    t = (logsumexp(squares) - np.log(BALANCE) - np.log(np.sum(importance))) / 2
+    with np.errstate(divide="ignore"):  # a key that no sampled query sees
+        h = np.logaddexp(np.log(importance) + 2 * t, squares) / 2
+    return attention.T * np.exp(t - h)[:, None], h, t
+
+
+def gram(x, f, h, rows):
+    """Rows of N, with the nugget."""
+    N = f[rows] @ f.T + np.exp(x[rows] @ x.T - h[rows, None] - h)
+    N[np.arange(len(rows)), rows] += NUGGET
+    return N
+
+
+def pivots(x, f, h, n_out, uniforms):
+    """Landmarks by randomly pivoted Cholesky, BLOCK proposals at a time.
+
+    A pivot is drawn in proportion to d_j e^{2 h_j}, the diagonal of what the pivots so far leave of
+    the kernel before it was normalised. Proposals are drawn from the diagonal as it is when the
+    block begins, and accepted with probability now over then, which gives the law of one at a time
+    (Epperly, Tropp & Webber, arXiv 2410.03969). When proposals or the diagonal are used up, the
+    first keys that are left are taken.
+    """
+    S = len(x)
+    weight = np.exp(2 * (h - h.max())).astype(float)
+    d = np.ones(S)
+    F = np.zeros((0, S))
+    chosen = []
+    for start in range(0, len(uniforms), BLOCK):
+        cumulative = np.cumsum(d * weight)
+        if len(chosen) == n_out or not cumulative[-1] > 0:
+            break
+        where, accept = uniforms[start : start + BLOCK].T
+        proposed = np.searchsorted(cumulative, where * cumulative[-1], side="right")
+        proposed = np.minimum(proposed, S - 1)
+        then = d[proposed]
+        for j, row, u, d_then in zip(proposed, gram(x, f, h, proposed), accept, then, strict=True):
+            residual = row - F[:, j] @ F
+            if len(chosen) < n_out and d[j] > 0 and u * d_then < residual[j]:
+                factor = residual / np.sqrt(residual[j])
+                d = np.maximum(d - factor**2, 0)
+                d[j] = 0
+                F = np.concatenate([F, factor[None]])
+                chosen.append(j)
+    rest = [j for j in range(S) if j not in chosen]
+    return np.sort(chosen + rest[: n_out - len(chosen)])
+
+
+def nystrom(x, f, h, t, positions, attention, value):
+    """Values and masses (n_out, D + 1) of landmarks, the masses last.
+
+    In the kernel's Hilbert space the combination of landmarks nearest to key j has the weights
+    N_ss^-1 N_sj, but for the normalisation; landmark s gets that share of v_j, and of 1. With
+    sampled queries it is a ridge regression of their exact outputs on what they pay to
+    landmarks, shrunk towards what the exponential kernel says, where others shrink towards 0.
+    """
+    V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
+    N = gram(x[positions], f[positions], h[positions], np.arange(len(positions)))
+    top = h.max()
+    right = np.exp(x[positions] @ x.T - h[positions, None] - top) @ V1
+    right += f[positions] @ (np.exp(t - top) * (attention @ V1))
+    return np.exp(top - h[positions])[:, None] * np.linalg.solve(N, right)
+
+
+def weighted_attention(query, key, landmarks, scale, low, high):
+    """Output (T, D) and weights (T, n_out), e^{<q,k_s>} m_s over their sum, of one head.
+
+    Masses may be negative. Where a sum of them nearly cancels, so does what it divides: it is kept
+    above SHARE of the sum of magnitudes. Outputs stay in the range [low, high] (D,) of the values.
+    """
+    logits = scale * query @ key[landmarks.positions].T
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    total = e @ landmarks.masses
+    total = np.maximum(total, SHARE * (e @ np.abs(landmarks.masses)))[:, None]
+    return np.clip(e @ landmarks.values / total, low, high), e * landmarks.masses / total
+
+
+def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=None):
+    """One head's output (T, D), weights (T, n_out) and landmarks, for n_out < S.
+
+    correction : "queries" or "nystrom", with sampled queries in the kernel or without
+    tau : the temperature; WildCat's if None
+    """
+    S, T = len(key), len(query)
+    centred = key - key.mean(axis=0)
+    x = centred * (np.sqrt(scale) / (tau or temperature(query, centred, scale))).astype(key.dtype)
+    attention = np.zeros((0, S), key.dtype)
+    if correction == "queries":
+        logits = scale * query[stratified_thin(T, min(T, QUERIES), draws.queries)] @ key.T
+        attention = np.exp(logits - logits.max(axis=1, keepdims=True))
+        attention /= attention.sum(axis=1, keepdims=True)
+    f, h, t = kernel(x, attention)
+    candidates = stratified_thin(S, min(S, CANDIDATES * n_out), draws.candidates)
+    chosen = pivots(x[candidates], f[candidates], h[candidates], n_out, draws.proposals)
+    fitted = nystrom(x, f, h, t, candidates[chosen], attention, value)
+    landmarks = Landmarks(candidates[chosen], fitted[:, :-1], fitted[:, -1])
+    low, high = value.min(axis=0), value.max(axis=0)
+    return *weighted_attention(query, key, landmarks, scale, low, high), landmarks

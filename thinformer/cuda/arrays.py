@@ -1,0 +1,354 @@
+"""Arrays in a GPU's memory, of whatever library: all that have ``__cuda_array_interface__``.
+
+They are read where they are, by their strides. The functions here wait: their results are there,
+and errors about values raised, when they return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer import _checks
+from thinformer.cuda import launch, prepare
+from thinformer.cuda._numba import cuda, device_of
+from thinformer.cuda.halve import Geometry
+from thinformer.kernels import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, SOBOLEV, Kernel
+from thinformer.problem import Factor, make_factor, make_points, make_problem
+from thinformer.schedule import Schedule
+
+Source = int | tuple[NDArray, NDArray]
+"""Where draws come from: a seed; or starting points (problems, length) and draws (problems, ...),
+the uniforms of all rounds and then the coins."""
+
+
+class OnGpu(NamedTuple):
+    """An array in a GPU's memory.
+
+    name : of the argument
+    owner : the caller's object
+    pointer : address of the first element
+    shape, strides : strides in elements
+    dtype : float16, float32 or float64
+    stream : what has to be waited for: None where nothing has, 0 for the whole GPU, or a stream
+    """
+
+    name: str
+    owner: Any
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+    stream: int | None
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def computed_in(self) -> type:
+        """The dtype that its numbers are computed in."""
+        return launch.COMPUTED_IN[self.dtype.name]
+
+    def transpose(self, *axes: int) -> OnGpu:
+        """Return the same memory with its axes in another order."""
+        return self._replace(
+            shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes)
+        )
+
+
+def on_gpu(name: str, array: Any) -> OnGpu:
+    """Return what the interface of an array says.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It has a mask, numbers of another dtype, or parts of numbers between its numbers.
+    """
+    interface = array.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise ValueError(f"{name} must have no mask")
+    try:
+        dtype = np.dtype(interface["typestr"])
+    except TypeError:
+        dtype = np.dtype(np.void)
+    if dtype.name not in _checks.COMPUTED_IN or not dtype.isnative:
+        got = interface["typestr"]
+        raise TypeError(
+            f"{name} must be float16, float32 or float64; got {got!r} (ThinformerAttention takes"
+            " bfloat16 tensors of torch)"
+        )
+    shape = tuple(map(int, interface["shape"]))
+    if (given := interface.get("strides")) is None:
+        given = dtype.itemsize * np.cumprod([1, *shape[:0:-1]])[::-1] if shape else ()
+    pointer = int(interface["data"][0])
+    if any(n % dtype.itemsize for n in (pointer, *given)):
+        raise ValueError(f"{name} must have strides of whole numbers of {dtype}; got {given}")
+    strides = tuple(int(stride) // dtype.itemsize for stride in given)
+    # before version 3 an array does not say which stream its numbers are written on
+    stream = interface.get("stream") if interface["version"] >= 3 else 0
+    return OnGpu(name, array, pointer, shape, strides, dtype, stream)
+
+
+@contextlib.contextmanager
+def readable(*arrays: OnGpu) -> Iterator[None]:
+    """Make the arrays' GPU the current one, and wait for what is still being written to them."""
+    devices = {a.name: device_of(a.pointer) for a in arrays if a.pointer}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{', '.join(devices)} must be on one GPU; got {got}")
+    with cuda.gpus[next(iter(devices.values()), 0)]:
+        for stream in {a.stream for a in arrays} - {None}:
+            (cuda.external_stream(stream) if stream else cuda).synchronize()
+        yield
+
+
+def compress_points(
+    points: Any, kernel: Kernel, schedule: Schedule, strided: bool, source: Source
+) -> Any:
+    """Run a schedule on points (..., S, d), `OnGpu`; return positions (..., size) there.
+
+    Raises
+    ------
+    NotImplementedError
+        A kernel that cannot be computed there.
+    ValueError
+        The points are not finite, or their distances are beyond the range of their dtype.
+    """
+    *stack, S, dim = points.shape
+    if 0 in stack:
+        return of_nothing(points, stack, schedule.size)
+    if any(t.tag >= SOBOLEV or (t.tag == EXPONENTIAL and kernel.terms) for t in kernel.summands):
+        raise NotImplementedError(
+            "points on a GPU take kernels of products and of distances, and sums of those without"
+            f" an exponential one; points in the CPU's memory take others; got {kernel.name}"
+        )
+    if kernel.tag == EXPONENTIAL and isinstance(kernel.scale, tuple):
+        raise NotImplementedError(
+            "points on a GPU take one bandwidth for an exponential kernel; got one a dimension"
+        )
+    # checks that the kernel fits; what would be found from the points, the GPU finds
+    without_points: NDArray = np.empty((0, dim), points.computed_in)
+    describe = make_points if isinstance(kernel.scale, tuple) else make_problem
+    variant, _, parameters, scales = launch.describe(
+        describe(without_points, kernel), launch.LOAD[points.dtype.name]
+    )
+    with readable(points), allocated(schedule, math.prod(stack), points, source) as (work, tables):
+        work = work._replace(parameters=cuda.to_device(parameters))
+        launch.select_points(
+            points.dtype.name, window(points), variant, schedule, tables, work,
+            scales=cuda.to_device(scales), **shared(points, S, strided, source),
+        )  # fmt: skip
+        finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
+        kept = result(work, schedule, points, stack)
+    _checks.finite(points.name, bool(finite.all()))
+    for term in kernel.summands:
+        with np.errstate(over="ignore"):
+            span = 2 * largest.max(initial=0) * np.full(dim, term.scale, points.computed_in)
+            if term.tag in (MATERN_3_2, MATERN_5_2, ENERGY) and not np.isfinite(np.sum(span**2)):
+                raise ValueError(
+                    f"kernel {term.name} overflows: squared distances over the squared bandwidth "
+                    f"are beyond the range of {points.computed_in.__name__}"
+                )
+    return kept
+
+
+def compress_pairs(
+    key: Any, value: Any, scale: float, schedule: Schedule, strided: bool, source: Source
+) -> Any:
+    """Run a schedule on keys and values (B, S, H, dim), `OnGpu`; return positions (B, H, size).
+
+    Raises
+    ------
+    ValueError
+        A key or value is not finite.
+    """
+    B, S, H, _ = key.shape
+    if 0 in (B, H):
+        return of_nothing(key, [B, H], schedule.size)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    with readable(key, value), allocated(schedule, B * H, key, source) as (work, tables):
+        launch.select_pairs(
+            key.dtype.name, window(key), window(value), schedule, tables, work, scale=scale,
+            scales=cuda.to_device(np.zeros((1, 1), key.computed_in)),
+            **shared(key, S, strided, source),
+        )  # fmt: skip
+        finite = work.finite.copy_to_host()
+        if not finite.all():
+            for array in (key, value):
+                _checks.finite(array.name, is_finite(array))
+        return result(work, schedule, key, [B, H])
+
+
+def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
+    """Run a schedule of one round on Gram matrices (..., S, S), `OnGpu`; return positions there.
+
+    Where S is odd, the last point is carried over.
+
+    Raises
+    ------
+    ValueError
+        K is not finite, or not symmetric.
+    """
+    *stack, S, _ = K.shape
+    if 0 in stack:
+        return of_nothing(K, stack, schedule.size + S % 2)
+    problems, pairs, dtype = math.prod(stack), schedule.size, K.computed_in
+    matrices = make_factor(np.empty((0, S), dtype), launch.kernels.linear())
+    variant, _, parameters, scales = launch.describe(matrices, launch.LOAD[K.dtype.name])
+    left = np.broadcast_to(np.arange(2 * schedule.length), (problems, 2 * schedule.length))
+    kept: Any = np.full((problems, pairs + S % 2), S - 1)
+    nbytes = left.nbytes + kept.nbytes + problems * drawn.shape[1] * np.dtype(dtype).itemsize
+    with readable(K), launch.out_of_memory(nbytes):
+        largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
+        finite = cuda.to_device(np.ones(problems, np.bool_))
+        parts, threads = -(-S // prepare.INSPECTED_ROWS), prepare.THREADS
+        kept = cuda.to_device(kept)
+        inspect = prepare.make_inspect(variant.load, dtype, threads)
+        inspect[problems * parts, threads](*window(K), S, parts, largest, off, finite)
+        if pairs:
+            place, geometry = window(K)
+            resident = launch.Resident(
+                place, geometry, place, geometry, cuda.to_device(parameters),
+                cuda.to_device(scales), cuda.to_device(np.arange(problems // geometry.heads)),
+            )  # fmt: skip
+            made = launch.launches(schedule, problems, 1, launch.processors(), dtype)
+            tables = tuple(map(cuda.to_device, launch.round_tables(schedule, dtype)))
+            launch.halve_rounds(
+                variant, resident, made, tables, cuda.to_device(drawn.astype(dtype)),
+                cuda.to_device(np.ascontiguousarray(left)), kept[:, :pairs],
+            )  # fmt: skip
+        _checks.finite(K.name, bool(finite.copy_to_host().all()))
+        tolerance = np.sqrt(np.finfo(dtype).eps) * largest.copy_to_host()
+        differences = off.copy_to_host()
+        kept = like(K.owner, kept.reshape(*stack, pairs + S % 2))
+    if (differences > tolerance).any():
+        raise ValueError(
+            f"{K.name} must be symmetric; got entries that differ by {differences.max():.3g} from"
+            " their mirror"
+        )
+    return kept
+
+
+@contextlib.contextmanager
+def allocated(
+    schedule: Schedule, problems: int, points: OnGpu, source: Source
+) -> Iterator[tuple[launch.Workspace, tuple[Any, Any]]]:
+    """Allocate a workspace and the schedule's tables on the current GPU.
+
+    Given draws are put there. If there is no memory for it, also later, the error says how much.
+    """
+    dtype = points.computed_in
+    shapes = launch.workspace(schedule, problems, dtype)
+    nbytes = sum(math.prod(shape) * np.dtype(of).itemsize for shape, of in shapes.values())
+    given: dict[str, NDArray] = {}
+    if not isinstance(source, int):
+        index, drawn = source
+        given["left"] = np.zeros(shapes["left"][0], np.int64)
+        given["left"][:, : schedule.length] = index
+        given["draws"] = drawn.astype(dtype)
+        given["largest"], given["finite"] = np.zeros(problems, dtype), np.ones(problems, np.bool_)
+    with launch.out_of_memory(nbytes):
+        made = {
+            name: cuda.to_device(given[name]) if name in given else cuda.device_array(shape, of)
+            for name, (shape, of) in shapes.items()
+        }
+        tables = tuple(map(cuda.to_device, launch.round_tables(schedule, dtype)))
+        yield launch.Workspace(**made), tables
+
+
+def shared(points: OnGpu, n_points: int, strided: bool, source: Source) -> dict[str, Any]:
+    """What `select_points` and `select_pairs` both take, for points (..., S, dim)."""
+    sequences = math.prod(points.shape[:-3])
+    seed = None
+    if isinstance(source, int):
+        seed = cuda.to_device(np.array([source], np.uint64).view(np.int64))
+    return {
+        "seed": seed, "n_points": n_points, "strided": strided,
+        "sequences": cuda.to_device(np.arange(sequences)),
+        "tokens": cuda.to_device(np.zeros((0, 0), np.int64)),
+        "processors": launch.processors(),
+    }  # fmt: skip
+
+
+def result(work: launch.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:
+    """Return the positions kept, (*stack, size), as the library of the points has them."""
+    kept = work.kept
+    if not schedule.rounds:
+        kept = cuda.to_device(np.ascontiguousarray(work.left.copy_to_host()[:, : schedule.length]))
+    return like(points.owner, kept.reshape(*stack, schedule.size))
+
+
+def of_nothing(points: OnGpu, stack: list[int], size: int) -> Any:
+    """Return the positions of a stack of no problems."""
+    with readable(points):
+        return like(points.owner, cuda.device_array((*stack, size), np.int64))
+
+
+def is_finite(points: OnGpu) -> bool:
+    """Whether all numbers of points (..., S, dim) are finite."""
+    *stack, S, _ = points.shape
+    schedule = Schedule(S, S, ())
+    with allocated(schedule, math.prod(stack), points, 0) as (work, tables):
+        nothing = window(points)[0], window(points)[1]._replace(dim=0)
+        given = shared(points, S, True, 0)
+        del given["processors"]
+        launch.draw_and_measure(
+            points.dtype.name, window(points), nothing, schedule, tables[0], work, draw_heads=1,
+            stream=0, **given,
+        )  # fmt: skip
+        return bool(work.finite.copy_to_host().all())
+
+
+def window(array: OnGpu) -> tuple[Any, Geometry]:
+    """Return the memory of points (..., S, dim) as one array, and where the problems are in it.
+
+    Half precision is given as int16.
+
+    Raises
+    ------
+    NotImplementedError
+        The leading axes of more than one are not at equal distances.
+    """
+    *stack, _, dim = array.shape
+    reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    before = -sum(min(r, 0) for r in reach)
+    first = np.full(stack, before)
+    for axis, stride in enumerate(array.strides[:-2]):
+        steps = np.arange(stack[axis]) * stride
+        first += steps.reshape(-1, *(1,) * (len(stack) - 1 - axis))
+    span = 1 + sum(map(abs, reach))
+    stored = np.dtype(np.int16) if array.dtype == np.float16 else array.dtype
+    flat = memory(array.pointer - before * stored.itemsize, span, stored, array.owner)
+    row, column = array.strides[-2:]
+    factor = Factor(flat, first.ravel(), row, column, dim, 0, np.empty(0))
+    try:
+        return flat, launch.geometry(factor, tuple(stack))
+    except ValueError as error:
+        raise NotImplementedError(
+            f"{array.name} has leading axes that are not at equal distances on the GPU; make it"
+            " contiguous"
+        ) from error
+
+
+def memory(pointer: int, span: int, dtype: np.dtype, owner: Any) -> Any:
+    """Return an array of `span` numbers at an address, which keeps their owner alive."""
+    interface = {
+        "shape": (span,), "strides": None, "typestr": dtype.str, "data": (pointer, False),
+        "version": 3, "stream": None,
+    }  # fmt: skip
+    return cuda.from_cuda_array_interface(interface, owner=owner, sync=False)
+
+
+def like(owner: Any, kept: Any) -> Any:
+    """Return an array of numba.cuda as one of CuPy, in place, where its input is one of CuPy."""
+    if type(owner).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"].asarray(kept)
+    return kept

@@ -1,0 +1,165 @@
+"""Kernel values of a tile and a panel, in the registers of a block's threads.
+
+Three forms of kernels share the walk of `halve`: the product of two factors, each of points of its
+own (keys and values); a sum of terms on the same points; and entries of a Gram matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from thinformer.cuda._numba import cuda, device_function
+from thinformer.cuda.tiles import (
+    LANES,
+    LOG2_LANES,
+    PATCH,
+    add_distances,
+    add_products,
+    add_scaled_products,
+    make_stage,
+    make_sum_up,
+    multiply_sobolev,
+)
+
+SQUARE = PATCH * PATCH
+# columns of a term's parameters, and where coefficients begin; a factor has its scale for a weight
+WEIGHT, CONSTANT, DEGREE, FIRST = range(4)
+
+
+class Term(NamedTuple):
+    """A term of a kernel: phi of an inner product, of a squared distance, or Sobolev's product."""
+
+    phi: Callable
+    of: str  # "products", "distances" or "sobolev"
+
+
+class Variant(NamedTuple):
+    """What a version of the kernel is compiled for.
+
+    form : "factors", "terms" or "entries"
+    terms : phi of one factor or of two, or the terms
+    shifted : whether the first factor's constant is the bucket's largest |x|^2
+    load : converts a number of the points as it is stored
+    dtype : computed in
+    """
+
+    form: str
+    terms: tuple[Term, ...]
+    shifted: bool
+    load: Callable
+    dtype: type
+
+
+def make_tabulate(variant: Variant, threads: int) -> Any:
+    """Return the function that writes a thread's patch of kernel values.
+
+    Its arguments: patch and other (SQUARE,), local memory, of which the first is written; rows and
+    panel, shared memory; window, place, other_window, other_place, positions, parameters and scales
+    as in `halve_bucket`; the first point of the tile, and of the panel; SCALE, CONSTANT and DEGREE
+    of a factor, and of the other or the same.
+    """
+    if variant.form == "entries":
+        return make_entries(variant)
+    stage = make_stage(variant.load, threads)
+    if variant.form == "factors":
+        return make_factors(variant, stage, threads)
+    tabulate = nothing
+    for i, term in enumerate(variant.terms):
+        tabulate = make_next_term(tabulate, i, term, variant.dtype, stage, threads)
+    return tabulate
+
+
+def make_factors(variant: Variant, stage: Any, threads: int) -> Any:
+    """A factor of one set of points, times one of another, if there is one."""
+    sum_up = make_sum_up(stage, add_products, tile_rows(threads), variant.dtype(0))
+    phi, other_phi = (device_function(variant.terms[i].phi) for i in (0, -1))
+    paired = len(variant.terms) > 1
+
+    @device_function
+    def tabulate(
+        patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+        begin, factor, other_factor, parameters, scales,
+    ):  # fmt: skip
+        scale, constant, degree = factor
+        sum_up(patch, rows, panel, window, place, positions, tile, begin, scale, scales, scales)
+        for i in range(SQUARE):
+            patch[i] = phi(patch[i], constant, degree)
+        if paired:
+            scale, constant, degree = other_factor
+            sum_up(other, rows, panel, other_window, other_place, positions, tile, begin,
+                   scale, scales, scales)  # fmt: skip
+            for i in range(SQUARE):
+                patch[i] *= other_phi(other[i], constant, degree)
+
+    return tabulate
+
+
+@device_function
+def nothing(
+    patch, other, rows, panel, window, place, other_window, other_place, positions, tile, begin,
+    factor, other_factor, parameters, scales,
+):  # fmt: skip
+    """The sum of no terms."""
+    for i in range(SQUARE):
+        patch[i] = 0
+
+
+def make_next_term(
+    before: Any, number: int, term: Term, dtype: type, stage: Any, threads: int
+) -> Any:
+    """One more term than `before` sums up."""
+    add = {
+        "products": add_scaled_products, "distances": add_distances, "sobolev": multiply_sobolev,
+    }[term.of]  # fmt: skip
+    sum_up = make_sum_up(stage, add, tile_rows(threads), dtype(term.of == "sobolev"))
+    phi, ONE = device_function(term.phi), dtype(1)
+
+    @device_function
+    def tabulate(
+        patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+        begin, factor, other_factor, parameters, scales,
+    ):  # fmt: skip
+        before(
+            patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+            begin, factor, other_factor, parameters, scales,
+        )  # fmt: skip
+        sum_up(other, rows, panel, window, place, positions, tile, begin,
+               ONE, scales[number], parameters[number, FIRST:])  # fmt: skip
+        for i in range(SQUARE):
+            value = phi(other[i], parameters[number, CONSTANT], parameters[number, DEGREE])
+            patch[i] += parameters[number, WEIGHT] * value
+
+    return tabulate
+
+
+def make_entries(variant: Variant) -> Any:
+    """Entries of a Gram matrix, of which a point is a row and a column."""
+    load = device_function(variant.load)
+
+    @device_function
+    def tabulate(
+        patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+        begin, factor, other_factor, parameters, scales,
+    ):  # fmt: skip
+        start, row_stride, column_stride, _ = place
+        last = positions.size - 1
+        row = tile + PATCH * (cuda.threadIdx.x >> LOG2_LANES)
+        point = begin + PATCH * (cuda.threadIdx.x & (LANES - 1))
+        for i in range(PATCH):
+            at = start + positions[min(row + i, last)] * row_stride
+            for j in range(PATCH):
+                entry = window[at + positions[min(point + j, last)] * column_stride]
+                patch[PATCH * i + j] = load(entry)
+
+    return tabulate
+
+
+def tile_rows(threads: int) -> int:
+    """Rows of a tile."""
+    return threads // LANES * PATCH
+
+
+def phi_sobolev(product, constant, degree):
+    """The product of the columns' factors, less 1, which is its constant."""
+    return product - constant

@@ -1,0 +1,171 @@
+"""Encoders of transformers and what they read, from files: for `thinformer eval-model`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+Inputs = list[dict[str, torch.Tensor]]
+
+TOWERS = {"text": "text_model", "image": "vision_model", "audio": "audio_model"}
+
+
+def folder_of(model: str) -> str:
+    """Return where a model is: a folder, also that in an installed package, or a name of the hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        A folder that is not there or holds no config.json.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{model}: there is no config.json in this folder")
+        return str(path)
+    found = _package(model)
+    if found is not None:
+        folders = [config.parent for config in sorted(found.rglob("config.json"))]
+        folders = [folder for folder in folders if "model_type" in _json(folder / "config.json")]
+        if not folders:
+            raise FileNotFoundError(
+                f"{model} is a package without a folder that from_pretrained reads"
+            )
+        return str(folders[0])
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or path.exists():
+        raise FileNotFoundError(f"{model}: there is no such folder")
+    return model
+
+
+def load_encoder(folder: str, kind: str) -> nn.Module:
+    """Return a model in evaluation, with the head that its configuration names.
+
+    Of encoder-decoders it is the encoder, of models of several kinds of inputs, as CLIP is, the one
+    of this kind: "text", "image" or "audio".
+
+    Raises
+    ------
+    ValueError
+        It cannot be loaded.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+        cls = getattr(transformers, named, transformers.AutoModel)
+        model = cls.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    except Exception as error:  # of many kinds, and many lines
+        raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    return getattr(model, TOWERS[kind], model).eval()
+
+
+def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> Inputs:
+    """Return the texts of files, one a line, as tokens; longer ones are cut."""
+    tokenizer = _processor(transformers.AutoTokenizer, folder, "tokenizer")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if max_length is None:
+        most = getattr(config, "max_position_embeddings", None) or 10**9
+        max_length = min(tokenizer.model_max_length, most)
+    texts = []
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is not UTF-8") from error
+        texts += [line for line in lines if line.strip()]
+    if not texts:
+        raise ValueError(f"{', '.join(map(str, paths))}: there is no text, one a line")
+    return [
+        dict(tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt"))
+        for text in texts
+    ]
+
+
+def read_images(folder: str, paths: Sequence[Path]) -> Inputs:
+    """Return images as the model's processor prepares them."""
+    from PIL import Image, UnidentifiedImageError
+
+    processor = _processor(transformers.AutoImageProcessor, folder, "image processor")
+    inputs = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert("RGB")
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: is no image that can be read") from error
+        inputs.append(dict(processor(images=pixels, return_tensors="pt")))
+    return inputs
+
+
+def read_sounds(folder: str, paths: Sequence[Path]) -> Inputs:
+    """Return the sounds of .wav files as the model's feature extractor prepares them."""
+    from scipy.io import wavfile
+    from scipy.signal import resample_poly
+
+    extractor = _processor(transformers.AutoFeatureExtractor, folder, "feature extractor")
+    inputs = []
+    for path in paths:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of no sound
+                rate, sound = wavfile.read(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: is no .wav that can be read: {error}") from error
+        if sound.dtype.kind == "u":
+            sound = sound.astype(np.float64) / 128 - 1
+        elif sound.dtype.kind == "i":
+            sound = sound / -float(np.iinfo(sound.dtype).min)
+        sound = resample_poly(
+            sound.reshape(len(sound), -1).mean(axis=1), extractor.sampling_rate, rate
+        )
+        inputs.append(
+            dict(extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
+        )
+    return inputs
+
+
+def pooling_of(folder: str) -> str:
+    """Return "first" where a folder of sentence-transformers says so, else "mean"."""
+    path = Path(folder) / "1_Pooling" / "config.json"
+    first = path.is_file() and _json(path).get("pooling_mode_cls_token", False)
+    return "first" if first else "mean"
+
+
+def _package(name: str) -> Path | None:
+    """The folder of an installed package, found without importing it."""
+    name = name.replace("-", "_")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    return None if found is None or not found.origin else Path(found.origin).parent
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _processor(cls: Any, folder: str, what: str) -> Any:
+    try:
+        return cls.from_pretrained(folder)
+    except Exception as error:  # of many kinds, and many lines
+        raise ValueError(
+            f"{folder} has no {what} that can be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

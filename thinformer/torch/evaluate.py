@@ -1,0 +1,381 @@
+"""`thinformer eval-model`: what an encoder of transformers loses and gains by Thinformer attention.
+
+Every input is run by itself, without padding, once with exact attention and once for each setting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from thinformer.torch.library import keys_kept
+from thinformer.torch.settings import MIN_LENGTH
+from thinformer.torch.transformers import configure, register
+
+NAME, PROBE = "thinformer-eval", "thinformer-eval-probe"
+
+
+class Result(NamedTuple):
+    """An encoder with one setting, beside exact attention.
+
+    setting : what `thinformer.torch.transformers.register` was given
+    keys, kept : mean number of keys of a thinned layer, and of those kept
+    seconds, exact_seconds : median over rounds, of all inputs
+    metric : "cosine", "agreement" or "difference", as `compared` says
+    mean, worst : of the metric, over inputs and rounds
+    attention : error of each layer's attention, of exact inputs to the layer
+    states : error of each layer's output where all are thinned; empty where the model gives none
+    """
+
+    setting: dict[str, Any]
+    keys: float
+    kept: float
+    seconds: float
+    exact_seconds: float
+    metric: str
+    mean: float
+    worst: float
+    attention: list[float]
+    states: list[float]
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` measured.
+
+    layers : names of the modules that attend, in the order they are called
+    lengths : the most keys that any attention of an input has; of all inputs
+    left_out : how many inputs are too short to be thinned; nothing else is of them
+    apart : mean cosine between the embeddings of different inputs; None without embeddings
+    results : one a setting
+    """
+
+    layers: list[str]
+    lengths: list[int]
+    left_out: int
+    apart: float | None
+    results: list[Result]
+
+
+class _Call(NamedTuple):
+    """One attention of an exact forward pass: its keys, and the error if it is thinned."""
+
+    keys: int
+    error: float
+
+
+def evaluate(
+    model: nn.Module,
+    inputs: Sequence[dict[str, torch.Tensor]],
+    settings: Sequence[dict[str, Any]],
+    *,
+    exact_layers: Sequence[int] = (),
+    pooling: str = "mean",
+    rounds: int = 3,
+    seed: int = 0,
+    tell: Callable[[str, float | None], None] = lambda stage, fraction: None,
+) -> Evaluation:
+    """Run an encoder on inputs with exact attention and with each setting.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        In evaluation. Its attention implementation is "sdpa" afterwards.
+    inputs : sequence of dict
+        What the model is called with, one after the other.
+    settings : sequence of dict
+        Arguments of `thinformer.torch.transformers.register`.
+    exact_layers : sequence of int
+        Layers that stay exact, counted in the order they are called.
+    pooling : {"mean", "first"}
+        Which token's state is the embedding, or that of their mean.
+    rounds : int
+        Timed passes over all inputs, each with a seed of its own.
+    tell : callable
+        Is told what is done, and the share of it that is, for a progress bar.
+
+    Raises
+    ------
+    NotImplementedError
+        An attention that cannot be thinned; names it.
+    ValueError
+        Nothing would be thinned.
+    """
+    attending = _attending(model, inputs[0])
+    for layer in exact_layers:
+        if layer >= len(attending):
+            raise ValueError(
+                f"there is no layer {layer} to leave exact: {len(attending)} attend, from 0 on"
+            )
+        configure(attending[layer], exact=True)
+    probed: list[list[list[_Call]]] = []
+    for i, setting in enumerate(settings):
+        tell(f"layers, {_label(setting)}", i / len(settings))
+        probed.append([_probed(model, x, setting, seed) for x in inputs])
+    thinned = _thinned(probed, settings, exact_layers)
+    lengths = [max(call.keys for call in calls) for calls in probed[0]]
+    inputs, probed = [inputs[i] for i in thinned], [[x[i] for i in thinned] for x in probed]
+    exact, outputs = [], [[] for _ in settings]  # type: ignore[var-annotated]
+    for i in range(rounds):
+        tell(f"round {i + 1} of {rounds}", i / rounds)
+        exact.append([_run(model, x, None, seed) for x in inputs])
+        for setting, runs in zip(settings, outputs, strict=True):
+            runs.append([_run(model, x, setting, seed + i) for x in inputs])
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    ends = [_end(output, pooling) for output, _ in exact[0]]
+    results = []
+    for setting, of_setting, runs in zip(settings, probed, outputs, strict=True):
+        keys = [
+            call.keys
+            for calls in of_setting
+            for layer, call in enumerate(calls)
+            if layer not in exact_layers and _kept(call.keys, setting) < call.keys
+        ]
+        metric, values = compared(
+            [end for _ in range(rounds) for end in ends],
+            [_end(output, pooling) for run in runs for output, _ in run],
+        )
+        results.append(Result(
+            setting,
+            keys=_mean(keys),
+            kept=_mean([_kept(n, setting) for n in keys]),
+            seconds=_median([sum(seconds for _, seconds in run) for run in runs]),
+            exact_seconds=_median([sum(seconds for _, seconds in run) for run in exact]),
+            metric=metric,
+            mean=_mean(values),
+            worst=max(values) if metric == "difference" else min(values),
+            attention=[
+                _mean([calls[layer].error for calls in of_setting])
+                for layer in range(len(attending))
+            ],
+            states=_errors_of_states(
+                [x for x, _ in exact[0]], [x for x, _ in runs[0]], len(attending)
+            ),
+        ))  # fmt: skip
+    names = {module: name for name, module in model.named_modules()}
+    return Evaluation(
+        layers=[names[module] for module in attending],
+        lengths=lengths,
+        left_out=len(lengths) - len(thinned),
+        apart=_apart(ends),
+        results=results,
+    )
+
+
+def compared(exact: list[torch.Tensor], thinned: list[torch.Tensor]) -> tuple[str, list[float]]:
+    """Return the end metric of each pair: its name and values.
+
+    "cosine" of embeddings; "agreement", the share of positions whose largest logit is the same; or
+    "difference", of a single logit, in absolute value.
+    """
+    if not exact[0].is_floating_point():
+        return "agreement", [_mean((a == b).tolist()) for a, b in zip(exact, thinned, strict=True)]
+    if exact[0].numel() == 1:
+        return "difference", [float((a - b).abs()) for a, b in zip(exact, thinned, strict=True)]
+    return "cosine", [
+        float(cosine_similarity(a, b, dim=0)) for a, b in zip(exact, thinned, strict=True)
+    ]
+
+
+def _attending(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[nn.Module]:
+    """The modules that attend, in the order they are called."""
+    modules = []
+
+    def record(module: nn.Module, *arguments: Any, **options: Any) -> tuple[torch.Tensor, None]:
+        modules.append(module)
+        return sdpa_attention_forward(module, *arguments, **options)
+
+    _through(record, model, inputs)
+    if not modules:
+        raise ValueError(
+            f"{type(model).__name__} does not attend through transformers' AttentionInterface, so "
+            f"nothing would be thinned"
+        )
+    return modules
+
+
+def _thinned(
+    probed: list[list[list[_Call]]], settings: Sequence[dict[str, Any]], exact_layers: Sequence[int]
+) -> list[int]:
+    """The inputs that every setting thins; raises where one thins none."""
+    all_thinned = set(range(len(probed[0])))
+    for of_setting, setting in zip(probed, settings, strict=True):
+        keys = [
+            [call.keys for layer, call in enumerate(calls) if layer not in exact_layers]
+            for calls in of_setting
+        ]
+        if not keys[0]:
+            raise ValueError("nothing would be thinned: all layers are left exact")
+        all_thinned &= {
+            i for i, of_input in enumerate(keys) if any(_kept(n, setting) < n for n in of_input)
+        }
+        if not all_thinned:
+            raise ValueError(
+                f"nothing would be thinned with {_label(setting)}: no input has more than "
+                f"{max(map(max, keys))} keys, and fewer than {_min_length(setting)} stay exact "
+                f"(min_length)"
+            )
+    return sorted(all_thinned)
+
+
+def _probed(
+    model: nn.Module, inputs: dict[str, torch.Tensor], setting: dict[str, Any], seed: int
+) -> list[_Call]:
+    """An exact pass in which every attention is also thinned: what is attended, and the errors."""
+    register(NAME, **setting)
+    attend: Callable = AttentionInterface()[NAME]
+    calls = []
+
+    def probe(module: nn.Module, *arguments: Any, **options: Any) -> tuple[torch.Tensor, None]:
+        thinned = attend(module, *arguments, **options)[0]
+        exact = sdpa_attention_forward(module, *arguments, **options)
+        calls.append(_Call(arguments[1].shape[2], _error(thinned, exact[0])))
+        return exact
+
+    torch.manual_seed(seed)
+    _through(probe, model, inputs)
+    return calls
+
+
+def _through(attend: Callable, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    """A pass in which every attention is computed by a function."""
+    register(PROBE)  # its masks
+    AttentionInterface.register(PROBE, attend)
+    model.set_attn_implementation(PROBE)  # type: ignore[operator]
+    with torch.inference_mode():
+        model(**inputs)
+
+
+def _run(
+    model: nn.Module, inputs: dict[str, torch.Tensor], setting: dict[str, Any] | None, seed: int
+) -> tuple[Any, float]:
+    """A pass with a setting, exact for None: its outputs and seconds."""
+    if setting is not None:
+        register(NAME, **setting)
+    model.set_attn_implementation("sdpa" if setting is None else NAME)  # type: ignore[operator]
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        outputs = model(**inputs, output_hidden_states=True)
+        return outputs, time.perf_counter() - start
+
+
+def _end(outputs: Any, pooling: str) -> torch.Tensor:
+    """What a model is run for: the embedding, the largest logit of each position, or the logit."""
+    logits = getattr(outputs, "logits", None)
+    if logits is not None:
+        return logits.flatten() if logits.shape[-1] == 1 else logits.argmax(-1).flatten()
+    states = getattr(outputs, "last_hidden_state", None)
+    if states is None:
+        raise ValueError(
+            f"the model returns {type(outputs).__name__}, which has neither logits nor "
+            f"last_hidden_state to compare"
+        )
+    return states[0, 0] if pooling == "first" else states.flatten(1, -2).mean(1)[0]
+
+
+def _errors_of_states(exact: list[Any], thinned: list[Any], layers: int) -> list[float]:
+    """Errors of the states behind each layer, mean over inputs."""
+    states = [
+        [getattr(outputs, "hidden_states", None) or () for outputs in x] for x in (exact, thinned)
+    ]
+    if any(len(of_input) != layers + 1 for of_input in states[0]):
+        return []
+    return [
+        _mean([_error(b[i + 1], a[i + 1]) for a, b in zip(*states, strict=True)])
+        for i in range(layers)
+    ]
+
+
+def _apart(ends: list[torch.Tensor]) -> float | None:
+    """Mean cosine between different inputs, the measure for cosines between equal ones."""
+    if len(ends) < 2 or not ends[0].is_floating_point() or ends[0].numel() == 1:
+        return None
+    unit = torch.stack(ends)
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def _error(thinned: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((thinned - exact).norm() / exact.norm())
+
+
+def _kept(keys: int, setting: dict[str, Any]) -> int:
+    return keys_kept(
+        keys, setting.get("g", 2), setting.get("size"), "even", _min_length(setting), False
+    )
+
+
+def _min_length(setting: dict[str, Any]) -> int:
+    return setting.get("min_length", MIN_LENGTH)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
+
+
+def _label(setting: dict[str, Any]) -> str:
+    """A setting in few words, without min_length, which all have."""
+    return ", ".join(f"{name} = {value}" for name, value in setting.items() if name != "min_length")
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """The inputs; what each setting costs and gives; the errors of each layer."""
+    results, lengths = evaluation.results, evaluation.lengths
+    labels = [_label(result.setting) for result in results]
+    wide = max(len(label) for label in [*labels, "exact"])
+    metric = results[0].metric
+    worst = "largest" if metric == "difference" else "smallest"
+    exact = results[0].exact_seconds
+    most = "" if min(lengths) == max(lengths) else f"{min(lengths)} to "
+    out = f"; {n} too short to be thinned, left out" if (n := evaluation.left_out) else ""
+    lines = [
+        f"inputs: {len(lengths)}, of {most}{max(lengths)} keys{out}",
+        "",
+        f"{'setting':<{wide}}  {'keys kept':>13}  {'time':>8}  {'faster':>7}  {metric:>10}  "
+        f"{worst:>8}",
+        f"{'exact':<{wide}}  {'all':>13}  {_duration(exact):>8}",
+    ]
+    for label, result in zip(labels, results, strict=True):
+        kept = f"{result.kept:.0f} of {result.keys:.0f}"
+        lines.append(
+            f"{label:<{wide}}  {kept:>13}  {_duration(result.seconds):>8}  "
+            f"{exact / result.seconds:>6.2f}x  {result.mean:>10.4f}  {result.worst:>8.4f}"
+        )
+    if evaluation.apart is not None:
+        lines.append(f"\ncosine between different inputs, exact: {evaluation.apart:.4f}")
+    name = max(len(layer) for layer in [*evaluation.layers, "layer"]) + 4
+    states = results[0].states
+    alone, behind = "attention alone", "all layers thinned"
+    width = max(len(label) for label in [*labels, "0.0000"])
+    width = max(width, -(-len(behind) // len(labels)) - 2)
+    span = len(labels) * (width + 2)
+    above = f"{'':<{name}}{alone:>{span}}"
+    if states:
+        above += f"    {behind:>{span}}"
+    heads = "".join(f"  {label:>{width}}" for label in labels)
+    lines += ["\nrelative error", above, f"{'layer':<{name}}{heads}"]
+    if states:
+        lines[-1] += f"    {heads}"
+    for i, layer in enumerate(evaluation.layers):
+        row = f"{i:>2}  {layer:<{name - 4}}"
+        row += "".join(f"  {result.attention[i]:>{width}.4f}" for result in results)
+        if states:
+            row += "    " + "".join(f"  {result.states[i]:>{width}.4f}" for result in results)
+        lines.append(row)
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"

@@ -1,0 +1,73 @@
+"""Thinformer as an attention backend of TabPFN, whose sequences are rows of tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from tabpfn.architectures.shared.attention_backends import (
+        register_attention_backend,
+        unregister_attention_backend,
+    )
+except ImportError as error:
+    raise ImportError(
+        "thinformer.torch.tabpfn needs tabpfn with attention backends, 9.2 or later: "
+        "pip install tabpfn"
+    ) from error
+
+from thinformer.torch.functional import checked_attention
+from thinformer.torch.op import COMPUTED_IN
+from thinformer.torch.settings import MIN_LENGTH, Settings, checked
+
+NAME = "thinformer"
+
+
+def register(*, g: int = 2, size: int | None = None, min_length: int = MIN_LENGTH) -> None:
+    """Let TabPFN attend by `thinformer.thinformer_attention`, before its other backends.
+
+    Parameters
+    ----------
+    g, size : int
+        As in `thinformer.thinformer_attention`.
+    min_length : int
+        Attention over fewer keys, and of a single query, is left to TabPFN.
+
+    Notes
+    -----
+    Registering again replaces the settings; `unregister` undoes it. Each attention draws its seed
+    from torch's default generator.
+    """
+    unregister()
+    register_attention_backend(_Backend(checked(g, size, min_length)))
+
+
+def unregister() -> None:
+    """Leave all attention to TabPFN again."""
+    unregister_attention_backend(NAME)
+
+
+class _Backend:
+    """What TabPFN asks whether it takes a call, and calls."""
+
+    name = NAME
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def is_preferred(self, spec: Any) -> bool:
+        """Whether a call of these shapes is thinned; TabPFN's own attention takes the others."""
+        if spec.seq_len_q is None or spec.seq_len_kv is None:
+            return False
+        known = spec.device.type in ("cpu", "cuda") and spec.dtype in COMPUTED_IN
+        return known and not self.settings.leaves_exact(spec.seq_len_q, spec.seq_len_kv)
+
+    def run(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **context: Any
+    ) -> torch.Tensor:
+        """Attend: query (B, T, H, E), key and value (B, S, H_kv, E), as TabPFN has them."""
+        return checked_attention(
+            query, key, value, g=self.settings.g, size=self.settings.size, enable_gqa=True,
+            min_length=self.settings.min_length,
+        ).output  # fmt: skip
