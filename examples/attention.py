@@ -99,7 +99,7 @@ def by_name(name: str) -> Attention:
     kind, _, rest = name.partition(":")
     try:
         pairs = (pair.split("=") for pair in rest.split(",") if pair)
-        options = {key: int(value) if value.isdecimal() else value for key, value in pairs}
+        options = {key: _value(value) for key, value in pairs}
         if kind == "exact" and not options:
             return exact
         if kind == "uniform":
@@ -122,3 +122,12 @@ def by_name(name: str) -> Attention:
 def draws(name: str) -> bool:
     """Say whether an attention is random, so that more than one seed tells something."""
     return not name.startswith(("exact", "strided"))
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
