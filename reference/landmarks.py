@@ -20,7 +20,8 @@ BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampl
 NUGGET = 1e-6  # added to the unit diagonal of N
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
-SHARE = 0.3  # of the sum of magnitudes, below which a sum of masses may not fall
+BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
+SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
@@ -131,7 +132,10 @@ def nystrom(x, f, h, t, positions, attention, value):
     top = h.max()
     right = np.exp(x[positions] @ x.T - h[positions, None] - top) @ V1
     right += f[positions] @ (np.exp(t - top) * (attention @ V1))
-    return np.exp(top - h[positions])[:, None] * np.linalg.solve(N, right)
+    largest = 0.9 * np.log(np.finfo(x.dtype).max)
+    fitted = np.exp(np.minimum(top - h[positions], largest))[:, None] * np.linalg.solve(N, right)
+    bound = BOUND * np.abs(V1).max()
+    return np.clip(fitted, -bound, bound)
 
 
 def weighted_attention(query, key, landmarks, scale, low, high):

@@ -25,7 +25,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, choose_landmarks, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, SHARE, choose_landmarks, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -384,7 +384,8 @@ def _attend(
     rows = indices.reshape(B * H, n_out)
     of_problems = None
     if landmarks is not None:
-        of_problems = Landmarks(*(array.reshape(B * H, -1) for array in landmarks))
+        masses, low, high = (array.reshape(B * H, -1) for array in landmarks)
+        of_problems = Landmarks(masses, low, high, SHARE)
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 
 

@@ -24,13 +24,14 @@ Landmarks are the pivots of a randomised Cholesky factorisation of the kernel
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import lambertw
 
 from thinformer import _pool
+from thinformer.compress import plan
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
@@ -40,6 +41,10 @@ QUERIES = 192  # sampled at most
 CANDIDATES = 6  # times as many as landmarks
 PROPOSALS = 8  # times as many as landmarks
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
+BALANCE = 0.1  # the exponential kernel's trace beside that of the sampled queries' attention
+NUGGET = 1e-6  # added to the diagonal of N
+BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
+SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
 
 
@@ -116,7 +121,7 @@ def choose_landmarks(
         work = pivots.workspace(S, length, n_out, m, E, dtype)
         pivots.choose_pivots(
             first, last, keys, attention, candidates, of_head, uniforms, of_head, kept, exponents,
-            constants, work,
+            constants, BALANCE, NUGGET, work,
         )  # fmt: skip
 
     _pool.run(choose, B * H, 2.0 * B * H * length * n_out * (m + E + n_out / 2))
@@ -126,10 +131,67 @@ def choose_landmarks(
     )
 
 
+def choose_valid(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    valid: NDArray | None,
+    width: int,
+    min_length: int,
+    *,
+    g: int,
+    size: int | None,
+    group: int,
+    **settings: Any,
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """Choose landmarks among the tokens that count, valid (B, S) bool: each sequence's as alone.
+
+    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
+    are the keys' own tokens, and those that do not count are not sampled.
+
+    Returns positions (B, H, width), of which a sequence has the first ones; how many those are,
+    (B,); which heads are finite; the queries that were sampled, (B, H, m), -1 where there are
+    fewer; and the temperature (B, H). A sequence that is shorter than `min_length`, or not longer
+    than its coreset would be, keeps all its tokens, and no query is sampled.
+    """
+    (B, S, H, _), n_queries = key.shape, query.shape[1]
+    m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
+    indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
+    finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
+    if valid is None:
+        valid = np.ones((B, S), bool)
+    lengths = valid.sum(axis=1)
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        (sequences,) = np.nonzero(lengths == length)
+        tokens = np.nonzero(valid[sequences])[1].reshape(-1, length)
+        keys, values = (_tokens_of(x, sequences, tokens) for x in (key, value))
+        queries, own = query[sequences], tokens[:, :, None]
+        if n_queries == S * group:
+            own = own * group + np.arange(group)
+            queries = _tokens_of(query, sequences, own.reshape(len(tokens), -1))
+        finite[sequences] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
+        few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
+        kept[sequences] = few
+        if few == length:
+            indices[sequences, :, :few] = tokens[:, None]
+            continue
+        chosen = choose_landmarks(queries, keys, n_out=few, **settings)
+        tokens = np.broadcast_to(tokens[:, None], (len(tokens), H, length))
+        indices[sequences, :, :few] = np.take_along_axis(tokens, chosen.indices, axis=2)
+        tau[sequences] = chosen.temperature
+        of_all = chosen.sampled
+        if n_queries == S * group:
+            flat = np.broadcast_to(own.reshape(len(own), 1, -1), (len(own), H, length * group))
+            of_all = np.take_along_axis(flat, of_all, axis=2)
+        sampled[sequences, :, : of_all.shape[2]] = of_all
+        asked = np.isfinite(take_tokens(queries, chosen.sampled)).all((1, 3))
+        finite[sequences] &= asked & np.isfinite(chosen.temperature)
+    return indices, kept, finite, sampled, tau
+
+
 def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray, NDArray]:
     """Return what landmarks stand for: values (B, n_out, H, D) and masses (B, H, n_out)."""
-    from thinformer import pivots  # imports Numba
-    from thinformer.softmax import softmax_attention
+    from thinformer.softmax import softmax_attention  # imports Numba
 
     (B, S, H, D), dtype, n_out = value.shape, value.dtype, chosen.indices.shape[-1]
     tau, h, top = chosen.temperature, chosen.exponents, chosen.top
@@ -152,9 +214,12 @@ def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray
         f *= np.exp(chosen.shift - h)[:, None]
         N += f.mT @ f
         right += f.mT @ (np.exp(chosen.shift - top)[..., None] * _with_ones(outputs))
-    N[:, np.arange(n_out), np.arange(n_out)] += pivots.NUGGET
+    N[:, np.arange(n_out), np.arange(n_out)] += NUGGET
     fitted = np.linalg.solve(N.astype(np.float64), right.astype(np.float64))
-    fitted *= np.exp(top - h, dtype=np.float64)[..., None]
+    largest = 0.9 * np.log(np.finfo(dtype).max)
+    fitted *= np.exp(np.minimum(top - h, largest), dtype=np.float64)[..., None]
+    bound = BOUND * np.maximum(np.abs(value).max(axis=(1, 3)), 1).reshape(-1, 1, 1)
+    fitted = np.clip(fitted, -bound, bound)
     fitted = fitted.astype(dtype).reshape(B, H, n_out, D + 1)
     values = np.ascontiguousarray(fitted[..., :D].transpose(0, 2, 1, 3))
     return values, np.ascontiguousarray(fitted[..., D])
@@ -183,6 +248,13 @@ def as_factor(array: NDArray, scale: NDArray | float = 1.0) -> Factor:
     factor = make_factor(array.transpose(0, 2, 1, 3), linear())
     factor.parameters[:, SCALE] = np.ravel(scale)
     return factor
+
+
+def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
+    """Some tokens (b, L) of some sequences (b,); the array itself where they are all."""
+    if tokens.shape == array.shape[:2]:
+        return array
+    return array[sequences[:, None], tokens]
 
 
 def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:

@@ -21,8 +21,6 @@ from thinformer._simd import BYTES, PANEL, ROWS, inner_products
 from thinformer.tiles import exp, gather_factor
 
 BLOCK = 16  # proposals at a time, a multiple of ROWS
-BALANCE = 0.1  # the exponential kernel's trace beside that of the sampled queries' attention
-NUGGET = 1e-6  # added to the diagonal of N
 
 
 def workspace(
@@ -37,7 +35,7 @@ def workspace(
 @kernel
 def choose_pivots(
     first, last, keys, attention, candidates, candidate_row, uniforms, uniform_row, kept,
-    exponents, constants, work,
+    exponents, constants, balance, nugget, work,
 ):  # fmt: skip
     """Choose the landmarks of problems first .. last-1.
 
@@ -48,6 +46,8 @@ def choose_pivots(
     kept : (problems, n_out) int64, written, increasing
     exponents : (problems, n_out), written: h of those
     constants : (problems, 2), written: t, with f_j = p_j exp(t - h_j), and the largest h of all
+    balance : the exponential kernel's trace beside that of the sampled queries' attention
+    nugget : added to the diagonal of N
     work : memory of the thread
     """
     queries, n, E = attention.shape[1], attention.shape[2], keys.dim
@@ -56,7 +56,7 @@ def choose_pivots(
     rows = queries + n_out
     for p in range(first, last):
         h, squares = work[:n], work[n : 2 * n]
-        t = exponents_of_all(keys, p, attention[p], h, squares)
+        t = exponents_of_all(keys, p, attention[p], balance, h, squares)
         top = h[0]
         for j in range(n):
             top = max(top, h[j])
@@ -75,7 +75,7 @@ def choose_pivots(
             scale_columns(panel, of_candidates[start : start + PANEL], queries, t)
         chosen = factorise(
             x, E, features, queries, rows, of_candidates, top, L, uniforms[uniform_row[p]], n_out,
-            free,
+            nugget, free,
         )  # fmt: skip
         chosen.sort()
         for i in range(n_out):
@@ -85,7 +85,7 @@ def choose_pivots(
 
 
 @inner(STRICT)
-def exponents_of_all(keys, p, attention, h, squares):
+def exponents_of_all(keys, p, attention, balance, h, squares):
     """Write h of all keys; return t."""
     n, scale = h.size, keys.parameters[p, 0]
     for j in range(n):
@@ -104,7 +104,7 @@ def exponents_of_all(keys, p, attention, h, squares):
         importance += h[j]
     for j in range(n):
         total += math.exp(squares[j] - largest)
-    t = (largest + math.log(total) - math.log(BALANCE) - math.log(importance)) / 2
+    t = (largest + math.log(total) - math.log(balance) - math.log(importance)) / 2
     for j in range(n):  # half the logarithm of exp(2 t) importance + exp(|x|^2)
         a, b = math.log(h[j]) + 2 * t, float(squares[j])
         h[j] = (max(a, b) + math.log1p(math.exp(-abs(a - b)))) / 2
@@ -137,7 +137,7 @@ def scale_columns(panel, h, queries, t):
 
 
 @inner(STRICT)
-def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, free):
+def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, nugget, free):
     """Return the pivots, numbers of candidates, in the order they were chosen.
 
     x : panels (E, PANEL) of the candidates' keys
@@ -181,7 +181,7 @@ def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, free):
         for b in range(BLOCK):
             j = proposed[b]
             place = j // PANEL * PANEL * BLOCK + b * PANEL + j % PANEL
-            block[place] += NUGGET
+            block[place] += nugget
         before = count
         for b in range(of_block):
             j = proposed[b]

@@ -21,19 +21,19 @@ from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.problem import Factor
 from thinformer.tiles import exp, gather_factor
 
-SHARE = np.float32(0.3)  # of the sum of magnitudes, below which a sum of masses may not fall
-
 
 class Landmarks(NamedTuple):
     """What keys with values of their own weigh, and between what the values of all keys lie.
 
     masses : (problems, n), may be negative
     low, high : (problems, D), which the output stays within
+    share : of the sum of their magnitudes, below which a sum of masses may not fall
     """
 
     masses: NDArray
     low: NDArray
     high: NDArray
+    share: float
 
 
 def softmax_attention(
@@ -66,7 +66,7 @@ def softmax_attention(
     every = none if weights is None else weights.ravel()
     totals = none if logs is None else logs.ravel()
     if landmarks is None:
-        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3)
+        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0)
         rows_of_values = indices
     else:
         rows_of_values = np.broadcast_to(np.arange(n), indices.shape)
@@ -129,7 +129,7 @@ def attend_blocks(
         for q in range(count if logs.size > 0 else 0):
             logs[problem * n_queries + start + q] = top[q] + math.log(total[q])
         if landmarks.masses.size > 0:
-            weigh(logits, landmarks.masses[problem], total)
+            weigh(logits, landmarks.masses[problem], landmarks.share, total)
         for start_column in range(0, value.dim, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
             for row in range(0, end, ROWS):
@@ -193,21 +193,21 @@ def exponentials(logits, n, top, total):
 
 
 @inner(ELEMENTWISE)
-def weigh(exponentials, masses, total):
+def weigh(exponentials, masses, share, total):
     """Replace sums of exponentials by sums in which key i counts `masses[i]` times.
 
     Masses may be negative, and where a sum of them nearly cancels, so does what it divides: it is
-    kept above SHARE of the sum of their magnitudes.
+    kept above a share of the sum of their magnitudes.
     """
     total[:] = masses.dtype.type(1e-30)
-    magnitude = np.zeros(total.size, total.dtype)
+    magnitude, least = np.zeros(total.size, total.dtype), masses.dtype.type(share)
     for i in range(masses.size):
         row, mass = exponentials[i * PANEL : (i + 1) * PANEL], masses[i]
         for q in range(total.size):
             total[q] += mass * row[q]
             magnitude[q] += abs(mass) * row[q]
     for q in range(total.size):
-        total[q] = max(total[q], SHARE * magnitude[q])
+        total[q] = max(total[q], least * magnitude[q])
 
 
 @inner(ELEMENTWISE)

@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from thinformer import _checks
-from thinformer.attention import softmax_scale
+from thinformer.attention import check_correction, softmax_scale
 from thinformer.torch import ragged
+from thinformer.torch.landmarks import attend_to_landmarks
 from thinformer.torch.library import select
 from thinformer.torch.masks import keys_attended
 from thinformer.torch.op import COMPUTED_IN, draw_seed
@@ -45,6 +46,8 @@ def thinformer_attention(
     dropout_p: float = 0.0,
     layout: str = "bshd",
     generator: torch.Generator | None = None,
+    correction: str | None = None,
+    temperature: float | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> torch.Tensor | Attended:
@@ -90,6 +93,11 @@ def thinformer_attention(
     generator : torch.Generator, optional
         Where one seed is drawn from; torch's default generator of the tensors' device if None, as
         it must be under `torch.compile`. One of the CPU draws the same for tensors on a GPU.
+    correction : {None, "nystrom", "queries"}
+        How the keys kept make up for those that are not: as in `thinformer.attention`. With
+        "queries", the queries of masked positions are not sampled where T = S.
+    temperature : float, optional
+        That of a correction's kernel on keys; by WildCat's formula for each head if None.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
@@ -144,7 +152,8 @@ def thinformer_attention(
     attended = checked_attention(
         query, key, value, g=g, size=size, scale=scale, key_padding_mask=key_padding_mask,
         attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p,
-        layout=layout, generator=generator, with_weights=return_weights,
+        layout=layout, generator=generator, correction=correction, temperature=temperature,
+        with_weights=return_weights,
     )  # fmt: skip
     if given.is_nested:
         attended = attended._replace(
@@ -171,6 +180,8 @@ def checked_attention(
     dropout_p: float = 0.0,
     layout: str = "bshd",
     generator: torch.Generator | None = None,
+    correction: str | None = None,
+    temperature: float | None = None,
     min_length: int = 0,
     with_weights: bool = False,
 ) -> Attended:
@@ -185,6 +196,7 @@ def checked_attention(
     if not 0 <= _checks.finite_number("dropout_p", dropout_p) < 1:
         raise ValueError(f"dropout_p must lie in [0, 1); got {dropout_p}")
     check_generator(generator)
+    check_correction(correction, temperature)
     if _checks.boolean("is_causal", is_causal):
         raise NotImplementedError(
             "is_causal must be False: the keys that are kept stand for all of them, whatever their "
@@ -204,7 +216,8 @@ def checked_attention(
     valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
-        min_length=min_length, dropout_p=dropout_p, with_weights=with_weights,
+        correction=correction, temperature=temperature, min_length=min_length,
+        dropout_p=dropout_p, with_weights=with_weights,
     )  # fmt: skip
     if layout == "bhsd":
         return attended._replace(output=attended.output.transpose(1, 2))
@@ -222,6 +235,8 @@ def attend(
     scale: float | None,
     generator: torch.Generator | None = None,
     pre_thin: str = "even",
+    correction: str | None = None,
+    temperature: float | None = None,
     min_length: int = 0,
     dropout_p: float = 0.0,
     with_weights: bool = False,
@@ -231,6 +246,13 @@ def attend(
     valid (B, S) says which keys there are. Sequences of less than `min_length` keep all of theirs.
     """
     scale = softmax_scale(scale, query.shape[-1])
+    if correction is not None:
+        attended = attend_to_landmarks(
+            query, key, value, valid, g=g, size=size, scale=scale, correction=correction,
+            temperature=temperature, generator=generator, min_length=min_length,
+            dropout_p=dropout_p, with_weights=with_weights,
+        )  # fmt: skip
+        return Attended(*attended)
     seed = draw_seed(generator, key.device)
     indices, counts, finite = select(
         key.detach(), value.detach(), valid, seed, g, size, scale, pre_thin, min_length

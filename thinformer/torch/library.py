@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from thinformer.landmarks import QUERIES
 from thinformer.torch import op
 
 
@@ -80,6 +81,65 @@ def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         for i in range(info.batch_size)
     ]
     return tuple(map(torch.stack, zip(*calls, strict=True))), (0, 0, 0)
+
+
+@torch.library.custom_op(
+    "thinformer::landmarks",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+    "float scale, str correction, float? temperature, int min_length) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def landmarks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    correction: str,
+    temperature: float | None,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose landmarks: what `thinformer.landmarks.choose_valid` returns.
+
+    Positions (B, H_kv, n_out), how many of them count (B,), finite heads (B, H_kv), sampled queries
+    (B, H_kv, m) among those of a head's group, and temperatures (B, H_kv).
+    """
+    S = key.shape[1]
+    return op.landmarks(
+        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
+        correction=correction, temperature=temperature, min_length=min_length,
+        width=keys_kept(S, g, size, "even", min_length, valid is not None),
+    )  # fmt: skip
+
+
+@landmarks.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    correction: str,
+    temperature: float | None,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    (B, T, H_all, _), (S, H) = query.shape, key.shape[1:3]
+    kept = keys_kept(S, g, size, "even", min_length, valid is not None)
+    m = torch.sym_min(T * (H_all // H), QUERIES) if correction == "queries" else 0
+    return (
+        key.new_empty((B, H, kept), dtype=torch.int64),
+        key.new_empty((B,), dtype=torch.int64),
+        key.new_empty((B, H), dtype=torch.bool),
+        key.new_empty((B, H, m), dtype=torch.int64),
+        key.new_empty((B, H), dtype=torch.float64),
+    )
 
 
 def keys_kept(

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from thinformer import _checks
+from thinformer.attention import check_correction
 from thinformer.compress import PRE_THIN
 from thinformer.torch.functional import (
     as_autocast,
@@ -41,6 +42,11 @@ class ThinformerAttention(nn.Module):
     pre_thin : {"even", "stride"}
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
+    correction : {None, "nystrom", "queries"}
+        How the keys kept make up for those that are not: as in `thinformer.attention`. The weights
+        then sum to 1 and may be negative.
+    temperature : float, optional
+        That of a correction's kernel on keys; by WildCat's formula for each head if None.
     generator : torch.Generator, optional
         Where each forward pass takes its seed from; torch's default generator of the tensors'
         device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
@@ -89,6 +95,8 @@ class ThinformerAttention(nn.Module):
         *,
         size: int | None = None,
         pre_thin: str = "even",
+        correction: str | None = None,
+        temperature: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +105,12 @@ class ThinformerAttention(nn.Module):
         self.use_torch_spda = use_torch_spda
         self.size = None if size is None else _checks.integer("size", size, 1)
         self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
+        check_correction(correction, temperature)
+        if correction is not None and pre_thin != "even":
+            raise ValueError(
+                f"pre_thin must be 'even' with a correction, which does not thin; got {pre_thin!r}"
+            )
+        self.correction, self.temperature = correction, temperature
         check_generator(generator)
         self.generator = generator
 
@@ -104,7 +118,8 @@ class ThinformerAttention(nn.Module):
         """Say how the module was made."""
         return (
             f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
-            f"size={self.size}, pre_thin={self.pre_thin!r}"
+            f"size={self.size}, pre_thin={self.pre_thin!r}, correction={self.correction!r}, "
+            f"temperature={self.temperature}"
         )
 
     def forward(
@@ -120,6 +135,7 @@ class ThinformerAttention(nn.Module):
             )
         output, weights, _ = attend(
             query, key, value, None, g=self.g, size=self.size, scale=self.scale,
-            generator=self.generator, pre_thin=self.pre_thin, with_weights=not self.use_torch_spda,
+            generator=self.generator, pre_thin=self.pre_thin, correction=self.correction,
+            temperature=self.temperature, with_weights=not self.use_torch_spda,
         )  # fmt: skip
         return output, weights

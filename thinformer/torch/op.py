@@ -13,6 +13,7 @@ from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
 from thinformer.compress import plan
 from thinformer.draws import seed_from
+from thinformer.landmarks import choose_valid
 from thinformer.torch.openmp import team
 
 # what the bodies compute in; half precision is too coarse for the running sums
@@ -90,6 +91,42 @@ def select(
                 *arrays, valid.numpy(), kept, min_length, **settings
             )
     return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
+
+
+def landmarks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    *,
+    g: int,
+    size: int | None,
+    width: int,
+    min_length: int,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `thinformer.torch.library.landmarks` does."""
+    if key.is_cuda:
+        raise NotImplementedError(
+            "correction must be None for CUDA tensors; move the tensors with .cpu()"
+        )
+    queries = _array(grouped(query, key.shape[2]))
+    present = None if valid is None else valid.numpy()
+    with _pool.on(team()):
+        chosen = choose_valid(
+            queries, _array(key), _array(value), present, width, min_length, g=g, size=size,
+            seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
+        )  # fmt: skip
+    indices, kept, finite, sampled, tau = map(torch.from_numpy, chosen)
+    return indices, kept, finite, sampled, tau
+
+
+def grouped(query: torch.Tensor, heads: int) -> torch.Tensor:
+    """The queries (B, T, H, E) of a key-value head's group as more queries, (B, T', heads, E)."""
+    if query.shape[2] == heads:
+        return query
+    return query.unflatten(2, (heads, -1)).transpose(2, 3).flatten(1, 2)
 
 
 def _array(tensor: torch.Tensor) -> NDArray:

@@ -1,0 +1,189 @@
+"""Attention to landmarks in torch's own operations: `thinformer.landmarks`, with gradients.
+
+Which keys are landmarks, which queries are sampled and the temperature come from
+`torch.ops.thinformer.landmarks`, and are not differentiated. All that is made of them is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import dropout, pad, scaled_dot_product_attention
+
+from thinformer.landmarks import BALANCE, BOUND, NUGGET, SHARE
+from thinformer.torch.library import landmarks
+from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
+
+
+def attend_to_landmarks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    *,
+    g: int,
+    size: int | None,
+    scale: float,
+    correction: str,
+    temperature: float | None,
+    generator: torch.Generator | None,
+    min_length: int = 0,
+    dropout_p: float = 0.0,
+    with_weights: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return output (B, T, H, D), weights (B, H, T, n_out) if asked for, and indices.
+
+    query (B, T, H, E), key and value (B, S, H_kv, dim); valid (B, S) says which keys there are.
+    """
+    seed = draw_seed(generator, key.device)
+    details = [tensor.detach() for tensor in (query, key, value)]
+    indices, counts, finite, sampled, tau = landmarks(
+        *details, valid, seed, g, size, scale, correction, temperature, min_length
+    )
+    given, wide = value.dtype, COMPUTED_IN[value.dtype]
+    slot = torch.arange(indices.shape[-1], device=indices.device)
+    used = slot < counts[:, None]
+    with torch.autocast(query.device.type, enabled=False):
+        queries = grouped(query, key.shape[2]).transpose(1, 2).to(wide)
+        key, value = (x.transpose(1, 2).to(wide) for x in (key, value))  # (B, H_kv, S, dim)
+        if valid is None:
+            valid = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool)
+        hidden = ~valid[:, None, :, None] | ~finite[:, :, None, None]
+        key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+        values, masses = fit(
+            queries, key, value, valid, indices, used, sampled, tau.to(wide), scale
+        )
+        low = value.masked_fill(hidden, math.inf).amin(2, keepdim=True)
+        high = value.masked_fill(hidden, -math.inf).amax(2, keepdim=True)
+        few = _take(key, indices)
+        query = query.transpose(1, 2).to(wide)
+        if (group := query.shape[1] // max(key.shape[1], 1)) > 1:
+            few, values, masses, low, high, finite = (
+                x.repeat_interleave(group, dim=1) for x in (few, values, masses, low, high, finite)
+            )
+        present = used[:, None, None] | (counts == 0)[:, None, None, None]
+        attended = _attend(
+            query, few, values, masses, present, scale, dropout_p, with_weights or dropout_p > 0
+        )
+        output, weights = attended
+        empty = (counts == 0)[:, None, None, None]
+        output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
+        output = output.masked_fill(~finite[..., None, None], math.nan)
+    output = output.transpose(1, 2).to(given)
+    indices = indices.masked_fill(~used[:, None], -1)
+    if weights is None or not with_weights:
+        return output, None, indices
+    weights = weights.masked_fill(~used[:, None, None], 0)
+    return output, weights.masked_fill(~finite[..., None, None], math.nan).to(given), indices
+
+
+def fit(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor,
+    indices: torch.Tensor,
+    used: torch.Tensor,
+    sampled: torch.Tensor,
+    tau: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the landmarks' values (B, H, n_out, D) and masses (B, H, n_out).
+
+    query (B, H, T, E), key and value (B, H, S, dim), 0 where they are not valid (B, S); `used`
+    (B, n_out) says which of the indices count, and sampled (B, H, m) is -1 where there is no query.
+    A sequence whose tokens are all landmarks gets back its own values, and masses of 1.
+    """
+    limits = torch.finfo(key.dtype)
+    tokens = valid[:, None, :, None].to(key.dtype)  # (B, 1, S, 1)
+    length = tokens.sum(2, keepdim=True).clamp(min=1)
+    outside = ~valid[:, None, None]
+    x = (
+        (key - key.sum(2, keepdim=True) / length)
+        * tokens
+        * (math.sqrt(scale) / tau[..., None, None])
+    )
+    squares = x.square().sum(-1).masked_fill(outside[:, :, 0], -torch.inf)
+    V1 = torch.cat([value, tokens.expand(*value.shape[:3], 1)], dim=-1)
+    few = _take(x, indices)
+    if sampled.shape[-1]:
+        there = sampled >= 0
+        logits = scale * _take(query, sampled.clamp(min=0)) @ key.mT
+        P = torch.softmax(logits.masked_fill(outside, -torch.inf), -1).masked_fill(
+            ~there[..., None], 0
+        )
+        P = P.nan_to_num(0)  # of sequences without a token
+        importance = P.square().sum(2).clamp(min=limits.tiny**0.5)
+        total = importance.sum(-1)
+        shift = (squares.logsumexp(-1) - math.log(BALANCE) - total.log()) / 2
+        shift = shift.nan_to_num(neginf=0)[..., None]
+        # far below any square, where its own would have no gradient
+        floor = squares.clamp(min=-1e30)
+        h = torch.logaddexp(importance.log() + 2 * shift, floor) / 2
+    else:
+        h = squares.clamp(min=-1e30) / 2
+    top = h.masked_fill(outside[:, :, 0], -1e30).amax(-1, keepdim=True)
+    h_few = h.gather(-1, indices)
+    N = torch.exp(few @ few.mT - h_few[..., None] - h_few[..., None, :])
+    right = torch.exp(few @ x.mT - h_few[..., None] - top[..., None]) @ V1
+    if sampled.shape[-1]:
+        f = P.gather(-1, indices[:, :, None].expand(-1, -1, P.shape[2], -1))
+        f = f * torch.exp(shift - h_few)[:, :, None]
+        N = N + f.mT @ f
+        right = right + f.mT @ (torch.exp(shift - top)[..., None] * (P @ V1))
+    unit = torch.eye(N.shape[-1], dtype=torch.float64, device=N.device)
+    both = used[:, None, :, None] & used[:, None, None]
+    N = torch.where(both, N.double() + NUGGET * unit, unit)
+    right = right.double().masked_fill(~used[:, None, :, None], 0)
+    largest = 0.9 * math.log(limits.max)
+    solved, _ = torch.linalg.solve_ex(N, right)
+    fitted = (solved * torch.exp((top - h_few).double().clamp(max=largest))[..., None]).to(
+        key.dtype
+    )
+    whole = (used.sum(-1) >= valid.sum(-1))[:, None, None, None]
+    fitted = torch.where(whole, _take(V1, indices), fitted).masked_fill(~used[:, None, :, None], 0)
+    return fitted[..., :-1], fitted[..., -1]
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    values: torch.Tensor,
+    masses: torch.Tensor,
+    present: torch.Tensor,
+    scale: float,
+    dropout_p: float,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weighted softmax attention: (B, H, T, D), and weights that sum to 1 if asked for.
+
+    Masses are two more columns of the values, they and their magnitudes: one softmax makes
+    numerator, denominator and the floor below it, and a mass may be negative, whose logarithm
+    could not be added to the logits.
+    """
+    sums = torch.stack([masses, masses.abs()], dim=-1)
+    if with_weights:
+        e = torch.softmax((scale * query @ key.mT).masked_fill(~present, -torch.inf), -1)
+        total, magnitude = (e @ sums).split(1, dim=-1)
+        weights = e / _floored(total, magnitude)
+        dropped = dropout(weights, dropout_p) if dropout_p else weights
+        return dropped @ values, weights * masses[..., None, :]
+    D = values.shape[-1]
+    width = max(query.shape[-1], D + 2)  # flash attention takes one width
+    query, key, values = (
+        pad(x, (0, width - x.shape[-1])) for x in (query, key, torch.cat([values, sums], dim=-1))
+    )
+    attended = scaled_dot_product_attention(query, key, values, present, scale=scale)
+    total, magnitude = attended[..., D : D + 1], attended[..., D + 1 : D + 2]
+    return attended[..., :D] / _floored(total, magnitude), None
+
+
+def _floored(total: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
+    least = (SHARE * magnitude).clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.maximum(total, least)
+
+
+def _take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, H, S, dim) at positions (B, H, n)."""
+    return tokens.gather(2, indices[..., None].expand(-1, -1, -1, tokens.shape[-1]))
