@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
     except ImportError as error:
         stop(f"{error}; pip install --no-deps pytorch-pretrained-biggan")
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         stop(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")

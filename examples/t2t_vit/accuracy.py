@@ -33,7 +33,13 @@ PUBLISHED = (
     "uniform:size=128/uniform:size=256",
     "strided:size=128/strided:size=256",
 )
-FAMILIES = ("uniform:size={}", "strided:size={}", "thinformer:size={}")
+FAMILIES = (
+    "uniform:size={}",
+    "strided:size={}",
+    "thinformer:size={}",
+    "thinformer:size={},correction=nystrom",
+    "thinformer:size={},correction=queries",
+)
 SIZES = (2, 4, 8, 16, 32)
 COLUMNS = ("weights", "images", "batch", "attention", "seed", "first", "correct")
 
@@ -203,15 +209,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=count, default=5, help="of the attentions that draw")
     parser.add_argument("--batch", type=count, default=64)
     parser.add_argument("--limit", type=count, help="only so many images, evenly spaced")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", help="a GPU if there is one; with --digits the CPU")
     parser.add_argument("--out", type=Path, help="the CSV; accuracy.csv or digits.csv")
     parser.add_argument("--plot", type=Path, help="draw accuracy against the number of keys")
     arguments = parser.parse_args(argv)
     if arguments.checkpoint and not arguments.images:
         parser.error("--checkpoint needs --images")
+    if arguments.device is None:
+        arguments.device = "cpu" if arguments.digits else gpu
     try:
         _run(arguments)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         stop(error)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")
