@@ -22,6 +22,7 @@ BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
+LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
 TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
@@ -147,7 +148,8 @@ def weighted_attention(query, key, landmarks, scale, low, high):
     logits = scale * query @ key[landmarks.positions].T
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = e @ landmarks.masses
-    total = np.maximum(total, SHARE * (e @ np.abs(landmarks.masses)))[:, None]
+    total = np.maximum(total, SHARE * (e @ np.abs(landmarks.masses)))
+    total = np.maximum(total, LEAST * e.sum(axis=1))[:, None]
     return np.clip(e @ landmarks.values / total, low, high), e * landmarks.masses / total
 
 

@@ -2,35 +2,34 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import ROOT, broken_links, examples, run
 
 from thinformer import bench_points, demo
 from thinformer.attention import attend
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
 
 
-def run(section, blocks):
-    """Run the examples of a section one after the other, as a reader would."""
-    examples = re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
-    assert len(examples) == blocks
-    names = {}
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), names)
-    return names
+def run_each(section, together=False):
+    """The names that each example of a section leaves; of one after the other if together."""
+    names, left = {}, []
+    for code in examples(SECTIONS[section]):
+        names = names if together else {}
+        run(code, names, "README.md")
+        left.append(names)
+    return left
 
 
 def printed(section):
-    return re.findall(r"```text\n(.*?)```", SECTIONS[section], re.DOTALL)
+    return examples(SECTIONS[section], "text")
 
 
 def test_thin(capsys):
-    names = run("Thin a point set", 3)
+    *_, names = run_each("Thin a point set", together=True)
     assert names["coreset"].shape == (100, 2)
     assert names["chain"].max() == 3
     assert names["draw"].max() < 500
@@ -48,25 +47,16 @@ def test_in_place_of_torchs_attention():
     pytest.importorskip("transformers")
     import torch
 
-    section = SECTIONS["In place of torch's attention"]
-    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) == 3
-    of_function, of_transformers, of_convert = {}, {}, {}
-    exec(examples[0], of_function)
+    of_function, of_transformers, of_convert = run_each("In place of torch's attention")
     assert of_function["weights"].shape == (2, 8, 1024, 64)
     assert (of_function["indices"] >= 0).sum(-1).tolist() == [[64, 64], [32, 32]]
-    exec(examples[1], of_transformers)
     assert of_transformers["output"].isfinite().all()
-    exec(examples[2], of_convert)
     assert of_convert["done"] == (["layers.0.self_attn", "layers.1.self_attn"], {})
     assert type(of_convert["model"].layers[0].self_attn) is torch.nn.MultiheadAttention
 
 
 def test_attend():
-    examples = re.findall(r"```python\n(.*?)```", SECTIONS["Attend to fewer keys"], re.DOTALL)
-    assert len(examples) == 2
-    names, of_torch = {}, {}
-    exec(examples[0], names)
+    names, of_torch = run_each("Attend to fewer keys")
     assert names["output"].shape == (1, 4096, 8, 64)
     assert names["indices"].shape == (1, 8, 256)
     assert names["error"] == pytest.approx(0.006, abs=0.001)
@@ -76,7 +66,6 @@ def test_attend():
     norm = np.linalg.norm
     sampled = norm(output - names["exact"]) / norm(names["exact"])
     assert sampled == pytest.approx(0.19, abs=0.02)
-    exec(examples[1], of_torch)
     assert of_torch["output"].shape == (1, 4096, 8, 64)
     assert of_torch["weights"] is None
 
@@ -113,5 +102,4 @@ def test_table_beside_goodpoints():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+    assert list(broken_links(ROOT / "README.md")) == []

@@ -47,6 +47,10 @@ def get_num_threads() -> int:
 
     Unless set by `set_num_threads`, it is that of the cores this process may use, and no more
     than the environment variables NUMBA_NUM_THREADS and OMP_NUM_THREADS say.
+
+    Returns
+    -------
+    int
     """
     if _threads is not None:
         return _threads
@@ -57,10 +61,19 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Set the number of threads that kernels run on; None returns to the default.
+    """Set the number of threads that kernels run on.
 
-    The result of a computation does not depend on it. Raises ValueError for anything but a
-    positive integer or None.
+    The result of a computation does not depend on it.
+
+    Parameters
+    ----------
+    threads : int or None
+        None returns to the default; see `get_num_threads`.
+
+    Raises
+    ------
+    ValueError
+        It is neither a positive integer nor None.
     """
     global _threads
     _threads = None if threads is None else _checks.integer("threads", threads, 1)

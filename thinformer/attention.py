@@ -25,16 +25,21 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, SHARE, choose_landmarks, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, choose_landmarks, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
 class Attended(NamedTuple):
     """What `attention` returns.
 
-    output : (B, T, H, D), in the inputs' dtype
-    weights : (B, H, T, n_out), or None where they were not asked for
-    indices : (B, H, n_out) int64, or None where they were not asked for
+    Attributes
+    ----------
+    output : (B, T, H, D) array
+        In the inputs' dtype.
+    weights : (B, H, T, n_out) array or None
+        None where they were not asked for.
+    indices : (B, H, n_out) int64 array or None
+        None where they were not asked for.
     """
 
     output: NDArray
@@ -385,7 +390,7 @@ def _attend(
     of_problems = None
     if landmarks is not None:
         masses, low, high = (array.reshape(B * H, -1) for array in landmarks)
-        of_problems = Landmarks(masses, low, high, SHARE)
+        of_problems = Landmarks(masses, low, high, SHARE, LEAST)
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 
 

@@ -131,6 +131,11 @@ def mmd2_unbiased(
     kernel, bandwidth, rng
         See `mmd`; a median bandwidth is of both samples together.
 
+    Returns
+    -------
+    float
+        In float64, whatever the samples' dtype.
+
     Raises
     ------
     TypeError, ValueError
@@ -169,11 +174,20 @@ def mmd2_unbiased(
 class Comparison(NamedTuple):
     """How well one coreset represents the points; a row of `compare`.
 
-    name, size : of the coreset
-    mmd : its MMD under the kernel
-    energy : its energy distance
-    mean : the largest error of a mean, in standard deviations of its dimension
-    covariance : the error of the covariance matrix relative to the matrix, in the Frobenius norm
+    Attributes
+    ----------
+    name : str
+        Of the coreset.
+    size : int
+        Its number of rows.
+    mmd : float
+        Its MMD under the kernel.
+    energy : float
+        Its energy distance.
+    mean : float
+        The largest error of a mean, in standard deviations of its dimension.
+    covariance : float
+        The error of the covariance matrix relative to the matrix, in the Frobenius norm.
     """
 
     name: str
@@ -278,6 +292,18 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     """Return the median distance between distinct points, of at most 1000 drawn from `rng`.
 
     What ``bandwidth="median"`` stands for.
+
+    Parameters
+    ----------
+    points : (n, d) array, data frame or posterior
+        See `thin`.
+    rng : None, int or numpy.random.Generator
+        Where the points are drawn from, if there are more than 1000 (SPEC 7).
+
+    Returns
+    -------
+    float
+        In the units of the points.
 
     Raises
     ------

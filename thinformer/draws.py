@@ -29,10 +29,14 @@ class Draws(NamedTuple):
     Leading axes of each array broadcast to the stack of problems: (heads,) for draws made from a
     seed, (B, H) where every problem has its own.
 
-    uniforms : tuple of (..., pairs) float arrays, one a round, in [-1, 1)
-    coins : tuple of (..., buckets) bool arrays, one a round; True keeps the other half
-    strata : (..., length + 1) float array in [0, 1), or None: the start and then the place inside
-        every stratum of the pre-thinning
+    Attributes
+    ----------
+    uniforms : tuple of (..., pairs) float arrays
+        One a round, in [-1, 1).
+    coins : tuple of (..., buckets) bool arrays
+        One a round; True keeps the other half.
+    strata : (..., length + 1) float array in [0, 1), or None
+        The start and then the place inside every stratum of the pre-thinning.
     """
 
     uniforms: tuple[NDArray, ...]
@@ -51,6 +55,10 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
     heads : int, optional
         The arrays get a leading axis of that many heads, each with draws of its own. Without it
         they have none, and are those of head 0.
+
+    Returns
+    -------
+    Draws
 
     Raises
     ------

@@ -45,7 +45,7 @@ class KernelThinner(BaseEstimator):
         The rows chosen, increasing and distinct.
     n_features_in_ : int
         Columns of X.
-    feature_names_in_ : (n_features_in_,) object array
+    feature_names_in_ : (d,) object array
         Their names, where X is a data frame whose columns all have a name that is a string.
 
     Notes

@@ -59,16 +59,26 @@ class Kernel:
 
     Attributes
     ----------
-    name : how it is listed
-    tag : the integer the compiled bodies branch on
-    scale : what the points are multiplied by first, 1 / bandwidth up to a constant: a number, or a
-        tuple of one a dimension
-    constant, degree : parameters of phi
-    coefficients : parameters of a kernel of another form
-    weight : what the kernel is multiplied by
-    terms : the kernels of a sum, or none
-    companion : what a kernel needs beside the points: the scores of a Stein kernel, a user's
-        function, or None
+    name : str
+        How it is listed.
+    tag : int
+        What the compiled bodies branch on.
+    scale : float or tuple of floats
+        What the points are multiplied by first, 1 / bandwidth up to a constant: one number, or one
+        a dimension.
+    constant : float
+        Parameter of phi.
+    degree : float
+        Parameter of phi.
+    coefficients : tuple of floats
+        Parameters of a kernel of another form.
+    weight : float
+        What the kernel is multiplied by.
+    terms : tuple of Kernel
+        The kernels of a sum, or none.
+    companion : object
+        What a kernel needs beside the points: the scores of a Stein kernel, a user's function, or
+        None.
     """
 
     name: str
@@ -169,14 +179,39 @@ def stein_of(distance, products, scores, dim, constant, degree):
 
 
 def linear(constant: float = 0.0) -> Kernel:
-    """<x, y> + constant (scikit-learn: ``linear_kernel``)."""
+    """``<x, y> + constant`` (scikit-learn: ``linear_kernel``).
+
+    Parameters
+    ----------
+    constant : float
+        Finite.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
+    """
     return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
 
 
 def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.0) -> Kernel:
-    """(<x, y> / bandwidth^2 + constant)^degree.
+    """``(<x, y> / bandwidth^2 + constant)^degree``.
 
     scikit-learn: ``polynomial_kernel(gamma=1 / bandwidth**2, coef0=constant)``.
+
+    Parameters
+    ----------
+    degree : int
+        At least 1.
+    constant : float
+        Finite.
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     degree = _checks.integer("degree", degree, 1)
     return Kernel(
@@ -189,39 +224,93 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.
 
 
 def exponential(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(<x, y> / bandwidth^2), the kernel of softmax attention."""
+    """``exp(<x, y> / bandwidth^2)``, the kernel of softmax attention.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
+    """
     return Kernel("exponential", EXPONENTIAL, _inverse(bandwidth))
 
 
 def gaussian(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(-|x - y|^2 / (2 bandwidth^2)).
+    """``exp(-|x - y|^2 / (2 bandwidth^2))``.
 
     scikit-learn: ``rbf_kernel(gamma=1 / (2 * bandwidth**2))``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("gaussian", GAUSSIAN, _inverse(bandwidth, sqrt(2)))
 
 
 def laplace(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """exp(-|x - y| / bandwidth) with the Euclidean distance.
+    """``exp(-|x - y| / bandwidth)`` with the Euclidean distance.
 
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=0.5)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("laplace", LAPLACE, _inverse(bandwidth))
 
 
 def inverse_multiquadric(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """1 / sqrt(1 + |x - y|^2 / bandwidth^2); "imq" for short.
+    """``1 / sqrt(1 + |x - y|^2 / bandwidth^2)``; "imq" for short.
 
     scikit-learn: ``RationalQuadratic(alpha=0.5, length_scale=bandwidth)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("inverse_multiquadric", INVERSE_MULTIQUADRIC, _inverse(bandwidth), constant=1.0)
 
 
 def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
-    """The Matern kernel of smoothness nu = 1/2, 3/2 or 5/2, with r = |x - y| / bandwidth.
+    """The Matern kernel of smoothness nu = 1/2, 3/2 or 5/2, with ``r = |x - y| / bandwidth``.
 
-    exp(-r), (1 + sqrt(3) r) exp(-sqrt(3) r) or (1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r).
+    ``exp(-r)``, ``(1 + sqrt(3) r) exp(-sqrt(3) r)`` or
+    ``(1 + sqrt(5) r + 5/3 r^2) exp(-sqrt(5) r)``.
     scikit-learn: ``gaussian_process.kernels.Matern(length_scale=bandwidth, nu=nu)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+    nu : float
+        Smoothness: 0.5, 1.5 or 2.5.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     if nu == 0.5:
         return replace(laplace(bandwidth), name="matern")
@@ -233,9 +322,21 @@ def matern(bandwidth: ArrayLike = 1.0, nu: float = 1.5) -> Kernel:
 
 
 def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel:
-    """(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha.
+    """``(1 + |x - y|^2 / (2 alpha bandwidth^2))^-alpha``.
 
     scikit-learn: ``RationalQuadratic(alpha=alpha, length_scale=bandwidth)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+    alpha : float
+        Positive; the Gaussian kernel is the limit of large ones.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     alpha = _checks.positive("alpha", alpha)
     scale = _inverse(bandwidth, sqrt(2 * alpha))
@@ -243,10 +344,20 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
 
 
 def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
-    """-|x - y| / bandwidth, of the energy distance.
+    """``-|x - y| / bandwidth``, of the energy distance.
 
     Conditionally positive definite, which is enough where weights sum to one: the MMD is the
     energy distance, in one dimension ``scipy.stats.energy_distance(x, y)``.
+
+    Parameters
+    ----------
+    bandwidth : float or sequence of d floats
+        Positive, in the units of the points: one for all dimensions, or one for each.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     return Kernel("energy", ENERGY, _inverse(bandwidth))
 
@@ -258,6 +369,16 @@ def sobolev(smoothness: int = 1) -> Kernel:
     Bernoulli polynomial :math:`B_{2s}` (SciPy has its numbers: ``scipy.special.bernoulli``). Its
     mean embedding under the uniform distribution is zero: ``target="mean-zero"`` gives points that
     stand for the cube itself. Points must lie in [0, 1].
+
+    Parameters
+    ----------
+    smoothness : int
+        1, 2 or 3.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of its range.
     """
     polynomials = {
         1: (1 / 6, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0),
@@ -288,6 +409,11 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
         Of the points that will be thinned, row by row.
     bandwidth : float
         The length l.
+
+    Raises
+    ------
+    ValueError
+        The scores are not finite numbers of shape (n, d); the bandwidth is not positive.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _checks.shape("scores", scores, 2, "(n, d)")
@@ -299,11 +425,22 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
 
 
 def pairwise(function: Callable) -> Kernel:
-    """Your own kernel: function(x, y) -> number, symmetric, of two points (d,).
+    """Your own kernel: ``function(x, y) -> number``, symmetric, of two points (d,).
 
     One compiled by ``@numba.njit`` runs inside the compiled loops, which are compiled anew for it
     in each process (seconds). A plain Python function is called once for every two points, which
     is slow, and says so.
+
+    Parameters
+    ----------
+    function : callable
+        Of two (d,) arrays, returning a number; symmetric and positive semidefinite, which is not
+        checked.
+
+    Raises
+    ------
+    TypeError
+        The function is not callable.
     """
     if not callable(function):
         raise TypeError(f"function must be callable; got {function!r}")
@@ -311,7 +448,19 @@ def pairwise(function: Callable) -> Kernel:
 
 
 def of_products(phi: Callable) -> Kernel:
-    """Your own kernel as ``@numba.njit`` phi(<x, y>, |x|^2, |y|^2) -> number."""
+    """Your own kernel as ``@numba.njit`` ``phi(<x, y>, |x|^2, |y|^2) -> number``.
+
+    Parameters
+    ----------
+    phi : function compiled by ``numba.njit``
+        Of three numbers, returning one; the kernel must be positive semidefinite, which is not
+        checked.
+
+    Raises
+    ------
+    TypeError
+        phi is not compiled by ``numba.njit``.
+    """
     if not hasattr(phi, "py_func"):
         raise TypeError(f"phi must be compiled by numba.njit; got {phi!r}")
     return Kernel("of_products", OF_PRODUCTS, companion=phi)

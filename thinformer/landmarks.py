@@ -45,6 +45,7 @@ BALANCE = 0.1  # the exponential kernel's trace beside that of the sampled queri
 NUGGET = 1e-6  # added to the diagonal of N
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
+LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
 
 

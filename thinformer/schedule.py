@@ -30,7 +30,16 @@ class Round(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """The rounds that lead from `length` points to `size` of them."""
+    """The rounds that lead from `length` points to `size` of them.
+
+    Attributes
+    ----------
+    length : int
+        Points before the first round.
+    size : int
+        Points after the last.
+    rounds : tuple of Round
+    """
 
     length: int
     size: int
@@ -41,7 +50,23 @@ def coreset_size(n_points: int, g: int) -> int:
     """Return the number of points that KH-Compress(g) keeps of `n_points`.
 
     It is 2^g sqrt(n) for n the largest power of four not above `n_points`, and never more than
-    there are. Raises ValueError unless n_points >= 1 and g >= 0 are integers.
+    there are.
+
+    Parameters
+    ----------
+    n_points : int
+        At least 1.
+    g : int
+        Oversampling, at least 0.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
     """
     n_points, g = _checks.integer("n_points", n_points, 1), _checks.integer("g", g, 0)
     log2 = g + _log4(n_points)
@@ -70,6 +95,10 @@ def compress_schedule(n_points: int, size: int, delta: float = 0.5) -> Schedule:
         1 <= size <= n_points.
     delta : float
         Failure probability of the whole, in (0, 1].
+
+    Returns
+    -------
+    Schedule
 
     Raises
     ------

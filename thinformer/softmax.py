@@ -28,12 +28,14 @@ class Landmarks(NamedTuple):
     masses : (problems, n), may be negative
     low, high : (problems, D), which the output stays within
     share : of the sum of their magnitudes, below which a sum of masses may not fall
+    least : below which no weighted mean of masses may fall
     """
 
     masses: NDArray
     low: NDArray
     high: NDArray
     share: float
+    least: float
 
 
 def softmax_attention(
@@ -66,7 +68,7 @@ def softmax_attention(
     every = none if weights is None else weights.ravel()
     totals = none if logs is None else logs.ravel()
     if landmarks is None:
-        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0)
+        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0, 0.0)
         rows_of_values = indices
     else:
         rows_of_values = np.broadcast_to(np.arange(n), indices.shape)
@@ -129,7 +131,7 @@ def attend_blocks(
         for q in range(count if logs.size > 0 else 0):
             logs[problem * n_queries + start + q] = top[q] + math.log(total[q])
         if landmarks.masses.size > 0:
-            weigh(logits, landmarks.masses[problem], landmarks.share, total)
+            weigh(logits, landmarks.masses[problem], landmarks.share, landmarks.least, total)
         for start_column in range(0, value.dim, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
             for row in range(0, end, ROWS):
@@ -193,21 +195,21 @@ def exponentials(logits, n, top, total):
 
 
 @inner(ELEMENTWISE)
-def weigh(exponentials, masses, share, total):
+def weigh(exponentials, masses, share, least, total):
     """Replace sums of exponentials by sums in which key i counts `masses[i]` times.
 
     Masses may be negative, and where a sum of them nearly cancels, so does what it divides: it is
     kept above a share of the sum of their magnitudes.
     """
-    total[:] = masses.dtype.type(1e-30)
-    magnitude, least = np.zeros(total.size, total.dtype), masses.dtype.type(share)
+    share, least = masses.dtype.type(share), masses.dtype.type(least)
+    weighed, magnitude = np.zeros(total.size, total.dtype), np.zeros(total.size, total.dtype)
     for i in range(masses.size):
         row, mass = exponentials[i * PANEL : (i + 1) * PANEL], masses[i]
         for q in range(total.size):
-            total[q] += mass * row[q]
+            weighed[q] += mass * row[q]
             magnitude[q] += abs(mass) * row[q]
     for q in range(total.size):
-        total[q] = max(total[q], least * magnitude[q])
+        total[q] = max(weighed[q], share * magnitude[q], least * total[q])
 
 
 @inner(ELEMENTWISE)

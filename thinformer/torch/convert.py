@@ -26,8 +26,12 @@ INTERCEPTED = {"scaled_dot_product_attention", "dispatch_attention_fn"}
 class Conversion(NamedTuple):
     """What `convert` did, by the modules' names.
 
-    swapped : attention modules that are thinned now
-    left : those that are not, and why
+    Attributes
+    ----------
+    swapped : list of str
+        Attention modules that are thinned now.
+    left : dict of str to str
+        Those that are not, and why.
     """
 
     swapped: list[str]

@@ -21,9 +21,12 @@ LAYOUTS = ("bshd", "bhsd")
 class Attended(NamedTuple):
     """What `thinformer_attention` returns where weights or indices are asked for.
 
-    output : (B, T, H, D), or (B, H, T, D) for the layout "bhsd"
-    weights : (B, H, T, n_out), or None
-    indices : (B, H_kv, n_out) int64, or None
+    Attributes
+    ----------
+    output : (B, T, H, D) tensor
+        (B, H, T, D) for the layout "bhsd".
+    weights : (B, H, T, n_out) tensor or None
+    indices : (B, H_kv, n_out) int64 tensor or None
     """
 
     output: torch.Tensor

@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
-from thinformer.landmarks import BALANCE, BOUND, NUGGET, SHARE
+from thinformer.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
 from thinformer.torch.library import landmarks
 from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
 
@@ -138,9 +138,9 @@ def fit(
     right = right.double().masked_fill(~used[:, None, :, None], 0)
     largest = 0.9 * math.log(limits.max)
     solved, _ = torch.linalg.solve_ex(N, right)
-    fitted = (solved * torch.exp((top - h_few).double().clamp(max=largest))[..., None]).to(
-        key.dtype
-    )
+    fitted = solved * torch.exp((top - h_few).double().clamp(max=largest))[..., None]
+    bound = BOUND * V1.detach().abs().amax((2, 3), keepdim=True).double()
+    fitted = torch.minimum(torch.maximum(fitted, -bound), bound).to(key.dtype)
     whole = (used.sum(-1) >= valid.sum(-1))[:, None, None, None]
     fitted = torch.where(whole, _take(V1, indices), fitted).masked_fill(~used[:, None, :, None], 0)
     return fitted[..., :-1], fitted[..., -1]
@@ -180,7 +180,7 @@ def _attend(
 
 
 def _floored(total: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    least = (SHARE * magnitude).clamp(min=torch.finfo(total.dtype).tiny)
+    least = (SHARE * magnitude).clamp(min=LEAST)
     return torch.maximum(total, least)
 
 
