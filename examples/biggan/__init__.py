@@ -1,0 +1,1 @@
+"""BigGAN-deep-512 with another attention."""
