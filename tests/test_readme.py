@@ -67,7 +67,11 @@ def test_attend():
     sampled = norm(output - names["exact"]) / norm(names["exact"])
     assert sampled == pytest.approx(0.19, abs=0.02)
     assert of_torch["output"].shape == (1, 4096, 8, 64)
-    assert of_torch["weights"] is None
+    assert of_torch["weights"].shape == (1, 8, 4096, 256)
+    sums = of_torch["weights"].sum(-1)
+    np.testing.assert_allclose(sums.detach().numpy(), 1, atol=1e-4)
+    corrected = norm(names["corrected"] - names["exact"]) / norm(names["exact"])
+    assert corrected < 0.5 * names["error"]
 
 
 def test_all_examples_are_run():
