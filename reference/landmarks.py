@@ -17,7 +17,6 @@ from reference.compress import stratified_thin
 QUERIES = 192  # sampled at most
 CANDIDATES = 6  # times as many as landmarks
 BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampled attention
-NUGGET = 1e-6  # added to the unit diagonal of N
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
@@ -80,9 +79,9 @@ def kernel(x, attention):
 
 
 def gram(x, f, h, rows):
-    """Rows of N, with the nugget."""
+    """Rows of N, and on its diagonal a nugget, so that their rounding errors do not matter."""
     N = f[rows] @ f.T + np.exp(x[rows] @ x.T - h[rows, None] - h)
-    N[np.arange(len(rows)), rows] += NUGGET
+    N[np.arange(len(rows)), rows] += np.sqrt(np.finfo(x.dtype).eps)
     return N
 
 

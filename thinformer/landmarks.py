@@ -42,7 +42,6 @@ CANDIDATES = 6  # times as many as landmarks
 PROPOSALS = 8  # times as many as landmarks
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
 BALANCE = 0.1  # the exponential kernel's trace beside that of the sampled queries' attention
-NUGGET = 1e-6  # added to the diagonal of N
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
@@ -122,7 +121,7 @@ def choose_landmarks(
         work = pivots.workspace(S, length, n_out, m, E, dtype)
         pivots.choose_pivots(
             first, last, keys, attention, candidates, of_head, uniforms, of_head, kept, exponents,
-            constants, BALANCE, NUGGET, work,
+            constants, BALANCE, nugget(dtype), work,
         )  # fmt: skip
 
     _pool.run(choose, B * H, 2.0 * B * H * length * n_out * (m + E + n_out / 2))
@@ -215,7 +214,7 @@ def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray
         f *= np.exp(chosen.shift - h)[:, None]
         N += f.mT @ f
         right += f.mT @ (np.exp(chosen.shift - top)[..., None] * _with_ones(outputs))
-    N[:, np.arange(n_out), np.arange(n_out)] += NUGGET
+    N[:, np.arange(n_out), np.arange(n_out)] += nugget(dtype)
     fitted = np.linalg.solve(N.astype(np.float64), right.astype(np.float64))
     largest = 0.9 * np.log(np.finfo(dtype).max)
     fitted *= np.exp(np.minimum(top - h, largest), dtype=np.float64)[..., None]
@@ -224,6 +223,11 @@ def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray
     fitted = fitted.astype(dtype).reshape(B, H, n_out, D + 1)
     values = np.ascontiguousarray(fitted[..., :D].transpose(0, 2, 1, 3))
     return values, np.ascontiguousarray(fitted[..., D])
+
+
+def nugget(dtype: np.dtype) -> float:
+    """What is added to the diagonal of N, so that rounding errors of its entries do not matter."""
+    return float(np.sqrt(np.finfo(dtype).eps))
 
 
 def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:

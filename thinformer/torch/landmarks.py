@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
-from thinformer.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
+from thinformer.landmarks import BALANCE, BOUND, LEAST, SHARE
 from thinformer.torch.library import landmarks
 from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
 
@@ -134,7 +134,7 @@ def fit(
         right = right + f.mT @ (torch.exp(shift - top)[..., None] * (P @ V1))
     unit = torch.eye(N.shape[-1], dtype=torch.float64, device=N.device)
     both = used[:, None, :, None] & used[:, None, None]
-    N = torch.where(both, N.double() + NUGGET * unit, unit)
+    N = torch.where(both, N.double() + math.sqrt(limits.eps) * unit, unit)
     right = right.double().masked_fill(~used[:, None, :, None], 0)
     largest = 0.9 * math.log(limits.max)
     solved, _ = torch.linalg.solve_ex(N, right)
