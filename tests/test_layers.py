@@ -14,10 +14,10 @@ REFERENCE = Path(reference.__file__).parent
 # each module may import those before it, and nothing else of the package
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
-    "problem", "cuda", "_device", "tiles", "cpu", "sums", "compress", "points", "tables",
-    "discrepancy", "thinning", "recursion", "estimator", "softmax", "attention", "data", "torch",
-    "validate", "_measure", "demo", "bench", "bench_cuda", "bench_points", "sources", "delimited",
-    "files", "streaming", "thin_command", "_progress", "cli",
+    "problem", "cuda", "_device", "tiles", "pivots", "cpu", "sums", "compress", "points", "tables",
+    "discrepancy", "thinning", "recursion", "estimator", "softmax", "landmarks", "attention",
+    "data", "torch", "validate", "_measure", "demo", "bench", "bench_cuda", "bench_points",
+    "sources", "quality", "delimited", "files", "streaming", "thin_command", "_progress", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
            ("cuda", "_jit"), ("cuda", "_pool"),
@@ -26,7 +26,7 @@ MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "di
 
 
 TORCH = ("torch", "validate", "bench", "bench_cuda", "cli")
-SPECIFICATION_IMPORTS = ("numpy", "torch", "math", "typing", "itertools", "reference")
+SPECIFICATION_IMPORTS = ("numpy", "scipy", "torch", "math", "typing", "itertools", "reference")
 
 
 def imports(path):
