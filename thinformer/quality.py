@@ -248,6 +248,7 @@ def plot(lines: list[Line], path: Path) -> None:
     """Draw error against time, a panel an input and a line a method; the ending is the format."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     inputs = list(dict.fromkeys(line.input for line in lines))
     columns = min(len(inputs), 3)
@@ -273,11 +274,12 @@ def plot(lines: list[Line], path: Path) -> None:
             sizes = sorted({x.kept for x in others})
             axes.set_xscale("log")
             axes.set_yscale("log")
-            for axis in (axes.xaxis, axes.yaxis):
+            for axis, subs in ((axes.xaxis, (1, 3)), (axes.yaxis, (1, 2, 5))):
+                axis.set_major_locator(LogLocator(subs=subs))
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter("")
             listed = ", ".join(map(str, sizes))
-            axes.set_title(f"{name}: {listed} of {exact.keys} keys", fontsize=11)
+            axes.set_title(f"{name}, keys kept:\n{listed} of {exact.keys}", fontsize=11)
             axes.set_xlabel("ms, all layers")
         panels[0].set_ylabel("relative error of the output")
         figure.legend(
