@@ -18,6 +18,10 @@ from typing import Any, TextIO
 
 from thinformer._checks import CudaUnavailableError
 
+# of `bench`, when it measures speed, and their defaults
+SPEED = {"shapes": "t2t,biggan,4k,16k", "g": 2, "dtype": "float32", "device": "cpu",
+         "compiled": False}  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 for a failed check, 2 for an error."""
@@ -36,28 +40,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.set_defaults(run=_demo)
 
     bench = commands.add_parser(
-        "bench", help="time exact attention, Thinformer and the plain torch version (needs torch)"
-    )
+        "bench", help="time exact attention, Thinformer and the plain torch version (needs torch);"
+        " with --quality, error and time on activations",
+    )  # fmt: skip
     bench.add_argument(
-        "--shapes", default="t2t,biggan,4k,16k",
+        "--quality", nargs="*", type=Path, metavar="FILE.npz",
+        help="instead, measure how close to exact attention Thinformer, its corrections and simple"
+        " sampling are: on activations of three trained encoders, or of files with arrays"
+        " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--sizes", metavar="N,..",
+        help="of --quality: keys kept (default: as many as g = 2 keeps; with --plot all g's)",
+    )  # fmt: skip
+    bench.add_argument(
+        "--shapes",
         help="of t2t,biggan,4k,16k,64k,t2t-b64,64k-h16 (default: first 4; last 2 for a GPU)",
     )  # fmt: skip
-    bench.add_argument("--g", type=int, default=2, help="oversampling (default: 2)")
+    bench.add_argument("--g", type=int, help="oversampling (default: 2)")
     bench.add_argument(
-        "--dtype", choices=("float32", "float64", "float16", "bfloat16"), default="float32",
+        "--dtype", choices=("float32", "float64", "float16", "bfloat16"),
         help="half precision on a GPU only",
     )  # fmt: skip
     bench.add_argument(
         "--threads", type=int, help="threads of all candidates (default: as many as torch takes)"
     )
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("--device", choices=("cpu", "cuda"))
     bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
     bench.add_argument(
         "--compiled", action="store_true", help="also torch.compile plain torch (takes minutes)"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_bench, **SPEED)
 
     points = commands.add_parser(
         "bench-points", help="time and error of thinning point sets, beside goodpoints if installed"
@@ -464,6 +479,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.quality is not None:
+        return _bench_quality(arguments)
+    if arguments.sizes is not None:
+        raise ValueError("--sizes belongs to --quality")
     if importlib.util.find_spec("torch") is None:
         raise ImportError("bench needs torch: pip install 'thinformer[torch]'")
     import torch
@@ -507,6 +526,42 @@ def _bench(arguments: argparse.Namespace) -> int:
         bench.save(results, machine(), arguments.json)
     if arguments.plot is not None:
         bench.plot(results, arguments.plot)
+    return 0
+
+
+def _bench_quality(arguments: argparse.Namespace) -> int:
+    from thinformer import _checks, quality
+    from thinformer._pool import set_num_threads
+    from thinformer._progress import progress
+
+    for name, default in SPEED.items():
+        if getattr(arguments, name) != default:
+            raise ValueError(f"--{name} does not go with --quality")
+    rounds = _checks.integer("--rounds", arguments.rounds, 2)
+    sizes = _integers("--sizes", arguments.sizes, 1)
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            _can_write(path)
+    if arguments.plot is not None:
+        _can_plot(arguments.plot)
+    inputs = quality.load(arguments.quality)
+    chosen = {name: quality.choose_sizes(name, inputs[name], sizes, arguments.plot is not None)
+              for name in inputs}  # fmt: skip
+    if arguments.threads is not None:
+        set_num_threads(_checks.integer("--threads", arguments.threads, 1))
+    machine = quality.machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
+    lines = []
+    for name, layers in inputs.items():
+        with progress() as tell:
+            of_input = quality.measure(name, layers, chosen[name], rounds, tell)
+        print(quality.format_lines(of_input), end="\n\n", flush=True)
+        lines += of_input
+    print(quality.NOTES)
+    if arguments.json is not None:
+        quality.save(lines, rounds, machine, arguments.json)
+    if arguments.plot is not None:
+        quality.plot(lines, arguments.plot)
     return 0
 
 

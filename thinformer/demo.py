@@ -119,14 +119,14 @@ def _line(encoder: str, g: int | None, layers: list[list[NDArray]], exact: list[
         start = time.perf_counter()
         outputs.append(thin(seed))
         seconds.append(time.perf_counter() - start)
-    error = np.mean([_error(output, exact) for output in outputs])
-    uniform = np.mean([_error(_uniform(layers, kept, seed), exact) for seed in SEEDS])
+    error = np.mean([relative_error(output, exact) for output in outputs])
+    sampled = np.mean([relative_error(uniform(layers, kept, seed), exact) for seed in SEEDS])
     megabytes = peak_megabytes(lambda: attention(*layers[0], **settings, rng=0))
     setting = "exact" if g is None else f"g = {g}"
-    return Line(encoder, setting, kept, keys, float(error), float(uniform), min(seconds), megabytes)
+    return Line(encoder, setting, kept, keys, float(error), float(sampled), min(seconds), megabytes)
 
 
-def _uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]:
+def uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]:
     """Attention over keys drawn uniformly without replacement, for every head anew."""
     rng = np.random.default_rng(seed)
     outputs = []
@@ -137,7 +137,7 @@ def _uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]
     return outputs
 
 
-def _error(outputs: list[NDArray], exact: list[NDArray]) -> float:
+def relative_error(outputs: list[NDArray], exact: list[NDArray]) -> float:
     """Mean over layers and heads of ||output - exact|| / ||exact|| in the Frobenius norm."""
     norms = [
         np.linalg.norm(a - b, axis=(1, 3)) / np.linalg.norm(b, axis=(1, 3))
