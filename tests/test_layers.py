@@ -17,7 +17,8 @@ ORDER = [
     "problem", "cuda", "_device", "tiles", "cpu", "sums", "compress", "pivots", "softmax",
     "landmarks", "points", "tables", "discrepancy", "thinning", "recursion", "estimator",
     "attention", "data", "torch", "validate", "_measure", "demo", "bench", "bench_cuda",
-    "bench_points", "quality", "sources", "delimited", "files", "streaming", "thin_command", "_progress", "cli",
+    "bench_points", "sources", "quality", "delimited", "files", "streaming", "thin_command",
+    "_progress", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
            ("cuda", "_jit"), ("cuda", "_pool"),
