@@ -15,9 +15,10 @@ REFERENCE = Path(reference.__file__).parent
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
     "problem", "cuda", "_device", "tiles", "cpu", "sums", "compress", "points", "tables",
-    "discrepancy", "thinning", "recursion", "estimator", "softmax", "attention", "data", "torch",
-    "validate", "_measure", "demo", "bench", "bench_cuda", "bench_points", "sources", "delimited",
-    "files", "streaming", "thin_command", "_progress", "cli",
+    "discrepancy", "thinning", "recursion", "estimator", "softmax", "pivots", "landmarks",
+    "attention", "data", "torch", "validate", "_measure", "demo", "bench", "bench_cuda",
+    "bench_points", "sources", "delimited", "files", "streaming", "thin_command", "_progress",
+    "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
            ("cuda", "_jit"), ("cuda", "_pool"),
@@ -26,7 +27,7 @@ MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "di
 
 
 TORCH = ("torch", "validate", "bench", "bench_cuda", "cli")
-SPECIFICATION_IMPORTS = ("numpy", "torch", "math", "typing", "itertools", "reference")
+SPECIFICATION_IMPORTS = ("numpy", "torch", "math", "typing", "itertools", "reference", "scipy")
 
 
 def imports(path):

@@ -384,7 +384,7 @@ def _attend(
     rows = indices.reshape(B * H, n_out)
     of_problems = None
     if landmarks is not None:
-        masses, low, high = (array.reshape(B * H, -1) for array in landmarks)
+        masses, low, high = (array.reshape(B * H, array.shape[-1]) for array in landmarks)
         of_problems = Landmarks(masses, low, high, SHARE, LEAST)
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 

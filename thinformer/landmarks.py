@@ -113,7 +113,7 @@ def choose_landmarks(
 
     length = min(S, CANDIDATES * n_out)
     candidates = strata(S, length, numbers(1, length + 1))
-    uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
+    uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2)
     keys, of_head = as_factor(centred, np.sqrt(scale) / tau), np.tile(np.arange(H), B)
     kept = np.empty((B * H, n_out), np.int64)
     exponents, constants = np.empty((B * H, n_out), dtype), np.empty((B * H, 2), dtype)
@@ -204,12 +204,17 @@ def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray
     softmax_attention(
         landmarks, as_factor(chosen.centred), as_factor(value), rows, sums, None, logs=logs
     )
-    right = np.exp(logs - h - top)[..., None] * _with_ones(sums.transpose(0, 2, 1, 3))
+    # a sum of S exponentials, of which no exponent is above 0 but by rounding
+    right = np.exp(np.minimum(logs - h - top, np.log(S)))[..., None] * _with_ones(
+        sums.transpose(0, 2, 1, 3)
+    )
     x = few.transpose(0, 2, 1, 3) * (np.sqrt(scale) / tau)[..., None, None].astype(dtype)
-    x = x.reshape(B * H, n_out, -1)
-    N = np.exp(x @ x.mT - h[:, :, None] - h[:, None])
+    x = x.reshape(B * H, n_out, x.shape[-1])
+    N = np.exp(np.minimum(x @ x.mT - h[:, :, None] - h[:, None], 0))
     if chosen.attention.shape[1]:
-        outputs = chosen.attention.reshape(B, H, -1, S) @ value.transpose(0, 2, 1, 3)
+        outputs = chosen.attention.reshape(B, H, chosen.attention.shape[1], S) @ value.transpose(
+            0, 2, 1, 3
+        )
         at = chosen.indices.reshape(B * H, 1, n_out)
         f = np.take_along_axis(chosen.attention, at, axis=2)
         f *= np.exp(chosen.shift - h)[:, None]
@@ -261,7 +266,7 @@ def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
 def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
     """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0."""
     q, k = (
-        np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1)).astype(np.float64)
+        np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1, initial=0)).astype(np.float64)
         for x in (query, key)
     )
     with np.errstate(divide="ignore"):
