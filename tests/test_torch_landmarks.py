@@ -173,6 +173,18 @@ def test_size_at_least_S_is_exact(dtype, weights, correction):
 
 @corrections
 @weighted
+def test_slots_that_are_left_over_have_no_part(weights, correction):
+    """Though what stands there has by far the largest logit."""
+    query, key, value = qkv()
+    query, key, mask = query.abs() + 1, key - 300, padding(200, 200, 90).flip(1)
+    output = output_of(query, key, value, key_padding_mask=mask, g=1, weights=weights,
+                       correction=correction)  # fmt: skip
+    alone = seeded(query[1:], key[1:, 110:], value[1:, 110:], g=1, correction=correction)
+    equal(output[1:], alone)
+
+
+@corrections
+@weighted
 def test_nan_spoils_its_heads_only(weights, correction):
     query, key, value = qkv(H=4, H_kv=2)
     key[1, 5, 1, 0] = float("nan")

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import lambertw
 
 from thinformer import _pool
 from thinformer.compress import plan
@@ -263,6 +262,8 @@ def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
 
 def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
     """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0."""
+    from scipy.special import lambertw  # imported where it is needed
+
     q, k = (
         np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1, initial=0)).astype(np.float64)
         for x in (query, key)
