@@ -110,7 +110,7 @@ def test_sampled_are_some_of_many_queries(correction):
 def test_padded_is_alone(T, side, weights, correction):
     """Whatever stands behind the mask; queries there are not sampled where T = S."""
     query, key, value = qkv(B=3, T=T)
-    mask = padding(200, 200, 90, 130)
+    mask = padding(200, 200, 50, 130)
     mask = mask.flip(1) if side == "left" else mask
     if side == "holes":
         mask = mask[:, torch.from_numpy(np.random.default_rng(0).permutation(200))]
@@ -176,10 +176,10 @@ def test_size_at_least_S_is_exact(dtype, weights, correction):
 def test_slots_that_are_left_over_have_no_part(weights, correction):
     """Though what stands there has by far the largest logit."""
     query, key, value = qkv()
-    query, key, mask = query.abs() + 1, key - 300, padding(200, 200, 90).flip(1)
+    query, key, mask = query.abs() + 1, key - 300, padding(200, 200, 50).flip(1)
     output = output_of(query, key, value, key_padding_mask=mask, g=1, weights=weights,
                        correction=correction)  # fmt: skip
-    alone = seeded(query[1:], key[1:, 110:], value[1:, 110:], g=1, correction=correction)
+    alone = seeded(query[1:], key[1:, 150:], value[1:, 150:], g=1, correction=correction)
     equal(output[1:], alone)
 
 
