@@ -71,16 +71,19 @@ def kernel(x, attention):
     squares = np.sum(x**2, axis=1)
     if len(attention) == 0:
         return np.zeros((len(x), 0), x.dtype), squares / 2, x.dtype.type(0)
-    importance = np.sum(attention**2, axis=0)
+    # of a key that no sampled query sees, not 0: f may not be 0 times infinity
+    importance = np.maximum(np.sum(attention**2, axis=0), np.finfo(x.dtype).tiny ** 0.5)
     t = (logsumexp(squares) - np.log(BALANCE) - np.log(np.sum(importance))) / 2
-    with np.errstate(divide="ignore"):  # a key that no sampled query sees
-        h = np.logaddexp(np.log(importance) + 2 * t, squares) / 2
+    h = np.logaddexp(np.log(importance) + 2 * t, squares) / 2
     return attention.T * np.exp(t - h)[:, None], h, t
 
 
 def gram(x, f, h, rows):
-    """Rows of N, and on its diagonal a nugget, so that their rounding errors do not matter."""
-    N = f[rows] @ f.T + np.exp(x[rows] @ x.T - h[rows, None] - h)
+    """Rows of N, and on its diagonal a nugget, so that their rounding errors do not matter.
+
+    No exponent is above 0, but by rounding.
+    """
+    N = f[rows] @ f.T + np.exp(np.minimum(x[rows] @ x.T - h[rows, None] - h, 0))
     N[np.arange(len(rows)), rows] += np.sqrt(np.finfo(x.dtype).eps)
     return N
 
@@ -130,7 +133,7 @@ def nystrom(x, f, h, t, positions, attention, value):
     V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
     N = gram(x[positions], f[positions], h[positions], np.arange(len(positions)))
     top = h.max()
-    right = np.exp(x[positions] @ x.T - h[positions, None] - top) @ V1
+    right = np.exp(np.minimum(x[positions] @ x.T - h[positions, None] - top, 0)) @ V1
     right += f[positions] @ (np.exp(t - top) * (attention @ V1))
     largest = 0.9 * np.log(np.finfo(x.dtype).max)
     fitted = np.exp(np.minimum(top - h[positions], largest))[:, None] * np.linalg.solve(N, right)

@@ -56,13 +56,14 @@ def test_signatures():
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
-        "pre_thin='even', rng=None, draws=None, device='auto', return_weights=False, "
-        "return_indices=False)",
+        "pre_thin='even', rng=None, draws=None, device='auto', correction=None, temperature=None, "
+        "return_weights=False, return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
-        "pre_thin='even', generator=None)",
+        "pre_thin='even', correction=None, temperature=None, generator=None)",
         "thinformer_attention": "(query, key, value, *, g=2, size=None, scale=None, "
         "key_padding_mask=None, attn_mask=None, is_causal=False, enable_gqa=False, dropout_p=0.0, "
-        "layout='bshd', generator=None, return_weights=False, return_indices=False)",
+        "layout='bshd', generator=None, correction=None, temperature=None, return_weights=False, "
+        "return_indices=False)",
     }
     for name, text in expected.items():
         signature = inspect.signature(getattr(thinformer, name))

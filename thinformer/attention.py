@@ -182,8 +182,8 @@ def attention(
         That of a correction's kernel on keys, positive. By default WildCat's formula for each head
         (arXiv 2602.10056).
     return_weights : bool
-        Also return the attention weights (B, H, T, n_out). With a correction they sum to 1 and
-        may be negative.
+        Also return the attention weights (B, H, T, n_out). With a correction they may be
+        negative; they sum to 1, save where masses nearly cancel.
     return_indices : bool
         Also return the positions of the keys they belong to, (B, H, n_out).
 
@@ -389,7 +389,7 @@ def _attend(
     rows = indices.reshape(B * H, n_out)
     of_problems = None
     if landmarks is not None:
-        masses, low, high = (array.reshape(B * H, -1) for array in landmarks)
+        masses, low, high = (array.reshape(B * H, array.shape[-1]) for array in landmarks)
         of_problems = Landmarks(masses, low, high, SHARE, LEAST)
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import lambertw
 
 from thinformer import _pool
 from thinformer.compress import plan
@@ -106,13 +105,13 @@ def choose_landmarks(
     if m:
         few = as_factor(take_tokens(query, sampled), scale)
         nothing = as_factor(key[..., :0])
-        rows = np.broadcast_to(np.arange(S), (B * H, S))
+        rows = np.tile(np.arange(S), (B * H, 1))
         outputs = np.empty((B, m, H, 0), dtype)
         softmax_attention(few, as_factor(centred), nothing, rows, outputs, attention)
 
     length = min(S, CANDIDATES * n_out)
     candidates = strata(S, length, numbers(1, length + 1))
-    uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
+    uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2)
     keys, of_head = as_factor(centred, np.sqrt(scale) / tau), np.tile(np.arange(H), B)
     kept = np.empty((B * H, n_out), np.int64)
     exponents, constants = np.empty((B * H, n_out), dtype), np.empty((B * H, 2), dtype)
@@ -199,16 +198,19 @@ def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray
     # <x_s, x_j> is what softmax with this scale makes of the landmark as a query
     landmarks = as_factor(few, scale / tau**2)
     sums, logs = np.empty((B, n_out, H, D), dtype), np.empty((B * H, n_out), dtype)
-    rows = np.broadcast_to(np.arange(S), (B * H, S))
+    rows = np.tile(np.arange(S), (B * H, 1))
     softmax_attention(
         landmarks, as_factor(chosen.centred), as_factor(value), rows, sums, None, logs=logs
     )
-    right = np.exp(logs - h - top)[..., None] * _with_ones(sums.transpose(0, 2, 1, 3))
+    # a sum of S exponentials, of which no exponent is above 0 but by rounding
+    right = np.exp(np.minimum(logs - h - top, np.log(S)))[..., None]
+    right = right * _with_ones(sums.transpose(0, 2, 1, 3))
     x = few.transpose(0, 2, 1, 3) * (np.sqrt(scale) / tau)[..., None, None].astype(dtype)
-    x = x.reshape(B * H, n_out, -1)
-    N = np.exp(x @ x.mT - h[:, :, None] - h[:, None])
+    x = x.reshape(B * H, n_out, x.shape[-1])
+    N = np.exp(np.minimum(x @ x.mT - h[:, :, None] - h[:, None], 0))
     if chosen.attention.shape[1]:
-        outputs = chosen.attention.reshape(B, H, -1, S) @ value.transpose(0, 2, 1, 3)
+        attention = chosen.attention.reshape(B, H, chosen.attention.shape[1], S)
+        outputs = attention @ value.transpose(0, 2, 1, 3)
         at = chosen.indices.reshape(B * H, 1, n_out)
         f = np.take_along_axis(chosen.attention, at, axis=2)
         f *= np.exp(chosen.shift - h)[:, None]
@@ -236,7 +238,7 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
     The rule of `thinformer.compress.starting_points`. Uniforms are (heads, length + 1).
     """
     if length == n_points:
-        return np.broadcast_to(np.arange(n_points), (len(uniforms), n_points))
+        return np.tile(np.arange(n_points), (len(uniforms), 1))
     start = (uniforms[:, :1] * n_points).astype(np.int64)
     bounds = np.arange(length + 1, dtype=np.int64) * n_points // max(length, 1)
     inside = (uniforms[:, 1:] * np.diff(bounds)).astype(np.int64)
@@ -264,8 +266,10 @@ def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
 
 def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
     """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0."""
+    from scipy.special import lambertw  # imported where it is needed
+
     q, k = (
-        np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1)).astype(np.float64)
+        np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1, initial=0)).astype(np.float64)
         for x in (query, key)
     )
     with np.errstate(divide="ignore"):

@@ -21,6 +21,7 @@ from thinformer._simd import BYTES, PANEL, ROWS, inner_products
 from thinformer.tiles import exp, gather_factor
 
 BLOCK = 16  # proposals at a time, a multiple of ROWS
+TINY_32, TINY_64 = (float(np.finfo(dtype).tiny) for dtype in (np.float32, np.float64))
 
 
 def workspace(
@@ -96,10 +97,12 @@ def exponents_of_all(keys, p, attention, balance, h, squares):
             h[j] = squares[j] / 2
         return squares.dtype.type(0)
     h[:] = 0
+    least = squares.dtype.type(math.sqrt(TINY_32 if squares.itemsize == 4 else TINY_64))
     for i in range(attention.shape[0]):
         add_squares(attention[i], h)
     largest, total, importance = squares[0], 0.0, 0.0
     for j in range(n):
+        h[j] = max(h[j], least)  # where no sampled query sees a key, f may not be 0 times infinity
         largest = max(largest, squares[j])
         importance += h[j]
     for j in range(n):
@@ -221,11 +224,12 @@ def residuals(x, E, features, rows, used, h, few_x, few, few_h, block):
 
 @inner(ELEMENTWISE)
 def to_exponential(tile, few_h, h):
-    """From <x, y> to exp(<x, y> - h_x - h_y)."""
+    """From <x, y> to exp(<x, y> - h_x - h_y), of which no exponent is above 0 but by rounding."""
+    zero = tile.dtype.type(0)
     for b in range(BLOCK):
         row, h_b = tile[b * PANEL : (b + 1) * PANEL], few_h[b]
         for c in range(h.size):
-            row[c] = exp(row[c] - h_b - h[c])
+            row[c] = exp(min(row[c] - h_b - h[c], zero))
 
 
 @inner(ELEMENTWISE)

@@ -71,7 +71,7 @@ def softmax_attention(
         landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0, 0.0)
         rows_of_values = indices
     else:
-        rows_of_values = np.broadcast_to(np.arange(n), indices.shape)
+        rows_of_values = np.tile(np.arange(n), (problems, 1))
     blocks = -(-T // PANEL)
     positions = np.arange(max(T, n, PANEL))
 

@@ -48,7 +48,7 @@ def attend_to_landmarks(
         queries = grouped(query, key.shape[2]).transpose(1, 2).to(wide)
         key, value = (x.transpose(1, 2).to(wide) for x in (key, value))  # (B, H_kv, S, dim)
         if valid is None:
-            valid = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool)
+            valid = key.new_ones((len(key), key.shape[2]), dtype=torch.bool)
         hidden = ~valid[:, None, :, None] | ~finite[:, :, None, None]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
         values, masses = fit(
@@ -125,8 +125,9 @@ def fit(
         h = squares.clamp(min=-1e30) / 2
     top = h.masked_fill(outside[:, :, 0], -1e30).amax(-1, keepdim=True)
     h_few = h.gather(-1, indices)
-    N = torch.exp(few @ few.mT - h_few[..., None] - h_few[..., None, :])
-    right = torch.exp(few @ x.mT - h_few[..., None] - top[..., None]) @ V1
+    # no exponent is above 0 but by rounding
+    N = torch.exp((few @ few.mT - h_few[..., None] - h_few[..., None, :]).clamp(max=0))
+    right = torch.exp((few @ x.mT - h_few[..., None] - top[..., None]).clamp(max=0)) @ V1
     if sampled.shape[-1]:
         f = P.gather(-1, indices[:, :, None].expand(-1, -1, P.shape[2], -1))
         f = f * torch.exp(shift - h_few)[:, :, None]

@@ -44,7 +44,7 @@ class ThinformerAttention(nn.Module):
         of equal strata, or by the published rule, every s-th token for s = S // n.
     correction : {None, "nystrom", "queries"}
         How the keys kept make up for those that are not: as in `thinformer.attention`. The weights
-        then sum to 1 and may be negative.
+        then may be negative; they sum to 1, save where masses nearly cancel.
     temperature : float, optional
         That of a correction's kernel on keys; by WildCat's formula for each head if None.
     generator : torch.Generator, optional
