@@ -290,7 +290,7 @@ def test_a_sum_of_masses_that_cancels_is_floored():
     options = {"correction": "nystrom", "temperature": 0.3}
     got = everything(query, key, value, size=10, **options)
     np.testing.assert_allclose(got.weights, specified(query, key, value, 10, **options)[1],
-                               rtol=1e-6, atol=1e-9)  # fmt: skip
+                               rtol=1e-4, atol=1e-9)  # fmt: skip
     magnitude = np.abs(got.weights).sum(axis=-1)
     assert magnitude.max() <= 3.2 * (1 + 1e-9)  # 1 / 0.3125
     assert (magnitude > 3.2 * (1 - 1e-9)).any()
