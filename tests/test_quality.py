@@ -1,8 +1,10 @@
 """The quality benchmark: its errors, its files and what it refuses; its times are not asserted."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +222,17 @@ def test_torch_is_not_needed(tiny):
     )
     assert result.returncode == 0, result.stderr
     assert "32 of 96 keys" in result.stdout
+
+
+def test_the_readme_shows_the_stored_run():
+    root = Path(__file__).resolve().parents[1]
+    stored = json.loads((root / "docs" / "benchmarks" / "quality.json").read_text())
+    readme = (root / "README.md").read_text()
+    for name, kept in (("text", 64), ("vision", 128), ("audio", 128)):
+        (row,) = re.findall(rf"^\| {name}, {kept} of \d+ \|(.*)\|$", readme, re.MULTILINE)
+        lines = {line["method"]: line for line in stored["lines"]
+                 if (line["input"], line["kept"]) == (name, kept)}  # fmt: skip
+        shown = [float(cell) for cell in row.split("|")]
+        few = [lines[method] for method in (*quality.METHODS, quality.BEST)]
+        assert shown[:6] == pytest.approx([line["error"] for line in few], abs=6e-4)
+        assert shown[6:] == pytest.approx([line["ratio"] for line in few[3:5]], abs=6e-3)
