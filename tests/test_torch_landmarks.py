@@ -476,3 +476,16 @@ def test_cuda_tensors_raise():
     on_gpu = SimpleNamespace(is_cuda=True)
     with pytest.raises(NotImplementedError, match=r"^correction must be None for CUDA.*\.cpu\(\)"):
         op.landmarks(on_gpu, on_gpu, on_gpu, None, 0, g=2, size=None, width=2, min_length=0)
+
+
+def test_all_keys_are_not_fitted_to_themselves(monkeypatch):
+    """Exact attention takes no solution for as many unknowns as there are keys."""
+    monkeypatch.setattr("thinformer.torch.functional.attend_to_landmarks", None)
+    query, key, value = torch.randn(3, 1, 40, 2, 4).unbind()
+    got = thinformer_attention(query, key, value, size=40, correction="queries")
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (query, key, value))
+    )
+    torch.testing.assert_close(got, exact.transpose(1, 2))
+    with pytest.raises(TypeError):
+        thinformer_attention(query, key, value, size=39, correction="queries")

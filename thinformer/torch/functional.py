@@ -11,7 +11,7 @@ from thinformer import _checks
 from thinformer.attention import check_correction, softmax_scale
 from thinformer.torch import ragged
 from thinformer.torch.landmarks import attend_to_landmarks
-from thinformer.torch.library import select
+from thinformer.torch.library import keys_kept, select
 from thinformer.torch.masks import keys_attended
 from thinformer.torch.op import COMPUTED_IN, draw_seed
 
@@ -249,7 +249,11 @@ def attend(
     valid (B, S) says which keys there are. Sequences of less than `min_length` keep all of theirs.
     """
     scale = softmax_scale(scale, query.shape[-1])
-    if correction is not None:
+    S = key.shape[1]
+    # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
+    exact = valid is None and not torch.compiler.is_compiling()
+    exact = exact and keys_kept(S, g, size, pre_thin, min_length, padded=False) == S
+    if correction is not None and not exact:
         attended = attend_to_landmarks(
             query, key, value, valid, g=g, size=size, scale=scale, correction=correction,
             temperature=temperature, generator=generator, min_length=min_length,
