@@ -9,28 +9,13 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import everything, qkv, seeded
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.compress import plan
 from thinformer.torch.library import keys_kept, select
-
-
-def qkv(B=2, T=7, S=300, H=4, E=8, D=5, H_kv=None, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    H_kv = H_kv or H
-    shapes = (B, T, H, E), (B, S, H_kv, E), (B, S, H_kv, D)
-    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
-            for shape in shapes]  # fmt: skip
-
-
-def seeded(*tensors, seed=0, **options):
-    return thinformer_attention(*tensors, generator=torch.Generator().manual_seed(seed), **options)
-
-
-def everything(*tensors, **options):
-    return seeded(*tensors, return_weights=True, return_indices=True, **options)
 
 
 def exact(query, key, value, **options):

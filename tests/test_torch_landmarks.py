@@ -1,5 +1,6 @@
 """Landmarks in torch: what NumPy computes, for the same seed, with masks and gradients."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import everything, seeded
+from tensors import qkv as make_qkv
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -18,23 +21,8 @@ from thinformer.torch import op
 from thinformer.torch.library import landmarks
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
+qkv = partial(make_qkv, S=200, H=2, E=4, D=3)
 weighted = pytest.mark.parametrize("weights", [False, True])
-
-
-def qkv(B=2, T=7, S=200, H=2, E=4, D=3, H_kv=None, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    H_kv = H_kv or H
-    shapes = (B, T, H, E), (B, S, H_kv, E), (B, S, H_kv, D)
-    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
-            for shape in shapes]  # fmt: skip
-
-
-def seeded(*tensors, seed=0, **options):
-    return thinformer_attention(*tensors, generator=torch.Generator().manual_seed(seed), **options)
-
-
-def everything(*tensors, **options):
-    return seeded(*tensors, return_weights=True, return_indices=True, **options)
 
 
 def output_of(*tensors, weights, **options):
