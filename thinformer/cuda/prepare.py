@@ -115,6 +115,25 @@ def make_draw(dtype: type) -> Any:
 
 
 @functools.cache
+def make_units() -> Any:
+    """Return the kernel that writes numbers in [0, 1) of a numbered stream of every head.
+
+    A thread a number. Its arguments: seed (1,) int64, the stream, and what it writes, numbers
+    (heads, any) float64.
+    """
+
+    def units(seed, stream, numbers):
+        i = cuda.grid(1)
+        if i < numbers.size:
+            head, position = i // numbers.shape[1], i % numbers.shape[1]
+            key = mixed(mixed(np.uint64(seed[0])) + np.uint64(head))
+            bits = word(key, stream, position) >> TO_53_BITS
+            numbers[head, position] = np.float64(bits) * UNIT
+
+    return cuda.jit(units)
+
+
+@functools.cache
 def make_measure(load: Callable, dtype: type, threads: int) -> Any:
     """Return the kernel that measures keys and values, which `load` converts.
 

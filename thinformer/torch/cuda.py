@@ -1,8 +1,8 @@
-"""Selection on CUDA tensors: not copied, on torch's current stream, and not waited for.
+"""The kernels on CUDA tensors: not copied, on torch's current stream, and not waited for.
 
 The only place where torch and the kernels meet. Memory is torch's, so that its allocator knows what
 is in use on which stream, and so that a CUDA graph can capture a call once another one like it has
-compiled the kernels and put the schedule's tables on the GPU. A mask is waited for: `select_valid`.
+compiled the kernels and put the schedule's tables on the GPU. A mask is waited for: `by_length`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from thinformer.compress import Plan, plan
-from thinformer.cuda import launch
+from thinformer.cuda import launch, prepare
 from thinformer.cuda._numba import cuda
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
+from thinformer.cuda.pivots import make_pivots
 from thinformer.schedule import Schedule
 
 TORCH = {
@@ -114,7 +116,27 @@ def select_valid(
         A CUDA graph is being captured, in which nothing can be waited for.
     """
     B, _, H, _ = key.shape
-    device = key.device
+    counts, parts = by_length(valid, min_length, g, size, pre_thin)
+    indices = torch.zeros((B, H, width), dtype=torch.int64, device=key.device)
+    finite = torch.ones((B, H), dtype=torch.bool, device=key.device)
+    for of_length, tokens in parts:
+        some = tokens.sequences
+        few, finite[some] = select(key, value, settings=of_length, tokens=tokens, **settings)
+        indices[some] = few[..., :1]
+        indices[some, :, : few.shape[-1]] = few
+    return indices, counts, finite
+
+
+def by_length(
+    valid: torch.Tensor, min_length: int, g: int, size: int | None, pre_thin: str
+) -> tuple[torch.Tensor, list[tuple[Plan, Tokens]]]:
+    """Return how many keys the sequences of valid (B, S) keep, and what is done for each length.
+
+    Raises
+    ------
+    RuntimeError
+        A CUDA graph is being captured.
+    """
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a mask cannot be captured in a CUDA graph: what is launched depends on the lengths of"
@@ -127,21 +149,59 @@ def select_valid(
     }
     kept = [plans[n].schedule.size if n else 0 for n in lengths.tolist()]
     # copied now, as a copy waits for what was launched
-    by_length = np.argsort(lengths, kind="stable")
-    counts, sequences = torch.from_numpy(np.array([kept, by_length], np.int64)).to(device)
-    ends = np.searchsorted(lengths[by_length], list(plans), side="right").tolist()
-    first = int((lengths == 0).sum())
+    in_order = np.argsort(lengths, kind="stable")
+    counts, sequences = torch.from_numpy(np.array([kept, in_order], np.int64)).to(valid.device)
+    ends = np.searchsorted(lengths[in_order], list(plans), side="right").tolist()
+    starts = [int((lengths == 0).sum()), *ends]
     positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # those that count come first
-    indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
-    finite = torch.ones((B, H), dtype=torch.bool, device=device)
-    for (length, of_length), end in zip(plans.items(), ends, strict=True):
-        some = sequences[first:end]
-        tokens = Tokens(some, positions, length)
-        few, finite[some] = select(key, value, settings=of_length, tokens=tokens, **settings)
-        indices[some] = few[..., :1]
-        indices[some, :, : few.shape[-1]] = few
-        first = end
-    return indices, counts, finite
+    return counts, [
+        (of_length, Tokens(sequences[start:end], positions, length))
+        for (length, of_length), start, end in zip(plans.items(), starts, ends, strict=False)
+    ]
+
+
+def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torch.Tensor:
+    """Numbers in [0, 1), (heads, size) float64, of a numbered stream of every head."""
+    numbers = torch.empty((heads, size), dtype=torch.float64, device=seed.device)
+    if numbers.numel():
+        blocks = -(-numbers.numel() // prepare.THREADS)
+        with _current(seed.device):
+            prepare.make_units()[blocks, prepare.THREADS, _stream(seed.device)](
+                _array(seed.reshape(1)), stream, _array(numbers)
+            )
+    return numbers
+
+
+def pivots(
+    rows: torch.Tensor,
+    dim: int,
+    n_out: int,
+    exponents: torch.Tensor,
+    weights: torch.Tensor,
+    uniforms: torch.Tensor,
+    *,
+    block: int,
+    nugget: float,
+) -> torch.Tensor:
+    """Return which candidates (problems, L) are pivots, not more than `n_out`.
+
+    The arguments, all of them contiguous, are those of `thinformer.cuda.pivots.make_pivots`: rows
+    (problems, any, L), of which the first `dim` are the keys'.
+    """
+    problems, _, candidates = rows.shape
+    taken = torch.zeros((problems, candidates), dtype=torch.bool, device=rows.device)
+    if problems:
+        dtype = np.float32 if rows.dtype == torch.float32 else np.float64
+        kernel = make_pivots(dtype, block, PIVOT_THREADS)
+        diagonal = torch.empty_like(exponents)
+        with _current(rows.device):
+            rows, exponents, weights, uniforms, diagonal, written = map(
+                _array, (rows.flatten(1), exponents, weights, uniforms, diagonal, taken)
+            )
+            kernel[problems, PIVOT_THREADS, _stream(taken.device)](
+                rows, dim, n_out, exponents, weights, uniforms, dtype(nugget), diagonal, written
+            )
+    return taken
 
 
 @functools.cache

@@ -106,17 +106,26 @@ def landmarks(
     min_length: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.library.landmarks` does."""
+    """Return what `thinformer.torch.library.landmarks` does; `select` says what is waited for."""
+    group = query.shape[2] // max(key.shape[2], 1)
     if key.is_cuda:
-        raise NotImplementedError(
-            "correction must be None for CUDA tensors; move the tensors with .cpu()"
-        )
+        from thinformer.cuda._numba import check_available  # imports numba.cuda
+
+        check_available(f"a tensor on {key.device}")
+        from thinformer.torch.cuda_landmarks import choose_valid as choose_on_gpu
+
+        wide = COMPUTED_IN[key.dtype]
+        with torch.autocast(key.device.type, enabled=False):
+            return choose_on_gpu(
+                *(x.to(wide) for x in (grouped(query, key.shape[2]), key, value)), valid, width,
+                min_length, g=g, size=size, seed=seed, group=group, **settings,
+            )  # fmt: skip
     queries = _array(grouped(query, key.shape[2]))
     present = None if valid is None else valid.numpy()
     with _pool.on(team()):
         chosen = choose_valid(
             queries, _array(key), _array(value), present, width, min_length, g=g, size=size,
-            seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
+            seed=seed_from(int(seed)), group=group, **settings,
         )  # fmt: skip
     indices, kept, finite, sampled, tau = map(torch.from_numpy, chosen)
     return indices, kept, finite, sampled, tau

@@ -1,0 +1,249 @@
+"""The kernel that chooses pivots, a block of threads for each head: `thinformer.pivots` on a GPU.
+
+What a candidate is compared by is a column of `rows`: its key, its features, and below them the
+rows of the Cholesky factor as they come. Which proposals of a round are accepted follows from what
+the pivots so far leave of the kernel between these few; so that is found first, in shared memory,
+and then the factor's new rows, of which every thread holds some columns in registers.
+
+Threads that write what others read are kept apart by ``syncthreads``; each says what for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from thinformer.cuda._numba import ALIGNED, cuda, device_function
+
+THREADS = 256
+DEPTH = 32  # rows staged at once
+COLUMNS = 2  # of a thread
+GROUP = 16  # threads whose sums are added up before those of groups
+
+
+@functools.cache
+def make_pivots(dtype: type, block: int, threads: int) -> Any:
+    """Return the kernel for rounds of `block` proposals.
+
+    A block a problem. Its arguments::
+
+        rows  (problems, (E + features + n_out) * L): rows of L candidates each, of their scaled
+          keys x, then of their features f; the last n_out rows are written, the factor's
+        E, n_out
+        h  (problems, L), the candidates' exponents
+        weights  (problems, L) float64: in proportion to weights, times what is left of the
+          diagonal, proposals are drawn
+        uniforms  (heads, proposals, 2) float64; heads of a sequence are neighbouring problems
+        nugget  added to the diagonal
+        diagonal  (problems, L), room for what is left of it
+        taken  (problems, L) bool, from False; written, True for the pivots
+    """
+    ZERO, ONE, NOTHING = dtype(0), dtype(1), np.float64(0)
+    GROUPS, SQUARE, PATCH = threads // GROUP, block * block, COLUMNS * block
+
+    @device_function
+    def stage(few, rows, L, proposed, begin, depth, sign):
+        """Write few[d, b] = sign * row `begin + d` of the b-th proposal."""
+        for i in range(cuda.threadIdx.x, depth * block, threads):
+            d, b = i // block, i % block
+            few[d, b] = sign * rows[(begin + d) * L + proposed[b]]
+
+    @device_function
+    def tabulate(own, few, rows, L, proposed, few_h, E, features, end, nugget):
+        """Write what the pivots leave of the kernel between proposals.
+
+        It is made of the keys' rows, the features', and with the other sign the factor's, which end
+        at `end`.
+        """
+        for i in range(cuda.threadIdx.x, SQUARE, threads):
+            own[i // block, i % block] = ZERO
+        begin = 0
+        for part in range(3):
+            until = E if part == 0 else features if part == 1 else end
+            for at in range(begin, until, DEPTH):
+                depth = min(DEPTH, until - at)
+                stage(few, rows, L, proposed, at, depth, ONE)
+                cuda.syncthreads()  # staged before it is read
+                for i in range(cuda.threadIdx.x, SQUARE, threads):
+                    a, b, total = i // block, i % block, ZERO
+                    for d in range(depth):
+                        total += few[d, a] * few[d, b]
+                    own[a, b] += -total if part == 2 else total
+                cuda.syncthreads()  # read before it is staged anew
+            begin = until
+            if part == 0:
+                for i in range(cuda.threadIdx.x, SQUARE, threads):
+                    a, b = i // block, i % block
+                    # no exponent is above 0 but by rounding
+                    own[a, b] = math.exp(min(own[a, b] - few_h[a] - few_h[b], ZERO))
+                    if proposed[a] == proposed[b]:
+                        own[a, b] += nugget
+
+    @device_function
+    def tabulate_columns(columns, places, few, rows, proposed, few_h, E, features, end, h, first):
+        """The same between proposals and a thread's columns, without the nugget."""
+        L = h.size
+        for i in range(PATCH):
+            columns[i] = ZERO
+        begin = 0
+        for part in range(3):
+            until = E if part == 0 else features if part == 1 else end
+            for at in range(begin, until, DEPTH):
+                depth = min(DEPTH, until - at)
+                stage(few, rows, L, proposed, at, depth, -ONE if part == 2 else ONE)
+                cuda.syncthreads()  # staged before it is read
+                for c in range(COLUMNS):
+                    places[c] = at * L + min(first + c * threads, L - 1)
+                for d in range(depth):
+                    for c in range(COLUMNS):
+                        value = rows[places[c]]
+                        for b in range(block):
+                            columns[c * block + b] += value * few[d, b]
+                        places[c] += L
+                cuda.syncthreads()  # read before it is staged anew
+            begin = until
+            if part == 0:
+                for c in range(COLUMNS):
+                    h_of_column = h[min(first + c * threads, L - 1)]
+                    for b in range(block):
+                        exponent = columns[c * block + b] - few_h[b] - h_of_column
+                        columns[c * block + b] = math.exp(min(exponent, ZERO))
+
+    @device_function
+    def propose(diagonal, weights, uniforms, start, sums, of_groups, proposed):
+        """Write the proposals of a round, a candidate each; return the diagonal's weighted sum.
+
+        A sum of all before a candidate is that of whole groups of threads, plus those of threads
+        in its own group, plus its thread's: the same wherever it is needed, so it never decreases
+        and a number falls on one candidate. Of no number it is the last one.
+        """
+        thread, L = cuda.threadIdx.x, diagonal.size
+        each = (L + threads - 1) // threads
+        begin, end = min(thread * each, L), min((thread + 1) * each, L)
+        own = NOTHING
+        for j in range(begin, end):
+            own += diagonal[j] * weights[j]
+        sums[thread] = own
+        if thread < block:
+            proposed[thread] = L - 1
+        cuda.syncthreads()  # the threads' sums before they are added
+        if thread < GROUPS:
+            of_group = NOTHING
+            for i in range(GROUP):
+                of_group += sums[GROUP * thread + i]
+            of_groups[thread] = of_group
+        cuda.syncthreads()  # the groups' sums before they are added
+        total, before, inside = NOTHING, NOTHING, NOTHING
+        for i in range(GROUPS):
+            if i == thread // GROUP:
+                before = total
+            total += of_groups[i]
+        for i in range(thread - thread % GROUP, thread):
+            inside += sums[i]
+        for b in range(min(block, uniforms.shape[0] - start)):
+            number = uniforms[start + b, 0] * total
+            if before + inside <= number and number < before + (inside + own):
+                j, until = begin, diagonal[begin] * weights[begin]
+                while not number < before + (inside + until) and j + 1 < end:
+                    j += 1
+                    until += diagonal[j] * weights[j]
+                proposed[b] = j
+        cuda.syncthreads()  # the proposals before they are read
+        return total
+
+    def pivots(rows_of, E, n_out, h_of, weights_of, uniforms_of, nugget, diagonal_of, taken):
+        sums = cuda.shared.array(threads, np.float64)
+        of_groups = cuda.shared.array(GROUPS, np.float64)
+        few = cuda.shared.array((DEPTH, block), dtype, ALIGNED)
+        own = cuda.shared.array((block, block), dtype)  # of the kernel between proposals
+        proposed = cuda.shared.array(block, np.int64)
+        few_h = cuda.shared.array(block, dtype)
+        then = cuda.shared.array(block, dtype)  # proposals' diagonal as the round begins, and now
+        now = cuda.shared.array(block, dtype)
+        inverse = cuda.shared.array(block, dtype)
+        slot = cuda.shared.array(block, np.int64)  # the factor's row that a proposal is, or -1
+        # steps[b, a]: the factor's row of proposal b at proposal b + a; 0 if it is not accepted
+        steps = cuda.shared.array((block, block), dtype)
+        left = cuda.local.array(COLUMNS, dtype)
+        places = cuda.local.array(COLUMNS, np.int64)
+        columns = cuda.local.array(PATCH, dtype)
+
+        problem, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        rows, h, weights = rows_of[problem], h_of[problem], weights_of[problem]
+        uniforms = uniforms_of[problem % uniforms_of.shape[0]]
+        diagonal = diagonal_of[problem]
+        L = diagonal.size
+        features = rows.size // L - n_out
+        for j in range(thread, L, threads):
+            diagonal[j] = ONE
+        count = 0
+        for start in range(0, uniforms.shape[0], block):
+            cuda.syncthreads()  # the diagonal before others read it
+            total = propose(diagonal, weights, uniforms, start, sums, of_groups, proposed)
+            if count == n_out or not total > NOTHING:  # the same in all threads
+                break
+            if thread < block:
+                few_h[thread] = h[proposed[thread]]
+                then[thread] = now[thread] = diagonal[proposed[thread]]
+                slot[thread], inverse[thread] = -1, ZERO
+            cuda.syncthreads()  # the proposals' exponents before they are read
+            end = features + count
+            tabulate(own, few, rows, L, proposed, few_h, E, features, end, nugget)
+            for b in range(min(block, uniforms.shape[0] - start)):
+                cuda.syncthreads()  # this proposal's row of `own` is final, and its diagonal
+                residual = own[b, b]
+                # every thread takes the decision
+                if count < n_out and now[b] > ZERO and uniforms[start + b, 1] * then[b] < residual:
+                    over = ONE / math.sqrt(residual)
+                    # only rows of later proposals change, so none is read at the same time
+                    for i in range(thread, SQUARE, threads):
+                        a, c = i // block, i % block
+                        if a > b:
+                            own[a, c] -= (own[b, a] * over) * (own[b, c] * over)
+                    if b < thread and thread < block:
+                        f = own[b, thread] * over
+                        now[thread] = max(now[thread] - f * f, ZERO)
+                        if proposed[thread] == proposed[b]:
+                            now[thread] = ZERO
+                    if thread == 0:
+                        slot[b], inverse[b] = features + count, over
+                        taken[problem, proposed[b]] = True
+                    count += 1
+            cuda.syncthreads()  # all decisions
+            if features + count == end:
+                continue
+            for i in range(thread, SQUARE, threads):
+                b, a = i // block, i % block
+                steps[b, a] = own[b, b + a] * inverse[b] if b + a < block else ZERO
+            cuda.syncthreads()  # the steps before they are read
+
+            for first in range(thread, L + thread, COLUMNS * threads):
+                tabulate_columns(
+                    columns, places, few, rows, proposed, few_h, E, features, end, h, first
+                )
+                for c in range(COLUMNS):
+                    left[c] = diagonal[min(first + c * threads, L - 1)]
+                for b in range(block):
+                    # its column comes first, as those before were shifted out: in registers, no
+                    # index may depend on b
+                    for c in range(COLUMNS):
+                        j, f = first + c * threads, columns[c * block]
+                        if j == proposed[b]:
+                            f += nugget
+                        f *= inverse[b]
+                        left[c] = max(left[c] - f * f, ZERO)
+                        if slot[b] >= 0 and j < L:
+                            rows[slot[b] * L + j] = f
+                            if j == proposed[b]:
+                                left[c] = ZERO
+                        for a in range(1, block):
+                            after = columns[c * block + a] - steps[b, a] * f
+                            columns[c * block + a - 1] = after
+                for c in range(COLUMNS):
+                    if first + c * threads < L:
+                        diagonal[first + c * threads] = left[c]
+
+    return cuda.jit(pivots)

@@ -1,0 +1,176 @@
+"""The choice of landmarks among CUDA tensors: what `thinformer.landmarks` chooses on the CPU.
+
+Torch's own operations but for the random numbers and the pivots, and nothing is waited for but the
+lengths behind a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from thinformer.compress import Plan, plan
+from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, TWO_RHO
+from thinformer.pivots import BLOCK
+from thinformer.torch import cuda
+
+NEWTON_STEPS = 5  # for all digits of a double
+
+
+def choose_valid(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    width: int,
+    min_length: int,
+    *,
+    g: int,
+    size: int | None,
+    group: int,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose landmarks as `thinformer.landmarks.choose_valid`, whose arguments and results it has.
+
+    Raises
+    ------
+    RuntimeError
+        There is a mask, and a CUDA graph is being captured.
+    """
+    (B, S, H, _), n_queries, device = key.shape, query.shape[1], key.device
+    m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
+    indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
+    sampled = torch.full((B, H, m), -1, device=device)
+    finite = torch.ones((B, H), dtype=torch.bool, device=device)
+    tau = torch.ones((B, H), dtype=torch.float64, device=device)
+    parts: list[tuple[Plan, cuda.Tokens | None]]
+    if valid is None:
+        of_all = plan(S, g, S if min_length > S else size, 0.5)
+        counts, parts = torch.full((B,), of_all.schedule.size, device=device), [(of_all, None)]
+    else:
+        counts, with_tokens = cuda.by_length(valid, min_length, g, size, "even")
+        parts = [*with_tokens]
+    for of_length, some in parts:
+        few = of_length.schedule.size
+        if some is None:
+            sequences = torch.arange(B, device=device)
+            tokens = torch.arange(S, device=device).expand(B, S)
+            queries, keys, values, own = query, key, value, None
+        else:
+            sequences, length = some.sequences, some.length
+            tokens = some.positions[sequences, :length]
+            keys, values = (x[sequences[:, None], tokens] for x in (key, value))
+            queries, own = query[sequences], None
+            if n_queries == S * group:
+                own = tokens[:, :, None] * group + torch.arange(group, device=device)
+                own = own.flatten(1)
+                queries = query[sequences[:, None], own]
+        good = keys.isfinite().all(3).all(1) & values.isfinite().all(3).all(1)
+        if few == tokens.shape[1]:
+            indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
+            finite[sequences] = good
+            continue
+        chosen, asked, tau_of = _choose(queries, keys, n_out=few, **settings)
+        indices[sequences, :, :few] = _pick(tokens, chosen)
+        tau[sequences] = tau_of
+        sampled[sequences, :, : asked.shape[2]] = asked if own is None else _pick(own, asked)
+        good &= _take(queries, asked).isfinite().all(3).all(2)
+        finite[sequences] = good & tau_of.isfinite()
+    return indices, counts, finite, sampled, tau
+
+
+def _choose(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    n_out: int,
+    correction: str,
+    temperature: float | None,
+    scale: float,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Landmarks among key (B, S, H, E) for query (B, T, H, E): `landmarks.choose_landmarks`.
+
+    Returns indices (B, H, n_out), the queries sampled (B, H, m), and temperatures (B, H).
+    """
+    (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
+    m = min(T, QUERIES) if correction == "queries" else 0
+    sampled = _strata(T, m, cuda.unit_numbers(seed, H, STREAMS, m + 1)).expand(B, H, m)
+    centred = key - key.mean(1, keepdim=True, dtype=torch.float64).to(dtype)
+    if temperature is None:
+        tau = _temperature(query, centred, scale)
+    else:
+        tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
+    keys = centred.transpose(1, 2)  # (B, H, S, E)
+    x = keys * (math.sqrt(scale) / tau).to(dtype)[..., None, None]
+    squares = x.square().sum(-1).double()
+    length = min(S, CANDIDATES * n_out)
+    candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
+    candidates = candidates.expand(B, H, length)
+    rows = torch.empty((B, H, E + m + n_out, length), dtype=dtype, device=key.device)
+    if m:
+        attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
+        # of a key that no sampled query sees, not 0: f may not be 0 times infinity
+        importance = attention.square().sum(2).clamp(min=torch.finfo(dtype).tiny ** 0.5).double()
+        ratio = BALANCE * importance.sum(-1, keepdim=True)
+        shift = (squares.logsumexp(-1, keepdim=True) - ratio.log()) / 2
+        exponents = (torch.logaddexp(importance.log() + 2 * shift, squares) / 2).to(dtype)
+        of_few = exponents.gather(-1, candidates)
+        features = attention.gather(-1, candidates[:, :, None].expand(-1, -1, m, -1))
+        torch.mul(
+            features, torch.exp(shift.to(dtype) - of_few)[:, :, None], out=rows[:, :, E : E + m]
+        )
+    else:
+        exponents = (squares / 2).to(dtype)
+        of_few = exponents.gather(-1, candidates)
+    few = x.gather(2, candidates[..., None].expand(-1, -1, -1, E))
+    rows[:, :, :E] = few.mT
+    weights = torch.exp(2 * (of_few.double() - exponents.amax(-1, keepdim=True).double()))
+    uniforms = cuda.unit_numbers(seed, H, STREAMS + 2, 2 * PROPOSALS * n_out)
+    taken = cuda.pivots(
+        rows.flatten(0, 1), E, n_out, of_few.flatten(0, 1), weights.flatten(0, 1),
+        uniforms.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
+    )  # fmt: skip
+    # the pivots, and the first of the others where they are too few
+    chosen = torch.argsort((~taken).byte(), dim=1, stable=True)[:, :n_out].sort(1).values
+    return candidates.gather(-1, chosen.unflatten(0, (B, H))), sampled, tau
+
+
+def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
+    """Positions (heads, length), as `thinformer.landmarks.strata`."""
+    if length == n_points:
+        return torch.arange(n_points, device=uniforms.device).expand(len(uniforms), -1)
+    start = (uniforms[:, :1] * n_points).long()
+    bounds = torch.arange(length + 1, device=uniforms.device) * n_points // max(length, 1)
+    inside = (uniforms[:, 1:] * bounds.diff()).long()
+    return ((start + bounds[:-1] + inside) % n_points).sort(1).values
+
+
+def _temperature(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0.
+
+    Lambert's W of y is where w + log w = log y, found by Newton's steps from log(1 + y).
+    """
+    if query.shape[1] == 0:
+        return key.new_ones((len(key), key.shape[2]), dtype=torch.float64)
+    q, k = (x.square().sum(-1).amax(1).sqrt().double() for x in (query, key))
+    b = math.log(key.shape[1]) / (scale * q * k) + 2
+    y = b / TWO_RHO
+    w = y.log1p()
+    for _ in range(NEWTON_STEPS):
+        w = w * (1 + y.log() - w.log()) / (1 + w)
+    tau = (k / q * b / (2 * w)).sqrt()
+    return tau.where((q > 0) & (k > 0), 1.0)
+
+
+def _take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, S, H, dim) at positions (B, H, n), as (B, H, n, dim)."""
+    at = positions[..., None].expand(-1, -1, -1, tokens.shape[-1])
+    return tokens.transpose(1, 2).gather(2, at)
+
+
+def _pick(numbers: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Numbers (B, n) of sequences at positions (B, H, few)."""
+    return numbers[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)
