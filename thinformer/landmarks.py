@@ -92,10 +92,9 @@ def choose_landmarks(
 
     n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
     """
-    from thinformer import cpu, moments, nystrom, pivots  # import Numba
+    from thinformer import cpu, nystrom  # import Numba
 
-    (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
-    D = value.shape[-1]
+    (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
     streams, problems = head_keys(seed, max(H, 1))[:H], B * H
 
     def numbers(stream: int, size: int) -> NDArray:
@@ -105,73 +104,60 @@ def choose_landmarks(
 
     m = min(T, QUERIES) if correction == "queries" else 0
     length = min(S, CANDIDATES * n_out)
-    draws = pivots.Draws(
+    draws = nystrom.Draws(
         strata(T, m, numbers(0, m + 1)),
         strata(S, length, numbers(1, length + 1)),
         numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2),
         np.tile(np.arange(H), B),
     )
-    queries, keys, values = map(as_factor, (query, key, value))
-    mean, norms, sums = np.empty((problems, E), dtype), np.empty((problems, 2)), np.empty(problems)
-    low, high = np.empty((2, problems, D), dtype)
-
-    def measure(first: int, last: int) -> None:
-        moments.measure(first, last, queries, keys, values, T, S, mean, norms, low, high, sums)
-
-    _pool.run(measure, problems, 4.0 * problems * (T * E + S * (E + D)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        if temperature is None:
-            tau = _temperature(norms, S, scale)
-        else:
-            tau = np.full(problems, temperature)
-        queries.parameters[:, SCALE] = np.sqrt(scale) * tau
-        keys.parameters[:, SCALE] = np.sqrt(scale) / tau
-        mean *= keys.parameters[:, SCALE, None]
-    of_fit = n_out if fit else 0
-    fitted_values = values if fit else values._replace(dim=0)
-    chosen = pivots.Pivots(
-        np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
-        np.empty(problems, dtype), np.empty((problems, of_fit, of_fit), dtype),
-        np.empty((problems, of_fit, D + 1), dtype),
+    heads = nystrom.Heads(
+        *map(_factor, (query, key, value)), T, S, n_out, np.arange(max(T, S, nystrom.PANEL)),
+        np.full(problems, temperature or 0.0), np.empty((problems, E), dtype),
+        *np.empty((2, problems, D), dtype), np.empty(problems),
     )  # fmt: skip
-    positions = np.arange(max(S, pivots.PANEL))
+    heads.query.parameters[:, SCALE] = scale
+    fitted = problems if fit else 0
+    pivots = nystrom.Pivots(
+        np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
+        np.empty(problems, dtype), np.empty((fitted, n_out, n_out), dtype),
+        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
+    )  # fmt: skip
 
     def choose(first: int, last: int) -> None:
-        work = pivots.workspace(S, length, n_out, m, E, D, dtype)
-        pivots.choose_pivots(
-            first, last, positions, S, queries, keys, fitted_values, mean, draws, BALANCE,
-            nugget(dtype), chosen, work,
-        )  # fmt: skip
+        work = nystrom.workspace(heads, draws)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget(dtype), pivots, work)
 
     flops = S * m * (E + D) + 1.5 * length * n_out * (m + E + n_out / 2)
     _pool.run(choose, problems, 2.0 * problems * flops)
-    order = np.argsort(chosen.indices, axis=1)
-    indices = np.sort(chosen.indices, axis=1).reshape(B, H, n_out)
-    sampled = np.broadcast_to(draws.queries, (B, H, m))
-    found = Chosen(indices, sampled, tau.reshape(B, H), np.isfinite(sums).reshape(B, H))
+    finite = np.isfinite(heads.sums).reshape(B, H)
+    if not finite.all():  # or a square overflows
+        finite = np.all([np.isfinite(x).all(axis=(1, 3)) for x in (query, key, value)], axis=0)
+    order = np.argsort(pivots.indices, axis=1)
+    chosen = Chosen(
+        np.take_along_axis(pivots.indices, order, axis=1).reshape(B, H, n_out),
+        np.broadcast_to(draws.queries, (B, H, m)), heads.temperature.reshape(B, H), finite,
+    )  # fmt: skip
     if not fit:
-        return found, None
-    bound = BOUND * np.maximum(np.maximum(-low, high).max(axis=1), 1)
-    fitted = np.empty((B, n_out, H, D), dtype)
-    masses = np.empty((problems, n_out), dtype)
+        return chosen, None
+    bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
     place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
 
     def add_exponentials(first: int, last: int) -> None:
-        work = nystrom.workspace(S, E, D, dtype)
-        nystrom.add_exponentials(first, last, positions[:S], keys, values, mean, chosen, work)
+        nystrom.add_exponentials(first, last, heads, pivots, nystrom.workspace(heads, draws))
 
-    blocks = -(-n_out // pivots.PANEL)
+    blocks = -(-n_out // nystrom.PANEL)
     _pool.run(add_exponentials, problems * blocks, 2.0 * problems * n_out * S * (E + D))
 
     def solve(first: int, last: int) -> None:
         nystrom.solve(
-            first, last, chosen, order, 0.9 * np.log(np.finfo(dtype).max), bound, fitted.ravel(),
-            place, H * D, masses,
+            first, last, pivots, order, 0.9 * np.log(np.finfo(dtype).max), bound, values.ravel(),
+            place, H * D, masses, D, nystrom.workspace(heads, draws),
         )  # fmt: skip
 
-    _pool.run(solve, problems, 8.0 * problems * n_out**2 * D)
-    of_heads = (x.reshape(B, H, -1) for x in (masses, low, high))
-    return found, Fitted(fitted, *of_heads)
+    _pool.run(solve, problems, 4.0 * problems * n_out**2 * D)
+    of_heads = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
+    return chosen, Fitted(values, *of_heads)
 
 
 def choose_valid(
@@ -248,7 +234,7 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
     return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)
 
 
-def as_factor(array: NDArray) -> Factor:
+def _factor(array: NDArray) -> Factor:
     """A factor on (B, S, H, dim), whose heads are the problems."""
     return make_factor(array.transpose(0, 2, 1, 3), linear())
 
@@ -258,17 +244,3 @@ def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
     if tokens.shape == array.shape[:2]:
         return array
     return array[sequences[:, None], tokens]
-
-
-def _temperature(norms: NDArray, n_keys: int, scale: float) -> NDArray:
-    """WildCat's temperature (heads,), of the largest norms of queries and keys (heads, 2).
-
-    1 where all queries or all keys are 0.
-    """
-    from scipy.special import lambertw  # imported where it is needed
-
-    q, k = norms.T
-    with np.errstate(divide="ignore"):
-        b = np.log(n_keys) / (scale * q * k) + 2
-        tau = np.sqrt(k / q * b / (2 * lambertw(b / TWO_RHO).real))
-    return np.where((q > 0) & (k > 0), tau, 1.0)
