@@ -143,11 +143,15 @@ def choose_landmarks(
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
     place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
 
+    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
+
     def add_exponentials(first: int, last: int) -> None:
-        nystrom.add_exponentials(first, last, heads, pivots, nystrom.workspace(heads, draws))
+        work = nystrom.workspace(heads, draws)
+        nystrom.add_exponentials(first, last, heads, summed, draws.head, pivots, work)
 
     blocks = -(-n_out // nystrom.PANEL)
-    _pool.run(add_exponentials, problems * blocks, 2.0 * problems * n_out * S * (E + D))
+    flops = n_out * summed.shape[1] * (E + D)
+    _pool.run(add_exponentials, problems * blocks, 2.0 * problems * flops)
 
     def solve(first: int, last: int) -> None:
         nystrom.solve(

@@ -93,8 +93,8 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
     """Return the memory that one thread works in."""
     E, D, S, n_out = heads.key.dim, whole(heads.value.dim), whole(heads.S), whole(heads.n_out)
     L, m = whole(draws.candidates.shape[1]), whole(draws.queries.shape[1])
-    of_keys = S * (E + D + 2 + PANEL) + PANEL * (PANEL + E)
-    of_candidates = L * (E + m + n_out + BLOCK + 2)
+    of_keys = S * (E + D + 1 + PANEL) + PANEL * (PANEL + E)
+    of_candidates = L * (E + m + n_out + BLOCK + 5)
     of_queries = max(whole(heads.T) * E, m * D)
     few = PANEL * (m + n_out + E + CHUNK + D + PANEL + 8)
     return np.empty(of_keys + of_candidates + of_queries + few, heads.mean.dtype)
@@ -120,10 +120,8 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
         x, _, free = gather_factor(key, p, positions[:S], work)
         values, free = gather_columns(value, p, positions[:S], free)
         squares, free = free[: x.size // E], free[x.size // E :]
-        importance, free = free[:S], free[S:]
         measure_values(values, S, heads.low[p], heads.high[p])
         measure_keys(x, S, E, heads.mean[p], squares)
-        squares = squares[:S]
         largest_query, total = largest_square(heads.query, p, positions[: heads.T], free)
         largest_key = squares[0]
         for j in range(S):
@@ -140,9 +138,15 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
         tau = heads.temperature[p]
         to_x = x.dtype.type(math.sqrt(beta) / tau)
         multiply(x, to_x)
-        multiply(squares, to_x * to_x)
+        candidates, _, free = gather_factor(key, p, index, free)
+        centre(candidates, heads.mean[p], to_x)
+        squares, importance, h, free = (
+            free[:padded], free[padded : 2 * padded], free[2 * padded : 3 * padded],
+            free[3 * padded :],
+        )  # fmt: skip
+        for start in range(0, padded, PANEL):
+            squared_norms(candidates, start * E, E, squares, start)
         features, free = free[: padded * rows], free[padded * rows :]
-        h, free = free[:padded], free[padded:]
         size = queries * -(-D // PANEL) * PANEL if fit else 0
         outputs, free = free[:size], free[size:]
         if m > 0:
@@ -150,14 +154,12 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
                 p, x, S, heads.query, draws.queries[head], x.dtype.type(tau / math.sqrt(beta)),
                 values, D if fit else 0, positions, index, features, rows, importance, outputs, free,
             )  # fmt: skip
-            t, top = exponents(importance, squares, balance, index, h)
+            t = exponents(importance[:L], squares, balance, h[:L])
+            h[L:] = h[L - 1]
+            top = h.max()
             scale_features(features, h, rows, m, t)
         else:
-            t, top = x.dtype.type(0), largest_key * to_x * to_x / 2
-            for c in range(padded):
-                h[c] = squares[index[c]] / 2
-        candidates, _, free = gather_factor(key, p, index, free)
-        centre(candidates, heads.mean[p], to_x)
+            h[:], t, top = squares / 2, x.dtype.type(0), largest_key * to_x * to_x / 2
         chosen = factorise(
             candidates, E, features, queries, rows, h, top, L, draws.uniforms[head], heads.n_out,
             nugget, free,
@@ -306,9 +308,12 @@ def start_right(features, rows, queries, chosen, outputs, D, factor, right, free
 
 
 @kernel
-def add_exponentials(first, last, heads, pivots, work):
-    """Add to right-hand sides what all keys add: blocks of PANEL landmarks first .. last-1."""
-    key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
+def add_exponentials(first, last, heads, summed, row, pivots, work):
+    """Add to right-hand sides what keys add: blocks of PANEL landmarks first .. last-1.
+
+    summed, row : (rows, n) int64, positions of keys that stand for all, and which row a problem has
+    """
+    key, value, n = heads.key, heads.value, summed.shape[1]
     E, D, n_out, width = key.dim, value.dim, heads.n_out, BYTES // work.itemsize
     blocks = -(-n_out // PANEL)
     shift, total, work = work[:PANEL], work[PANEL : 2 * PANEL], work[2 * PANEL :]
@@ -317,16 +322,16 @@ def add_exponentials(first, last, heads, pivots, work):
     size = -(-D // PANEL) * PANEL * PANEL
     sums, work = work[:size], work[size:]
     of_few, work = work[: PANEL * E], work[PANEL * E :]
-    shift[:], loaded = 0, -1
+    shift[:], loaded, weight = 0, -1, work.dtype.type(heads.S / n)
     for unit in range(first, last):
         p, start = unit // blocks, unit % blocks * PANEL
         if p != loaded:
             to_x = work.dtype.type(
                 math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
             )
-            x, _, free = gather_factor(key, p, positions[:S], work)
+            x, _, free = gather_factor(key, p, summed[row[p]], work)
             centre(x, heads.mean[p], to_x)
-            values, _ = gather_columns(value, p, positions[:S], free)
+            values, _ = gather_columns(value, p, summed[row[p]], free)
             loaded = p
         count = min(PANEL, n_out - start)
         few, _, _ = gather_factor(key, p, pivots.indices[p, start : start + count], of_few)
@@ -334,26 +339,24 @@ def add_exponentials(first, last, heads, pivots, work):
         for s in range(count):
             shift[s] = pivots.exponents[p, start + s] + pivots.top[p]
         sums[:], total[:] = 0, 0
-        for from_key in range(0, S, CHUNK):
-            keys = min(CHUNK, S - from_key)
-            for row in range(0, keys, ROWS):
-                at = (from_key + row) // PANEL * PANEL * E + row % PANEL
+        for from_key in range(0, n, CHUNK):
+            keys = min(CHUNK, n - from_key)
+            for i in range(0, keys, ROWS):
+                at = (from_key + i) // PANEL * PANEL * E + i % PANEL
                 for column in range(0, PANEL, width):
-                    inner_products(x, at, few, column, E, rows, row * PANEL + column)
+                    inner_products(x, at, few, column, E, rows, i * PANEL + column)
             shifted_exponentials(rows, keys, shift, total)
             for d in range(0, D, PANEL):
-                for row in range(0, min(PANEL, D - d), ROWS):
+                for i in range(0, min(PANEL, D - d), ROWS):
                     for column in range(0, PANEL, width):
-                        at = d * S + from_key * PANEL + row
-                        inner_products(
-                            values, at, rows, column, keys, product, row * PANEL + column
-                        )
+                        at = d * n + from_key * PANEL + i
+                        inner_products(values, at, rows, column, keys, product, i * PANEL + column)
                 add(product, sums[d * PANEL : (d + PANEL) * PANEL])
         right = pivots.right[p]
         for s in range(count):
             for d in range(D + 1):
                 of_d = sums[d * PANEL + s] if d < D else total[s]
-                right[(d // PANEL * n_out + start + s) * PANEL + d % PANEL] += of_d
+                right[(d // PANEL * n_out + start + s) * PANEL + d % PANEL] += weight * of_d
 
 
 @inner(ELEMENTWISE)

@@ -1,4 +1,4 @@
-"""What sampled queries make of keys: the attention they pay, and the kernel that follows from it.
+"""What sampled queries make of candidates: the attention they pay, and the kernel that follows.
 
 A query's weights p_j of key j are features, f_j = p_j exp(t - h_j), of the kernel's first term. Of
 the second, exp(<x_j, x_j'>), they need to know only how much it counts beside them: t balances the
@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, inner
+from thinformer._jit import ELEMENTWISE, STRICT, inner
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.softmax import divide, exponentials, row_maxima
 from thinformer.tiles import exp, gather_factor
@@ -31,7 +31,7 @@ def attend(
     positions : the numbers from 0 on, at least PANEL
     index, features : candidates, and their panels (rows, PANEL), written: in row q the weights of
         query q; queries are padded to whole panels, with zeros
-    importance : (n,), written: the sum of the squared weights of a key
+    importance : (candidates,), written: the sum of the squared weights of a key
     outputs : panels (padded queries, PANEL) of the values' dimensions, written
     """
     E, width = query.dim, BYTES // x.itemsize
@@ -64,72 +64,44 @@ def attend(
             for i in range(0, PANEL, width):
                 at = start * padded + first * PANEL + i
                 transpose(sums, 0, PANEL, positions, i, PANEL, one, outputs, at, PANEL)
-        normalise(logits, n, total, importance)
         for i in range(0, index.size, width):
             at = i // PANEL * PANEL * rows + first * PANEL + i % PANEL
             transpose(logits, 0, PANEL, index, i, PANEL, one, features, at, PANEL)
-
-
-@inner(REDUCTION)
-def normalise(exponentials, n, total, importance):
-    """From exponentials to weights, and add up the squares of those of a key."""
-    inverse = 1 / total
-    for i in range(n):
-        row, square = exponentials[i * PANEL : (i + 1) * PANEL], total.dtype.type(0)
-        for q in range(inverse.size):
-            row[q] *= inverse[q]
-            square += row[q] * row[q]
-        importance[i] += square
-
-
-@inner(STRICT)
-def exponents(importance, squares, balance, index, h):
-    """Write h of the candidates; return t and the largest h of all keys.
-
-    importance, squares : of all keys, overwritten
-    balance : the exponential kernel's trace beside that of the sampled queries' attention
-
-    h is half the logarithm of exp(2 t) importance + exp(|x|^2); the largest takes one for all keys.
-    """
-    dtype = squares.dtype.type
-    largest = squares[0]
-    for j in range(squares.size):
-        largest = max(largest, squares[j])
-    # where no sampled query sees a key, f may not be 0 times infinity
-    least = dtype(math.sqrt(TINY_32 if squares.itemsize == 4 else TINY_64))
-    of_all, most = 0.0, least
-    for j in range(squares.size):
-        importance[j] = max(importance[j], least)
-        most = max(most, importance[j])
-        of_all += importance[j]
-    total = sum_of_exponentials(squares, largest)
-    t = (largest + math.log(total) - math.log(balance) - math.log(of_all)) / 2
-    for c in range(h.size):
-        a, b = math.log(importance[index[c]]) + 2 * t, float(squares[index[c]])
-        h[c] = (max(a, b) + math.log1p(math.exp(-abs(a - b)))) / 2
-    shift = max(float(largest), math.log(most) + 2 * t)
-    highest = largest_sum(squares, importance, dtype(shift), dtype(math.exp(2 * t - shift)))
-    return dtype(t), dtype((shift + math.log(highest)) / 2)
-
-
-@inner(REDUCTION)
-def sum_of_exponentials(row, shift):
-    """The sum of exp(x - shift)."""
-    total = 0.0
-    for j in range(row.size):
-        total += exp(row[j] - shift)
-    return total
+        for start in range(0, index.size, PANEL):
+            of_block = features[start * rows + first * PANEL : start * rows + (first + PANEL) * PANEL]
+            normalise(of_block, total, importance[start : start + PANEL])
 
 
 @inner(ELEMENTWISE)
-def largest_sum(row, other, shift, factor):
-    """The largest exp(x - shift) + factor y. The first is overwritten with them."""
-    for j in range(row.size):
-        row[j] = exp(row[j] - shift) + factor * other[j]
-    largest = row[0]
-    for j in range(row.size):
-        largest = max(largest, row[j])
-    return largest
+def normalise(rows, total, importance):
+    """From exponentials, a row a query, to weights, and add up the squares of those of a key."""
+    for q in range(total.size):
+        row, inverse = rows[q * PANEL : (q + 1) * PANEL], 1 / total[q]
+        for c in range(importance.size):
+            row[c] *= inverse
+            importance[c] += row[c] * row[c]
+
+
+@inner(STRICT)
+def exponents(importance, squares, balance, h):
+    """Write h of candidates, half the logarithm of exp(2 t) importance + exp(|x|^2); return t.
+
+    balance : the exponential kernel's trace beside that of the sampled queries' attention
+    """
+    # where no sampled query sees a key, f may not be 0 times infinity
+    least = math.sqrt(TINY_32 if h.itemsize == 4 else TINY_64)
+    of_all, largest, total = 0.0, float(squares[0]), 0.0
+    for c in range(h.size):
+        importance[c] = max(importance[c], least)
+        of_all += importance[c]
+        largest = max(largest, float(squares[c]))
+    for c in range(h.size):
+        total += math.exp(squares[c] - largest)
+    t = (largest + math.log(total) - math.log(balance) - math.log(of_all)) / 2
+    for c in range(h.size):
+        a, b = math.log(importance[c]) + 2 * t, float(squares[c])
+        h[c] = (max(a, b) + math.log1p(math.exp(-abs(a - b)))) / 2
+    return h.dtype.type(t)
 
 
 @inner(ELEMENTWISE)

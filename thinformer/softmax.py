@@ -167,8 +167,11 @@ def gather_columns(factor, problem, positions, free):
             row = panels[start * points + i * PANEL : start * points + (i + 1) * PANEL]
             corner = factor.first[problem] + positions[i] * factor.row + start * factor.column
             end = min(PANEL, dim - start)
-            for c in range(end):
-                row[c] = factor.window[corner + c * factor.column]
+            if factor.column == 1:
+                row[:end] = factor.window[corner : corner + end]
+            else:
+                for c in range(end):
+                    row[c] = factor.window[corner + c * factor.column]
             row[end:] = 0
     return panels, free[points * padded :]
 
