@@ -235,7 +235,8 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
     start = (uniforms[:, :1] * n_points).astype(np.int64)
     bounds = np.arange(length + 1, dtype=np.int64) * n_points // max(length, 1)
     inside = (uniforms[:, 1:] * np.diff(bounds)).astype(np.int64)
-    return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)
+    rotated = (start + bounds[:-1] + inside) % n_points
+    return np.sort(rotated, axis=1, kind="stable")  # which finds that it is two increasing runs
 
 
 def _factor(array: NDArray) -> Factor:

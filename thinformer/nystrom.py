@@ -94,9 +94,9 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
     E, D, S, n_out = heads.key.dim, whole(heads.value.dim), whole(heads.S), whole(heads.n_out)
     L, m = whole(draws.candidates.shape[1]), whole(draws.queries.shape[1])
     of_keys = S * (E + D + 1 + PANEL) + PANEL * (PANEL + E)
-    of_candidates = L * (E + m + n_out + BLOCK + 5)
+    of_candidates = L * (E + m + n_out + 2 * BLOCK + 5)
     of_queries = max(whole(heads.T) * E, m * D)
-    few = PANEL * (m + n_out + E + CHUNK + D + PANEL + 8)
+    few = PANEL * (m + n_out + 2 * BLOCK + E + CHUNK + D + 2 * PANEL + 8)
     return np.empty(of_keys + of_candidates + of_queries + few, heads.mean.dtype)
 
 
@@ -111,7 +111,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
     E, D, m, L = key.dim, value.dim, draws.queries.shape[1], draws.candidates.shape[1]
     queries, padded = -(-m // PANEL) * PANEL, -(-L // PANEL) * PANEL
-    rows, fit = queries + heads.n_out, pivots.factor.shape[0] > 0
+    rows, fit = queries + heads.n_out + BLOCK, pivots.factor.shape[0] > 0
     index = np.empty(padded, np.int64)
     for p in range(first, last):
         head = draws.head[p]
@@ -179,10 +179,11 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
 def measure_values(values, n, low, high):
     """Write the range of each of the values' dimensions, from panels (n, PANEL) of them."""
     for start in range(0, low.size, PANEL):
-        panel, end = values[start * n : (start + PANEL) * n], min(low.size, start + PANEL)
+        panel = values[start * n : (start + PANEL) * n]
         least, most = panel[:PANEL].copy(), panel[:PANEL].copy()
         widen(panel, least, most)
-        low[start:end], high[start:end] = least[: end - start], most[: end - start]
+        copy_row(least, low[start:])
+        copy_row(most, high[start:])
 
 
 @inner(ELEMENTWISE)
@@ -398,53 +399,71 @@ def solve(first, last, pivots, order, largest, bound, values, place, stride, mas
 
 @inner(STRICT)
 def substitute(R, y, free):
-    """Replace y by R^-1 R^-T y, a block of PANEL rows at a time.
+    """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
 
-    What the blocks before account for is one product; what those of a block do to each other, row
-    operations.
+    All is products: of what was solved before with rows of R, and of what that leaves with the
+    inverse of R's diagonal block.
     """
-    n = R.shape[0]
-    of_rows, tile = free[: n * PANEL], free[n * PANEL : (n + PANEL) * PANEL]
+    n, square = R.shape[0], PANEL * PANEL
+    of_rows, free = free[: n * PANEL], free[n * PANEL :]
+    inverse, transposed, tile = free[:square], free[square : 2 * square], free[2 * square :]
     for start in range(0, n, PANEL):
-        end = min(n, start + PANEL)
-        of_rows[: start * PANEL] = 0
+        count = min(PANEL, n - start)
         for k in range(start):
-            for c in range(end - start):
-                of_rows[k * PANEL + c] = R[k, start + c]
+            copy_row(R[k, start : start + count], of_rows[k * PANEL : (k + 1) * PANEL])
+        invert(R[start : start + count, start : start + count], inverse)
         for panel in range(0, y.size, n * PANEL):
-            subtract_product(of_rows, start, y, panel, y, panel + start * PANEL, end - start, tile)
-            for i in range(start, end):
-                row = y[panel + i * PANEL : panel + (i + 1) * PANEL]
-                for k in range(start, i):
-                    subtract(row, R[k, i], y[panel + k * PANEL : panel + (k + 1) * PANEL])
-                multiply(row, 1 / R[i, i])
+            block = y[panel + start * PANEL : panel + (start + count) * PANEL]
+            if start > 0:
+                multiply_panels(of_rows, start, y, panel, count, tile)
+                subtract(block, 1, tile)
+            multiply_panels(inverse, count, block, 0, count, tile)
+            copy_row(tile, block)
     for start in range((n - 1) // PANEL * PANEL, -1, -PANEL):
-        end = min(n, start + PANEL)
-        of_rows[: (n - end) * PANEL] = 0
-        for c in range(end - start):
+        count = min(PANEL, n - start)
+        end = start + count
+        for c in range(count):
             for k in range(end, n):
                 of_rows[(k - end) * PANEL + c] = R[start + c, k]
+        invert(R[start:end, start:end], inverse)
+        for i in range(PANEL):
+            for k in range(PANEL):
+                transposed[i * PANEL + k] = inverse[k * PANEL + i]
         for panel in range(0, y.size, n * PANEL):
-            subtract_product(
-                of_rows, n - end, y, panel + end * PANEL, y, panel + start * PANEL, end - start, tile
-            )
-            for i in range(end - 1, start - 1, -1):
-                row = y[panel + i * PANEL : panel + (i + 1) * PANEL]
-                for k in range(i + 1, end):
-                    subtract(row, R[i, k], y[panel + k * PANEL : panel + (k + 1) * PANEL])
-                multiply(row, 1 / R[i, i])
+            block = y[panel + start * PANEL : panel + end * PANEL]
+            if end < n:
+                multiply_panels(of_rows, n - end, y, panel + end * PANEL, count, tile)
+                subtract(block, 1, tile)
+            multiply_panels(transposed, count, block, 0, count, tile)
+            copy_row(tile, block)
 
 
 @inner(STRICT)
-def subtract_product(rows, dim, columns, at, out, to, count, tile):
-    """Subtract <rows_i, columns_j> from `count` rows of PANEL numbers each."""
-    if dim == 0:
-        return
+def invert(R, inverse):
+    """Write the inverse of an upper triangular block, in rows of PANEL numbers."""
+    n = R.shape[0]
+    inverse[:] = 0
+    for i in range(n - 1, -1, -1):
+        row = inverse[i * PANEL : (i + 1) * PANEL]
+        row[i] = 1
+        for k in range(i + 1, n):
+            subtract(row, R[i, k], inverse[k * PANEL : (k + 1) * PANEL])
+        multiply(row, 1 / R[i, i])
+
+
+@inner(STRICT)
+def multiply_panels(rows, dim, columns, at, count, tile):
+    """Write the products of `count` points of one panel with those of another."""
     for row in range(0, count, ROWS):
         for column in range(0, PANEL, BYTES // tile.itemsize):
             inner_products(rows, row, columns, at + column, dim, tile, row * PANEL + column)
-    for i in range(count * PANEL):
-        out[to + i] -= tile[i]
+
+
+@inner(ELEMENTWISE)
+def copy_row(row, out):
+    """Copy the shorter of two rows."""
+    for d in range(min(row.size, out.size)):
+        out[d] = row[d]
 
 
 @inner(ELEMENTWISE)

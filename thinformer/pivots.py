@@ -27,69 +27,88 @@ def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, nugget,
     """Return the pivots, numbers of candidates, in the order they were chosen.
 
     x : panels (E, PANEL) of the candidates' keys
-    features : panels (rows, PANEL): their f, and room for the factor below
-    h, top : the candidates' exponents, and the largest of all keys
+    features : panels (rows, PANEL): their f, and room for the factor below, and BLOCK more rows
+    h, top : the candidates' exponents, and the largest there may be
     uniforms : (proposals, 2)
 
     When proposals or the diagonal are used up, the first candidates that are left are taken.
     """
-    padded, dtype = h.size, x.dtype.type
+    padded = h.size
     block, free = free[: padded * BLOCK], free[padded * BLOCK :]
     diagonal, free = free[:padded], free[padded:]
     few_x, free = free[: PANEL * E], free[PANEL * E :]
     few, free = free[: PANEL * rows], free[PANEL * rows :]
-    few_h, free = free[:PANEL], free[PANEL:]
+    few_h, combine = free[:PANEL], free[PANEL : PANEL + BLOCK * PANEL]
     diagonal[:L], diagonal[L:] = 1, 0
     weight, cumulative = np.empty(L), np.empty(L)
     for j in range(L):
         weight[j] = math.exp(2 * (float(h[j]) - float(top)))
     chosen, taken, count = np.empty(n_out, np.int64), np.zeros(L, np.bool_), 0
-    proposed, then = np.empty(BLOCK, np.int64), np.empty(BLOCK, x.dtype)
-    accept, start, next_left = np.empty(BLOCK), 0, 0
+    proposed, accept = np.empty(BLOCK, np.int64), np.empty(BLOCK)
+    between, made_of, start, left = np.empty((BLOCK, BLOCK)), np.empty((BLOCK, BLOCK)), 0, 0
     while count < n_out:
         total = 0.0
         for j in range(L):
             total += diagonal[j] * weight[j]
             cumulative[j] = total
-        at_random = start < uniforms.shape[0] and total > 0
-        of_block = min(BLOCK, uniforms.shape[0] - start) if at_random else 0
-        for b in range(of_block):
-            u = uniforms[start + b, 0]
-            proposed[b] = min(np.searchsorted(cumulative, u * total, side="right"), L - 1)
-            accept[b] = uniforms[start + b, 1]
-        start += of_block
-        while not at_random and of_block < BLOCK and next_left < L:
-            if not taken[next_left]:
-                proposed[of_block] = next_left
-                of_block += 1
-            next_left += 1
+        of_block, at_random = 0, start < uniforms.shape[0] and total > 0
+        if at_random:
+            of_block = min(BLOCK, uniforms.shape[0] - start)
+            for b in range(of_block):
+                u = uniforms[start + b, 0]
+                proposed[b] = min(np.searchsorted(cumulative, u * total, side="right"), L - 1)
+                accept[b] = uniforms[start + b, 1] * diagonal[proposed[b]]
+            start += of_block
+        else:
+            while of_block < BLOCK and left < L:
+                if not taken[left]:
+                    proposed[of_block], accept[of_block] = left, -np.inf
+                    of_block += 1
+                left += 1
+        proposed[of_block:] = proposed[of_block - 1]
+        gather(proposed, x, E, E, E, few_x)
+        gather(proposed, features, rows, queries, queries + count, few)
         for b in range(BLOCK):
-            j = proposed[min(b, of_block - 1)]
-            then[b] = diagonal[j]
-            at, from_x = j // PANEL * PANEL * rows + j % PANEL, j // PANEL * PANEL * E + j % PANEL
-            for i in range(queries + count):
-                value = features[at + i * PANEL]
-                few[i * PANEL + b] = value if i < queries else -value
-            for d in range(E):
-                few_x[d * PANEL + b] = x[from_x + d * PANEL]
-            few_h[b] = h[j]
+            few_h[b] = h[proposed[b]]
         residuals(x, E, features, rows, queries + count, h, few_x, few, few_h, block)
+        for b in range(BLOCK):
+            block[place(proposed[b], BLOCK) + b * PANEL] += nugget
+        for a in range(BLOCK):
+            for b in range(BLOCK):
+                between[a, b] = block[place(proposed[b], BLOCK) + a * PANEL]
+                made_of[a, b] = a == b
         before = count
+        combine[:] = 0
         for b in range(of_block):
             j = proposed[b]
-            panel, column = j // PANEL * PANEL, j % PANEL
-            at = panel * BLOCK + b * PANEL + column
-            block[at] += nugget
-            eliminate(features, rows, queries + before, queries + count, panel, column, block, b)
-            wanted = not at_random or (diagonal[j] > 0 and accept[b] * then[b] < block[at])
-            if count < n_out and wanted:
-                # of a key that is left rounding may leave less than the nugget
-                inverse = dtype(1 / math.sqrt(max(block[at], nugget / 2)))
-                append(block, b, inverse, features, rows, queries + count, diagonal)
-                diagonal[j] = 0
+            if count < n_out and not taken[j] and accept[b] < between[b, b]:
+                residual = max(between[b, b], nugget / 2)  # which of a key that is left may be less
+                eliminate(between, made_of, b, residual)
+                for a in range(BLOCK):
+                    combine[a * PANEL + count - before] = made_of[b, a] / math.sqrt(residual)
                 chosen[count], taken[j] = j, True
                 count += 1
+        append(block, combine, features, rows, queries + before, diagonal)
+        for i in range(before, count):
+            diagonal[chosen[i]] = 0
     return chosen
+
+
+@inner(STRICT)
+def place(j, rows):
+    """Where candidate j has its row 0, in panels of so many rows."""
+    return j // PANEL * PANEL * rows + j % PANEL
+
+
+@inner(STRICT)
+def gather(proposed, panels, rows, same, used, few):
+    """Gather rows of candidates, from number `same` on with their sign changed."""
+    for b in range(proposed.size):
+        start = place(proposed[b], rows)
+        for i in range(same):
+            few[i * PANEL + b] = panels[start + i * PANEL]
+        for i in range(same, used):
+            few[i * PANEL + b] = -panels[start + i * PANEL]
 
 
 @inner(STRICT)
@@ -121,29 +140,42 @@ def to_exponential(tile, few_h, h):
             row[c] = exp(min(row[c] - h_b - h[c], zero))
 
 
-@inner(ELEMENTWISE)
-def eliminate(features, rows, before, after, panel, column, block, b):
-    """Take from row b of a block what the rows of the factor from `before` on account for."""
-    if after == before:
-        return
-    factors = features[panel * rows + column :]
-    for start in range(0, block.size // BLOCK, PANEL):
-        row = block[start * BLOCK + b * PANEL : start * BLOCK + (b + 1) * PANEL]
-        for i in range(before, after):
-            f = factors[i * PANEL]
-            of_factor = features[start * rows + i * PANEL : start * rows + (i + 1) * PANEL]
-            for c in range(of_factor.size):
-                row[c] -= f * of_factor[c]
+@inner(STRICT)
+def eliminate(between, made_of, b, residual):
+    """Take from the rows of a block after b what row b, a pivot, accounts for.
+
+    between : (BLOCK, BLOCK), the rows at the proposals' own columns
+    made_of : (BLOCK, BLOCK), of which multiples of the rows as they were each is the sum
+    """
+    for c in range(b + 1, BLOCK):
+        factor = between[b, c] / residual
+        for d in range(BLOCK):
+            between[c, d] -= factor * between[b, d]
+            made_of[c, d] -= factor * made_of[b, d]
 
 
-@inner(ELEMENTWISE)
-def append(block, b, inverse, features, rows, at, diagonal):
-    """Make row b of a block, divided by the pivot's root, a row of the factor."""
-    zero = diagonal.dtype.type(0)
+@inner(STRICT)
+def append(block, combine, features, rows, at, diagonal):
+    """Write rows `at` and following of the factor, combinations of a block's rows.
+
+    combine : (BLOCK, PANEL) flat: how much each counts in which row of the factor
+    """
     for start in range(0, diagonal.size, PANEL):
-        row = block[start * BLOCK + b * PANEL : start * BLOCK + (b + 1) * PANEL]
-        out = features[start * rows + at * PANEL : start * rows + (at + 1) * PANEL]
-        left = diagonal[start : start + PANEL]
-        for c in range(left.size):
-            out[c] = row[c] * inverse
-            left[c] = max(left[c] - out[c] * out[c], zero)
+        to = start * rows + at * PANEL
+        for row in range(0, BLOCK, ROWS):
+            for column in range(0, PANEL, BYTES // block.itemsize):
+                inner_products(
+                    combine, row, block, start * BLOCK + column, BLOCK, features,
+                    to + row * PANEL + column,
+                )  # fmt: skip
+        subtract_squares(features[to : to + BLOCK * PANEL], diagonal[start : start + PANEL])
+
+
+@inner(ELEMENTWISE)
+def subtract_squares(factor, diagonal):
+    """Take from the diagonal what rows of the factor account for; it stays above 0."""
+    zero = diagonal.dtype.type(0)
+    for start in range(0, factor.size, PANEL):
+        row = factor[start : start + PANEL]
+        for c in range(diagonal.size):
+            diagonal[c] = max(diagonal[c] - row[c] * row[c], zero)
