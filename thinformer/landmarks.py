@@ -113,7 +113,7 @@ def choose_landmarks(
     heads = nystrom.Heads(
         *map(_factor, (query, key, value)), T, S, n_out, np.arange(max(T, S, nystrom.PANEL)),
         np.full(problems, temperature or 0.0), np.empty((problems, E), dtype),
-        *np.empty((2, problems, D), dtype), np.empty(problems),
+        *np.empty((3, problems, D), dtype), np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
     fitted = problems if fit else 0

@@ -34,7 +34,7 @@ class Heads(NamedTuple):
     positions : the numbers from 0 on, as many as there are tokens, and at least PANEL
     temperature : (problems,), written where it is 0
     mean : (problems, E), written: of the keys
-    low, high : (problems, D), written: the range of the values
+    low, high, average : (problems, D), written: the range of the values and their mean
     sums : (problems,), written: not finite if any token is not, or if a square overflows
     """
 
@@ -49,6 +49,7 @@ class Heads(NamedTuple):
     mean: NDArray
     low: NDArray
     high: NDArray
+    average: NDArray
     sums: NDArray
 
 
@@ -120,7 +121,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
         x, _, free = gather_factor(key, p, positions[:S], work)
         values, free = gather_columns(value, p, positions[:S], free)
         squares, free = free[: x.size // E], free[x.size // E :]
-        measure_values(values, S, heads.low[p], heads.high[p])
+        measure_values(values, S, heads.low[p], heads.high[p], heads.average[p])
         measure_keys(x, S, E, heads.mean[p], squares)
         largest_query, total = largest_square(heads.query, p, positions[: heads.T], free)
         largest_key = squares[0]
@@ -161,8 +162,8 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
         else:
             h[:], t, top = squares / 2, x.dtype.type(0), largest_key * to_x * to_x / 2
         chosen = factorise(
-            candidates, E, features, queries, rows, h, top, L, draws.uniforms[head], heads.n_out,
-            nugget, free,
+            candidates, E, features, queries, rows, h, L, draws.uniforms[head], heads.n_out, nugget,
+            free,
         )  # fmt: skip
         pivots.top[p] = top
         for i in range(chosen.size):
@@ -176,14 +177,35 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
 
 
 @inner(STRICT)
-def measure_values(values, n, low, high):
-    """Write the range of each of the values' dimensions, from panels (n, PANEL) of them."""
+def measure_values(values, n, low, high, average):
+    """Write range and mean of each of the values' dimensions, from panels (n, PANEL) of them."""
     for start in range(0, low.size, PANEL):
         panel = values[start * n : (start + PANEL) * n]
         least, most = panel[:PANEL].copy(), panel[:PANEL].copy()
         widen(panel, least, most)
         copy_row(least, low[start:])
         copy_row(most, high[start:])
+    mean_of_rows(values, n, average)
+
+
+@inner(STRICT)
+def mean_of_rows(values, n, average):
+    """Write the mean of each of the values' dimensions, from panels (n, PANEL) of them."""
+    total = np.empty(PANEL, values.dtype)
+    for start in range(0, average.size, PANEL):
+        total[:] = 0
+        add_rows(values[start * n : (start + PANEL) * n], total)
+        multiply(total, values.dtype.type(1 / n))
+        copy_row(total, average[start:])
+
+
+@inner(ELEMENTWISE)
+def add_rows(panel, total):
+    """Add all rows of a panel."""
+    for start in range(0, panel.size, PANEL):
+        row = panel[start : start + PANEL]
+        for d in range(total.size):
+            total[d] += row[d]
 
 
 @inner(ELEMENTWISE)
@@ -313,6 +335,8 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
     """Add to right-hand sides what keys add: blocks of PANEL landmarks first .. last-1.
 
     summed, row : (rows, n) int64, positions of keys that stand for all, and which row a problem has
+
+    Values of keys that are not all are moved together, so that their mean is that of all.
     """
     key, value, n = heads.key, heads.value, summed.shape[1]
     E, D, n_out, width = key.dim, value.dim, heads.n_out, BYTES // work.itemsize
@@ -324,6 +348,7 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
     sums, work = work[:size], work[size:]
     of_few, work = work[: PANEL * E], work[PANEL * E :]
     shift[:], loaded, weight = 0, -1, work.dtype.type(heads.S / n)
+    apart = np.empty(D, work.dtype)  # how far the values' mean is from that of all keys' values
     for unit in range(first, last):
         p, start = unit // blocks, unit % blocks * PANEL
         if p != loaded:
@@ -333,6 +358,8 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
             x, _, free = gather_factor(key, p, summed[row[p]], work)
             centre(x, heads.mean[p], to_x)
             values, _ = gather_columns(value, p, summed[row[p]], free)
+            mean_of_rows(values, n, apart)
+            subtract(apart, 1, heads.average[p])
             loaded = p
         count = min(PANEL, n_out - start)
         few, _, _ = gather_factor(key, p, pivots.indices[p, start : start + count], of_few)
@@ -356,7 +383,7 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
         right = pivots.right[p]
         for s in range(count):
             for d in range(D + 1):
-                of_d = sums[d * PANEL + s] if d < D else total[s]
+                of_d = sums[d * PANEL + s] - apart[d] * total[s] if d < D else total[s]
                 right[(d // PANEL * n_out + start + s) * PANEL + d % PANEL] += weight * of_d
 
 

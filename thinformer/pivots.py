@@ -23,12 +23,12 @@ BLOCK = 16  # proposals at a time, a multiple of ROWS
 
 
 @inner(STRICT)
-def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, nugget, free):
+def factorise(x, E, features, queries, rows, h, L, uniforms, n_out, nugget, free):
     """Return the pivots, numbers of candidates, in the order they were chosen.
 
     x : panels (E, PANEL) of the candidates' keys
     features : panels (rows, PANEL): their f, and room for the factor below, and BLOCK more rows
-    h, top : the candidates' exponents, and the largest there may be
+    h, L : the candidates' exponents, and how many there are, beside those that fill panels up
     uniforms : (proposals, 2)
 
     When proposals or the diagonal are used up, the first candidates that are left are taken.
@@ -40,9 +40,9 @@ def factorise(x, E, features, queries, rows, h, top, L, uniforms, n_out, nugget,
     few, free = free[: PANEL * rows], free[PANEL * rows :]
     few_h, combine = free[:PANEL], free[PANEL : PANEL + BLOCK * PANEL]
     diagonal[:L], diagonal[L:] = 1, 0
-    weight, cumulative = np.empty(L), np.empty(L)
+    weight, cumulative, top = np.empty(L), np.empty(L), float(h.max())
     for j in range(L):
-        weight[j] = math.exp(2 * (float(h[j]) - float(top)))
+        weight[j] = math.exp(2 * (float(h[j]) - top))
     chosen, taken, count = np.empty(n_out, np.int64), np.zeros(L, np.bool_), 0
     proposed, accept = np.empty(BLOCK, np.int64), np.empty(BLOCK)
     between, made_of, start, left = np.empty((BLOCK, BLOCK)), np.empty((BLOCK, BLOCK)), 0, 0
