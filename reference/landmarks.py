@@ -55,7 +55,7 @@ def temperature(query, key, scale):
 
 
 def kernel(x, attention):
-    """The normalised kernel N on keys, as features and exponents.
+    """The normalised kernel N on some keys, as features and exponents.
 
     On scaled keys x the exponential kernel exp(<x, x'>) measures how far two sums of e^{<q,k>} are
     apart for the worst of all queries; the Gram matrix P^T P of the attention weights P (m, S) of
@@ -122,23 +122,23 @@ def pivots(x, f, h, n_out, uniforms):
     return np.sort(chosen + rest[: n_out - len(chosen)])
 
 
-def nystrom(x, f, h, t, positions, attention, value):
+def nystrom(x, f, h, keys, values, sampled, top):
     """Values and masses (n_out, D + 1) of landmarks, the masses last.
+
+    x, f, h : the landmarks'
+    keys, values : scaled keys (n, E) and what they stand for, value and mass (n, D + 1)
+    sampled : outputs and masses (m, D + 1) of sampled queries, times e^{t - top}
+    top : the largest h there may be
 
     In the kernel's Hilbert space the combination of landmarks nearest to key j has the weights
     N_ss^-1 N_sj, but for the normalisation; landmark s gets that share of v_j, and of 1. With
     sampled queries it is a ridge regression of their exact outputs on what they pay to
     landmarks, shrunk towards what the exponential kernel says, where others shrink towards 0.
     """
-    V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
-    N = gram(x[positions], f[positions], h[positions], np.arange(len(positions)))
-    top = h.max()
-    right = np.exp(np.minimum(x[positions] @ x.T - h[positions, None] - top, 0)) @ V1
-    right += f[positions] @ (np.exp(t - top) * (attention @ V1))
+    N = gram(x, f, h, np.arange(len(x)))
+    right = np.exp(np.minimum(x @ keys.T - h[:, None] - top, 0)) @ values + f @ sampled
     largest = 0.9 * np.log(np.finfo(x.dtype).max)
-    fitted = np.exp(np.minimum(top - h[positions], largest))[:, None] * np.linalg.solve(N, right)
-    bound = BOUND * np.abs(V1).max()
-    return np.clip(fitted, -bound, bound)
+    return np.exp(np.minimum(top - h, largest))[:, None] * np.linalg.solve(N, right)
 
 
 def weighted_attention(query, key, landmarks, scale, low, high):
@@ -169,10 +169,19 @@ def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=N
         logits = scale * query[stratified_thin(T, min(T, QUERIES), draws.queries)] @ key.T
         attention = np.exp(logits - logits.max(axis=1, keepdims=True))
         attention /= attention.sum(axis=1, keepdims=True)
-    f, h, t = kernel(x, attention)
     candidates = stratified_thin(S, min(S, CANDIDATES * n_out), draws.candidates)
-    chosen = pivots(x[candidates], f[candidates], h[candidates], n_out, draws.proposals)
-    fitted = nystrom(x, f, h, t, candidates[chosen], attention, value)
+    f, h, t = kernel(x[candidates], attention[:, candidates])
+    chosen = pivots(x[candidates], f, h, n_out, draws.proposals)
+    V1 = np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
+    if correction == "queries":  # shrink towards what candidates say, made to agree on the mean
+        keys, values, top = x[candidates], V1[candidates], h.max()
+        values = (values + V1.mean(axis=0) - values.mean(axis=0)) * (S / len(candidates))
+    else:
+        keys, values, top = x, V1, np.max(np.sum(x**2, axis=1)) / 2
+    sampled = np.exp(t - top) * (attention @ V1)
+    fitted = nystrom(x[candidates[chosen]], f[chosen], h[chosen], keys, values, sampled, top)
+    bound = BOUND * np.abs(V1).max()
+    fitted = np.clip(fitted, -bound, bound)
     landmarks = Landmarks(candidates[chosen], fitted[:, :-1], fitted[:, -1])
     low, high = value.min(axis=0), value.max(axis=0)
     return *weighted_attention(query, key, landmarks, scale, low, high), landmarks

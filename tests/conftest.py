@@ -41,9 +41,9 @@ _load_reference()
 @pytest.fixture(autouse=True)
 def poisoned_workspace(monkeypatch):
     """Hand kernels memory full of NaN, so that reading what was not written shows."""
-    from thinformer import cpu, pivots, softmax, sums
+    from thinformer import cpu, nystrom, softmax, sums
 
-    for body in (cpu, pivots, softmax, sums):
+    for body in (cpu, nystrom, softmax, sums):
 
         def workspace(*sizes, make=body.workspace):
             work = make(*sizes)

@@ -25,7 +25,7 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, choose_landmarks, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, choose_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -247,15 +247,14 @@ def attention(
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
     if correction is not None and n_out < key.shape[1]:
-        _check_finite(query=query, key=key, value=value)
-        chosen = choose_landmarks(
-            query, key, n_out=n_out, correction=correction, temperature=temperature, scale=scale,
-            seed=seed_from(rng),
+        chosen, fitted = choose_landmarks(
+            query, key, value, n_out=n_out, correction=correction, temperature=temperature,
+            scale=scale, seed=seed_from(rng), fit=True,
         )  # fmt: skip
+        if not chosen.finite.all():
+            _check_finite(query=query, key=key, value=value)
         indices = chosen.indices
-        values, masses = fit_landmarks(chosen, value, scale)
-        of_all = (value.min(axis=1), value.max(axis=1))
-        _attend(query, key, values, indices, scale, output, weights, (masses, *of_all))
+        _attend(query, key, fitted.values, indices, scale, output, weights, fitted[1:])
         return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,

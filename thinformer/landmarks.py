@@ -48,45 +48,54 @@ TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.100
 
 
 class Chosen(NamedTuple):
-    """The landmarks of each head, and what fitting them takes.
+    """The landmarks of each head.
 
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
     temperature : (B, H)
-    centred : (B, S, H, E), the keys less their mean
-    attention : (B * H, m, S), the weights of the sampled queries
-    exponents, shift, top : (B * H, n_out), (B * H, 1) and (B * H, 1), as `pivots` defines them
+    finite : (B, H) bool, whether all of its tokens are
     """
 
     indices: NDArray
     sampled: NDArray
     temperature: NDArray
-    centred: NDArray
-    attention: NDArray
-    exponents: NDArray
-    shift: NDArray
-    top: NDArray
+    finite: NDArray
+
+
+class Fitted(NamedTuple):
+    """What the landmarks of each head stand for.
+
+    values : (B, n_out, H, D)
+    masses : (B, H, n_out)
+    low, high : (B, H, D), the range of all keys' values
+    """
+
+    values: NDArray
+    masses: NDArray
+    low: NDArray
+    high: NDArray
 
 
 def choose_landmarks(
     query: NDArray,
     key: NDArray,
+    value: NDArray,
     *,
     n_out: int,
     correction: str,
     temperature: float | None,
     scale: float,
     seed: int,
-) -> Chosen:
-    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E); n_out is below S.
+    fit: bool = False,
+) -> tuple[Chosen, Fitted | None]:
+    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them if asked.
 
-    They are those that a sequence has alone. A head that is not finite gets some.
+    n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
     """
-    from thinformer import cpu, pivots  # import Numba
-    from thinformer.softmax import softmax_attention
+    from thinformer import cpu, nystrom  # import Numba
 
-    (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
-    streams = head_keys(seed, max(H, 1))[:H]
+    (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
+    streams, problems = head_keys(seed, max(H, 1))[:H], B * H
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((H, size))
@@ -94,40 +103,65 @@ def choose_landmarks(
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0
-    sampled = np.broadcast_to(strata(T, m, numbers(0, m + 1)), (B, H, m))
-    with np.errstate(invalid="ignore", over="ignore"):
-        centred = key - key.mean(axis=1, keepdims=True, dtype=np.float64).astype(dtype)
-        if temperature is None:
-            tau = _temperature(query, centred, scale)
-        else:
-            tau = np.full((B, H), temperature)
-    attention = np.empty((B * H, m, S), dtype)
-    if m:
-        few = as_factor(take_tokens(query, sampled), scale)
-        nothing = as_factor(key[..., :0])
-        rows = np.tile(np.arange(S), (B * H, 1))
-        outputs = np.empty((B, m, H, 0), dtype)
-        softmax_attention(few, as_factor(centred), nothing, rows, outputs, attention)
-
     length = min(S, CANDIDATES * n_out)
-    candidates = strata(S, length, numbers(1, length + 1))
-    uniforms = numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2)
-    keys, of_head = as_factor(centred, np.sqrt(scale) / tau), np.tile(np.arange(H), B)
-    kept = np.empty((B * H, n_out), np.int64)
-    exponents, constants = np.empty((B * H, n_out), dtype), np.empty((B * H, 2), dtype)
+    draws = nystrom.Draws(
+        strata(T, m, numbers(0, m + 1)),
+        strata(S, length, numbers(1, length + 1)),
+        numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2),
+        np.tile(np.arange(H), B),
+    )
+    heads = nystrom.Heads(
+        *map(_factor, (query, key, value)), T, S, n_out, np.arange(max(T, S, nystrom.PANEL)),
+        np.full(problems, temperature or 0.0), np.empty((problems, E), dtype),
+        *np.empty((3, problems, D), dtype), np.empty(problems),
+    )  # fmt: skip
+    heads.query.parameters[:, SCALE] = scale
+    fitted = problems if fit else 0
+    pivots = nystrom.Pivots(
+        np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
+        np.empty(problems, dtype), np.empty((fitted, n_out, n_out), dtype),
+        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
+    )  # fmt: skip
 
     def choose(first: int, last: int) -> None:
-        work = pivots.workspace(S, length, n_out, m, E, dtype)
-        pivots.choose_pivots(
-            first, last, keys, attention, candidates, of_head, uniforms, of_head, kept, exponents,
-            constants, BALANCE, nugget(dtype), work,
+        work = nystrom.workspace(heads, draws)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget(dtype), pivots, work)
+
+    flops = S * m * (E + D) + 1.5 * length * n_out * (m + E + n_out / 2)
+    _pool.run(choose, problems, 2.0 * problems * flops)
+    finite = np.isfinite(heads.sums).reshape(B, H)
+    if not finite.all():  # or a square overflows
+        finite = np.all([np.isfinite(x).all(axis=(1, 3)) for x in (query, key, value)], axis=0)
+    order = np.argsort(pivots.indices, axis=1)
+    chosen = Chosen(
+        np.take_along_axis(pivots.indices, order, axis=1).reshape(B, H, n_out),
+        np.broadcast_to(draws.queries, (B, H, m)), heads.temperature.reshape(B, H), finite,
+    )  # fmt: skip
+    if not fit:
+        return chosen, None
+    bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
+    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
+
+    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
+
+    def add_exponentials(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.add_exponentials(first, last, heads, summed, draws.head, pivots, work)
+
+    blocks = -(-n_out // nystrom.PANEL)
+    flops = n_out * summed.shape[1] * (E + D)
+    _pool.run(add_exponentials, problems * blocks, 2.0 * problems * flops)
+
+    def solve(first: int, last: int) -> None:
+        nystrom.solve(
+            first, last, pivots, order, 0.9 * np.log(np.finfo(dtype).max), bound, values.ravel(),
+            place, H * D, masses, D, nystrom.workspace(heads, draws),
         )  # fmt: skip
 
-    _pool.run(choose, B * H, 2.0 * B * H * length * n_out * (m + E + n_out / 2))
-    kept = kept.reshape(B, H, n_out)
-    return Chosen(
-        kept, sampled, tau, centred, attention, exponents, constants[:, :1], constants[:, 1:]
-    )
+    _pool.run(solve, problems, 4.0 * problems * n_out**2 * D)
+    of_heads = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
+    return chosen, Fitted(values, *of_heads)
 
 
 def choose_valid(
@@ -168,63 +202,22 @@ def choose_valid(
         if n_queries == S * group:
             own = own * group + np.arange(group)
             queries = _tokens_of(query, sequences, own.reshape(len(tokens), -1))
-        finite[sequences] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
         few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
         kept[sequences] = few
         if few == length:
             indices[sequences, :, :few] = tokens[:, None]
+            finite[sequences] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
             continue
-        chosen = choose_landmarks(queries, keys, n_out=few, **settings)
+        chosen, _ = choose_landmarks(queries, keys, values, n_out=few, **settings)
         tokens = np.broadcast_to(tokens[:, None], (len(tokens), H, length))
         indices[sequences, :, :few] = np.take_along_axis(tokens, chosen.indices, axis=2)
-        tau[sequences] = chosen.temperature
+        tau[sequences], finite[sequences] = chosen.temperature, chosen.finite
         of_all = chosen.sampled
         if n_queries == S * group:
             flat = np.broadcast_to(own.reshape(len(own), 1, -1), (len(own), H, length * group))
             of_all = np.take_along_axis(flat, of_all, axis=2)
         sampled[sequences, :, : of_all.shape[2]] = of_all
-        asked = np.isfinite(take_tokens(queries, chosen.sampled)).all((1, 3))
-        finite[sequences] &= asked & np.isfinite(chosen.temperature)
     return indices, kept, finite, sampled, tau
-
-
-def fit_landmarks(chosen: Chosen, value: NDArray, scale: float) -> tuple[NDArray, NDArray]:
-    """Return what landmarks stand for: values (B, n_out, H, D) and masses (B, H, n_out)."""
-    from thinformer.softmax import softmax_attention  # imports Numba
-
-    (B, S, H, D), dtype, n_out = value.shape, value.dtype, chosen.indices.shape[-1]
-    tau, h, top = chosen.temperature, chosen.exponents, chosen.top
-    few = take_tokens(chosen.centred, chosen.indices)
-    # <x_s, x_j> is what softmax with this scale makes of the landmark as a query
-    landmarks = as_factor(few, scale / tau**2)
-    sums, logs = np.empty((B, n_out, H, D), dtype), np.empty((B * H, n_out), dtype)
-    rows = np.tile(np.arange(S), (B * H, 1))
-    softmax_attention(
-        landmarks, as_factor(chosen.centred), as_factor(value), rows, sums, None, logs=logs
-    )
-    # a sum of S exponentials, of which no exponent is above 0 but by rounding
-    right = np.exp(np.minimum(logs - h - top, np.log(S)))[..., None]
-    right = right * _with_ones(sums.transpose(0, 2, 1, 3))
-    x = few.transpose(0, 2, 1, 3) * (np.sqrt(scale) / tau)[..., None, None].astype(dtype)
-    x = x.reshape(B * H, n_out, x.shape[-1])
-    N = np.exp(np.minimum(x @ x.mT - h[:, :, None] - h[:, None], 0))
-    if chosen.attention.shape[1]:
-        attention = chosen.attention.reshape(B, H, chosen.attention.shape[1], S)
-        outputs = attention @ value.transpose(0, 2, 1, 3)
-        at = chosen.indices.reshape(B * H, 1, n_out)
-        f = np.take_along_axis(chosen.attention, at, axis=2)
-        f *= np.exp(chosen.shift - h)[:, None]
-        N += f.mT @ f
-        right += f.mT @ (np.exp(chosen.shift - top)[..., None] * _with_ones(outputs))
-    N[:, np.arange(n_out), np.arange(n_out)] += nugget(dtype)
-    fitted = np.linalg.solve(N.astype(np.float64), right.astype(np.float64))
-    largest = 0.9 * np.log(np.finfo(dtype).max)
-    fitted *= np.exp(np.minimum(top - h, largest), dtype=np.float64)[..., None]
-    bound = BOUND * np.maximum(np.abs(value).max(axis=(1, 3)), 1).reshape(-1, 1, 1)
-    fitted = np.clip(fitted, -bound, bound)
-    fitted = fitted.astype(dtype).reshape(B, H, n_out, D + 1)
-    values = np.ascontiguousarray(fitted[..., :D].transpose(0, 2, 1, 3))
-    return values, np.ascontiguousarray(fitted[..., D])
 
 
 def nugget(dtype: np.dtype) -> float:
@@ -242,19 +235,13 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
     start = (uniforms[:, :1] * n_points).astype(np.int64)
     bounds = np.arange(length + 1, dtype=np.int64) * n_points // max(length, 1)
     inside = (uniforms[:, 1:] * np.diff(bounds)).astype(np.int64)
-    return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)
+    rotated = (start + bounds[:-1] + inside) % n_points
+    return np.sort(rotated, axis=1, kind="stable")  # which finds that it is two increasing runs
 
 
-def take_tokens(tokens: NDArray, positions: NDArray) -> NDArray:
-    """Tokens (B, S, H, dim) at positions (B, H, n), as (B, n, H, dim)."""
-    return np.take_along_axis(tokens, positions.transpose(0, 2, 1)[..., None], axis=1)
-
-
-def as_factor(array: NDArray, scale: NDArray | float = 1.0) -> Factor:
-    """A factor on (B, S, H, dim), whose heads are the problems, times scales (B, H)."""
-    factor = make_factor(array.transpose(0, 2, 1, 3), linear())
-    factor.parameters[:, SCALE] = np.ravel(scale)
-    return factor
+def _factor(array: NDArray) -> Factor:
+    """A factor on (B, S, H, dim), whose heads are the problems."""
+    return make_factor(array.transpose(0, 2, 1, 3), linear())
 
 
 def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
@@ -262,25 +249,3 @@ def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
     if tokens.shape == array.shape[:2]:
         return array
     return array[sequences[:, None], tokens]
-
-
-def _temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
-    """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0."""
-    from scipy.special import lambertw  # imported where it is needed
-
-    q, k = (
-        np.sqrt(np.einsum("bshe,bshe->bsh", x, x).max(axis=1, initial=0)).astype(np.float64)
-        for x in (query, key)
-    )
-    with np.errstate(divide="ignore"):
-        b = np.log(key.shape[1]) / (scale * q * k) + 2
-        tau = np.sqrt(k / q * b / (2 * lambertw(b / TWO_RHO).real))
-    return np.where((q > 0) & (k > 0), tau, 1.0)
-
-
-def _with_ones(rows: NDArray) -> NDArray:
-    """Rows (B, H, n, D) as (B * H, n, D + 1), the last column ones."""
-    B, H, n, D = rows.shape
-    out = np.ones((B * H, n, D + 1), rows.dtype)
-    out[..., :D] = rows.reshape(B * H, n, D)
-    return out

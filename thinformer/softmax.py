@@ -167,10 +167,20 @@ def gather_columns(factor, problem, positions, free):
             row = panels[start * points + i * PANEL : start * points + (i + 1) * PANEL]
             corner = factor.first[problem] + positions[i] * factor.row + start * factor.column
             end = min(PANEL, dim - start)
+            if factor.column == 1 and end == PANEL:
+                copy(factor.window[corner : corner + PANEL], row)
+                continue
             for c in range(end):
                 row[c] = factor.window[corner + c * factor.column]
             row[end:] = 0
     return panels, free[points * padded :]
+
+
+@inner(ELEMENTWISE)
+def copy(row, out):
+    """Copy a row."""
+    for c in range(out.size):
+        out[c] = row[c]
 
 
 @inner(ELEMENTWISE)
