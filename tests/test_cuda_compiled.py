@@ -17,9 +17,10 @@ import nvidia
 from numba import types
 from numba.cuda import compiler, dispatcher
 
-from thinformer.cuda import halve, launch, prepare
+from thinformer.cuda import halve, launch, pivots, prepare
 from thinformer.cuda.values import Variant
 from thinformer.kernels import EXPONENTIAL, GAUSSIAN, LINEAR
+from thinformer.pivots import BLOCK
 
 CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
@@ -192,11 +193,40 @@ def test_what_comes_before(stored, tmp_path):
         scale = getattr(types, computed), numbers, parameters
         for _, code in compiled(prepare.make_draw(dtype), draw):
             assert ".local" not in code
+        if stored == "float64":
+            units = sequences, whole, parameters.dtype[:, ::1]
+            for _, code in compiled(prepare.make_units(), units):
+                assert ".local" not in code
         check_measure(prepare.make_scale(dtype), scale, dtype, tmp_path)
     measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, whole, whole, whole, left,
                numbers, finite)  # fmt: skip
     load = launch.LOAD[stored]
     check_measure(prepare.make_measure(load, dtype, prepare.THREADS), measure, dtype, tmp_path)
+
+
+@pytest.mark.parametrize("computed", ["float32", "float64"])
+def test_pivots(computed, tmp_path):
+    """A thread's columns in registers; in float32 what is in doubles is the drawing alone."""
+    number, whole, double = getattr(types, computed), types.int64, types.float64
+    kernel = pivots.make_pivots(getattr(np, computed), BLOCK, pivots.THREADS)
+    signature = (number[:, ::1], whole, whole, number[:, ::1], double[:, ::1], double[:, :, ::1],
+                 number, number[:, ::1], types.boolean[:, ::1])  # fmt: skip
+    used = []
+    for capability, code in compiled(kernel, signature):
+        assert ".local" not in code
+        # a row of proposals, for all columns of a thread; and as many sums
+        bits, vector = (32, 4) if computed == "float32" else (64, 2)
+        assert code.count(f"ld.shared.v{vector}.f{bits}") == BLOCK // vector
+        assert len(re.findall(rf"fma\.rn\.f{bits}", code)) >= pivots.COLUMNS * BLOCK
+        if computed == "float32":
+            assert not re.search(r"(div|sqrt|ex2)\S*\.f64\b", code)
+            assert len(re.findall(r"fma\.rn\.f64\b", code)) < BLOCK
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert pivots.THREADS * registers <= REGISTERS
+    check_documented(f"`pivots`, {computed}", pivots.THREADS, used)
 
 
 def check_measure(kernel, signature, dtype, tmp_path):

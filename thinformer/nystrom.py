@@ -172,7 +172,15 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
         if fit:
             read_factor(features, rows, queries, chosen, pivots.factor[p])
             start_right(
-                features, rows, queries, chosen, outputs, D, math.exp(t - top), pivots.right[p], free
+                features,
+                rows,
+                queries,
+                chosen,
+                outputs,
+                D,
+                math.exp(t - top),
+                pivots.right[p],
+                free,
             )
 
 

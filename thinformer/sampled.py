@@ -68,7 +68,9 @@ def attend(
             at = i // PANEL * PANEL * rows + first * PANEL + i % PANEL
             transpose(logits, 0, PANEL, index, i, PANEL, one, features, at, PANEL)
         for start in range(0, index.size, PANEL):
-            of_block = features[start * rows + first * PANEL : start * rows + (first + PANEL) * PANEL]
+            of_block = features[
+                start * rows + first * PANEL : start * rows + (first + PANEL) * PANEL
+            ]
             normalise(of_block, total, importance[start : start + PANEL])
 
 

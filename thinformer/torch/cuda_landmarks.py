@@ -67,17 +67,15 @@ def choose_valid(
                 own = tokens[:, :, None] * group + torch.arange(group, device=device)
                 own = own.flatten(1)
                 queries = query[sequences[:, None], own]
-        good = keys.isfinite().all(3).all(1) & values.isfinite().all(3).all(1)
+        finite[sequences] = _finite(keys) & _finite(values)
         if few == tokens.shape[1]:
             indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
-            finite[sequences] = good
             continue
         chosen, asked, tau_of = _choose(queries, keys, n_out=few, **settings)
         indices[sequences, :, :few] = _pick(tokens, chosen)
         tau[sequences] = tau_of
         sampled[sequences, :, : asked.shape[2]] = asked if own is None else _pick(own, asked)
-        good &= _take(queries, asked).isfinite().all(3).all(2)
-        finite[sequences] = good & tau_of.isfinite()
+        finite[sequences] &= _finite(queries)
     return indices, counts, finite, sampled, tau
 
 
@@ -103,34 +101,28 @@ def _choose(
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
-    keys = centred.transpose(1, 2)  # (B, H, S, E)
-    x = keys * (math.sqrt(scale) / tau).to(dtype)[..., None, None]
-    squares = x.square().sum(-1).double()
     length = min(S, CANDIDATES * n_out)
     candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
     candidates = candidates.expand(B, H, length)
+    x = _take(centred, candidates) * (math.sqrt(scale) / tau).to(dtype)[..., None, None]
+    squares = x.square().sum(-1).double()
     rows = torch.empty((B, H, E + m + n_out, length), dtype=dtype, device=key.device)
+    rows[:, :, :E] = x.mT
     if m:
-        attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
+        attention = torch.softmax(scale * _take(query, sampled) @ centred.permute(0, 2, 3, 1), -1)
+        attention = attention.gather(-1, candidates[:, :, None].expand(-1, -1, m, -1))
         # of a key that no sampled query sees, not 0: f may not be 0 times infinity
         importance = attention.square().sum(2).clamp(min=torch.finfo(dtype).tiny ** 0.5).double()
         ratio = BALANCE * importance.sum(-1, keepdim=True)
         shift = (squares.logsumexp(-1, keepdim=True) - ratio.log()) / 2
         exponents = (torch.logaddexp(importance.log() + 2 * shift, squares) / 2).to(dtype)
-        of_few = exponents.gather(-1, candidates)
-        features = attention.gather(-1, candidates[:, :, None].expand(-1, -1, m, -1))
-        torch.mul(
-            features, torch.exp(shift.to(dtype) - of_few)[:, :, None], out=rows[:, :, E : E + m]
-        )
+        rows[:, :, E : E + m] = attention * torch.exp(shift.to(dtype) - exponents)[:, :, None]
     else:
         exponents = (squares / 2).to(dtype)
-        of_few = exponents.gather(-1, candidates)
-    few = x.gather(2, candidates[..., None].expand(-1, -1, -1, E))
-    rows[:, :, :E] = few.mT
-    weights = torch.exp(2 * (of_few.double() - exponents.amax(-1, keepdim=True).double()))
+    weights = torch.exp(2 * (exponents.double() - exponents.amax(-1, keepdim=True).double()))
     uniforms = cuda.unit_numbers(seed, H, STREAMS + 2, 2 * PROPOSALS * n_out)
     taken = cuda.pivots(
-        rows.flatten(0, 1), E, n_out, of_few.flatten(0, 1), weights.flatten(0, 1),
+        rows.flatten(0, 1), E, n_out, exponents.flatten(0, 1), weights.flatten(0, 1),
         uniforms.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
     )  # fmt: skip
     # the pivots, and the first of the others where they are too few
@@ -163,6 +155,11 @@ def _temperature(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.
         w = w * (1 + y.log() - w.log()) / (1 + w)
     tau = (k / q * b / (2 * w)).sqrt()
     return tau.where((q > 0) & (k > 0), 1.0)
+
+
+def _finite(tokens: torch.Tensor) -> torch.Tensor:
+    """Whether all tokens (B, n, H, dim) of a head are finite, (B, H)."""
+    return tokens.isfinite().all(3).all(1)
 
 
 def _take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
