@@ -25,8 +25,9 @@ from thinformer import (
 from thinformer._checks import CudaUnavailableError
 from thinformer.cli import main
 from thinformer.compress import plan
-from thinformer.cuda import _numba, launch, tiles
+from thinformer.cuda import _numba, launch, pivots, tiles
 from thinformer.halving import simple_factor
+from thinformer.pivots import BLOCK
 from thinformer.torch import op
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +173,9 @@ def test_arrays_on_a_gpu_that_cannot_be_used(without):
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
         op.select(SimpleNamespace(is_cuda=True, device="cuda:1"), *(None,) * 3, g=0, size=None,
                   scale=None, pre_thin="even", min_length=0, kept=1)  # fmt: skip
+    key = SimpleNamespace(is_cuda=True, device="cuda:1", shape=(1, 4, 1, 2))
+    with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
+        op.landmarks(key, key, *(None,) * 3, g=0, size=2, width=2, min_length=0)
 
 
 def test_arrays_in_several_memories_are_named():
@@ -294,3 +298,31 @@ def test_the_count_on_paper(shape, itemsize):
         [bench.NAMES[shape], str(bench.SHAPES[shape]), dtype, *counted(shape, itemsize)]
     )
     assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines()
+
+
+def counted_pivots(heads, L, E, m, n_out):
+    """What docs/cuda.md counts of pivots where every proposal is accepted."""
+    tile = pivots.COLUMNS * pivots.THREADS
+    needed = done = numbers = 0
+    for before in range(0, n_out, BLOCK):
+        rows = E + m + before
+        needed += 2 * BLOCK * L * rows
+        done += 2 * BLOCK * (-(-L // tile) * tile + BLOCK) * rows
+        numbers += (rows + BLOCK) * L + 2 * BLOCK * rows
+    seconds = -(-heads // H100) * done / (FLOAT32 / H100)
+    return [
+        f"{heads * needed / 1e9:.2f}", f"{heads * done / 1e9:.2f}",
+        f"{4 * heads * numbers / 1e6:.0f}", f"{1e6 * seconds:.0f}",
+        f"{1e6 * 4 * heads * numbers / MEMORY:.0f}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("64 landmarks of 512 keys", (12, 384, 32, 192, 64)),
+     ("128 of 1370", (6, 768, 64, 192, 128)), ("the same, 64 images", (384, 768, 64, 192, 128)),
+     ("1024 of 65536", (16, 6144, 64, 192, 1024))],
+)  # fmt: skip
+def test_the_count_of_pivots_on_paper(name, shape):
+    line = " | ".join([name, str(shape), *counted_pivots(*shape)])
+    assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines(), line

@@ -1,7 +1,6 @@
 """Landmarks in torch: what NumPy computes, for the same seed, with masks and gradients."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -458,12 +457,6 @@ def test_bad_arguments(options, message):
 def test_the_module_has_no_pre_thin_beside_a_correction():
     with pytest.raises(ValueError, match="^pre_thin must be 'even' with a correction"):
         ThinformerAttention(pre_thin="stride", correction="queries")
-
-
-def test_cuda_tensors_raise():
-    on_gpu = SimpleNamespace(is_cuda=True)
-    with pytest.raises(NotImplementedError, match=r"^correction must be None for CUDA.*\.cpu\(\)"):
-        op.landmarks(on_gpu, on_gpu, on_gpu, None, 0, g=2, size=None, width=2, min_length=0)
 
 
 def test_all_keys_are_not_fitted_to_themselves(monkeypatch):
