@@ -14,14 +14,16 @@ from scipy.special import lambertw, logsumexp
 
 from reference.compress import stratified_thin
 
-QUERIES = 192  # sampled at most
-CANDIDATES = 6  # times as many as landmarks
-BALANCE = 0.1  # lambda: the exponential kernel's trace beside that of the sampled attention
+QUERIES = 128  # sampled at most
+CANDIDATES = 4  # times as many as landmarks
+BALANCE = 0.3  # lambda: the exponential kernel's trace beside that of the sampled attention
+NUGGET = 0.01  # added to the diagonal of N where landmarks are drawn, and may be alike
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
+FLOOR = 1e-12  # of the largest importance
 TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
@@ -34,11 +36,14 @@ class Landmarks(NamedTuple):
 
 
 class LandmarkDraws(NamedTuple):
-    """Draws of one head: strata of queries and of candidates, and uniforms (proposals, 2)."""
+    """Draws of one head: strata of queries and of candidates, and uniforms.
+
+    The uniforms are one number for "queries", (proposals, 2) for "nystrom".
+    """
 
     queries: np.ndarray
     candidates: np.ndarray
-    proposals: np.ndarray
+    uniforms: np.ndarray
 
 
 def temperature(query, key, scale):
@@ -55,7 +60,7 @@ def temperature(query, key, scale):
 
 
 def kernel(x, attention):
-    """The normalised kernel N on some keys, as features and exponents.
+    """The normalised kernel N on keys, as features and exponents.
 
     On scaled keys x the exponential kernel exp(<x, x'>) measures how far two sums of e^{<q,k>} are
     apart for the worst of all queries; the Gram matrix P^T P of the attention weights P (m, S) of
@@ -78,18 +83,41 @@ def kernel(x, attention):
     return attention.T * np.exp(t - h)[:, None], h, t
 
 
-def gram(x, f, h, rows):
+def gram(x, f, h, rows, nugget):
     """Rows of N, and on its diagonal a nugget, so that their rounding errors do not matter.
 
     No exponent is above 0, but by rounding.
     """
     N = f[rows] @ f.T + np.exp(np.minimum(x[rows] @ x.T - h[rows, None] - h, 0))
-    N[np.arange(len(rows)), rows] += np.sqrt(np.finfo(x.dtype).eps)
+    N[np.arange(len(rows)), rows] += nugget
     return N
 
 
-def pivots(x, f, h, n_out, uniforms):
-    """Landmarks by randomly pivoted Cholesky, BLOCK proposals at a time.
+def draw_landmarks(h, n_out, u):
+    """Landmarks by systematic sampling: key j with probability min(1, c e^{h_j}), in key order.
+
+    e^{2h} is the kernel's diagonal before it was normalised, and its root is what a sum over keys
+    owes to one of them. One number u places a comb of distance 1 over the summed probabilities, so
+    neighbours, which are alike, are seldom taken together.
+    """
+    weight = np.maximum(np.exp(h - h.max()).astype(float), FLOOR)
+    sure = np.zeros(len(h), bool)
+    while True:
+        p = np.where(sure, 1, weight * ((n_out - sure.sum()) / max(weight[~sure].sum(), FLOOR)))
+        if not (p[~sure] > 1).any():
+            break
+        sure |= p > 1
+    chosen, total = [], 0.0
+    for j in range(len(h)):
+        total += p[j]
+        left = len(h) - j == n_out - len(chosen)  # rounding may have lost the last one
+        if len(chosen) < n_out and (total > len(chosen) + u or left):
+            chosen.append(j)
+    return np.array(chosen)
+
+
+def pivots(x, h, n_out, uniforms):
+    """Landmarks by randomly pivoted Cholesky of exp(<x, x'>), BLOCK proposals at a time.
 
     A pivot is drawn in proportion to d_j e^{2 h_j}, the diagonal of what the pivots so far leave of
     the kernel before it was normalised. Proposals are drawn from the diagonal as it is when the
@@ -97,7 +125,8 @@ def pivots(x, f, h, n_out, uniforms):
     (Epperly, Tropp & Webber, arXiv 2410.03969). When proposals or the diagonal are used up, the
     first keys that are left are taken.
     """
-    S = len(x)
+    S, nugget = len(x), np.sqrt(np.finfo(x.dtype).eps)
+    f = np.zeros((S, 0), x.dtype)
     weight = np.exp(2 * (h - h.max())).astype(float)
     d = np.ones(S)
     F = np.zeros((0, S))
@@ -110,7 +139,8 @@ def pivots(x, f, h, n_out, uniforms):
         proposed = np.searchsorted(cumulative, where * cumulative[-1], side="right")
         proposed = np.minimum(proposed, S - 1)
         then = d[proposed]
-        for j, row, u, d_then in zip(proposed, gram(x, f, h, proposed), accept, then, strict=True):
+        rows = gram(x, f, h, proposed, nugget)
+        for j, row, u, d_then in zip(proposed, rows, accept, then, strict=True):
             residual = row - F[:, j] @ F
             if len(chosen) < n_out and d[j] > 0 and u * d_then < residual[j]:
                 factor = residual / np.sqrt(residual[j])
@@ -122,20 +152,20 @@ def pivots(x, f, h, n_out, uniforms):
     return np.sort(chosen + rest[: n_out - len(chosen)])
 
 
-def nystrom(x, f, h, keys, values, sampled, top):
+def nystrom(x, f, h, keys, values, sampled, top, nugget):
     """Values and masses (n_out, D + 1) of landmarks, the masses last.
 
     x, f, h : the landmarks'
     keys, values : scaled keys (n, E) and what they stand for, value and mass (n, D + 1)
     sampled : outputs and masses (m, D + 1) of sampled queries, times e^{t - top}
-    top : the largest h there may be
+    top : the largest h there may be; nugget : what is added to the diagonal of N
 
     In the kernel's Hilbert space the combination of landmarks nearest to key j has the weights
     N_ss^-1 N_sj, but for the normalisation; landmark s gets that share of v_j, and of 1. With
     sampled queries it is a ridge regression of their exact outputs on what they pay to
     landmarks, shrunk towards what the exponential kernel says, where others shrink towards 0.
     """
-    N = gram(x, f, h, np.arange(len(x)))
+    N = gram(x, f, h, np.arange(len(x)), nugget)
     right = np.exp(np.minimum(x @ keys.T - h[:, None] - top, 0)) @ values + f @ sampled
     largest = 0.9 * np.log(np.finfo(x.dtype).max)
     return np.exp(np.minimum(top - h, largest))[:, None] * np.linalg.solve(N, right)
@@ -164,24 +194,31 @@ def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=N
     S, T = len(key), len(query)
     centred = key - key.mean(axis=0)
     x = centred * (np.sqrt(scale) / (tau or temperature(query, centred, scale))).astype(key.dtype)
-    attention = np.zeros((0, S), key.dtype)
+    sampled = np.zeros(0, int)
     if correction == "queries":
-        logits = scale * query[stratified_thin(T, min(T, QUERIES), draws.queries)] @ key.T
-        attention = np.exp(logits - logits.max(axis=1, keepdims=True))
-        attention /= attention.sum(axis=1, keepdims=True)
+        sampled = stratified_thin(T, min(T, QUERIES), draws.queries)
+    logits = scale * query[sampled] @ key.T
+    attention = np.exp(logits - logits.max(axis=1, keepdims=True))
+    attention /= attention.sum(axis=1, keepdims=True)
+    f, h, t = kernel(x, attention)
+    top, V1 = h.max(), np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
     candidates = stratified_thin(S, min(S, CANDIDATES * n_out), draws.candidates)
-    f, h, t = kernel(x[candidates], attention[:, candidates])
-    chosen = pivots(x[candidates], f, h, n_out, draws.proposals)
-    V1 = np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
-    if correction == "queries":  # shrink towards what candidates say, made to agree on the mean
-        keys, values, top = x[candidates], V1[candidates], h.max()
+    if correction == "queries":
+        # shrunk towards what some keys say, whose values are moved so that they agree on the mean
+        chosen, nugget = draw_landmarks(h, n_out, draws.uniforms), NUGGET
+        keys, values = x[candidates], V1[candidates]
         values = (values + V1.mean(axis=0) - values.mean(axis=0)) * (S / len(candidates))
     else:
-        keys, values, top = x, V1, np.max(np.sum(x**2, axis=1)) / 2
-    sampled = np.exp(t - top) * (attention @ V1)
-    fitted = nystrom(x[candidates[chosen]], f[chosen], h[chosen], keys, values, sampled, top)
+        chosen = candidates[pivots(x[candidates], h[candidates], n_out, draws.uniforms)]
+        keys, values, nugget = x, V1, np.sqrt(np.finfo(x.dtype).eps)
+    outputs = attention @ V1
+    fitted = nystrom(
+        x[chosen], f[chosen], h[chosen], keys, values, np.exp(t - top) * outputs, top, nugget
+    )
     bound = BOUND * np.abs(V1).max()
     fitted = np.clip(fitted, -bound, bound)
-    landmarks = Landmarks(candidates[chosen], fitted[:, :-1], fitted[:, -1])
+    landmarks = Landmarks(chosen, fitted[:, :-1], fitted[:, -1])
     low, high = value.min(axis=0), value.max(axis=0)
-    return *weighted_attention(query, key, landmarks, scale, low, high), landmarks
+    output, weights = weighted_attention(query, key, landmarks, scale, low, high)
+    output[sampled] = outputs[:, :-1]  # theirs are known
+    return output, weights, landmarks

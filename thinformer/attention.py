@@ -254,7 +254,10 @@ def attention(
         if not chosen.finite.all():
             _check_finite(query=query, key=key, value=value)
         indices = chosen.indices
-        _attend(query, key, fitted.values, indices, scale, output, weights, fitted[1:])
+        of_landmarks = fitted.masses, fitted.low, fitted.high
+        _attend(query, key, fitted.values, indices, scale, output, weights, of_landmarks)
+        places = chosen.sampled.transpose(0, 2, 1)[..., None]
+        np.put_along_axis(output, places, fitted.outputs.transpose(0, 2, 1, 3), axis=1)
         return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,

@@ -36,11 +36,12 @@ from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
 
 CORRECTIONS = ("nystrom", "queries")
-QUERIES = 192  # sampled at most
-CANDIDATES = 6  # times as many as landmarks
+QUERIES = 128  # sampled at most
+CANDIDATES = 4  # times as many as landmarks
 PROPOSALS = 8  # times as many as landmarks
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
-BALANCE = 0.1  # the exponential kernel's trace beside that of the sampled queries' attention
+BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
+NUGGET = 0.01  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
@@ -68,12 +69,14 @@ class Fitted(NamedTuple):
     values : (B, n_out, H, D)
     masses : (B, H, n_out)
     low, high : (B, H, D), the range of all keys' values
+    outputs : (B, H, m, D), of exact attention from the sampled queries
     """
 
     values: NDArray
     masses: NDArray
     low: NDArray
     high: NDArray
+    outputs: NDArray
 
 
 def choose_landmarks(
@@ -107,7 +110,7 @@ def choose_landmarks(
     draws = nystrom.Draws(
         strata(T, m, numbers(0, m + 1)),
         strata(S, length, numbers(1, length + 1)),
-        numbers(2, 2 * PROPOSALS * n_out).reshape(H, PROPOSALS * n_out, 2),
+        numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
     )
     heads = nystrom.Heads(
@@ -116,52 +119,54 @@ def choose_landmarks(
         *np.empty((3, problems, D), dtype), np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
-    fitted = problems if fit else 0
-    pivots = nystrom.Pivots(
+    fitted, nugget = problems if fit else 0, NUGGET if m else float(np.sqrt(np.finfo(dtype).eps))
+    found = nystrom.Chosen(
         np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
-        np.empty(problems, dtype), np.empty((fitted, n_out, n_out), dtype),
-        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
+        np.empty(problems, dtype),
+        np.empty((fitted, nystrom.whole(n_out) * nystrom.whole(m)), dtype),
+        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype), np.empty((fitted, m, D), dtype),
     )  # fmt: skip
 
     def choose(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
-        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget(dtype), pivots, work)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget, found, work)
 
-    flops = S * m * (E + D) + 1.5 * length * n_out * (m + E + n_out / 2)
+    flops = S * m * (E + D) if m else length * n_out * (E + n_out / 2)
     _pool.run(choose, problems, 2.0 * problems * flops)
     finite = np.isfinite(heads.sums).reshape(B, H)
     if not finite.all():  # or a square overflows
         finite = np.all([np.isfinite(x).all(axis=(1, 3)) for x in (query, key, value)], axis=0)
-    order = np.argsort(pivots.indices, axis=1)
     chosen = Chosen(
-        np.take_along_axis(pivots.indices, order, axis=1).reshape(B, H, n_out),
-        np.broadcast_to(draws.queries, (B, H, m)), heads.temperature.reshape(B, H), finite,
+        found.indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
+        heads.temperature.reshape(B, H), finite,
     )  # fmt: skip
     if not fit:
         return chosen, None
-    bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
-    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
-
     summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
 
     def add_exponentials(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
-        nystrom.add_exponentials(first, last, heads, summed, draws.head, pivots, work)
+        nystrom.add_exponentials(first, last, heads, summed, draws.head, found, work)
 
     blocks = -(-n_out // nystrom.PANEL)
     flops = n_out * summed.shape[1] * (E + D)
     _pool.run(add_exponentials, problems * blocks, 2.0 * problems * flops)
+    with np.errstate(over="ignore"):
+        bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
+    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
 
     def solve(first: int, last: int) -> None:
         nystrom.solve(
-            first, last, pivots, order, 0.9 * np.log(np.finfo(dtype).max), bound, values.ravel(),
-            place, H * D, masses, D, nystrom.workspace(heads, draws),
+            first, last, heads, m, nugget, found, 0.9 * np.log(np.finfo(dtype).max), bound,
+            values.ravel(), place, H * D, masses, nystrom.workspace(heads, draws),
         )  # fmt: skip
 
-    _pool.run(solve, problems, 4.0 * problems * n_out**2 * D)
+    flops = n_out**2 * (n_out / 6 + (m + E) / 2 + D)
+    _pool.run(solve, problems, 2.0 * problems * flops)
     of_heads = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
-    return chosen, Fitted(values, *of_heads)
+    outputs = found.outputs.reshape(B, H, m, D)
+    return chosen, Fitted(values, *of_heads, outputs)
 
 
 def choose_valid(
@@ -218,11 +223,6 @@ def choose_valid(
             of_all = np.take_along_axis(flat, of_all, axis=2)
         sampled[sequences, :, : of_all.shape[2]] = of_all
     return indices, kept, finite, sampled, tau
-
-
-def nugget(dtype: np.dtype) -> float:
-    """What is added to the diagonal of N, so that rounding errors of its entries do not matter."""
-    return float(np.sqrt(np.finfo(dtype).eps))
 
 
 def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:

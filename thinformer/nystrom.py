@@ -1,10 +1,9 @@
 """Landmarks of one head after another: which keys, and what values and masses they get.
 
-`choose` factorises the kernel N of `thinformer.pivots` among candidates. The factor's columns at
-the pivots are the Cholesky factor R of N between landmarks, and values and masses are
-R^-1 R^-T N_sn (V, 1). Of the right-hand sides `choose` writes what sampled queries say,
-f_s^T P (V, 1), and `add_exponentials` adds exp(<x_s, x_j> - h_s - top) (V, 1), summed over all
-keys j. `solve` is two substitutions.
+`choose` takes landmarks by what sampled queries pay (`thinformer.sampled`) or as pivots
+(`thinformer.pivots`). Values and masses are N_ss^-1 N_sn (V, 1). Of the right-hand sides `choose`
+writes what sampled queries say, f_s^T P (V, 1) exp(t - top), and `add_exponentials` adds
+exp(<x_s, x_j> - h_s - top) (V, 1), summed over keys j. `solve` factorises N between landmarks.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
-from thinformer.pivots import BLOCK, factorise
+from thinformer.pivots import BLOCK, choose_pivots
 from thinformer.problem import SCALE, Factor
-from thinformer.sampled import attend, exponents, scale_features
+from thinformer.sampled import attend, draw_landmarks, features, weigh
 from thinformer.softmax import gather_columns
 from thinformer.tiles import exp, gather_factor
 
@@ -56,8 +55,9 @@ class Heads(NamedTuple):
 class Draws(NamedTuple):
     """Random choices, a row a head; and which row a problem has.
 
-    queries : (heads, m) int64, those sampled; candidates : (heads, L) int64, increasing
-    uniforms : (heads, proposals, 2) float64
+    queries : (heads, m) int64, those sampled; m is 0 where landmarks are pivots
+    candidates : (heads, L) int64, increasing: those that may be pivots
+    uniforms : (heads, numbers) float64
     head : (problems,) int64
     """
 
@@ -67,22 +67,24 @@ class Draws(NamedTuple):
     head: NDArray
 
 
-class Pivots(NamedTuple):
-    """Landmarks in the order they were chosen, all written.
+class Chosen(NamedTuple):
+    """Landmarks, all written.
 
-    indices : (problems, n_out) int64
+    indices : (problems, n_out) int64, increasing
     exponents : (problems, n_out), their h; top : (problems,), the largest h of all keys
-    factor : (problems, n_out, n_out), R, upper triangular
+    features : (problems, ...), panels (m in whole panels, PANEL) of their f
     right : (problems, ...), panels (n_out, PANEL) of the D + 1 columns of right-hand sides
+    outputs : (problems, m, D), of the sampled queries
 
-    There are no problems in the last two where landmarks are only chosen.
+    There are no problems in the last three where landmarks are only chosen.
     """
 
     indices: NDArray
     exponents: NDArray
     top: NDArray
-    factor: NDArray
+    features: NDArray
     right: NDArray
+    outputs: NDArray
 
 
 def whole(size: int) -> int:
@@ -94,15 +96,16 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
     """Return the memory that one thread works in."""
     E, D, S, n_out = heads.key.dim, whole(heads.value.dim), whole(heads.S), whole(heads.n_out)
     L, m = whole(draws.candidates.shape[1]), whole(draws.queries.shape[1])
-    of_keys = S * (E + D + 1 + PANEL) + PANEL * (PANEL + E)
-    of_candidates = L * (E + m + n_out + 2 * BLOCK + 5)
-    of_queries = max(whole(heads.T) * E, m * D)
-    few = PANEL * (m + n_out + 2 * BLOCK + E + CHUNK + D + 2 * PANEL + 8)
-    return np.empty(of_keys + of_candidates + of_queries + few, heads.mean.dtype)
+    of_keys = S * (E + D + 3 + PANEL)
+    of_queries = whole(heads.T) * E + m * (E + D + 2)
+    of_pivots = L * (E + n_out + 2 * BLOCK + 2) if m == 0 else 0
+    of_landmarks = n_out * (E + n_out + 2 * PANEL)
+    few = PANEL * (m + n_out + E + D + CHUNK + 2 * BLOCK + 5 * PANEL + 8)
+    return np.empty(of_keys + of_queries + of_pivots + of_landmarks + few, heads.mean.dtype)
 
 
 @kernel
-def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
+def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
     """Choose the landmarks of problems first .. last-1.
 
     two_rho : WildCat's constant, for the temperature
@@ -110,14 +113,11 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
     nugget : added to the diagonal of N
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
-    E, D, m, L = key.dim, value.dim, draws.queries.shape[1], draws.candidates.shape[1]
-    queries, padded = -(-m // PANEL) * PANEL, -(-L // PANEL) * PANEL
-    rows, fit = queries + heads.n_out + BLOCK, pivots.factor.shape[0] > 0
-    index = np.empty(padded, np.int64)
+    E, D, n_out, fit = key.dim, value.dim, heads.n_out, chosen.right.shape[0] > 0
+    m, L = draws.queries.shape[1], draws.candidates.shape[1]
+    padded, columns = -(-m // PANEL) * PANEL, -(-D // PANEL) * PANEL
     for p in range(first, last):
-        head = draws.head[p]
-        for c in range(padded):
-            index[c] = draws.candidates[head, min(c, L - 1)]
+        head, indices, h = draws.head[p], chosen.indices[p], chosen.exponents[p]
         x, _, free = gather_factor(key, p, positions[:S], work)
         values, free = gather_columns(value, p, positions[:S], free)
         squares, free = free[: x.size // E], free[x.size // E :]
@@ -138,50 +138,72 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, pivots, work):
             )
         tau = heads.temperature[p]
         to_x = x.dtype.type(math.sqrt(beta) / tau)
-        multiply(x, to_x)
-        candidates, _, free = gather_factor(key, p, index, free)
-        centre(candidates, heads.mean[p], to_x)
-        squares, importance, h, free = (
-            free[:padded], free[padded : 2 * padded], free[2 * padded : 3 * padded],
-            free[3 * padded :],
-        )  # fmt: skip
-        for start in range(0, padded, PANEL):
-            squared_norms(candidates, start * E, E, squares, start)
-        features, free = free[: padded * rows], free[padded * rows :]
-        size = queries * -(-D // PANEL) * PANEL if fit else 0
-        outputs, free = free[:size], free[size:]
-        if m > 0:
-            attend(
-                p, x, S, heads.query, draws.queries[head], x.dtype.type(tau / math.sqrt(beta)),
-                values, D if fit else 0, positions, index, features, rows, importance, outputs, free,
+        if m == 0:
+            choose_among(
+                key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
+                indices, free,
             )  # fmt: skip
-            t = exponents(importance[:L], squares, balance, h[:L])
-            h[L:] = h[L - 1]
-            top = h.max()
-            scale_features(features, h, rows, m, t)
-        else:
-            h[:], t, top = squares / 2, x.dtype.type(0), largest_key * to_x * to_x / 2
-        chosen = factorise(
-            candidates, E, features, queries, rows, h, L, draws.uniforms[head], heads.n_out, nugget,
-            free,
+            for i in range(n_out):
+                h[i] = to_x * to_x * squares[indices[i]] / 2
+            chosen.top[p] = to_x * to_x * largest_key / 2
+            if fit:
+                chosen.right[p] = 0
+            continue
+        multiply(x, to_x)
+        multiply(squares, to_x * to_x)
+        importance, free = free[:S], free[S:]
+        of_query, free = free[: 2 * padded], free[2 * padded :]
+        outputs, free = free[: padded * columns], free[padded * columns :]
+        queries, _, free = gather_factor(heads.query, p, draws.queries[head], free)
+        for c in range(m, padded):
+            queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
+        multiply(queries, x.dtype.type(tau / math.sqrt(beta)))
+        attend(
+            x, S, E, queries, m, values, D if fit else 0, positions, of_query[:padded],
+            of_query[padded:], importance, outputs, free,
         )  # fmt: skip
-        pivots.top[p] = top
-        for i in range(chosen.size):
-            pivots.indices[p, i] = index[chosen[i]]
-            pivots.exponents[p, i] = h[chosen[i]]
+        t, top = weigh(importance, squares[:S], balance)
+        draw_landmarks(importance, n_out, draws.uniforms[head, 0], indices)
+        chosen.top[p] = top
+        for i in range(n_out):
+            h[i] = top + math.log(importance[indices[i]])
         if fit:
-            read_factor(features, rows, queries, chosen, pivots.factor[p])
-            start_right(
-                features,
-                rows,
-                queries,
-                chosen,
-                outputs,
-                D,
-                math.exp(t - top),
-                pivots.right[p],
-                free,
-            )
+            for q in range(m):
+                for d in range(D):
+                    chosen.outputs[p, q, d] = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
+            shift = np.zeros(PANEL, x.dtype)
+            for start in range(0, n_out, PANEL):
+                count = min(PANEL, n_out - start)
+                few, _, rest = gather_factor(key, p, indices[start : start + count], free)
+                for c in range(count, PANEL):
+                    few[c::PANEL] = 0
+                centre(few, heads.mean[p], to_x)
+                copy_row(h[start : start + count], shift)
+                f = chosen.features[p, start * padded : (start + PANEL) * padded]
+                features(
+                    few, E, queries, m, of_query[:padded], of_query[padded:], shift,
+                    x.dtype.type(t), f,
+                )  # fmt: skip
+                start_right(f, padded, outputs, D, math.exp(t - top), start, count, n_out, chosen.right[p], rest)
+
+
+@inner(STRICT)
+def choose_among(key, p, candidates, mean, to_x, uniforms, nugget, indices, free):
+    """Write the pivots among candidates, increasing."""
+    E, L = key.dim, candidates.size
+    index = np.empty(-(-L // PANEL) * PANEL, np.int64)
+    index[:L], index[L:] = candidates, candidates[L - 1]
+    x, _, free = gather_factor(key, p, index, free)
+    centre(x, mean, to_x)
+    h, free = free[: index.size], free[index.size :]
+    for start in range(0, index.size, PANEL):
+        squared_norms(x, start * E, E, h, start)
+    multiply(h, h.dtype.type(0.5))
+    pairs = uniforms.reshape(uniforms.size // 2, 2)
+    pivots = choose_pivots(x, E, h, L, pairs, indices.size, nugget, free)
+    pivots.sort()
+    for i in range(pivots.size):
+        indices[i] = candidates[pivots[i]]
 
 
 @inner(STRICT)
@@ -299,47 +321,27 @@ def add(row, total):
 
 
 @inner(STRICT)
-def read_factor(features, rows, queries, chosen, factor):
-    """Write the Cholesky factor's columns at the pivots."""
-    factor[:] = 0
-    for j in range(chosen.size):
-        at = chosen[j] // PANEL * PANEL * rows + chosen[j] % PANEL
-        for i in range(j + 1):
-            factor[i, j] = features[at + (queries + i) * PANEL]
-
-
-@inner(STRICT)
-def start_right(features, rows, queries, chosen, outputs, D, factor, right, free):
-    """Write f^T (outputs, 1) times a factor."""
-    width = BYTES // features.itemsize
-    right[:] = 0
-    if queries == 0:
-        return
-    few, free = free[: PANEL * queries], free[PANEL * queries :]
-    for first in range(0, chosen.size, PANEL):
-        count = min(PANEL, chosen.size - first)
+def start_right(f, queries, outputs, D, factor, start, count, n_out, right, free):
+    """Write f^T (outputs, 1) times a factor, for a panel of landmarks."""
+    width = BYTES // f.itemsize
+    for c in range(count):
+        total = 0.0
+        for q in range(queries):
+            total += f[q * PANEL + c]
+        right[(D // PANEL * n_out + start + c) * PANEL + D % PANEL] = total * factor
+    for column in range(0, D, PANEL):
+        for row in range(0, count, ROWS):
+            for i in range(0, PANEL, width):
+                inner_products(f, row, outputs, column * queries + i, queries, free, row * PANEL + i)
         for c in range(count):
-            at = chosen[first + c] // PANEL * PANEL * rows + chosen[first + c] % PANEL
-            total = 0.0
-            for q in range(queries):
-                f = features[at + q * PANEL]
-                few[q * PANEL + c] = f
-                total += f
-            right[(D // PANEL * chosen.size + first + c) * PANEL + D % PANEL] = total * factor
-        for start in range(0, D, PANEL):
-            for row in range(0, count, ROWS):
-                for column in range(0, PANEL, width):
-                    at = start * queries + column
-                    inner_products(few, row, outputs, at, queries, free, row * PANEL + column)
-            for c in range(count):
-                for d in range(min(PANEL, D - start)):
-                    right[start * chosen.size + (first + c) * PANEL + d] = (
-                        free[c * PANEL + d] * factor
-                    )
+            for d in range(min(PANEL, D - column)):
+                right[(column // PANEL * n_out + start + c) * PANEL + d] = (
+                    free[c * PANEL + d] * factor
+                )
 
 
 @kernel
-def add_exponentials(first, last, heads, summed, row, pivots, work):
+def add_exponentials(first, last, heads, summed, row, chosen, work):
     """Add to right-hand sides what keys add: blocks of PANEL landmarks first .. last-1.
 
     summed, row : (rows, n) int64, positions of keys that stand for all, and which row a problem has
@@ -370,10 +372,10 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
             subtract(apart, 1, heads.average[p])
             loaded = p
         count = min(PANEL, n_out - start)
-        few, _, _ = gather_factor(key, p, pivots.indices[p, start : start + count], of_few)
+        few, _, _ = gather_factor(key, p, chosen.indices[p, start : start + count], of_few)
         centre(few, heads.mean[p], to_x)
         for s in range(count):
-            shift[s] = pivots.exponents[p, start + s] + pivots.top[p]
+            shift[s] = chosen.exponents[p, start + s] + chosen.top[p]
         sums[:], total[:] = 0, 0
         for from_key in range(0, n, CHUNK):
             keys = min(CHUNK, n - from_key)
@@ -388,7 +390,7 @@ def add_exponentials(first, last, heads, summed, row, pivots, work):
                         at = d * n + from_key * PANEL + i
                         inner_products(values, at, rows, column, keys, product, i * PANEL + column)
                 add(product, sums[d * PANEL : (d + PANEL) * PANEL])
-        right = pivots.right[p]
+        right = chosen.right[p]
         for s in range(count):
             for d in range(D + 1):
                 of_d = sums[d * PANEL + s] - apart[d] * total[s] if d < D else total[s]
@@ -407,24 +409,37 @@ def shifted_exponentials(rows, n, shift, total):
 
 
 @kernel
-def solve(first, last, pivots, order, largest, bound, values, place, stride, masses, D, work):
+def solve(first, last, heads, m, nugget, chosen, largest, bound, values, place, stride, masses, work):
     """Solve for the values and masses of the landmarks of problems first .. last-1.
 
-    order : (problems, n_out) int64, which of the pivots comes first, by position
+    m : sampled queries
+    nugget : added to the diagonal of N
     largest : exponent that exp(top - h) may have
     bound : (problems,), of what is written
     values : flat, written; landmark s of a problem is at place[problem] + s * stride
     masses : (problems, n_out), written
     """
-    n = order.shape[1]
+    key, D, n = heads.key, heads.value.dim, heads.n_out
+    E, blocks = key.dim, -(-n // PANEL)
     for p in range(first, last):
-        fitted = pivots.right[p]
-        substitute(pivots.factor[p], fitted, work)
+        to_x = work.dtype.type(
+            math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
+        )
+        x, _, free = gather_factor(key, p, chosen.indices[p], work)
+        centre(x, heads.mean[p], to_x)
+        h, free = free[: blocks * PANEL], free[blocks * PANEL :]
+        copy_row(chosen.exponents[p], h)
+        h[n:] = 0
+        f = chosen.features[p]
+        R, free = free[: blocks * PANEL * n], free[blocks * PANEL * n :]
+        inverses, free = free[: blocks * PANEL * PANEL], free[blocks * PANEL * PANEL :]
+        factorise(x, E, f, -(-m // PANEL) * PANEL, h, n, nugget, R, inverses, free)
+        fitted = chosen.right[p]
+        substitute(R, inverses, n, fitted, free)
         for s in range(n):
-            i = order[p, s]
-            factor = math.exp(min(float(pivots.top[p] - pivots.exponents[p, i]), largest))
+            factor = math.exp(min(float(chosen.top[p] - chosen.exponents[p, s]), largest))
             for d in range(D + 1):
-                z = fitted[(d // PANEL * n + i) * PANEL + d % PANEL] * factor
+                z = fitted[(d // PANEL * n + s) * PANEL + d % PANEL] * factor
                 z = min(max(z, -bound[p]), bound[p])
                 if d < D:
                     values[place[p] + s * stride + d] = z
@@ -433,34 +448,88 @@ def solve(first, last, pivots, order, largest, bound, values, place, stride, mas
 
 
 @inner(STRICT)
-def substitute(R, y, free):
+def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
+    """Write the Cholesky factor of N between landmarks, N = R^T R, PANEL rows at a time.
+
+    x, f : panels (E, PANEL) of scaled keys, and (queries, PANEL) of features
+    R : panels (n, PANEL) of the factor's columns, written
+    inverses : those of the factor's diagonal blocks, rows of PANEL numbers, written
+    """
+    square = PANEL * PANEL
+    tile, product, free = free[:square], free[square : 2 * square], free[2 * square :]
+    for start in range(0, n, PANEL):
+        count = min(PANEL, n - start)
+        inverse = inverses[start * PANEL : start * PANEL + square]
+        for panel in range(start, n, PANEL):
+            multiply_panels(x[start * E :], E, x, panel * E, count, tile)
+            to_exponentials(tile, h[start : start + count], h[panel : panel + PANEL])
+            if queries > 0:
+                multiply_panels(
+                    f[start * queries :], queries, f, panel * queries, count, product
+                )
+                subtract(tile, -1, product)
+            if start > 0:
+                multiply_panels(R[start * n :], start, R, panel * n, count, product)
+                subtract(tile, 1, product)
+            rows = R[panel * n + start * PANEL : panel * n + (start + count) * PANEL]
+            if panel == start:
+                for i in range(count):
+                    tile[i * PANEL + i] += nugget
+                cholesky(tile, count)
+                copy_row(tile, rows)
+                invert(tile, count, inverse)
+            else:
+                multiply_panels(inverse, count, tile, 0, count, product)
+                copy_row(product, rows)
+
+
+@inner(STRICT)
+def cholesky(tile, n):
+    """Replace a symmetric block by its upper triangular factor, in rows of PANEL numbers."""
+    for i in range(n):
+        row = tile[i * PANEL : (i + 1) * PANEL]
+        multiply(row, 1 / np.sqrt(row[i]))
+        row[:i] = 0
+        for k in range(i + 1, n):
+            subtract(tile[k * PANEL : (k + 1) * PANEL], row[k], row)
+
+
+@inner(ELEMENTWISE)
+def to_exponentials(tile, h_rows, h):
+    """From <x, y> to exp(<x, y> - h_x - h_y), of which no exponent is above 0 but by rounding."""
+    zero = tile.dtype.type(0)
+    for i in range(h_rows.size):
+        row, h_i = tile[i * PANEL : (i + 1) * PANEL], h_rows[i]
+        for c in range(h.size):
+            row[c] = exp(min(row[c] - h_i - h[c], zero))
+
+
+@inner(STRICT)
+def substitute(R, inverses, n, y, free):
     """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
 
     All is products: of what was solved before with rows of R, and of what that leaves with the
     inverse of R's diagonal block.
     """
-    n, square = R.shape[0], PANEL * PANEL
+    square = PANEL * PANEL
     of_rows, free = free[: n * PANEL], free[n * PANEL :]
-    inverse, transposed, tile = free[:square], free[square : 2 * square], free[2 * square :]
+    transposed, tile = free[:square], free[square : 2 * square]
     for start in range(0, n, PANEL):
         count = min(PANEL, n - start)
-        for k in range(start):
-            copy_row(R[k, start : start + count], of_rows[k * PANEL : (k + 1) * PANEL])
-        invert(R[start : start + count, start : start + count], inverse)
         for panel in range(0, y.size, n * PANEL):
             block = y[panel + start * PANEL : panel + (start + count) * PANEL]
             if start > 0:
-                multiply_panels(of_rows, start, y, panel, count, tile)
+                multiply_panels(R[start * n :], start, y, panel, count, tile)
                 subtract(block, 1, tile)
-            multiply_panels(inverse, count, block, 0, count, tile)
+            multiply_panels(inverses[start * PANEL :], count, block, 0, count, tile)
             copy_row(tile, block)
     for start in range((n - 1) // PANEL * PANEL, -1, -PANEL):
         count = min(PANEL, n - start)
-        end = start + count
-        for c in range(count):
-            for k in range(end, n):
-                of_rows[(k - end) * PANEL + c] = R[start + c, k]
-        invert(R[start:end, start:end], inverse)
+        end, inverse = start + count, inverses[start * PANEL : start * PANEL + square]
+        for k in range(end, n):
+            from_panel = R[k // PANEL * PANEL * n + start * PANEL + k % PANEL :]
+            for c in range(count):
+                of_rows[(k - end) * PANEL + c] = from_panel[c * PANEL]
         for i in range(PANEL):
             for k in range(PANEL):
                 transposed[i * PANEL + k] = inverse[k * PANEL + i]
@@ -474,16 +543,15 @@ def substitute(R, y, free):
 
 
 @inner(STRICT)
-def invert(R, inverse):
+def invert(R, n, inverse):
     """Write the inverse of an upper triangular block, in rows of PANEL numbers."""
-    n = R.shape[0]
     inverse[:] = 0
     for i in range(n - 1, -1, -1):
         row = inverse[i * PANEL : (i + 1) * PANEL]
         row[i] = 1
         for k in range(i + 1, n):
-            subtract(row, R[i, k], inverse[k * PANEL : (k + 1) * PANEL])
-        multiply(row, 1 / R[i, i])
+            subtract(row, R[i * PANEL + k], inverse[k * PANEL : (k + 1) * PANEL])
+        multiply(row, 1 / R[i * PANEL + i])
 
 
 @inner(STRICT)

@@ -1,9 +1,7 @@
-"""Landmarks among the keys of a head, by randomly pivoted Cholesky of a kernel on them.
+"""Landmarks among the keys of a head, by randomly pivoted Cholesky of exp(<x, x'>).
 
-The kernel is N(j, j') = <f_j, f_j'> + exp(<x_j, x_j'> - h_j - h_j'), of scaled keys x and of what
-sampled queries make of a key, f; `thinformer.landmarks` says why. Its diagonal is 1.
-
-Candidates lie in panels, PANEL of them side by side, which hold f and, below, the rows of the
+Of scaled keys x the kernel is N(j, j') = exp(<x_j, x_j'> - h_j - h_j') with h = |x|^2 / 2, so its
+diagonal is 1. Candidates lie in panels, PANEL of them side by side, and so do the rows of the
 Cholesky factor as they come. What the pivots so far leave of a row of N is then one product, with
 the factor's sign changed, and BLOCK rows are made at once: one by one, each would read all panels
 for a single product, from memory that is slower than the arithmetic.
@@ -23,17 +21,17 @@ BLOCK = 16  # proposals at a time, a multiple of ROWS
 
 
 @inner(STRICT)
-def factorise(x, E, features, queries, rows, h, L, uniforms, n_out, nugget, free):
+def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
     """Return the pivots, numbers of candidates, in the order they were chosen.
 
     x : panels (E, PANEL) of the candidates' keys
-    features : panels (rows, PANEL): their f, and room for the factor below, and BLOCK more rows
     h, L : the candidates' exponents, and how many there are, beside those that fill panels up
     uniforms : (proposals, 2)
 
     When proposals or the diagonal are used up, the first candidates that are left are taken.
     """
-    padded = h.size
+    padded, rows = h.size, n_out + BLOCK
+    factor, free = free[: padded * rows], free[padded * rows :]
     block, free = free[: padded * BLOCK], free[padded * BLOCK :]
     diagonal, free = free[:padded], free[padded:]
     few_x, free = free[: PANEL * E], free[PANEL * E :]
@@ -66,11 +64,11 @@ def factorise(x, E, features, queries, rows, h, L, uniforms, n_out, nugget, free
                     of_block += 1
                 left += 1
         proposed[of_block:] = proposed[of_block - 1]
-        gather(proposed, x, E, E, E, few_x)
-        gather(proposed, features, rows, queries, queries + count, few)
+        gather(proposed, x, E, E, 1, few_x)
+        gather(proposed, factor, rows, count, -1, few)
         for b in range(BLOCK):
             few_h[b] = h[proposed[b]]
-        residuals(x, E, features, rows, queries + count, h, few_x, few, few_h, block)
+        residuals(x, E, factor, rows, count, h, few_x, few, few_h, block)
         for b in range(BLOCK):
             block[place(proposed[b], BLOCK) + b * PANEL] += nugget
         for a in range(BLOCK):
@@ -88,7 +86,7 @@ def factorise(x, E, features, queries, rows, h, L, uniforms, n_out, nugget, free
                     combine[a * PANEL + count - before] = made_of[b, a] / math.sqrt(residual)
                 chosen[count], taken[j] = j, True
                 count += 1
-        append(block, combine, features, rows, queries + before, diagonal)
+        append(block, combine, factor, rows, before, diagonal)
         for i in range(before, count):
             diagonal[chosen[i]] = 0
     return chosen
@@ -101,18 +99,16 @@ def place(j, rows):
 
 
 @inner(STRICT)
-def gather(proposed, panels, rows, same, used, few):
-    """Gather rows of candidates, from number `same` on with their sign changed."""
+def gather(proposed, panels, rows, used, sign, few):
+    """Gather the first rows of candidates."""
     for b in range(proposed.size):
         start = place(proposed[b], rows)
-        for i in range(same):
-            few[i * PANEL + b] = panels[start + i * PANEL]
-        for i in range(same, used):
-            few[i * PANEL + b] = -panels[start + i * PANEL]
+        for i in range(used):
+            few[i * PANEL + b] = sign * panels[start + i * PANEL]
 
 
 @inner(STRICT)
-def residuals(x, E, features, rows, used, h, few_x, few, few_h, block):
+def residuals(x, E, factor, rows, used, h, few_x, few, few_h, block):
     """What the pivots leave of N in the rows of a block: tiles (BLOCK, PANEL), one a panel."""
     width = BYTES // x.itemsize
     products = np.empty(BLOCK * PANEL, x.dtype)
@@ -123,7 +119,7 @@ def residuals(x, E, features, rows, used, h, few_x, few, few_h, block):
                 at = row * PANEL + column
                 inner_products(few_x, row, x, start * E + column, E, tile, at)
                 if used > 0:
-                    inner_products(few, row, features, start * rows + column, used, products, at)
+                    inner_products(few, row, factor, start * rows + column, used, products, at)
         to_exponential(tile, few_h, h[start : start + PANEL])
         if used > 0:
             for i in range(tile.size):
@@ -155,7 +151,7 @@ def eliminate(between, made_of, b, residual):
 
 
 @inner(STRICT)
-def append(block, combine, features, rows, at, diagonal):
+def append(block, combine, factor, rows, at, diagonal):
     """Write rows `at` and following of the factor, combinations of a block's rows.
 
     combine : (BLOCK, PANEL) flat: how much each counts in which row of the factor
@@ -165,10 +161,10 @@ def append(block, combine, features, rows, at, diagonal):
         for row in range(0, BLOCK, ROWS):
             for column in range(0, PANEL, BYTES // block.itemsize):
                 inner_products(
-                    combine, row, block, start * BLOCK + column, BLOCK, features,
+                    combine, row, block, start * BLOCK + column, BLOCK, factor,
                     to + row * PANEL + column,
                 )  # fmt: skip
-        subtract_squares(features[to : to + BLOCK * PANEL], diagonal[start : start + PANEL])
+        subtract_squares(factor[to : to + BLOCK * PANEL], diagonal[start : start + PANEL])
 
 
 @inner(ELEMENTWISE)

@@ -1,8 +1,8 @@
-"""What sampled queries make of candidates: the attention they pay, and the kernel that follows.
+"""What sampled queries make of keys: the attention they pay, and the kernel that follows from it.
 
 A query's weights p_j of key j are features, f_j = p_j exp(t - h_j), of the kernel's first term. Of
 the second, exp(<x_j, x_j'>), they need to know only how much it counts beside them: t balances the
-two, and h makes the diagonal 1 (`reference.landmarks.kernel`).
+two, and h makes the diagonal 1 (`reference.landmarks.kernel`). Landmarks are drawn by that diagonal.
 """
 
 from __future__ import annotations
@@ -11,109 +11,167 @@ import math
 
 import numpy as np
 
-from thinformer._jit import ELEMENTWISE, STRICT, inner
+from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, inner
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.softmax import divide, exponentials, row_maxima
-from thinformer.tiles import exp, gather_factor
+from thinformer.tiles import exp
 
+FLOOR = 1e-12  # of the largest importance
 TINY_32, TINY_64 = (float(np.finfo(dtype).tiny) for dtype in (np.float32, np.float64))
 
 
 @inner(STRICT)
-def attend(
-    p, x, n, query, sampled, scale, values, D, positions, index, features, rows, importance, outputs,
-    free,
-):  # fmt: skip
+def attend(x, n, E, queries, m, values, D, positions, top, total, importance, outputs, free):
     """Attend from sampled queries, PANEL at a time.
 
-    x : panels (E, PANEL) of the n keys; values : panels (n, PANEL) of their values' D dimensions
-    query, sampled, scale : Factor, positions in problem p, and what makes <query, x> logits
+    x : panels (E, PANEL) of the n keys; queries : panels (E, PANEL) of the m queries, whose products
+        with keys are logits, and 0 where a panel has none
+    values : panels (n, PANEL) of the keys' values' D dimensions
     positions : the numbers from 0 on, at least PANEL
-    index, features : candidates, and their panels (rows, PANEL), written: in row q the weights of
-        query q; queries are padded to whole panels, with zeros
-    importance : (candidates,), written: the sum of the squared weights of a key
-    outputs : panels (padded queries, PANEL) of the values' dimensions, written
+    top, total : (m in whole panels,), written: a query's largest logit, and its sum of exponentials
+        less that, infinite where there is no query
+    importance : (n,), written: the sum of the squared weights of a key
+    outputs : panels (m in whole panels, PANEL) of the values' dimensions, written
     """
-    E, width = query.dim, BYTES // x.itemsize
-    one, keys = x.dtype.type(1), -(-n // PANEL) * PANEL
-    top, total, free = free[:PANEL], free[PANEL : 2 * PANEL], free[2 * PANEL :]
-    logits, free = free[: keys * PANEL], free[keys * PANEL :]
-    sums, free = free[: PANEL * PANEL], free[PANEL * PANEL :]
-    padded = -(-sampled.size // PANEL) * PANEL
+    width, one = BYTES // x.itemsize, x.dtype.type(1)
+    size = -(-n // PANEL) * PANEL * PANEL
+    logits, sums = free[:size], free[size : size + PANEL * PANEL]
     importance[:] = 0
-    for first in range(0, sampled.size, PANEL):
-        count = min(PANEL, sampled.size - first)
-        queries, _, _ = gather_factor(query, p, sampled[first : first + count], free)
-        for c in range(count, PANEL):
-            queries[c::PANEL] = 0  # not whatever was in memory, which might be NaN
-        for i in range(queries.size):
-            queries[i] *= scale
+    for first in range(0, m, PANEL):
+        of_top, of_total = top[first : first + PANEL], total[first : first + PANEL]
         for row in range(0, n, ROWS):
             at = row // PANEL * PANEL * E + row % PANEL
             for column in range(0, PANEL, width):
-                inner_products(x, at, queries, column, E, logits, row * PANEL + column)
-        row_maxima(logits, n, top)
-        exponentials(logits, n, top, total)
-        total[count:] = np.inf  # so that weights of no query are 0
+                inner_products(
+                    x, at, queries, first * E + column, E, logits, row * PANEL + column
+                )
+        row_maxima(logits, n, of_top)
+        exponentials(logits, n, of_top, of_total)
+        of_total[m - first :] = np.inf  # so that weights of no query are 0
         for start in range(0, D, PANEL):
             for row in range(0, min(PANEL, D - start), ROWS):
                 for column in range(0, PANEL, width):
                     at = start * n + row
                     inner_products(values, at, logits, column, n, sums, row * PANEL + column)
-            divide(sums, total)
+            divide(sums, of_total)
             for i in range(0, PANEL, width):
-                at = start * padded + first * PANEL + i
+                at = start * top.size + first * PANEL + i
                 transpose(sums, 0, PANEL, positions, i, PANEL, one, outputs, at, PANEL)
-        for i in range(0, index.size, width):
-            at = i // PANEL * PANEL * rows + first * PANEL + i % PANEL
-            transpose(logits, 0, PANEL, index, i, PANEL, one, features, at, PANEL)
-        for start in range(0, index.size, PANEL):
-            of_block = features[
-                start * rows + first * PANEL : start * rows + (first + PANEL) * PANEL
-            ]
-            normalise(of_block, total, importance[start : start + PANEL])
+        add_squares(logits, n, of_total, importance)
 
 
-@inner(ELEMENTWISE)
-def normalise(rows, total, importance):
-    """From exponentials, a row a query, to weights, and add up the squares of those of a key."""
-    for q in range(total.size):
-        row, inverse = rows[q * PANEL : (q + 1) * PANEL], 1 / total[q]
-        for c in range(importance.size):
-            row[c] *= inverse
-            importance[c] += row[c] * row[c]
+@inner(REDUCTION)
+def add_squares(exponentials, n, total, importance):
+    """Add the squares of a key's weights."""
+    inverse = 1 / total
+    for i in range(n):
+        row, square = exponentials[i * PANEL : (i + 1) * PANEL], total.dtype.type(0)
+        for q in range(inverse.size):
+            weight = row[q] * inverse[q]
+            square += weight * weight
+        importance[i] += square
 
 
 @inner(STRICT)
-def exponents(importance, squares, balance, h):
-    """Write h of candidates, half the logarithm of exp(2 t) importance + exp(|x|^2); return t.
+def weigh(importance, squares, balance):
+    """Write e^{h_j}, as much as the largest, over importances; return t and the largest h.
 
+    importance, squares : of all keys; h is half the logarithm of exp(2 t) importance + exp(|x|^2)
     balance : the exponential kernel's trace beside that of the sampled queries' attention
     """
     # where no sampled query sees a key, f may not be 0 times infinity
-    least = math.sqrt(TINY_32 if h.itemsize == 4 else TINY_64)
-    of_all, largest, total = 0.0, float(squares[0]), 0.0
-    for c in range(h.size):
-        importance[c] = max(importance[c], least)
-        of_all += importance[c]
-        largest = max(largest, float(squares[c]))
-    for c in range(h.size):
-        total += math.exp(squares[c] - largest)
+    least = importance.dtype.type(math.sqrt(TINY_32 if importance.itemsize == 4 else TINY_64))
+    of_all, most, largest = 0.0, least, squares[0]
+    for j in range(importance.size):
+        importance[j] = max(importance[j], least)
+        of_all += importance[j]
+        most, largest = max(most, importance[j]), max(largest, squares[j])
+    total = sum_of_exponentials(squares, largest)
     t = (largest + math.log(total) - math.log(balance) - math.log(of_all)) / 2
-    for c in range(h.size):
-        a, b = math.log(importance[c]) + 2 * t, float(squares[c])
-        h[c] = (max(a, b) + math.log1p(math.exp(-abs(a - b)))) / 2
-    return h.dtype.type(t)
+    shift = max(float(largest), math.log(most) + 2 * t)
+    dtype = squares.dtype.type
+    highest = combine(squares, importance, dtype(shift), dtype(math.exp(2 * t - shift)))
+    return t, (shift + math.log(highest)) / 2
+
+
+@inner(REDUCTION)
+def sum_of_exponentials(row, shift):
+    """The sum of exp(x - shift)."""
+    total = 0.0
+    for j in range(row.size):
+        total += exp(row[j] - shift)
+    return total
 
 
 @inner(ELEMENTWISE)
-def scale_features(features, h, rows, queries, t):
-    """From attention weights p_j to features p_j exp(t - h_j)."""
-    factor = np.empty(PANEL, features.dtype)
-    for start in range(0, h.size, PANEL):
+def combine(squares, importance, shift, factor):
+    """Replace importances i by sqrt(exp(|x|^2 - shift) + factor i), less the largest; return that.
+
+    The largest is squared.
+    """
+    largest = importance.dtype.type(0)
+    for j in range(squares.size):
+        importance[j] = exp(squares[j] - shift) + factor * importance[j]
+    for j in range(squares.size):
+        largest = max(largest, importance[j])
+    for j in range(squares.size):
+        importance[j] = np.sqrt(importance[j] / largest)
+    return largest
+
+
+@inner(STRICT)
+def draw_landmarks(weight, n_out, u, chosen):
+    """Write the landmarks, in key order, by systematic sampling in proportion to weights.
+
+    weight : (n,), the largest 1; u : one random number
+    chosen : (n_out,) int64, written
+    """
+    n, probability, sure = weight.size, np.empty(weight.size), 0
+    for j in range(n):
+        probability[j] = max(float(weight[j]), FLOOR)
+    found = True
+    while found:  # those whose probability would be above 1
+        total, found = 0.0, False
+        for j in range(n):
+            if probability[j] < np.inf:
+                total += probability[j]
+        factor = (n_out - sure) / max(total, FLOOR)
+        for j in range(n):
+            if probability[j] < np.inf and probability[j] * factor > 1:
+                probability[j], found = np.inf, True
+                sure += 1
+    total, count = 0.0, 0
+    for j in range(n):
+        total += min(probability[j] * factor, 1.0)
+        left = n - j == n_out - count  # rounding may have lost the last one
+        if count < n_out and (total > count + u or left):
+            chosen[count] = j
+            count += 1
+
+
+@inner(STRICT)
+def features(few, E, queries, m, top, total, h, t, out):
+    """Write f of a panel of landmarks: p exp(t - h) for every query, in rows of PANEL numbers.
+
+    few, h : a panel (E, PANEL) of landmarks, and their h
+    queries, m, top, total : as `attend` has them
+    """
+    width = BYTES // few.itemsize
+    for first in range(0, m, PANEL):
+        tile = out[first * PANEL : (first + PANEL) * PANEL]
+        for row in range(0, PANEL, ROWS):
+            for column in range(0, PANEL, width):
+                inner_products(queries, first * E + row, few, column, E, tile, row * PANEL + column)
+        to_features(tile, top[first : first + PANEL], total[first : first + PANEL], h, t)
+
+
+@inner(ELEMENTWISE)
+def to_features(tile, top, total, h, t):
+    """From logits, a row a query, to weights times exp(t - h)."""
+    factor = np.empty(h.size, tile.dtype)
+    for c in range(h.size):
+        factor[c] = exp(t - h[c])
+    for q in range(top.size):
+        row, shift, inverse = tile[q * PANEL : (q + 1) * PANEL], top[q], 1 / total[q]
         for c in range(factor.size):
-            factor[c] = exp(t - h[start + c])
-        for i in range(queries):
-            row = features[start * rows + i * PANEL : start * rows + (i + 1) * PANEL]
-            for c in range(factor.size):
-                row[c] *= factor[c]
+            row[c] = exp(row[c] - shift) * inverse * factor[c]
