@@ -1,7 +1,7 @@
 """The kernel that chooses pivots, a block of threads for each head: `thinformer.pivots` on a GPU.
 
-What a candidate is compared by is a column of `rows`: its key, its features, and below them the
-rows of the Cholesky factor as they come. Which proposals of a round are accepted follows from what
+What a candidate is compared by is a column of `rows`: its key, and below it the rows of the
+Cholesky factor as they come. Which proposals of a round are accepted follows from what
 the pivots so far leave of the kernel between these few; so that is found first, in shared memory,
 and then the factor's new rows, of which every thread holds some columns in registers.
 
@@ -30,8 +30,8 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
 
     A block a problem. Its arguments::
 
-        rows  (problems, (E + features + n_out) * L): rows of L candidates each, of their scaled
-          keys x, then of their features f; the last n_out rows are written, the factor's
+        rows  (problems, (E + n_out) * L): rows of L candidates each, of their scaled keys x; the
+          last n_out rows are written, the factor's
         E, n_out
         h  (problems, L), the candidates' exponents
         weights  (problems, L) float64: in proportion to weights, times what is left of the
@@ -52,17 +52,16 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
             few[d, b] = sign * rows[(begin + d) * L + proposed[b]]
 
     @device_function
-    def tabulate(own, few, rows, L, proposed, few_h, E, features, end, nugget):
+    def tabulate(own, few, rows, L, proposed, few_h, E, end, nugget):
         """Write what the pivots leave of the kernel between proposals.
 
-        It is made of the keys' rows, the features', and with the other sign the factor's, which end
-        at `end`.
+        It is made of the keys' rows, and with the other sign of the factor's, which end at `end`.
         """
         for i in range(cuda.threadIdx.x, SQUARE, threads):
             own[i // block, i % block] = ZERO
         begin = 0
-        for part in range(3):
-            until = E if part == 0 else features if part == 1 else end
+        for part in range(2):
+            until = E if part == 0 else end
             for at in range(begin, until, DEPTH):
                 depth = min(DEPTH, until - at)
                 stage(few, rows, L, proposed, at, depth, ONE)
@@ -71,7 +70,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                     a, b, total = i // block, i % block, ZERO
                     for d in range(depth):
                         total += few[d, a] * few[d, b]
-                    own[a, b] += -total if part == 2 else total
+                    own[a, b] += -total if part == 1 else total
                 cuda.syncthreads()  # read before it is staged anew
             begin = until
             if part == 0:
@@ -83,17 +82,17 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                         own[a, b] += nugget
 
     @device_function
-    def tabulate_columns(columns, places, few, rows, proposed, few_h, E, features, end, h, first):
+    def tabulate_columns(columns, places, few, rows, proposed, few_h, E, end, h, first):
         """The same between proposals and a thread's columns, without the nugget."""
         L = h.size
         for i in range(PATCH):
             columns[i] = ZERO
         begin = 0
-        for part in range(3):
-            until = E if part == 0 else features if part == 1 else end
+        for part in range(2):
+            until = E if part == 0 else end
             for at in range(begin, until, DEPTH):
                 depth = min(DEPTH, until - at)
-                stage(few, rows, L, proposed, at, depth, -ONE if part == 2 else ONE)
+                stage(few, rows, L, proposed, at, depth, -ONE if part == 1 else ONE)
                 cuda.syncthreads()  # staged before it is read
                 for c in range(COLUMNS):
                     places[c] = at * L + min(first + c * threads, L - 1)
@@ -176,7 +175,6 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
         uniforms = uniforms_of[problem % uniforms_of.shape[0]]
         diagonal = diagonal_of[problem]
         L = diagonal.size
-        features = rows.size // L - n_out
         for j in range(thread, L, threads):
             diagonal[j] = ONE
         count = 0
@@ -190,8 +188,8 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                 then[thread] = now[thread] = diagonal[proposed[thread]]
                 slot[thread], inverse[thread] = -1, ZERO
             cuda.syncthreads()  # the proposals' exponents before they are read
-            end = features + count
-            tabulate(own, few, rows, L, proposed, few_h, E, features, end, nugget)
+            end = E + count
+            tabulate(own, few, rows, L, proposed, few_h, E, end, nugget)
             for b in range(min(block, uniforms.shape[0] - start)):
                 cuda.syncthreads()  # this proposal's row of `own` is final, and its diagonal
                 residual = own[b, b]
@@ -209,11 +207,11 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                         if proposed[thread] == proposed[b]:
                             now[thread] = ZERO
                     if thread == 0:
-                        slot[b], inverse[b] = features + count, over
+                        slot[b], inverse[b] = E + count, over
                         taken[problem, proposed[b]] = True
                     count += 1
             cuda.syncthreads()  # all decisions
-            if features + count == end:
+            if E + count == end:
                 continue
             for i in range(thread, SQUARE, threads):
                 b, a = i // block, i % block
@@ -222,7 +220,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
 
             for first in range(thread, L + thread, COLUMNS * threads):
                 tabulate_columns(
-                    columns, places, few, rows, proposed, few_h, E, features, end, h, first
+                    columns, places, few, rows, proposed, few_h, E, end, h, first
                 )
                 for c in range(COLUMNS):
                     left[c] = diagonal[min(first + c * threads, L - 1)]

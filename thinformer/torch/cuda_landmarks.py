@@ -14,6 +14,7 @@ import torch
 from thinformer.compress import Plan, plan
 from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, TWO_RHO
 from thinformer.pivots import BLOCK
+from thinformer.sampled import FLOOR
 from thinformer.torch import cuda
 
 NEWTON_STEPS = 5  # for all digits of a double
@@ -101,33 +102,62 @@ def _choose(
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
+    to_x = (math.sqrt(scale) / tau).to(dtype)[..., None, None]
+    numbers = cuda.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
+    if m:
+        keys = centred.transpose(1, 2)
+        attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
+        squares = (keys * to_x).square().sum(-1)
+        exponents = _exponents(attention, squares.double())
+        return _draw(exponents, n_out, numbers), sampled, tau
     length = min(S, CANDIDATES * n_out)
     candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
     candidates = candidates.expand(B, H, length)
-    x = _take(centred, candidates) * (math.sqrt(scale) / tau).to(dtype)[..., None, None]
-    squares = x.square().sum(-1).double()
-    rows = torch.empty((B, H, E + m + n_out, length), dtype=dtype, device=key.device)
-    rows[:, :, :E] = x.mT
-    if m:
-        attention = torch.softmax(scale * _take(query, sampled) @ centred.permute(0, 2, 3, 1), -1)
-        attention = attention.gather(-1, candidates[:, :, None].expand(-1, -1, m, -1))
-        # of a key that no sampled query sees, not 0: f may not be 0 times infinity
-        importance = attention.square().sum(2).clamp(min=torch.finfo(dtype).tiny ** 0.5).double()
-        ratio = BALANCE * importance.sum(-1, keepdim=True)
-        shift = (squares.logsumexp(-1, keepdim=True) - ratio.log()) / 2
-        exponents = (torch.logaddexp(importance.log() + 2 * shift, squares) / 2).to(dtype)
-        rows[:, :, E : E + m] = attention * torch.exp(shift.to(dtype) - exponents)[:, :, None]
-    else:
-        exponents = (squares / 2).to(dtype)
+    x = _take(centred, candidates) * to_x
+    rows = torch.cat([x.mT, x.new_empty((B, H, n_out, length))], dim=2)
+    exponents = x.square().sum(-1) / 2
     weights = torch.exp(2 * (exponents.double() - exponents.amax(-1, keepdim=True).double()))
-    uniforms = cuda.unit_numbers(seed, H, STREAMS + 2, 2 * PROPOSALS * n_out)
     taken = cuda.pivots(
         rows.flatten(0, 1), E, n_out, exponents.flatten(0, 1), weights.flatten(0, 1),
-        uniforms.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
+        numbers.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
     )  # fmt: skip
     # the pivots, and the first of the others where they are too few
     chosen = torch.argsort((~taken).byte(), dim=1, stable=True)[:, :n_out].sort(1).values
     return candidates.gather(-1, chosen.unflatten(0, (B, H))), sampled, tau
+
+
+def _exponents(attention: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Half the logarithm of the kernel's diagonal before it is normalised, (B, H, S) float64.
+
+    From what sampled queries pay, (B, H, m, S), and the squared norms of scaled keys.
+    """
+    # of a key that no sampled query sees, not 0, whose logarithm could not be added
+    least = torch.finfo(attention.dtype).tiny ** 0.5
+    importance = attention.square().sum(2).clamp(min=least).double()
+    ratio = BALANCE * importance.sum(-1, keepdim=True)
+    twice_t = squares.logsumexp(-1, keepdim=True) - ratio.log()
+    return torch.logaddexp(importance.log() + twice_t, squares) / 2
+
+
+def _draw(exponents: torch.Tensor, n_out: int, numbers: torch.Tensor) -> torch.Tensor:
+    """Landmarks (B, H, n_out) by systematic sampling, of exponents (B, H, S) and numbers (H, 1).
+
+    Key j has the probability p_j = min(1, c w_j), which sum up to n_out. Of the k largest it is 1,
+    for the smallest k with which no other is above it.
+    """
+    S = exponents.shape[-1]
+    weight = torch.exp(exponents - exponents.amax(-1, keepdim=True)).clamp(min=FLOOR)
+    ordered = weight.sort(-1).values
+    rest = ordered.cumsum(-1).flip(-1)[..., :n_out]  # without the k largest, k < n_out
+    factors = torch.arange(n_out, 0, -1, device=weight.device) / rest
+    above = (ordered.flip(-1)[..., :n_out] * factors > 1).cumprod(-1)
+    factor = factors.gather(-1, above.sum(-1, keepdim=True).clamp(max=n_out - 1))
+    total = (weight * factor).clamp(max=1).cumsum(-1)
+    tooth = torch.arange(n_out, device=weight.device)
+    found = torch.searchsorted(total, (tooth + numbers).expand(len(total), -1, -1).contiguous(),
+                               right=True)  # fmt: skip
+    # one of each, and rounding may have lost the last
+    return (found - tooth).cummax(-1).values.clamp(max=S - n_out) + tooth
 
 
 def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
