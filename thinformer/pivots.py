@@ -79,7 +79,7 @@ def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
         combine[:] = 0
         for b in range(of_block):
             j = proposed[b]
-            if count < n_out and not taken[j] and accept[b] < between[b, b]:
+            if count < n_out and not taken[j] and (not at_random or accept[b] < between[b, b]):
                 residual = max(between[b, b], nugget / 2)  # which of a key that is left may be less
                 eliminate(between, made_of, b, residual)
                 for a in range(BLOCK):

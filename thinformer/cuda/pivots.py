@@ -219,9 +219,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
             cuda.syncthreads()  # the steps before they are read
 
             for first in range(thread, L + thread, COLUMNS * threads):
-                tabulate_columns(
-                    columns, places, few, rows, proposed, few_h, E, end, h, first
-                )
+                tabulate_columns(columns, places, few, rows, proposed, few_h, E, end, h, first)
                 for c in range(COLUMNS):
                     left[c] = diagonal[min(first + c * threads, L - 1)]
                 for b in range(block):
