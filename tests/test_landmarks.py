@@ -44,11 +44,14 @@ def error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
-def draws_of(seed, H, T, S, n_out):
+def draws_of(seed, H, T, S, n_out, correction):
     keys, sizes = head_keys(seed, H), (min(T, QUERIES), min(S, CANDIDATES * n_out))
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
-    proposals = _unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
-    return [reference.LandmarkDraws(*of_head) for of_head in zip(*strata, proposals, strict=True)]
+    if correction == "queries":
+        uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
+    else:
+        uniforms = _unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
+    return [reference.LandmarkDraws(*of_head) for of_head in zip(*strata, uniforms, strict=True)]
 
 
 def specified(query, key, value, n_out, correction, temperature=None, scale=None, rng=3):
@@ -56,7 +59,7 @@ def specified(query, key, value, n_out, correction, temperature=None, scale=None
     (B, T, H, E), S = query.shape, key.shape[1]
     output, indices = np.empty((B, T, H, value.shape[-1])), np.empty((B, H, n_out), np.int64)
     weights = np.empty((B, H, T, n_out))
-    draws = draws_of(seed_from(rng), H, T, S, n_out)
+    draws = draws_of(seed_from(rng), H, T, S, n_out, correction)
     for b in range(B):
         for h in range(H):
             output[b, :, h], weights[b, h], landmarks = reference.landmark_attention(
