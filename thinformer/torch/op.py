@@ -115,16 +115,17 @@ def landmarks(
         from thinformer.torch.cuda_landmarks import choose_valid as choose_on_gpu
 
         wide = COMPUTED_IN[key.dtype]
+        queries = grouped(query, key.shape[2]).to(wide)
         with torch.autocast(key.device.type, enabled=False):
             return choose_on_gpu(
-                *(x.to(wide) for x in (grouped(query, key.shape[2]), key, value)), valid, width,
-                min_length, g=g, size=size, seed=seed, group=group, **settings,
+                queries, key.to(wide), value.to(wide), valid, width, min_length, g=g, size=size,
+                seed=seed, group=group, **settings,
             )  # fmt: skip
-    queries = _array(grouped(query, key.shape[2]))
+    arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
     present = None if valid is None else valid.numpy()
     with _pool.on(team()):
         chosen = choose_valid(
-            queries, _array(key), _array(value), present, width, min_length, g=g, size=size,
+            *arrays, present, width, min_length, g=g, size=size,
             seed=seed_from(int(seed)), group=group, **settings,
         )  # fmt: skip
     indices, kept, finite, sampled, tau = map(torch.from_numpy, chosen)
