@@ -187,8 +187,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                 few_h[thread] = h[proposed[thread]]
                 then[thread] = now[thread] = diagonal[proposed[thread]]
                 slot[thread], inverse[thread] = -1, ZERO
-            cuda.syncthreads()  # the proposals' exponents before they are read
-            end = E + count
+            end = E + count  # what was written is read behind the barriers of staging
             tabulate(own, few, rows, L, proposed, few_h, E, end, nugget)
             for b in range(min(block, uniforms.shape[0] - start)):
                 cuda.syncthreads()  # this proposal's row of `own` is final, and its diagonal
@@ -210,14 +209,12 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                         slot[b], inverse[b] = E + count, over
                         taken[problem, proposed[b]] = True
                     count += 1
-            cuda.syncthreads()  # all decisions
             if E + count == end:
                 continue
             for i in range(thread, SQUARE, threads):
                 b, a = i // block, i % block
                 steps[b, a] = own[b, b + a] * inverse[b] if b + a < block else ZERO
-            cuda.syncthreads()  # the steps before they are read
-
+            # read, as `slot` and `inverse` are, behind the barriers of staging
             for first in range(thread, L + thread, COLUMNS * threads):
                 tabulate_columns(columns, places, few, rows, proposed, few_h, E, end, h, first)
                 for c in range(COLUMNS):

@@ -150,7 +150,7 @@ def _draw(exponents: torch.Tensor, n_out: int, numbers: torch.Tensor) -> torch.T
     ordered = weight.sort(-1).values
     rest = ordered.cumsum(-1).flip(-1)[..., :n_out]  # without the k largest, k < n_out
     factors = torch.arange(n_out, 0, -1, device=weight.device) / rest
-    above = (ordered.flip(-1)[..., :n_out] * factors > 1).cumprod(-1)
+    above = ordered.flip(-1)[..., :n_out] * factors > 1  # of the first k only
     factor = factors.gather(-1, above.sum(-1, keepdim=True).clamp(max=n_out - 1))
     total = (weight * factor).clamp(max=1).cumsum(-1)
     tooth = torch.arange(n_out, device=weight.device)
