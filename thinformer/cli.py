@@ -237,9 +237,9 @@ Printed are, for each setting,
   agreement   the share of positions whose largest logit stays the same; or
   difference  of the logit, where there is one, in absolute value
 
-and for each layer the relative error of its attention, on exact inputs ("attention alone"), and of
-the state behind it ("all layers thinned"). Layers of large errors can be left exact: --exact 0,5,
-and in your code
+and for each layer the relative error of its attention, mean over heads, on exact inputs ("attention
+alone"), and of the state behind it ("all layers thinned"). Layers of large errors can be left
+exact: --exact 0,5, and in your code
 
   configure(model.get_submodule("encoder.layer.0"), exact=True)  # of thinformer.torch.transformers
 

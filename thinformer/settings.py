@@ -145,14 +145,9 @@ def of_layers(
     settings : a file, or what is loaded from one
     others : made of the other arguments, which must have been left out
     """
-    given = [
-        name for name in Settings._fields if getattr(others, name) != getattr(Settings(), name)
-    ]
-    if given:
-        raise ValueError(
-            f"settings are given layer by layer; {given[0]} must be left out, got "
-            f"{getattr(others, given[0])!r}"
-        )
+    for name, value in others._asdict().items():
+        if value != getattr(Settings(), name):
+            raise ValueError(f"settings are of each layer: {name} must be left out; got {value!r}")
     if isinstance(settings, Mapping):
         title = "settings"
         layers = {name: _of_layer(f"{title}: {name}", layer) for name, layer in settings.items()}

@@ -47,7 +47,7 @@ class Source(NamedTuple):
 class Tuned(NamedTuple):
     """A layer, and what its settings cost and give.
 
-    keys : the most of any of its attentions
+    keys : of each of its attentions
     settings : those measured; the last is EXACT
     errors : of each, mean over heads, rounds and attentions
     seconds : of each, of all attentions, medians over rounds
@@ -55,7 +55,7 @@ class Tuned(NamedTuple):
     chosen : of them the fastest whose error is at most the target; None without a target
     """
 
-    keys: int
+    keys: list[int]
     settings: list[Setting]
     errors: list[float]
     seconds: list[float]
@@ -144,17 +144,17 @@ def tune(
     ValueError
         Sizes that no layer has more keys than; a head whose values are all 0; no layer to tune.
     """
-    tuned = {layer: max(keys) for layer, keys in source.calls.items() if keys}
-    if not tuned:
+    calls = {layer: keys for layer, keys in source.calls.items() if keys}
+    if not calls:
         name, reason = next(iter(source.left.items()))
         raise ValueError(f"there is no layer to tune; {name}: {reason}")
-    most = max(tuned.values())
+    most = max(map(max, calls.values()))
     if sizes and max(sizes) >= most:
         raise ValueError(f"--sizes must be less than the keys, {most}; got {max(sizes)}")
-    settings = {layer: candidates(keys, sizes, corrections) for layer, keys in tuned.items()}
+    settings = {layer: candidates(max(keys), sizes, corrections) for layer, keys in calls.items()}
     errors: dict[str, list[NDArray]] = {layer: [] for layer in settings}
     seconds: dict[str, list[NDArray]] = {layer: [] for layer in settings}
-    total = sum(map(len, source.calls.values()))
+    total = sum(map(len, calls.values()))
 
     def take(layer: str, *arrays: NDArray) -> None:
         done = sum(map(len, errors.values()))
@@ -167,10 +167,10 @@ def tune(
     source.replay(take)
     return {
         layer: _concluded(
-            tuned[layer], settings[layer], np.mean(errors[layer], axis=0),
+            calls[layer], settings[layer], np.mean(errors[layer], axis=0),
             np.median(np.sum(seconds[layer], axis=0), axis=1), target,
         )
-        for layer in settings
+        for layer in calls
     }  # fmt: skip
 
 
@@ -198,7 +198,11 @@ def _measured(
 
 
 def _concluded(
-    keys: int, settings: list[Setting], errors: NDArray, seconds: NDArray, target: float | None
+    keys: list[int],
+    settings: list[Setting],
+    errors: NDArray,
+    seconds: NDArray,
+    target: float | None,
 ) -> Tuned:
     front = pareto(errors.tolist(), seconds.tolist())
     chosen = None
@@ -209,8 +213,9 @@ def _concluded(
 
 def format_layer(layer: str, tuned: Tuned) -> str:
     """The front of a layer, its chosen setting marked."""
+    least, most = min(tuned.keys), max(tuned.keys)
     rows = [
-        f"{layer}: {tuned.keys} keys",
+        f"{layer}: {'' if least == most else f'{least} to '}{most} keys",
         f"{'keys kept':>13}  {'correction':<10}  error       time",
     ]
     for i in tuned.front:
@@ -257,7 +262,7 @@ def _entry(tuned: Tuned, min_length: int) -> dict[str, Any]:
     if size is not None and min_length != MIN_LENGTH:
         entry["min_length"] = min_length
     entry["measured"] = {
-        "keys": tuned.keys,
+        "keys": max(tuned.keys),
         "error": _short(tuned.errors[i]),
         "ms": _short(1e3 * tuned.seconds[i]),
         "exact_ms": _short(1e3 * tuned.seconds[-1]),

@@ -31,7 +31,7 @@ class Result(NamedTuple):
     seconds, exact_seconds : median over rounds, of all inputs
     metric : "cosine", "agreement" or "difference", as `compared` says
     mean, worst : of the metric, over inputs and rounds
-    attention : error of each layer's attention, of exact inputs to the layer
+    attention : error of each layer's attention, mean over heads, of exact inputs to the layer
     states : error of each layer's output where all are thinned; empty where the model gives none
     """
 
@@ -249,7 +249,7 @@ def _probed(model: nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> lis
         thinned = attend(module, *arguments, **options)[0]
         exact = sdpa_attention_forward(module, *arguments, **options)
         keys = arguments[1].shape[2]
-        calls.append(_Call(keys, _kept(keys, _settings(module)), _error(thinned, exact[0])))
+        calls.append(_Call(keys, _kept(keys, _settings(module)), _of_heads(thinned, exact[0])))
         return exact
 
     torch.manual_seed(seed)
@@ -308,6 +308,11 @@ def _apart(ends: list[torch.Tensor]) -> float | None:
 
 def _error(thinned: torch.Tensor, exact: torch.Tensor) -> float:
     return float((thinned - exact).norm() / exact.norm())
+
+
+def _of_heads(thinned: torch.Tensor, exact: torch.Tensor) -> float:
+    """The mean error of heads (B, T, H, D), which is what `thinformer tune` has."""
+    return float(((thinned - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))).mean())
 
 
 def _kept(keys: int, settings: Settings) -> int:
