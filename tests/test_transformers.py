@@ -31,6 +31,7 @@ from transformers import (
     WhisperConfig,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from thinformer.torch.record import through
@@ -260,6 +261,21 @@ def test_settings_of_another_model():
         configure(bert(), {"layer0": {"g": 2}})
     with pytest.raises(ValueError, match="^settings are of each layer: exact must be left out"):
         configure(bert(), {"layer0": {"g": 2}}, exact=True)
+
+
+def test_what_settings_do_not_name_is_exact():
+    """A module that attends, and does not look like it."""
+
+    class Hidden(BertSelfAttention):
+        def forward(self, *arguments, **options):
+            return super().forward(*arguments, **options)
+
+    model, by_hand = bert("thinformer"), bert("thinformer")
+    model.encoder.layer[1].attention.self.__class__ = Hidden
+    configure(model, {NAMES[0]: {"size": 40}})
+    configure(by_hand.encoder.layer[0], size=40)
+    configure(by_hand.encoder.layer[1], exact=True)
+    assert torch.equal(run(model, **text(400)), run(by_hand, **text(400)))
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -224,6 +224,7 @@ def test_models(tmp_path, capsys):
     names = [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
     assert load_settings(output) == {name: {"size": 40} for name in names}
     printed = capsys.readouterr().out
+    assert f"\nmodel: {model[0]}, BertModel\n" in printed
     assert f"\n{names[1]}: 280 to 300 keys\n" in printed
     assert json.loads(output.read_text())["measured"]["class"] == "BertModel"
     figures = []

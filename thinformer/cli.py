@@ -493,6 +493,8 @@ def _tune(arguments: argparse.Namespace) -> int:
         source, what = _tune_source(arguments, min_length, lambda: tell("reading", None))
         with _about_models():
             tuned = tune.tune(source, sizes, corrections, target=target, rounds=rounds, tell=tell)
+    if "model" in what:
+        print(f"model: {what['model']}, {what['class']}", end="\n\n")
     for layer in source.calls:
         if layer in tuned:
             print(tune.format_layer(layer, tuned[layer]), end="\n\n")
@@ -500,7 +502,7 @@ def _tune(arguments: argparse.Namespace) -> int:
             print(f"{layer}: exact; {source.left[layer]}", end="\n\n")
     print(tune.NOTES)
     if target is not None:
-        print(f"*: the fastest of error at most {target:g}. {tune.format_total(tuned)}.")
+        print(f"*: the fastest of error at most {target:g}. {tune.format_total(source, tuned)}.")
     if arguments.output is not None:
         measured = {**what, "error_target": target, "rounds": rounds, "machine": found}
         save_settings(arguments.output, tune.settings_of(source, tuned, min_length), measured)

@@ -227,13 +227,13 @@ def format_layer(layer: str, tuned: Tuned) -> str:
     return "\n".join(rows)
 
 
-def format_total(tuned: Mapping[str, Tuned]) -> str:
-    """What was chosen for how many layers, and the time of all of them."""
+def format_total(source: Source, tuned: Mapping[str, Tuned]) -> str:
+    """For how many layers something was chosen, and the time of those that were measured."""
     chosen = [(layer, layer.chosen) for layer in tuned.values() if layer.chosen is not None]
     few = sum(layer.settings[i] != EXACT for layer, i in chosen)
     before = 1e3 * sum(layer.seconds[-1] for layer, _ in chosen)
     after = 1e3 * sum(layer.seconds[i] for layer, i in chosen)
-    return f"{few} of {len(chosen)} layers thinned: {after:.2f} ms, exact {before:.2f} ms"
+    return f"{few} of {len(source.calls)} layers thinned: {after:.2f} ms, exact {before:.2f} ms"
 
 
 NOTES = """\
