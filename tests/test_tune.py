@@ -162,6 +162,7 @@ def test_sizes_are_those_of_all_g():
 def error(capsys, *arguments):
     assert main(["tune", *map(str, arguments)]) == 2
     printed = capsys.readouterr()
+    assert printed.out == ""
     assert printed.err.count("\n") == 1, printed.err
     return printed.err.removeprefix("thinformer tune: ").strip()
 

@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -462,7 +462,7 @@ def _add_tune(commands: Any) -> None:
         help="corrections to try (default: none,nystrom,queries)",
     )  # fmt: skip
     tune.add_argument(
-        "--min-length", type=int, metavar="N",
+        "--min-length", type=int, default=256, metavar="N",
         help="attention over fewer keys stays exact (default: 256)",
     )  # fmt: skip
     tune.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
@@ -473,7 +473,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from thinformer import _checks, tune
     from thinformer._progress import progress
     from thinformer.quality import machine
-    from thinformer.settings import MIN_LENGTH, save_settings
+    from thinformer.settings import save_settings
 
     target = arguments.error_target
     if target is not None:
@@ -481,18 +481,18 @@ def _tune(arguments: argparse.Namespace) -> int:
     rounds = _checks.integer("--rounds", arguments.rounds, 1)
     sizes = _integers("--sizes", arguments.sizes, 1)
     corrections = _corrections(arguments.correction)
-    min_length = MIN_LENGTH if arguments.min_length is None else arguments.min_length
-    _checks.integer("--min-length", min_length, 0)
+    min_length = _checks.integer("--min-length", arguments.min_length, 0)
     if arguments.output is not None:
         if target is None:
             raise ValueError("--output takes --error-target: without it no setting is chosen")
         _can_write(arguments.output)
     found = machine()
-    print(", ".join(f"{name} {value}" for name, value in found.items()), end="\n\n")
     with progress() as tell:
-        source, what = _tune_source(arguments, min_length, lambda: tell("reading", None))
+        tell("reading", None)
+        source, what = _tune_source(arguments, min_length)
         with _about_models():
             tuned = tune.tune(source, sizes, corrections, target=target, rounds=rounds, tell=tell)
+    print(", ".join(f"{name} {value}" for name, value in found.items()), end="\n\n")
     if "model" in what:
         print(f"model: {what['model']}, {what['class']}", end="\n\n")
     for layer in source.calls:
@@ -510,13 +510,10 @@ def _tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tune_source(
-    arguments: argparse.Namespace, min_length: int, reading: Callable[[], None]
-) -> tuple[Any, dict[str, Any]]:
+def _tune_source(arguments: argparse.Namespace, min_length: int) -> tuple[Any, dict[str, Any]]:
     """The attention to tune, and what the settings file says of it."""
     from thinformer import tune
 
-    reading()
     inputs = arguments.text or arguments.image or arguments.audio
     if not inputs:
         if arguments.max_length is not None:
