@@ -93,3 +93,12 @@ def test_bad_files(content, message, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         load_settings(tmp_path / "none.json")
+
+
+def test_the_module_takes_those_of_a_layer(tmp_path):
+    pytest.importorskip("torch")
+    from thinformer import ThinformerAttention
+
+    layers = {"a": {"size": 64, "correction": "queries", "temperature": 2, "measured": {"ms": 1}}}
+    module = ThinformerAttention(**load_settings(written(tmp_path, layers))["a"])
+    assert (module.size, module.correction, module.temperature) == (64, "queries", 2)
