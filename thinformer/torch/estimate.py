@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from thinformer import _checks
 from thinformer.torch.op import COMPUTED_IN, grouped
 
-QUERIES = 32  # compared a head: flash attention computes as many at once, fewer take as long
+QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
 FALLBACKS = ("exact",)
 
 
