@@ -94,7 +94,9 @@ def test_of_few_queries_it_is_the_error(batch):
     assert got.error_estimate.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("correction", "within"), [(None, 0.15), ("queries", 1 / 3)])
+@pytest.mark.parametrize(
+    ("correction", "within"), [(None, 0.15), ("nystrom", 1 / 3), ("queries", 1 / 3)]
+)
 def test_on_activations(correction, within):
     """Of 32 queries of hundreds: what the documentation says of it."""
     of_squares, close, seen = [], 0, 0
