@@ -172,10 +172,10 @@ def thinformer_attention(
     each of 32 equal strata, whether or not a correction was fitted to it, drawn after the keys (the
     output is the same with and without). With T = S, queries of masked positions do not count. It
     is the error itself where there are at most 32 queries, 0 where all keys of a sequence are kept,
-    and NaN where one of the rows is not finite. On the packaged activations at g = 2, nine in ten estimates
-    were within 15 % of the error of all queries, and with a correction within a third; errors in
-    few queries are missed more often than overrated. It takes 32 S (E + D) multiplications a head,
-    and each head of a sequence that falls back T S (E + D).
+    and NaN where one of those rows is not finite. On the packaged activations at g = 2, nine in ten
+    estimates were within 15 % of the error of all queries, and with a correction within a third;
+    errors in few queries are missed more often than overrated. It takes 32 S (E + D)
+    multiplications a head, and each head of a sequence that falls back T S (E + D).
 
     Examples
     --------
