@@ -53,12 +53,14 @@ class Chosen(NamedTuple):
 
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
+    summed : (B, H, L) int64, the keys that the exponential kernel is summed over; L is 0 for all
     temperature : (B, H)
     finite : (B, H) bool, whether all of its tokens are
     """
 
     indices: NDArray
     sampled: NDArray
+    summed: NDArray
     temperature: NDArray
     finite: NDArray
 
@@ -138,6 +140,7 @@ def choose_landmarks(
         finite = np.all([np.isfinite(x).all(axis=(1, 3)) for x in (query, key, value)], axis=0)
     chosen = Chosen(
         found.indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
+        np.broadcast_to(draws.candidates[:, : length if m else 0], (B, H, length if m else 0)),
         heads.temperature.reshape(B, H), finite,
     )  # fmt: skip
     if not fit:
@@ -181,20 +184,22 @@ def choose_valid(
     size: int | None,
     group: int,
     **settings: Any,
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
     """Choose landmarks among the tokens that count, valid (B, S) bool: each sequence's as alone.
 
     query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
     are the keys' own tokens, and those that do not count are not sampled.
 
     Returns positions (B, H, width), of which a sequence has the first ones; how many those are,
-    (B,); which heads are finite; the queries that were sampled, (B, H, m), -1 where there are
-    fewer; and the temperature (B, H). A sequence that is shorter than `min_length`, or not longer
+    (B,); which heads are finite; the queries that were sampled, (B, H, m), and the keys that the
+    exponential kernel is summed over, (B, H, L), -1 where there are fewer; and the temperature
+    (B, H). A sequence that is shorter than `min_length`, or not longer
     than its coreset would be, keeps all its tokens, and no query is sampled.
     """
     (B, S, H, _), n_queries = key.shape, query.shape[1]
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
+    summed = np.full((B, H, min(S, CANDIDATES * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     if valid is None:
         valid = np.ones((B, S), bool)
@@ -215,14 +220,15 @@ def choose_valid(
             continue
         chosen, _ = choose_landmarks(queries, keys, values, n_out=few, **settings)
         tokens = np.broadcast_to(tokens[:, None], (len(tokens), H, length))
-        indices[sequences, :, :few] = np.take_along_axis(tokens, chosen.indices, axis=2)
+        for of_all, places in ((indices, chosen.indices), (summed, chosen.summed)):
+            of_all[sequences, :, : places.shape[2]] = np.take_along_axis(tokens, places, axis=2)
         tau[sequences], finite[sequences] = chosen.temperature, chosen.finite
         of_all = chosen.sampled
         if n_queries == S * group:
             flat = np.broadcast_to(own.reshape(len(own), 1, -1), (len(own), H, length * group))
             of_all = np.take_along_axis(flat, of_all, axis=2)
         sampled[sequences, :, : of_all.shape[2]] = of_all
-    return indices, kept, finite, sampled, tau
+    return indices, kept, finite, sampled, summed, tau
 
 
 def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:

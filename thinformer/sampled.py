@@ -42,9 +42,7 @@ def attend(x, n, E, queries, m, values, D, positions, top, total, importance, ou
         for row in range(0, n, ROWS):
             at = row // PANEL * PANEL * E + row % PANEL
             for column in range(0, PANEL, width):
-                inner_products(
-                    x, at, queries, first * E + column, E, logits, row * PANEL + column
-                )
+                inner_products(x, at, queries, first * E + column, E, logits, row * PANEL + column)
         row_maxima(logits, n, of_top)
         exponentials(logits, n, of_top, of_total)
         of_total[m - first :] = np.inf  # so that weights of no query are 0

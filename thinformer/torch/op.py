@@ -105,7 +105,7 @@ def landmarks(
     width: int,
     min_length: int,
     **settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Return what `thinformer.torch.library.landmarks` does."""
     if key.is_cuda:
         raise NotImplementedError(
@@ -118,8 +118,7 @@ def landmarks(
             queries, _array(key), _array(value), present, width, min_length, g=g, size=size,
             seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
         )  # fmt: skip
-    indices, kept, finite, sampled, tau = map(torch.from_numpy, chosen)
-    return indices, kept, finite, sampled, tau
+    return tuple(map(torch.from_numpy, chosen))
 
 
 def grouped(query: torch.Tensor, heads: int) -> torch.Tensor:
