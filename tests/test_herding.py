@@ -199,3 +199,14 @@ def test_nan_raises():
         with pytest.raises(ValueError, match=name):
             attention(query, key, value, size=16, temperature="auto")
         array[0, 3, 0, 1] = 0
+
+
+@pytest.mark.parametrize(
+    ("points", "size", "length", "rounds"),
+    [(1370, 128, 768, [(384, 12)]), (512, 64, 384, [(192, 12)]), (300, 128, 300, []),
+     (4096, 256, 3072, [(1536, 48), (768, 12)]), (40, 5, 30, [(15, 7)])],
+)  # fmt: skip
+def test_halvings_before(points, size, length, rounds):
+    schedule = herding.candidate_schedule(points, size)
+    assert (schedule.length, schedule.size) == (length, min(points, 3 * size))
+    assert [(r.pairs, r.buckets) for r in schedule.rounds] == rounds
