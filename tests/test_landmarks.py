@@ -387,7 +387,6 @@ def test_no_correction_is_the_published_method():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"temperature": 1.0}, ValueError, "^temperature belongs to a correction, .*; got 1.0"),
         ({"correction": "wildcat"}, ValueError,
          "^correction must be one of 'nystrom', 'queries'; got 'wildcat'"),
         ({"correction": True}, ValueError, "^correction must be one of"),
