@@ -114,7 +114,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
     E, D, n_out, fit = key.dim, value.dim, heads.n_out, chosen.right.shape[0] > 0
-    m, L = draws.queries.shape[1], draws.candidates.shape[1]
+    m = draws.queries.shape[1]
     padded, columns = -(-m // PANEL) * PANEL, -(-D // PANEL) * PANEL
     for p in range(first, last):
         head, indices, h = draws.head[p], chosen.indices[p], chosen.exponents[p]
