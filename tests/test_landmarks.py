@@ -20,7 +20,7 @@ from thinformer.landmarks import (
     CORRECTIONS,
     PROPOSALS,
     STREAMS,
-    choose_landmarks,
+    fit_landmarks,
 )
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
@@ -318,9 +318,8 @@ def test_a_constant_is_kept(correction):
     """Numerator and denominator are fitted alike; weights sum to 1."""
     query, key, value = qkv()
     value[..., 1] = 7
-    _, (values, masses, *_) = choose_landmarks(
+    _, (values, masses, *_) = fit_landmarks(
         query, key, value, n_out=15, correction=correction, temperature=None, scale=0.5, seed=1,
-        fit=True,
     )  # fmt: skip
     np.testing.assert_allclose(values[..., 1], 7 * masses.transpose(0, 2, 1), rtol=1e-9)
     # fitted without a constraint, yet the masses are about all keys'

@@ -14,8 +14,9 @@ REFERENCE = Path(reference.__file__).parent
 # each module may import those before it, and nothing else of the package
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
-    "problem", "cuda", "_device", "tiles", "cpu", "sums", "compress", "herding", "softmax", "sampled",
-    "pivots", "nystrom", "landmarks", "points", "tables", "discrepancy", "thinning", "recursion",
+    "problem", "cuda", "_device", "tiles", "cpu", "sums", "compress", "herding", "softmax",
+    "sampled", "pivots", "nystrom", "landmarks", "points", "tables", "discrepancy", "thinning",
+    "recursion",
     "estimator", "attention", "settings", "data", "torch", "validate", "_measure", "demo", "bench",
     "bench_cuda", "bench_points", "sources", "quality", "tune", "delimited", "files", "streaming",
     "thin_command",

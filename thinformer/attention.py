@@ -26,7 +26,7 @@ from thinformer.compress import (
 from thinformer.draws import Draws, seed_from
 from thinformer.herding import herd_keys
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, choose_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -262,9 +262,9 @@ def attention(
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
     if correction is not None and n_out < key.shape[1]:
-        chosen, fitted = choose_landmarks(
+        chosen, fitted = fit_landmarks(
             query, key, value, n_out=n_out, correction=correction, temperature=tau,
-            scale=scale, seed=seed_from(rng), fit=True,
+            scale=scale, seed=seed_from(rng),
         )  # fmt: skip
         if not chosen.finite.all():
             _check_finite(query=query, key=key, value=value)

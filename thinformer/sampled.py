@@ -2,7 +2,7 @@
 
 A query's weights p_j of key j are features, f_j = p_j exp(t - h_j), of the kernel's first term. Of
 the second, exp(<x_j, x_j'>), they need to know only how much it counts beside them: t balances the
-two, and h makes the diagonal 1 (`reference.landmarks.kernel`). By that diagonal landmarks are drawn.
+two, and h makes the diagonal 1 (`reference.landmarks.kernel`). By that landmarks are drawn.
 """
 
 from __future__ import annotations

@@ -141,9 +141,7 @@ def _(
         key.new_empty((B,), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.bool),
         key.new_empty((B, H, m), dtype=torch.int64),
-        key.new_empty(
-            (B, H, torch.sym_min(S, CANDIDATES * kept) if queries else 0), dtype=torch.int64
-        ),
+        key.new_empty((B, H, summed), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.float64),
     )
 
