@@ -177,7 +177,8 @@ def attention(
         Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
         attention to them comes near attention to all keys, be it for the worst of all queries
         ("nystrom") or for queries like some that are sampled ("queries", which comes
-        nearer). `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
+        nearer). Outputs of the sampled queries, at most 128 a head, are exact.
+        `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
         `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
     temperature : float or "auto", optional
         That of a correction's kernel on keys, positive. By default WildCat's formula for each head
@@ -190,7 +191,8 @@ def attention(
         `thinformer.herding` has the formulas.
     return_weights : bool
         Also return the attention weights (B, H, T, n_out). With a correction they may be
-        negative; they sum to 1, save where masses nearly cancel.
+        negative; they sum to 1, save where masses nearly cancel. Those of sampled queries are what
+        such a query would pay to landmarks: what it paid to all keys has no place there.
     return_indices : bool
         Also return the positions of the keys they belong to, (B, H, n_out).
 
@@ -215,9 +217,9 @@ def attention(
     With a temperature alone, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D) in place of
     `compress_kv`; each thread holds 9 n_out^2 numbers.
 
-    With a correction, about (m + n_out) S (E + D) + 6 n_out^2 (m + E + n_out / 2) in place of
-    `compress_kv`, for m sampled queries: min(T, 192), or none for "nystrom". The weights of those
-    are held, m S numbers a head.
+    With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 5 E + 5 D +
+    n_out / 6) for "queries", m = min(T, 128) of them, and n_out S (E + D) + n_out^2 (6 E + D +
+    3 n_out) for "nystrom". Memory of S numbers for each of 32 queries a thread.
 
     Examples
     --------

@@ -15,11 +15,14 @@ temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
 "queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
 weights that some sampled queries give to key j. Queries like those matter; the first term keeps
 the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
-towards what "nystrom" finds.
+towards what "nystrom" finds. The outputs of those queries themselves are known, and returned.
 
-Landmarks are the pivots of a randomised Cholesky factorisation of the kernel
-(`thinformer.pivots`). Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, and
-:math:`N_{sn}` times anything is softmax attention of the landmarks, as queries, to all keys.
+Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
+Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
+(`thinformer.pivots`); for "queries" they are drawn in key order, in proportion to the root of the
+diagonal (`thinformer.sampled`), which costs nothing beside the sampled queries' attention and comes
+as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys only,
+with values moved so that their mean is that of all: it says where to shrink to, no more.
 """
 
 from __future__ import annotations

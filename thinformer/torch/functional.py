@@ -117,7 +117,8 @@ def thinformer_attention(
         it must be under `torch.compile`. One of the CPU draws the same for tensors on a GPU.
     correction : {None, "nystrom", "queries"}
         How the keys kept make up for those that are not: as in `thinformer.attention`. With
-        "queries", the queries of masked positions are not sampled where T = S.
+        "queries", the queries of masked positions are not sampled where T = S, and outputs of the
+        sampled ones are exact, but under dropout.
     temperature : float, optional
         That of a correction's kernel on keys; by WildCat's formula for each head if None.
     return_weights : bool
