@@ -220,5 +220,5 @@ def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=N
     landmarks = Landmarks(chosen, fitted[:, :-1], fitted[:, -1])
     low, high = value.min(axis=0), value.max(axis=0)
     output, weights = weighted_attention(query, key, landmarks, scale, low, high)
-    output[sampled] = outputs[:, :-1]  # theirs are known
+    output[sampled] = np.clip(outputs[:, :-1], low, high)  # theirs are known
     return output, weights, landmarks

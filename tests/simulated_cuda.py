@@ -852,7 +852,7 @@ def test_landmarks(correction, dtype, shape, temperature, torch_on_the_simulator
         rng.standard_normal((2, 2, n, E)).astype(dtype).swapaxes(1, 2) for n in (T, S, S)
     )
     expected = specified_landmarks(query, key, value, n_out, correction, temperature, 0.7)
-    indices, counts, finite, sampled, tau = landmarks_on_gpu(
+    indices, counts, finite, sampled, summed, tau = landmarks_on_gpu(
         *map(torch.from_numpy, (query, key, value)), size=n_out, scale=0.7, correction=correction,
         temperature=temperature,
     )  # fmt: skip
@@ -861,6 +861,7 @@ def test_landmarks(correction, dtype, shape, temperature, torch_on_the_simulator
     assert finite.all()
     m = min(T, QUERIES) if correction == "queries" else 0
     assert sampled.shape == (2, 2, m)
+    assert summed.shape == (2, 2, min(S, CANDIDATES * n_out) if m else 0)
     assert torch.equal(sampled, sampled[:1].expand(2, 2, m))
     if m == T:
         assert torch.equal(sampled[0, 0], torch.arange(T))
@@ -901,7 +902,8 @@ def test_landmarks_with_padding(case, torch_on_the_simulator, poisoned_memory):
         assert torch.equal(indices, of_cpu)
         assert ((found[0] >= 0) & (found[0] < 26)).all()
         assert torch.equal(found[3], expected[3])
-        torch.testing.assert_close(found[4][good], expected[4][good], rtol=1e-13, atol=0)
+        assert torch.equal(found[4], expected[4])
+        torch.testing.assert_close(found[5][good], expected[5][good], rtol=1e-13, atol=0)
         for x, y in zip(found, expected, strict=True):
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
@@ -914,8 +916,15 @@ def test_landmarks_of_nothing(axis, torch_on_the_simulator):
     B, T, H = shape
     query, key = torch.zeros(B, T, H, 3), torch.ones(B, 9, H, 3)
     found = landmarks_on_gpu(query, key, key, size=2)
-    assert [tuple(x.shape) for x in found] == [(B, H, 2), (B,), (B, H), (B, H, T), (B, H)]
-    assert (found[4] == 1).all()
+    assert [tuple(x.shape) for x in found] == [
+        (B, H, 2),
+        (B,),
+        (B, H),
+        (B, H, T),
+        (B, H, 8 * (T > 0)),
+        (B, H),
+    ]
+    assert (found[5] == 1).all()
 
 
 def test_landmarks_in_half_precision(torch_on_the_simulator):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import io
+import json
 import pickle
 import sys
 
@@ -15,7 +16,7 @@ from torch import nn
 from torchvision_stub import torchvision
 
 from thinformer import thinformer_attention
-from thinformer.torch import convert, revert
+from thinformer.torch import convert, load_settings, revert
 from thinformer.torch.convert import _through_sdpa
 
 
@@ -370,3 +371,45 @@ def test_compile_breaks_no_graph(make):
     torch.testing.assert_close(run(fast, inputs), expected, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 1
     assert graph_breaks() == 0
+
+
+def test_a_file_of_settings(tmp_path):
+    """Each layer attends as with its settings alone."""
+    names = [f"layers.{i}.self_attn" for i in range(2)]
+    few = {"size": 40, "correction": "nystrom"}
+    path = tmp_path / "settings.json"
+    layers = {names[0]: {"exact": True}, names[1]: few}
+    path.write_text(json.dumps({"version": 1, "layers": layers}))
+    model, by_hand = encoder(), encoder()
+    done = convert(model, path)
+    assert done == ([names[1]], {names[0]: "its settings say exact"})
+    convert(by_hand.layers[1], **few)
+    assert torch.equal(run(model, tokens()), run(by_hand, tokens()))
+    assert not torch.allclose(run(model, tokens()), run(encoder(), tokens()), atol=1e-5)
+    assert convert(model, settings=load_settings(path)) == done
+    revert(model)
+    assert torch.equal(run(model, tokens()), run(encoder(), tokens()))
+
+
+def test_settings_of_another_model():
+    g = {"g": 2}
+    with pytest.raises(ValueError) as error:
+        convert(encoder(), {f"layers.{i}": g for i in range(5)})
+    assert str(error.value) == (
+        "settings: the model has no attention layer 'layers.0', 'layers.1', 'layers.2' and 2 more; "
+        "it has 'layers.0.self_attn', 'layers.1.self_attn'"
+    )
+    with pytest.raises(ValueError) as error:
+        convert(encoder(), {"layers.1.self_attn": g})
+    assert str(error.value) == (
+        "settings: has nothing for 'layers.0.self_attn' of the model; "
+        '{"exact": true} leaves a layer as it is'
+    )
+    with pytest.raises(ValueError, match=r"^settings: a: takes g or size; got both"):
+        convert(encoder(), {"a": {"g": 2, "size": 3}})
+    with pytest.raises(ValueError, match="it has none$"):
+        convert(nn.Linear(1, 1), {"a": g})
+    with pytest.raises(ValueError, match="^settings are of each layer: size must be left out; got"):
+        convert(encoder(), {"a": g}, size=3)
+    with pytest.raises(TypeError, match="^settings must be a file's path or a dict of layers; got"):
+        convert(encoder(), 3)

@@ -73,9 +73,10 @@ def test_commands(path, monkeypatch):
         "_info",
         "_validate",
         "_eval_model",
+        "_tune",
     ):
         monkeypatch.setattr(cli, command, lambda arguments: called.append(arguments) or 0)
-    lines = "\n".join(documents.examples(text, "sh")).splitlines()
+    lines = "".join(documents.examples(text, "sh")).splitlines()
     ours = [line for line in lines if line.startswith("thinformer ")]
     for line in ours:
         assert cli.main(shlex.split(line)[1:]) == 0

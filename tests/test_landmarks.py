@@ -1,5 +1,7 @@
 """Landmarks: the kernels are what the specification says, and attention to them is near exact."""
 
+from contextlib import contextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -10,23 +12,22 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from reference import landmarks as reference
-from thinformer import _device, _pool, attention, compress_schedule, make_draws
+from thinformer import _device, _pool, attention, compress_schedule, landmarks, make_draws
 from thinformer.data import load_activations
 from thinformer.draws import _unit_numbers, head_keys, seed_from
 from thinformer.landmarks import (
     CANDIDATES,
     CORRECTIONS,
     PROPOSALS,
-    QUERIES,
     STREAMS,
-    choose_landmarks,
+    fit_landmarks,
 )
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 TOLERANCE = {np.float64: 1e-7, np.float32: 2e-3}
 
 
-def qkv(B=1, T=30, S=120, H=2, E=4, D=3, dtype=np.float64, seed=0):
+def qkv(B=1, T=150, S=120, H=2, E=4, D=3, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
     shapes = (B, T, H, E), (B, S, H, E), (B, S, H, D)
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
@@ -45,7 +46,7 @@ def error(got, expected):
 
 
 def draws_of(seed, H, T, S, n_out, correction):
-    keys, sizes = head_keys(seed, H), (min(T, QUERIES), min(S, CANDIDATES * n_out))
+    keys, sizes = head_keys(seed, H), (min(T, landmarks.QUERIES), min(S, CANDIDATES * n_out))
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
         uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
@@ -91,6 +92,13 @@ def test_as_specified_on_activations(name, layer, n_out, dtype, correction):
     np.testing.assert_allclose(got.weights, weights, rtol=0, atol=TOLERANCE[dtype])
 
 
+@contextmanager
+def few_queries(most):
+    """Sample fewer queries, whose outputs are exact, than small examples have."""
+    with patch.object(landmarks, "QUERIES", most), patch.object(reference, "QUERIES", most):
+        yield
+
+
 @st.composite
 def problems(draw):
     S = draw(st.integers(2, 80))
@@ -113,12 +121,13 @@ def problems(draw):
 @given(problems())
 def test_as_specified(problem):
     arrays, given = problem
-    got = everything(*arrays, **given)
-    size = given.pop("size")
-    output, weights, indices = specified(*arrays, size, **given)
+    with few_queries(7):
+        got = everything(*arrays, **given)
+        size = given.pop("size")
+        output, weights, indices = specified(*arrays, size, **given)
     np.testing.assert_array_equal(got.indices, indices)
-    np.testing.assert_allclose(got.output, output, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(got.weights, weights, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got.output, output, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got.weights, weights, rtol=1e-5, atol=1e-5)
     assert (np.diff(got.indices) > 0).all()  # no pivot twice
     low, high = arrays[2].min(axis=1, keepdims=True), arrays[2].max(axis=1, keepdims=True)
     assert ((low <= got.output) & (got.output <= high)).all()
@@ -155,16 +164,15 @@ def kernel_by_hand(query, key, correction, tau, scale):
     if correction == "queries":
         P = np.exp(scale * query @ key.T)
         P /= P.sum(axis=1, keepdims=True)
-        K = 0.1 * K / np.trace(K) + P.T @ P / np.sum(P**2)
+        K = 0.3 * K / np.trace(K) + P.T @ P / np.sum(P**2)
     return K
 
 
-@corrections
-def test_pivots_have_the_law_of_randomly_pivoted_cholesky(correction):
+def test_pivots_have_the_law_of_randomly_pivoted_cholesky():
     """Every head draws its own: 8,000 heads of the same six keys, of which two are kept."""
     rng = np.random.default_rng(1)
     query, key, heads = rng.standard_normal((5, 2)), 1.5 * rng.standard_normal((6, 2)), 8000
-    K = kernel_by_hand(query, key, correction, 1.0, 1.0)
+    K = kernel_by_hand(query, key, "nystrom", 1.0, 1.0)
     first = np.diag(K) / np.trace(K)
     pairs = np.zeros((6, 6))
     for i in range(6):
@@ -173,7 +181,7 @@ def test_pivots_have_the_law_of_randomly_pivoted_cholesky(correction):
         pairs[i] = first[i] * left / left.sum()
     pairs = (pairs + pairs.T)[np.triu_indices(6, 1)]
     arrays = [np.repeat(x[None, :, None], heads, axis=2) for x in (query, key, key)]
-    options = {"correction": correction, "temperature": 1.0, "scale": 1.0}
+    options = {"correction": "nystrom", "temperature": 1.0, "scale": 1.0}
     (one,) = everything(*arrays, size=1, **options).indices[..., 0]
     counts = np.bincount(one, minlength=6)
     assert chisquare(counts, heads * first).pvalue > 0.01
@@ -189,17 +197,55 @@ def test_pivots_have_the_law_of_randomly_pivoted_cholesky(correction):
     assert chisquare(counts[np.triu_indices(6, 1)], independent).pvalue < 1e-6
 
 
+def test_landmarks_of_queries_have_the_law_of_systematic_sampling():
+    """8,000 heads of the same six keys, of which two are kept: pairs by the place of the comb."""
+    rng = np.random.default_rng(1)
+    query, key, heads = rng.standard_normal((5, 2)), 1.5 * rng.standard_normal((6, 2)), 8000
+    root = np.sqrt(np.diag(kernel_by_hand(query, key, "queries", 1.0, 1.0)))
+    probability = 2 * root / root.sum()
+    assert probability.max() < 1
+    ends = np.cumsum(probability)
+    places = np.sort(np.concatenate([[0, 1], ends[ends < 1], ends[(ends >= 1) & (ends < 2)] - 1]))
+    expected = np.zeros((6, 6))
+    for low, high in pairwise(places):
+        pair = np.searchsorted(ends, (low + high) / 2 + np.arange(2))
+        expected[tuple(pair)] += heads * (high - low)
+    arrays = [np.repeat(x[None, :, None], heads, axis=2) for x in (query, key, key)]
+    options = {"correction": "queries", "temperature": 1.0, "scale": 1.0}
+    (two,) = everything(*arrays, size=2, **options).indices
+    counts = np.zeros((6, 6))
+    np.add.at(counts, tuple(two.T), 1)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    assert chisquare(counts[possible], expected[possible]).pvalue > 0.01
+    assert chisquare(counts.sum(axis=0) + counts.sum(axis=1), np.full(6, heads / 3)).pvalue < 1e-6
+
+
+def test_keys_that_matter_much_are_landmarks_for_sure():
+    """Their probability would be above 1; others share what is left of the landmarks."""
+    query, key, value = qkv(T=300, H=5)
+    key[:, 50], key[:, 60] = 40 * query[:, 0], 40 * query[:, 1]
+    got = everything(query, key, value, size=20, correction="queries")
+    assert ((got.indices == 50).any(axis=-1) & (got.indices == 60).any(axis=-1)).all()
+
+
 @corrections
 @pytest.mark.parametrize(("kinds", "n_out"), [(1, 1), (1, 5), (7, 7), (7, 12)])
 def test_exact_where_the_rank_of_the_kernel_is_small(kinds, n_out, correction):
-    """Landmarks of every distinct key stand for the others: duplicates are counted in full."""
+    """Landmarks of every distinct key stand for the others: duplicates are counted in full.
+
+    Those that are drawn may leave a kind out.
+    """
     query, key, value = qkv(S=60, H=3)
+    if correction == "queries" and kinds > 1:
+        n_out *= 3
     key = key[:, np.arange(60) % kinds * (np.arange(60) % 3 > 0)]  # one of them is more frequent
     got = everything(query, key, value, size=n_out, correction=correction)
-    if n_out == kinds:
+    if n_out == kinds or correction == "queries":
         of_head = key[0, got.indices[0], np.arange(3)[:, None]]
         assert all(len(np.unique(x, axis=0)) == kinds for x in of_head)
-    assert error(got.output, exact(query, key, value)) < 1e-4
+    bound = 1e-4 if correction == "nystrom" or kinds == 1 else 0.1  # shrunk towards a sample
+    assert error(got.output, exact(query, key, value)) < bound
     plain = attention(query, key, value, size=n_out, rng=3).output
     assert error(plain, exact(query, key, value)) > 0.1
 
@@ -272,9 +318,8 @@ def test_a_constant_is_kept(correction):
     """Numerator and denominator are fitted alike; weights sum to 1."""
     query, key, value = qkv()
     value[..., 1] = 7
-    _, (values, masses, *_) = choose_landmarks(
+    _, (values, masses, *_) = fit_landmarks(
         query, key, value, n_out=15, correction=correction, temperature=None, scale=0.5, seed=1,
-        fit=True,
     )  # fmt: skip
     np.testing.assert_allclose(values[..., 1], 7 * masses.transpose(0, 2, 1), rtol=1e-9)
     # fitted without a constraint, yet the masses are about all keys'
@@ -390,7 +435,6 @@ def test_no_correction_is_the_published_method():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"temperature": 1.0}, ValueError, "^temperature belongs to a correction, .*; got 1.0"),
         ({"correction": "wildcat"}, ValueError,
          "^correction must be one of 'nystrom', 'queries'; got 'wildcat'"),
         ({"correction": True}, ValueError, "^correction must be one of"),

@@ -59,11 +59,12 @@ def test_signatures():
         "pre_thin='even', rng=None, draws=None, device='auto', correction=None, temperature=None, "
         "return_weights=False, return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
-        "pre_thin='even', correction=None, temperature=None, generator=None)",
+        "pre_thin='even', correction=None, temperature=None, generator=None, "
+        "estimate_error=False, fallback=None, error_threshold=None)",
         "thinformer_attention": "(query, key, value, *, g=2, size=None, scale=None, "
         "key_padding_mask=None, attn_mask=None, is_causal=False, enable_gqa=False, dropout_p=0.0, "
         "layout='bshd', generator=None, correction=None, temperature=None, return_weights=False, "
-        "return_indices=False)",
+        "return_indices=False, return_error_estimate=False, fallback=None, error_threshold=None)",
     }
     for name, text in expected.items():
         signature = inspect.signature(getattr(thinformer, name))

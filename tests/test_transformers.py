@@ -1,5 +1,6 @@
 """Models of transformers, randomly initialised, with Thinformer attention."""
 
+import json
 from functools import partial
 
 import pytest
@@ -29,9 +30,12 @@ from transformers import (
     ViTModel,
     WhisperConfig,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from thinformer.torch.transformers import configure, register
+from thinformer.torch.record import through
+from thinformer.torch.transformers import attention_layers, configure, register
 
 register()
 register("thinformer-all", size=4096)  # exact, through all of our own code
@@ -219,6 +223,67 @@ def test_layers_of_their_own():
     configure(decoder, exact=True)
     sdpa = make(LlamaModel, LlamaConfig(**TEXT))
     assert torch.equal(run(decoder, **inputs), run(sdpa, **inputs))
+
+
+NAMES = [f"encoder.layer.{i}.attention.self" for i in range(2)]
+
+
+def test_a_file_of_settings(tmp_path):
+    """Each layer attends as with its settings alone, in padded batches too."""
+    inputs, exact = text(400, 300), run(bert(), **text(400, 300))
+    few, path = {"size": 40, "correction": "queries"}, tmp_path / "settings.json"
+    for i in (0, 1):
+        layers = {NAMES[i]: {"exact": True}, NAMES[1 - i]: few}
+        path.write_text(json.dumps({"version": 1, "layers": layers}))
+        model, by_hand = bert("thinformer"), bert("thinformer")
+        configure(model, path)
+        configure(by_hand.encoder.layer[i], exact=True)
+        configure(by_hand.encoder.layer[1 - i], **few)
+        assert torch.equal(run(model, **inputs), run(by_hand, **inputs))
+        assert not torch.allclose(run(model, **inputs), exact, atol=1e-4)
+    configure(model, settings={name: {"exact": True} for name in NAMES})
+    assert torch.equal(run(model, **inputs), exact)
+
+
+def test_a_size_is_kept_for_any_length():
+    """Of no more tokens all are kept."""
+    model = bert("thinformer")
+    configure(model, {name: {"size": 300} for name in NAMES})
+    short, long = text(300, S=300), text(301, S=301)
+    torch.testing.assert_close(run(model, **short), run(bert(), **short), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(run(model, **long), run(bert(), **long), atol=1e-5)
+
+
+def test_settings_of_another_model():
+    with pytest.raises(ValueError, match=rf"^settings: has nothing for '{NAMES[1]}' of the model"):
+        configure(bert(), {NAMES[0]: {"g": 2}})
+    with pytest.raises(ValueError, match=r"no attention layer 'layer0'; it has 'encoder\.layer\.0"):
+        configure(bert(), {"layer0": {"g": 2}})
+    with pytest.raises(ValueError, match="^settings are of each layer: exact must be left out"):
+        configure(bert(), {"layer0": {"g": 2}}, exact=True)
+
+
+def test_what_settings_do_not_name_is_exact():
+    """A module that attends, and does not look like it."""
+
+    class Hidden(BertSelfAttention):
+        def forward(self, *arguments, **options):
+            return super().forward(*arguments, **options)
+
+    model, by_hand = bert("thinformer"), bert("thinformer")
+    model.encoder.layer[1].attention.self.__class__ = Hidden
+    configure(model, {NAMES[0]: {"size": 40}})
+    configure(by_hand.encoder.layer[0], size=40)
+    configure(by_hand.encoder.layer[1], exact=True)
+    assert torch.equal(run(model, **text(400)), run(by_hand, **text(400)))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_attention_layers_are_those_that_are_called(name):
+    model, inputs = ENCODERS[name]()
+    called = []
+    through(lambda module, *a, **o: called.append(module) or sdpa(module, *a, **o), model, inputs)
+    assert called == list(attention_layers(model).values())
 
 
 def test_bad_settings():

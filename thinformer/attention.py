@@ -24,8 +24,9 @@ from thinformer.compress import (
     starting_points,
 )
 from thinformer.draws import Draws, seed_from
+from thinformer.herding import herd_keys
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, choose_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -156,7 +157,7 @@ def attention(
     draws: Draws | None = None,
     device: str = "auto",
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:
@@ -176,14 +177,22 @@ def attention(
         Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
         attention to them comes near attention to all keys, be it for the worst of all queries
         ("nystrom") or for queries like some that are sampled ("queries", which comes
-        nearer). `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
+        nearer). Outputs of the sampled queries, at most 128 a head, are exact.
+        `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
         `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
-    temperature : float, optional
+    temperature : float or "auto", optional
         That of a correction's kernel on keys, positive. By default WildCat's formula for each head
         (arXiv 2602.10056).
+
+        Without a correction it chooses the keys by herding, on centred keys at that temperature or,
+        "auto", at one that goes by the norms of keys and queries. They weigh the same, as
+        by default, and mostly represent attention better, but there is no guarantee, and their
+        choice has no use for `pre_thin`, `delta` and `draws`, which may not be given.
+        `thinformer.herding` has the formulas.
     return_weights : bool
         Also return the attention weights (B, H, T, n_out). With a correction they may be
-        negative; they sum to 1, save where masses nearly cancel.
+        negative; they sum to 1, save where masses nearly cancel. Those of sampled queries are what
+        such a query would pay to landmarks: what it paid to all keys has no place there.
     return_indices : bool
         Also return the positions of the keys they belong to, (B, H, n_out).
 
@@ -205,9 +214,12 @@ def attention(
     Beside `compress_kv`, T n_out (E + D) multiply-adds a head, against T S (E + D) for exact
     attention. Weights that are not returned are held for a few queries at a time.
 
-    With a correction, about (m + n_out) S (E + D) + 6 n_out^2 (m + E + n_out / 2) in place of
-    `compress_kv`, for m sampled queries: min(T, 192), or none for "nystrom". The weights of those
-    are held, m S numbers a head.
+    With a temperature alone, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D) in place of
+    `compress_kv`; each thread holds 9 n_out^2 numbers.
+
+    With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 5 E + 5 D +
+    n_out / 6) for "queries", m = min(T, 128) of them, and n_out S (E + D) + n_out^2 (6 E + D +
+    3 n_out) for "nystrom". Memory of S numbers for each of 32 queries a thread.
 
     Examples
     --------
@@ -237,19 +249,24 @@ def attention(
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
-    check_correction(correction, temperature)
-    if correction is not None and (pre_thin != "even" or delta != 0.5 or draws is not None):
+    herding = correction is None and temperature is not None
+    tau = None if herding else check_correction(correction, temperature)
+    if herding:
+        tau = check_temperature(temperature)
+    special = "temperature" if herding else "correction"
+    published = correction is None and not herding
+    if not published and (pre_thin != "even" or delta != 0.5 or draws is not None):
         raise ValueError(
-            "pre_thin, delta and draws belong to thinning: with a correction they may not be given"
+            f"pre_thin, delta and draws belong to thinning: with a {special} they may not be given"
         )
-    if correction is not None and device == "cuda":
-        raise NotImplementedError("correction is None only on a GPU; use device='cpu'")
+    if not published and device == "cuda":
+        raise NotImplementedError(f"{special} is None only on a GPU; use device='cpu'")
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
     if correction is not None and n_out < key.shape[1]:
-        chosen, fitted = choose_landmarks(
-            query, key, value, n_out=n_out, correction=correction, temperature=temperature,
-            scale=scale, seed=seed_from(rng), fit=True,
+        chosen, fitted = fit_landmarks(
+            query, key, value, n_out=n_out, correction=correction, temperature=tau,
+            scale=scale, seed=seed_from(rng),
         )  # fmt: skip
         if not chosen.finite.all():
             _check_finite(query=query, key=key, value=value)
@@ -258,6 +275,14 @@ def attention(
         _attend(query, key, fitted.values, indices, scale, output, weights, of_landmarks)
         places = chosen.sampled.transpose(0, 2, 1)[..., None]
         np.put_along_axis(output, places, fitted.outputs.transpose(0, 2, 1, 3), axis=1)
+        return _attended(given, output, weights, indices if return_indices else None)
+    if herding and n_out < key.shape[1]:
+        _check_finite(query=query, key=key, value=value)
+        indices = herd_keys(
+            query, key, value, n_out=n_out, scale=scale, temperature=tau,
+            seed=seed_from(rng),
+        )  # fmt: skip
+        _attend(query, key, value, indices, scale, output, weights)
         return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
@@ -396,14 +421,23 @@ def _attend(
     softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
 
 
-def check_correction(correction: str | None, temperature: float | None) -> None:
-    """Check the settings of a correction."""
+def check_correction(correction: str | None, temperature: float | str | None) -> float | None:
+    """Check the settings of a correction and return its temperature."""
     if correction is not None:
         _checks.choice("correction", correction, CORRECTIONS)
         if temperature is not None:
-            _checks.positive("temperature", temperature)
+            return _checks.positive("temperature", temperature)
     elif temperature is not None:
         raise ValueError(f"temperature belongs to a correction, which is None; got {temperature}")
+    return None
+
+
+def check_temperature(temperature: float | str | None) -> float | None:
+    """Return a temperature of herding, None for "auto"."""
+    if isinstance(temperature, str):
+        _checks.choice("temperature", temperature, ("auto",))
+        return None
+    return _checks.positive("temperature", temperature)
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:

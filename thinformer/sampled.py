@@ -2,7 +2,7 @@
 
 A query's weights p_j of key j are features, f_j = p_j exp(t - h_j), of the kernel's first term. Of
 the second, exp(<x_j, x_j'>), they need to know only how much it counts beside them: t balances the
-two, and h makes the diagonal 1 (`reference.landmarks.kernel`). Landmarks are drawn by that diagonal.
+two, and h makes the diagonal 1 (`reference.landmarks.kernel`). By that landmarks are drawn.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ TINY_32, TINY_64 = (float(np.finfo(dtype).tiny) for dtype in (np.float32, np.flo
 def attend(x, n, E, queries, m, values, D, positions, top, total, importance, outputs, free):
     """Attend from sampled queries, PANEL at a time.
 
-    x : panels (E, PANEL) of the n keys; queries : panels (E, PANEL) of the m queries, whose products
-        with keys are logits, and 0 where a panel has none
+    x : panels (E, PANEL) of the n keys
+    queries : panels (E, PANEL) of the m queries, whose products with keys are logits; 0 where a
+        panel has none
     values : panels (n, PANEL) of the keys' values' D dimensions
     positions : the numbers from 0 on, at least PANEL
     top, total : (m in whole panels,), written: a query's largest logit, and its sum of exponentials
@@ -42,9 +43,7 @@ def attend(x, n, E, queries, m, values, D, positions, top, total, importance, ou
         for row in range(0, n, ROWS):
             at = row // PANEL * PANEL * E + row % PANEL
             for column in range(0, PANEL, width):
-                inner_products(
-                    x, at, queries, first * E + column, E, logits, row * PANEL + column
-                )
+                inner_products(x, at, queries, first * E + column, E, logits, row * PANEL + column)
         row_maxima(logits, n, of_top)
         exponentials(logits, n, of_top, of_total)
         of_total[m - first :] = np.inf  # so that weights of no query are 0

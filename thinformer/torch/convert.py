@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +17,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from thinformer.settings import MIN_LENGTH, Settings, checked, of_layers
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.multihead import ThinnedMultiheadAttention
-from thinformer.torch.settings import MIN_LENGTH, Settings, checked
 
 # one of these is in the code of processors of diffusers that can be thinned
 INTERCEPTED = {"scaled_dot_product_attention", "dispatch_attention_fn"}
@@ -40,6 +42,7 @@ class Conversion(NamedTuple):
 
 def convert(
     model: nn.Module,
+    settings: str | os.PathLike | Mapping[str, Mapping[str, Any]] | None = None,
     *,
     g: int = 2,
     size: int | None = None,
@@ -58,6 +61,10 @@ def convert(
     Parameters
     ----------
     model : torch.nn.Module
+    settings : path or dict, optional
+        Settings of each layer by its name: a file that `thinformer tune` wrote, or what
+        `load_settings` returns. It must name every attention module that can be swapped and no
+        other; the other arguments are left out. Those that are exact there are not swapped.
     g, size : int
         As in `thinformer.thinformer_attention`.
     min_length : int
@@ -73,6 +80,11 @@ def convert(
         ``swapped``, the names of the modules that are thinned now, and ``left``, the names of those
         that are not and why.
 
+    Raises
+    ------
+    ValueError
+        Settings out of their range, or that are not those of the model's attention modules.
+
     Notes
     -----
     Causal masks, masks that differ by query and biases raise NotImplementedError in the forward
@@ -81,15 +93,21 @@ def convert(
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
-    settings = checked(g, size, min_length, correction, temperature)
+    alone = checked(g, size, min_length, correction, temperature)
     revert(model)
     swapped, left = [], {}
     parents = {child: parent for parent in model.modules() for child in parent.children()}
-    for name, module in list(model.named_modules()):
-        thinned, reason = _thinned(module, parents.get(module))
-        if thinned is not None:
-            _set(module, __class__=thinned, thinformer=settings)
+    modules = dict(model.named_modules())
+    classes = {name: _thinned(module, parents.get(module)) for name, module in modules.items()}
+    names = [name for name, (thinned, _) in classes.items() if thinned is not None]
+    each = dict.fromkeys(names, alone) if settings is None else of_layers(settings, alone, names)
+    for name, module in modules.items():
+        thinned, reason = classes[name]
+        if thinned is not None and not each[name].exact:
+            _set(module, __class__=thinned, thinformer=each[name])
             swapped.append(name)
+        elif thinned is not None:
+            left[name] = "its settings say exact"
         elif reason:
             left[name] = reason
         # torch's fused encoder would pass by the attention module, and hand over nested tensors
@@ -133,7 +151,7 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
         return _through_sdpa(cls), ""  # type: ignore[arg-type]
     if cls.__module__.startswith("diffusers.") and hasattr(module, "processor"):
         processor = type(module.processor)
-        if not INTERCEPTED & _names_in(processor.__call__):
+        if not INTERCEPTED & names_in(processor.__call__):
             return None, f"{processor.__name__} does not call scaled_dot_product_attention"
         return _through_sdpa(cls), ""  # type: ignore[arg-type]
     if cls.__module__.startswith("transformers.") and "attention" in cls.__name__.lower():
@@ -143,7 +161,7 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
     return None, ""
 
 
-def _names_in(function: Any) -> set[str]:
+def names_in(function: Any) -> set[str]:
     """The names that a function mentions."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return set() if code is None else set(code.co_names)

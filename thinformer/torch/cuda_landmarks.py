@@ -32,7 +32,7 @@ def choose_valid(
     size: int | None,
     group: int,
     **settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Choose landmarks as `thinformer.landmarks.choose_valid`, whose arguments and results it has.
 
     Raises
@@ -44,6 +44,7 @@ def choose_valid(
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
     sampled = torch.full((B, H, m), -1, device=device)
+    summed = torch.full((B, H, min(S, CANDIDATES * width) if m else 0), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
     parts: list[tuple[Plan, cuda.Tokens | None]]
@@ -72,12 +73,13 @@ def choose_valid(
         if few == tokens.shape[1]:
             indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
             continue
-        chosen, asked, tau_of = _choose(queries, keys, n_out=few, **settings)
+        chosen, asked, added, tau_of = _choose(queries, keys, n_out=few, **settings)
         indices[sequences, :, :few] = _pick(tokens, chosen)
+        summed[sequences, :, : added.shape[2]] = _pick(tokens, added)
         tau[sequences] = tau_of
         sampled[sequences, :, : asked.shape[2]] = asked if own is None else _pick(own, asked)
         finite[sequences] &= _finite(queries)
-    return indices, counts, finite, sampled, tau
+    return indices, counts, finite, sampled, summed, tau
 
 
 def _choose(
@@ -89,10 +91,11 @@ def _choose(
     temperature: float | None,
     scale: float,
     seed: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Landmarks among key (B, S, H, E) for query (B, T, H, E): `landmarks.choose_landmarks`.
 
-    Returns indices (B, H, n_out), the queries sampled (B, H, m), and temperatures (B, H).
+    Returns indices (B, H, n_out), the queries sampled (B, H, m), the keys (B, H, L) that the
+    exponential kernel is summed over, none for "nystrom", and temperatures (B, H).
     """
     (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
     m = min(T, QUERIES) if correction == "queries" else 0
@@ -102,6 +105,9 @@ def _choose(
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
+    length = min(S, CANDIDATES * n_out)
+    candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
+    candidates = candidates.expand(B, H, length)
     to_x = (math.sqrt(scale) / tau).to(dtype)[..., None, None]
     numbers = cuda.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
     if m:
@@ -109,10 +115,7 @@ def _choose(
         attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
         squares = (keys * to_x).square().sum(-1)
         exponents = _exponents(attention, squares.double())
-        return _draw(exponents, n_out, numbers), sampled, tau
-    length = min(S, CANDIDATES * n_out)
-    candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
-    candidates = candidates.expand(B, H, length)
+        return _draw(exponents, n_out, numbers), sampled, candidates, tau
     x = _take(centred, candidates) * to_x
     rows = torch.cat([x.mT, x.new_empty((B, H, n_out, length))], dim=2)
     exponents = x.square().sum(-1) / 2
@@ -123,7 +126,8 @@ def _choose(
     )  # fmt: skip
     # the pivots, and the first of the others where they are too few
     chosen = torch.argsort((~taken).byte(), dim=1, stable=True)[:, :n_out].sort(1).values
-    return candidates.gather(-1, chosen.unflatten(0, (B, H))), sampled, tau
+    chosen = candidates.gather(-1, chosen.unflatten(0, (B, H)))
+    return chosen, sampled, candidates[..., :0], tau
 
 
 def _exponents(attention: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:

@@ -15,22 +15,23 @@ from torch.nn.functional import cosine_similarity
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from thinformer.settings import Settings
 from thinformer.torch.library import keys_kept
-from thinformer.torch.settings import MIN_LENGTH
+from thinformer.torch.record import through
 from thinformer.torch.transformers import configure, register
 
-NAME, PROBE = "thinformer-eval", "thinformer-eval-probe"
+NAME = "thinformer-eval"
 
 
 class Result(NamedTuple):
     """An encoder with one setting, beside exact attention.
 
-    setting : what `thinformer.torch.transformers.register` was given
+    setting : what `thinformer.torch.transformers.configure` was given
     keys, kept : mean number of keys of a thinned layer, and of those kept
     seconds, exact_seconds : median over rounds, of all inputs
     metric : "cosine", "agreement" or "difference", as `compared` says
     mean, worst : of the metric, over inputs and rounds
-    attention : error of each layer's attention, of exact inputs to the layer
+    attention : error of each layer's attention, mean over heads, of exact inputs to the layer
     states : error of each layer's output where all are thinned; empty where the model gives none
     """
 
@@ -64,9 +65,10 @@ class Evaluation(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """One attention of an exact forward pass: its keys, and the error if it is thinned."""
+    """One attention of an exact pass: its keys, and those kept and the error if it is thinned."""
 
     keys: int
+    kept: int
     error: float
 
 
@@ -90,7 +92,7 @@ def evaluate(
     inputs : sequence of dict
         What the model is called with, one after the other.
     settings : sequence of dict
-        Arguments of `thinformer.torch.transformers.register`.
+        Arguments of `thinformer.torch.transformers.configure`, for the model as a whole.
     exact_layers : sequence of int
         Layers that stay exact, counted in the order they are called.
     pooling : {"mean", "first"}
@@ -107,44 +109,43 @@ def evaluate(
     ValueError
         Nothing would be thinned.
     """
+    register(NAME)
     attending = _attending(model, inputs[0])
     for layer in exact_layers:
         if layer >= len(attending):
             raise ValueError(
                 f"there is no layer {layer} to leave exact: {len(attending)} attend, from 0 on"
             )
-        configure(attending[layer], exact=True)
+    exactly = [attending[layer] for layer in exact_layers]
     probed: list[list[list[_Call]]] = []
     for i, setting in enumerate(settings):
         tell(f"layers, {_label(setting)}", i / len(settings))
-        probed.append([_probed(model, x, setting, seed) for x in inputs])
-    thinned = _thinned(probed, settings, exact_layers)
+        _configure(model, setting, exactly)
+        probed.append([_probed(model, x, seed) for x in inputs])
+        _check_thinned(probed[-1], setting, [_settings(module) for module in attending])
     lengths = [max(call.keys for call in calls) for calls in probed[0]]
+    thinned = _thinned(probed)
     inputs, probed = [inputs[i] for i in thinned], [[x[i] for i in thinned] for x in probed]
     exact, outputs = [], [[] for _ in settings]  # type: ignore[var-annotated]
     for i in range(rounds):
         tell(f"round {i + 1} of {rounds}", i / rounds)
-        exact.append([_run(model, x, None, seed) for x in inputs])
+        exact.append([_run(model, x, "sdpa", seed) for x in inputs])
         for setting, runs in zip(settings, outputs, strict=True):
-            runs.append([_run(model, x, setting, seed + i) for x in inputs])
+            _configure(model, setting, exactly)
+            runs.append([_run(model, x, NAME, seed + i) for x in inputs])
     model.set_attn_implementation("sdpa")  # type: ignore[operator]
     ends = [_end(output, pooling) for output, _ in exact[0]]
     results = []
     for setting, of_setting, runs in zip(settings, probed, outputs, strict=True):
-        keys = [
-            call.keys
-            for calls in of_setting
-            for layer, call in enumerate(calls)
-            if layer not in exact_layers and _kept(call.keys, setting) < call.keys
-        ]
+        few = [call for calls in of_setting for call in calls if call.kept < call.keys]
         metric, values = compared(
             [end for _ in range(rounds) for end in ends],
             [_end(output, pooling) for run in runs for output, _ in run],
         )
         results.append(Result(
             setting,
-            keys=_mean(keys),
-            kept=_mean([_kept(n, setting) for n in keys]),
+            keys=_mean([call.keys for call in few]),
+            kept=_mean([call.kept for call in few]),
             seconds=_median([sum(seconds for _, seconds in run) for run in runs]),
             exact_seconds=_median([sum(seconds for _, seconds in run) for run in exact]),
             metric=metric,
@@ -191,7 +192,7 @@ def _attending(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[nn.Mod
         modules.append(module)
         return sdpa_attention_forward(module, *arguments, **options)
 
-    _through(record, model, inputs)
+    through(record, model, inputs)
     if not modules:
         raise ValueError(
             f"{type(model).__name__} does not attend through transformers' AttentionInterface, so "
@@ -200,65 +201,67 @@ def _attending(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[nn.Mod
     return modules
 
 
-def _thinned(
-    probed: list[list[list[_Call]]], settings: Sequence[dict[str, Any]], exact_layers: Sequence[int]
-) -> list[int]:
-    """The inputs that every setting thins; raises where one thins none."""
-    all_thinned = set(range(len(probed[0])))
-    for of_setting, setting in zip(probed, settings, strict=True):
-        keys = [
-            [call.keys for layer, call in enumerate(calls) if layer not in exact_layers]
-            for calls in of_setting
-        ]
-        if not keys[0]:
-            raise ValueError("nothing would be thinned: all layers are left exact")
-        all_thinned &= {
-            i for i, of_input in enumerate(keys) if any(_kept(n, setting) < n for n in of_input)
-        }
-        if not all_thinned:
-            raise ValueError(
-                f"nothing would be thinned with {_label(setting)}: no input has more than "
-                f"{max(map(max, keys))} keys, and fewer than {_min_length(setting)} stay exact "
-                f"(min_length)"
-            )
-    return sorted(all_thinned)
+def _configure(model: nn.Module, setting: dict[str, Any], exactly: list[nn.Module]) -> None:
+    """Give a model a setting, but for layers that stay exact."""
+    configure(model, **setting)
+    for module in exactly:
+        configure(module, exact=True)
 
 
-def _probed(
-    model: nn.Module, inputs: dict[str, torch.Tensor], setting: dict[str, Any], seed: int
-) -> list[_Call]:
+def _settings(module: nn.Module) -> Settings:
+    return module.thinformer  # type: ignore[return-value]
+
+
+def _check_thinned(
+    probed: list[list[_Call]], setting: dict[str, Any], of_layers: list[Settings]
+) -> None:
+    """Raise where nothing is thinned; calls of each input."""
+    if any(call.kept < call.keys for calls in probed for call in calls):
+        return
+    least = [settings.min_length for settings in of_layers if not settings.exact]
+    if not least:
+        raise ValueError("nothing would be thinned: all layers are left exact")
+    raise ValueError(
+        f"nothing would be thinned with {_label(setting)}: no input has more than "
+        f"{max(call.keys for calls in probed for call in calls)} keys, and fewer than "
+        f"{min(least)} stay exact (min_length)"
+    )
+
+
+def _thinned(probed: list[list[list[_Call]]]) -> list[int]:
+    """The inputs that every setting thins."""
+    thinned = [
+        i
+        for i in range(len(probed[0]))
+        if all(any(call.kept < call.keys for call in calls[i]) for calls in probed)
+    ]
+    if not thinned:
+        raise ValueError("no input is thinned by every setting; try one at a time")
+    return thinned
+
+
+def _probed(model: nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> list[_Call]:
     """An exact pass in which every attention is also thinned: what is attended, and the errors."""
-    register(NAME, **setting)
     attend: Callable = AttentionInterface()[NAME]
     calls = []
 
     def probe(module: nn.Module, *arguments: Any, **options: Any) -> tuple[torch.Tensor, None]:
         thinned = attend(module, *arguments, **options)[0]
         exact = sdpa_attention_forward(module, *arguments, **options)
-        calls.append(_Call(arguments[1].shape[2], _error(thinned, exact[0])))
+        keys = arguments[1].shape[2]
+        calls.append(_Call(keys, _kept(keys, _settings(module)), _of_heads(thinned, exact[0])))
         return exact
 
     torch.manual_seed(seed)
-    _through(probe, model, inputs)
+    through(probe, model, inputs)
     return calls
 
 
-def _through(attend: Callable, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
-    """A pass in which every attention is computed by a function."""
-    register(PROBE)  # its masks
-    AttentionInterface.register(PROBE, attend)
-    model.set_attn_implementation(PROBE)  # type: ignore[operator]
-    with torch.inference_mode():
-        model(**inputs)
-
-
 def _run(
-    model: nn.Module, inputs: dict[str, torch.Tensor], setting: dict[str, Any] | None, seed: int
+    model: nn.Module, inputs: dict[str, torch.Tensor], implementation: str, seed: int
 ) -> tuple[Any, float]:
-    """A pass with a setting, exact for None: its outputs and seconds."""
-    if setting is not None:
-        register(NAME, **setting)
-    model.set_attn_implementation("sdpa" if setting is None else NAME)  # type: ignore[operator]
+    """A pass with an implementation of attention: its outputs and seconds."""
+    model.set_attn_implementation(implementation)  # type: ignore[operator]
     torch.manual_seed(seed)
     with torch.inference_mode():
         start = time.perf_counter()
@@ -307,14 +310,15 @@ def _error(thinned: torch.Tensor, exact: torch.Tensor) -> float:
     return float((thinned - exact).norm() / exact.norm())
 
 
-def _kept(keys: int, setting: dict[str, Any]) -> int:
-    return keys_kept(
-        keys, setting.get("g", 2), setting.get("size"), "even", _min_length(setting), False
-    )
+def _of_heads(thinned: torch.Tensor, exact: torch.Tensor) -> float:
+    """The mean error of heads (B, T, H, D), which is what `thinformer tune` has."""
+    return float(((thinned - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))).mean())
 
 
-def _min_length(setting: dict[str, Any]) -> int:
-    return setting.get("min_length", MIN_LENGTH)
+def _kept(keys: int, settings: Settings) -> int:
+    if settings.exact:
+        return keys
+    return keys_kept(keys, settings.g, settings.size, "even", settings.min_length, False)
 
 
 def _mean(values: Sequence[float]) -> float:

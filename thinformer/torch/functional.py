@@ -10,6 +10,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from thinformer import _checks
 from thinformer.attention import check_correction, softmax_scale
 from thinformer.torch import ragged
+from thinformer.torch.estimate import check_fallback, estimate_error, fall_back
 from thinformer.torch.landmarks import attend_to_landmarks
 from thinformer.torch.library import keys_kept, select
 from thinformer.torch.masks import keys_attended
@@ -34,6 +35,21 @@ class Attended(NamedTuple):
     indices: torch.Tensor | None
 
 
+class Estimated(NamedTuple):
+    """What it returns where an estimate of the error is asked for: `Attended`, and that.
+
+    Attributes
+    ----------
+    error_estimate : (B, H) tensor or None
+        float64 for float64 tensors, else float32.
+    """
+
+    output: torch.Tensor
+    weights: torch.Tensor | None
+    indices: torch.Tensor | None
+    error_estimate: torch.Tensor | None
+
+
 def thinformer_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -53,7 +69,10 @@ def thinformer_attention(
     temperature: float | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
-) -> torch.Tensor | Attended:
+    return_error_estimate: bool = False,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
+) -> torch.Tensor | Attended | Estimated:
     r"""Approximate softmax attention by attention over few keys.
 
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063), with the arguments of
@@ -98,13 +117,21 @@ def thinformer_attention(
         it must be under `torch.compile`. One of the CPU draws the same for tensors on a GPU.
     correction : {None, "nystrom", "queries"}
         How the keys kept make up for those that are not: as in `thinformer.attention`. With
-        "queries", the queries of masked positions are not sampled where T = S.
+        "queries", the queries of masked positions are not sampled where T = S, and outputs of the
+        sampled ones are exact, but under dropout.
     temperature : float, optional
         That of a correction's kernel on keys; by WildCat's formula for each head if None.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
         Also return the positions of the keys kept.
+    return_error_estimate : bool
+        Also return an estimate of each head's error, from 32 of its queries: below.
+    fallback : {None, "exact"}
+        What to do where that estimate is above `error_threshold`, or is NaN: with "exact", the
+        output of that head of that sequence is exact attention, and gradients flow through it.
+    error_threshold : float, optional
+        Not negative; required by a fallback.
 
     Returns
     -------
@@ -112,18 +139,21 @@ def thinformer_attention(
         In the layout of the inputs. If weights or indices are asked for, a named tuple ``output``,
         ``weights`` (B, H, T, n_out), ``indices`` (B, H_kv, n_out). n_out is what S tokens earn; of
         a sequence with fewer, the weights that are left over are 0 and the indices -1. The output
-        is nested where query is; T and S are then the longest.
+        is nested where query is; T and S are then the longest. If an estimate is asked for, a
+        fourth field is ``error_estimate`` (B, H), without gradient.
 
     Raises
     ------
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors that are not jagged; other devices.
+        (B, 1, 1, S), bool), and a fallback in a graph that may not break; nested tensors that are
+        not jagged; other devices.
     RuntimeError
         A mask, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
-        Arguments that do not fit.
+        Arguments that do not fit; dropout beside an estimate or a fallback, as it would count as
+        error; weights or indices beside a fallback, as exact attention has those of all keys.
 
     Notes
     -----
@@ -137,6 +167,16 @@ def thinformer_attention(
     differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
     recomputes the same choice, except from a `generator` of your own: torch restores its default
     ones only.
+
+    The error estimated is :math:`(\sum_t \|o_t - e_t\|^2 / \sum_t \|e_t\|^2)^{1/2}`, of a head's
+    rows :math:`o_t` and the exact ones :math:`e_t`, with sums over 32 queries: one at random of
+    each of 32 equal strata, whether or not a correction was fitted to it, drawn after the keys (the
+    output is the same with and without). With T = S, queries of masked positions do not count. It
+    is the error itself where there are at most 32 queries, 0 where all keys of a sequence are kept,
+    and NaN where one of those rows is not finite. On the packaged activations at g = 2, nine in ten
+    estimates were within 15 % of the error of all queries, and with a correction within a third;
+    errors in few queries are missed more often than overrated. It takes 32 S (E + D)
+    multiplications a head, and each head of a sequence that falls back T S (E + D).
 
     Examples
     --------
@@ -152,20 +192,30 @@ def thinformer_attention(
     query, key, value, key_padding_mask = ragged.padded(
         query, key, value, key_padding_mask, attn_mask, layout
     )
+    if fallback is not None and (return_weights or return_indices):
+        name = "return_weights" if return_weights else "return_indices"
+        raise ValueError(
+            f"{name} must be False with a fallback: exact attention has weights of all keys"
+        )
     attended = checked_attention(
         query, key, value, g=g, size=size, scale=scale, key_padding_mask=key_padding_mask,
         attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p,
         layout=layout, generator=generator, correction=correction, temperature=temperature,
-        with_weights=return_weights,
+        with_weights=return_weights, with_error=return_error_estimate, fallback=fallback,
+        error_threshold=error_threshold, asked=ragged.asked(given, query, layout),
     )  # fmt: skip
     if given.is_nested:
         attended = attended._replace(
             output=ragged.like(given, attended.output, layout),
             weights=ragged.of_present(given, attended.weights),
         )
+    if not return_indices:
+        attended = attended._replace(indices=None)
+    if return_error_estimate:
+        return attended
     if not (return_weights or return_indices):
         return attended.output
-    return attended if return_indices else attended._replace(indices=None)
+    return Attended(*attended[:3])
 
 
 def checked_attention(
@@ -187,10 +237,15 @@ def checked_attention(
     temperature: float | None = None,
     min_length: int = 0,
     with_weights: bool = False,
-) -> Attended:
-    """Return output, indices and, if asked for, weights of `thinformer_attention`.
+    with_error: bool = False,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
+    asked: torch.Tensor | None = None,
+) -> Estimated:
+    """Return output, indices and, if asked for, weights and error of `thinformer_attention`.
 
-    Sequences of less than `min_length` tokens keep all of theirs.
+    Sequences of less than `min_length` tokens keep all of theirs. asked (B, T) says which queries
+    there are, where that is not what the masks say.
     """
     g = _checks.integer("g", g, 0)
     size = None if size is None else _checks.integer("size", size, 1)
@@ -200,6 +255,12 @@ def checked_attention(
         raise ValueError(f"dropout_p must lie in [0, 1); got {dropout_p}")
     check_generator(generator)
     check_correction(correction, temperature)
+    check_fallback(fallback, error_threshold)
+    if dropout_p and (with_error or fallback is not None):
+        raise ValueError(
+            f"dropout_p must be 0 with an error estimate or a fallback, as what is dropped would "
+            f"count as error; got {dropout_p}"
+        )
     if _checks.boolean("is_causal", is_causal):
         raise NotImplementedError(
             "is_causal must be False: the keys that are kept stand for all of them, whatever their "
@@ -220,7 +281,8 @@ def checked_attention(
     attended = attend(
         query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
         correction=correction, temperature=temperature, min_length=min_length,
-        dropout_p=dropout_p, with_weights=with_weights,
+        dropout_p=dropout_p, with_weights=with_weights, with_error=with_error,
+        error_threshold=error_threshold, asked=asked,
     )  # fmt: skip
     if layout == "bhsd":
         return attended._replace(output=attended.output.transpose(1, 2))
@@ -243,23 +305,66 @@ def attend(
     min_length: int = 0,
     dropout_p: float = 0.0,
     with_weights: bool = False,
-) -> Attended:
+    with_error: bool = False,
+    error_threshold: float | None = None,
+    asked: torch.Tensor | None = None,
+) -> Estimated:
     """Attend, once arguments are checked: query (B, T, H, E), key and value (B, S, H_kv, dim).
 
-    valid (B, S) says which keys there are. Sequences of less than `min_length` keep all of theirs.
+    valid (B, S) says which keys there are, asked (B, T) which queries, by valid if None. Sequences
+    of less than `min_length` keep all of theirs. Where the error is above `error_threshold`,
+    attention is exact.
     """
     scale = softmax_scale(scale, query.shape[-1])
-    S = key.shape[1]
+    (B, T, H, _), S = query.shape, key.shape[1]
     # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
     exact = valid is None and not torch.compiler.is_compiling()
     exact = exact and keys_kept(S, g, size, pre_thin, min_length, padded=False) == S
     if correction is not None and not exact:
-        attended = attend_to_landmarks(
+        output, weights, indices = attend_to_landmarks(
             query, key, value, valid, g=g, size=size, scale=scale, correction=correction,
             temperature=temperature, generator=generator, min_length=min_length,
             dropout_p=dropout_p, with_weights=with_weights,
         )  # fmt: skip
-        return Attended(*attended)
+    else:
+        output, weights, indices = _attend_to_few(
+            query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
+            pre_thin=pre_thin, min_length=min_length, dropout_p=dropout_p,
+            with_weights=with_weights,
+        )  # fmt: skip
+    if not with_error and error_threshold is None:
+        return Estimated(output, weights, indices, None)
+    if exact:
+        zeros = query.new_zeros((B, H), dtype=COMPUTED_IN[value.dtype])
+        return Estimated(output, weights, indices, zeros)
+    if asked is None and valid is not None and T == S:
+        asked = valid
+    error = estimate_error(
+        query, key, value, valid, output, indices, scale=scale, generator=generator,
+        asked=asked,
+    )  # fmt: skip
+    if error_threshold is not None:
+        above = ~(error <= error_threshold)  # NaN is
+        output = fall_back(query, key, value, valid, output, above, scale)
+    return Estimated(output, weights, indices, error)
+
+
+def _attend_to_few(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    *,
+    g: int,
+    size: int | None,
+    scale: float,
+    generator: torch.Generator | None,
+    pre_thin: str,
+    min_length: int,
+    dropout_p: float,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Attend to thinned keys, all of which weigh the same."""
     seed = draw_seed(generator, key.device)
     indices, counts, finite = select(
         key.detach(), value.detach(), valid, seed, g, size, scale, pre_thin, min_length
@@ -281,7 +386,7 @@ def attend(
         output = scaled_dot_product_attention(
             query, key, value, slots, dropout_p=dropout_p, scale=scale
         )
-        return Attended(output.transpose(1, 2), None, indices)
+        return output.transpose(1, 2), None, indices
     # half precision would round logits to a few hundredths; autocast would bring it back
     wide = COMPUTED_IN[value.dtype]
     with torch.autocast(query.device.type, enabled=False):
@@ -294,7 +399,7 @@ def attend(
     weights = weights.to(value.dtype)
     if used is not None:
         weights = weights.masked_fill(~used[:, None, None], 0)
-    return Attended(output.transpose(1, 2), weights, indices)
+    return output.transpose(1, 2), weights, indices
 
 
 def _gather(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

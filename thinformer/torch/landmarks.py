@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
-from thinformer.landmarks import BALANCE, BOUND, LEAST, SHARE
+from thinformer.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
 from thinformer.torch.library import landmarks
 from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
 
@@ -38,7 +38,7 @@ def attend_to_landmarks(
     """
     seed = draw_seed(generator, key.device)
     details = [tensor.detach() for tensor in (query, key, value)]
-    indices, counts, finite, sampled, tau = landmarks(
+    indices, counts, finite, sampled, summed, tau = landmarks(
         *details, valid, seed, g, size, scale, correction, temperature, min_length
     )
     given, wide = value.dtype, COMPUTED_IN[value.dtype]
@@ -51,8 +51,8 @@ def attend_to_landmarks(
             valid = key.new_ones((len(key), key.shape[2]), dtype=torch.bool)
         hidden = ~valid[:, None, :, None] | ~finite[:, :, None, None]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-        values, masses = fit(
-            queries, key, value, valid, indices, used, sampled, tau.to(wide), scale
+        values, masses, known = fit(
+            queries, key, value, valid, indices, used, sampled, summed, tau.to(wide), scale
         )
         low = value.masked_fill(hidden, math.inf).amin(2, keepdim=True)
         high = value.masked_fill(hidden, -math.inf).amax(2, keepdim=True)
@@ -67,6 +67,8 @@ def attend_to_landmarks(
             query, few, values, masses, present, scale, dropout_p, with_weights or dropout_p > 0
         )
         output, weights = attended
+        if known is not None and dropout_p == 0:
+            output = _with_known(output, known, sampled, len(finite[0]))
         empty = (counts == 0)[:, None, None, None]
         output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
         output = output.masked_fill(~finite[..., None, None], math.nan)
@@ -86,13 +88,17 @@ def fit(
     indices: torch.Tensor,
     used: torch.Tensor,
     sampled: torch.Tensor,
+    summed: torch.Tensor,
     tau: torch.Tensor,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return the landmarks' values (B, H, n_out, D) and masses (B, H, n_out).
 
+    Also the exact outputs (B, H, m, D) of the sampled queries, if there are any.
+
     query (B, H, T, E), key and value (B, H, S, dim), 0 where they are not valid (B, S); `used`
-    (B, n_out) says which of the indices count, and sampled (B, H, m) is -1 where there is no query.
+    (B, n_out) says which of the indices count; sampled (B, H, m) and summed (B, H, L), keys that
+    the exponential kernel is summed over, are -1 where there is none.
     A sequence whose tokens are all landmarks gets back its own values, and masses of 1.
     """
     limits = torch.finfo(key.dtype)
@@ -127,15 +133,21 @@ def fit(
     h_few = h.gather(-1, indices)
     # no exponent is above 0 but by rounding
     N = torch.exp((few @ few.mT - h_few[..., None] - h_few[..., None, :]).clamp(max=0))
-    right = torch.exp((few @ x.mT - h_few[..., None] - top[..., None]).clamp(max=0)) @ V1
+    some, nugget, known = x, math.sqrt(limits.eps), None
+    values = V1
+    if sampled.shape[-1]:
+        some, values, nugget = _take(x, summed.clamp(min=0)), _of_some(V1, summed, length), NUGGET
+    right = torch.exp((few @ some.mT - h_few[..., None] - top[..., None]).clamp(max=0)) @ values
     if sampled.shape[-1]:
         f = P.gather(-1, indices[:, :, None].expand(-1, -1, P.shape[2], -1))
         f = f * torch.exp(shift - h_few)[:, :, None]
         N = N + f.mT @ f
-        right = right + f.mT @ (torch.exp(shift - top)[..., None] * (P @ V1))
+        outputs = P @ V1
+        known = outputs[..., :-1]
+        right = right + f.mT @ (torch.exp(shift - top)[..., None] * outputs)
     unit = torch.eye(N.shape[-1], dtype=torch.float64, device=N.device)
     both = used[:, None, :, None] & used[:, None, None]
-    N = torch.where(both, N.double() + math.sqrt(limits.eps) * unit, unit)
+    N = torch.where(both, N.double() + nugget * unit, unit)
     right = right.double().masked_fill(~used[:, None, :, None], 0)
     largest = 0.9 * math.log(limits.max)
     solved, _ = torch.linalg.solve_ex(N, right)
@@ -144,7 +156,30 @@ def fit(
     fitted = torch.minimum(torch.maximum(fitted, -bound), bound).to(key.dtype)
     whole = (used.sum(-1) >= valid.sum(-1))[:, None, None, None]
     fitted = torch.where(whole, _take(V1, indices), fitted).masked_fill(~used[:, None, :, None], 0)
-    return fitted[..., :-1], fitted[..., -1]
+    return fitted[..., :-1], fitted[..., -1], known
+
+
+def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Values and masses of some keys, which stand for all: of their mean, and as many.
+
+    V1 (B, H, S, D + 1) is 0 where there is no token, and so is what is returned where summed is -1.
+    """
+    there = (summed >= 0)[..., None]
+    count = there.sum(2, keepdim=True).clamp(min=1)
+    few = _take(V1, summed.clamp(min=0)).masked_fill(~there, 0)
+    apart = V1.sum(2, keepdim=True) / length - few.sum(2, keepdim=True) / count
+    return ((few + apart) * (length / count)).masked_fill(~there, 0)
+
+
+def _with_known(
+    output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Put known outputs (B, H_kv, m, D) of sampled queries in the place of others (B, H, T, D)."""
+    by_group = output.unflatten(1, (heads, -1)).transpose(2, 3)  # (B, H_kv, T, group, D)
+    rows = by_group.flatten(2, 3)
+    place = sampled.where(sampled >= 0, rows.shape[2])[..., None].expand_as(known)
+    rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]  # one more for those of none
+    return rows.unflatten(2, by_group.shape[2:4]).transpose(2, 3).flatten(1, 2)
 
 
 def _attend(

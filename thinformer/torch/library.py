@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thinformer.landmarks import QUERIES
+from thinformer.landmarks import CANDIDATES, QUERIES
 from thinformer.torch import op
 
 
@@ -88,7 +88,7 @@ def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
     "float scale, str correction, float? temperature, int min_length) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def landmarks(
     query: torch.Tensor,
@@ -102,11 +102,12 @@ def landmarks(
     correction: str,
     temperature: float | None,
     min_length: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Choose landmarks: what `thinformer.landmarks.choose_valid` returns.
 
     Positions (B, H_kv, n_out), how many of them count (B,), finite heads (B, H_kv), sampled queries
-    (B, H_kv, m) among those of a head's group, and temperatures (B, H_kv).
+    (B, H_kv, m) among those of a head's group, keys (B, H_kv, L) that the exponential kernel is
+    summed over, and temperatures (B, H_kv).
     """
     S = key.shape[1]
     return op.landmarks(
@@ -129,15 +130,18 @@ def _(
     correction: str,
     temperature: float | None,
     min_length: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     (B, T, H_all, _), (S, H) = query.shape, key.shape[1:3]
     kept = keys_kept(S, g, size, "even", min_length, valid is not None)
-    m = torch.sym_min(T * (H_all // H), QUERIES) if correction == "queries" else 0
+    queries = correction == "queries" and T > 0
+    m = torch.sym_min(T * (H_all // H), QUERIES) if queries else 0
+    summed = torch.sym_min(S, CANDIDATES * kept) if queries else 0
     return (
         key.new_empty((B, H, kept), dtype=torch.int64),
         key.new_empty((B,), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.bool),
         key.new_empty((B, H, m), dtype=torch.int64),
+        key.new_empty((B, H, summed), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.float64),
     )
 

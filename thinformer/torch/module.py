@@ -8,6 +8,7 @@ from torch import nn
 from thinformer import _checks
 from thinformer.attention import check_correction
 from thinformer.compress import PRE_THIN
+from thinformer.torch.estimate import check_fallback
 from thinformer.torch.functional import (
     as_autocast,
     attend,
@@ -51,18 +52,36 @@ class ThinformerAttention(nn.Module):
         Where each forward pass takes its seed from; torch's default generator of the tensors'
         device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
         for tensors on a GPU as for tensors on the CPU.
+    estimate_error : bool
+        Estimate the error of each head in each forward pass, for `last_error_estimate`.
+    fallback : {None, "exact"}
+        What to do where the estimate is above `error_threshold`, or is NaN: with "exact", the
+        output of that head of that sequence is exact attention, and gradients flow through it. It
+        estimates too, and returns no weights, as exact attention has those of all keys.
+    error_threshold : float, optional
+        Not negative; required by a fallback.
+
+    Attributes
+    ----------
+    last_error_estimate : (B, H) tensor or None
+        Of the last forward pass that returned, the estimated relative error of each head's output,
+        before any fallback: float64 for float64 tensors, else float32, without gradient. None
+        before the first pass, and if that pass was not asked for one.
 
     Shape
     -----
     query (B, T, H, E), key (B, S, H, E), value (B, S, H, D) of one floating dtype, on the CPU or
     one CUDA device -> (output (B, T, H, D), weights (B, H, T, n_out) or None). Weights belong to
-    the kept keys, in the order of the sequence.
+    the kept keys, in the order of the sequence; they are None with `use_torch_spda` or a fallback.
 
     Notes
     -----
     Gradients flow to the queries and to the keys and values kept; the choice itself is not
     differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
     NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
+
+    What the estimate is, costs and is worth says `thinformer_attention`. A fallback makes the CPU
+    wait for a GPU, and breaks the graph of `torch.compile`.
 
     CUDA tensors take ``thinformer[cuda13]`` or ``[cuda12]``. The work is put on torch's current
     stream, and the CPU does not wait for it. The first call compiles; one after it, of the same
@@ -73,7 +92,7 @@ class ThinformerAttention(nn.Module):
     TypeError, ValueError
         Arguments that do not fit.
     NotImplementedError
-        Tensors of another device.
+        Tensors of another device; a fallback under ``torch.compile(fullgraph=True)``.
     RuntimeError
         CUDA tensors without what they take; says what to install.
 
@@ -98,6 +117,9 @@ class ThinformerAttention(nn.Module):
         correction: str | None = None,
         temperature: float | None = None,
         generator: torch.Generator | None = None,
+        estimate_error: bool = False,
+        fallback: str | None = None,
+        error_threshold: float | None = None,
     ) -> None:
         super().__init__()
         self.g = _checks.integer("g", g, 0)
@@ -113,13 +135,18 @@ class ThinformerAttention(nn.Module):
         self.correction, self.temperature = correction, temperature
         check_generator(generator)
         self.generator = generator
+        self.estimate_error = _checks.boolean("estimate_error", estimate_error)
+        check_fallback(fallback, error_threshold)
+        self.fallback, self.error_threshold = fallback, error_threshold
+        self.last_error_estimate: torch.Tensor | None = None
 
     def extra_repr(self) -> str:
         """Say how the module was made."""
         return (
             f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
             f"size={self.size}, pre_thin={self.pre_thin!r}, correction={self.correction!r}, "
-            f"temperature={self.temperature}"
+            f"temperature={self.temperature}, estimate_error={self.estimate_error}, "
+            f"fallback={self.fallback!r}, error_threshold={self.error_threshold}"
         )
 
     def forward(
@@ -133,9 +160,12 @@ class ThinformerAttention(nn.Module):
                 f"query must have shape (B, T, H, E) with the B, H and E of key {shape(key)}; "
                 f"got shape {shape(query)}"
             )
-        output, weights, _ = attend(
+        attended = attend(
             query, key, value, None, g=self.g, size=self.size, scale=self.scale,
             generator=self.generator, pre_thin=self.pre_thin, correction=self.correction,
-            temperature=self.temperature, with_weights=not self.use_torch_spda,
+            temperature=self.temperature, with_error=self.estimate_error,
+            with_weights=not self.use_torch_spda and self.fallback is None,
+            error_threshold=self.error_threshold,
         )  # fmt: skip
-        return output, weights
+        self.last_error_estimate = attended.error_estimate
+        return attended.output, attended.weights

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from thinformer.settings import Settings
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.masks import keys_attended
-from thinformer.torch.settings import Settings
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):

@@ -105,7 +105,7 @@ def landmarks(
     width: int,
     min_length: int,
     **settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Return what `thinformer.torch.library.landmarks` does; `select` says what is waited for."""
     group = query.shape[2] // max(key.shape[2], 1)
     if key.is_cuda:
@@ -128,8 +128,7 @@ def landmarks(
             *arrays, present, width, min_length, g=g, size=size,
             seed=seed_from(int(seed)), group=group, **settings,
         )  # fmt: skip
-    indices, kept, finite, sampled, tau = map(torch.from_numpy, chosen)
-    return indices, kept, finite, sampled, tau
+    return tuple(map(torch.from_numpy, chosen))
 
 
 def grouped(query: torch.Tensor, heads: int) -> torch.Tensor:

@@ -63,6 +63,11 @@ def like(query: Any, output: torch.Tensor, layout: str) -> torch.Tensor:
     return torch.nested.nested_tensor_from_jagged(rows, offsets).transpose(1, tokens)
 
 
+def asked(given: Any, query: torch.Tensor, layout: str) -> torch.Tensor | None:
+    """Return which queries there are, (B, T) bool, where those given were nested; else None."""
+    return _present(_lengths(given), query.shape[layout.index("s")]) if _is_nested(given) else None
+
+
 def of_present(query: Any, weights: torch.Tensor | None) -> torch.Tensor | None:
     """Return weights (B, H, T, n_out), 0 for the queries that there are not."""
     if weights is None:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
+from thinformer.settings import MIN_LENGTH, Settings, checked, of_layers
+from thinformer.torch.convert import names_in
 from thinformer.torch.functional import checked_attention
-from thinformer.torch.settings import MIN_LENGTH, Settings, checked
 
 # what models hand over that changes nothing about the scores; all else raises
 HARMLESS = {
@@ -89,6 +91,7 @@ def register(
 
 def configure(
     layer: nn.Module,
+    settings: str | os.PathLike | Mapping[str, Mapping[str, Any]] | None = None,
     *,
     g: int = 2,
     size: int | None = None,
@@ -99,17 +102,79 @@ def configure(
 ) -> None:
     """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
 
+    Or give a model those of a file, each of its attention layers its own.
+
     Parameters
     ----------
     layer : torch.nn.Module
-        For example ``model.encoder.layer[0]``.
+        For example ``model.encoder.layer[0]``; with `settings` for example ``model``.
+    settings : path or dict, optional
+        A file that `thinformer tune` wrote, or what `thinformer.torch.load_settings` returns. It
+        must name every attention layer of the model and no other; the other arguments are left out.
     g, size, min_length, correction, temperature
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
+
+    Raises
+    ------
+    ValueError
+        Settings out of their range, or that are not those of the model's attention layers.
     """
-    for module in layer.modules():
-        module.thinformer = checked(g, size, min_length, correction, temperature, exact)  # type: ignore[assignment]
+    alone = checked(g, size, min_length, correction, temperature, exact)
+    if settings is None:
+        for module in layer.modules():
+            module.thinformer = alone  # type: ignore[assignment]
+        return
+    attending = attention_layers(layer)
+    each = of_layers(settings, alone, attending)
+    for module in layer.modules():  # whatever else might attend stays exact
+        module.thinformer = Settings(exact=True)  # type: ignore[assignment]
+    for name, module in attending.items():
+        module.thinformer = each[name]  # type: ignore[assignment]
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that attend through transformers' interface, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if "ALL_ATTENTION_FUNCTIONS" in names_in(type(module).forward)
+    }
+
+
+def why_exact(
+    module: nn.Module,
+    queries: int,
+    attention_mask: torch.Tensor | None,
+    is_causal: bool | None,
+    options: Mapping[str, Any],
+) -> str | None:
+    """Why a module's attention cannot be thinned, from what it is called with; None if it can."""
+    layer = layer_name(module)
+    unknown = [
+        name
+        for name, option in options.items()
+        if name not in HARMLESS and option is not None and option is not False
+    ]
+    if unknown:
+        return f"{layer} attends with {', '.join(unknown)}, which thinformer does not take"
+    # transformers' own rule: without a mask, a module that does not say is causal
+    causal = is_causal
+    if causal is None:
+        causal = getattr(module, "is_causal", attention_mask is None)
+    if causal and queries > 1:
+        return (
+            f"{layer} is causal, and thinformer attention is not: its keys stand for all of them, "
+            f"whatever their order"
+        )
+    return None
+
+
+def layer_name(module: nn.Module) -> str:
+    """What errors call a module, which does not know its name in the model."""
+    index = getattr(module, "layer_idx", None)
+    return type(module).__name__ + ("" if index is None else f" (layer {index})")
 
 
 def _forward(
@@ -126,28 +191,11 @@ def _forward(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
-    layer = type(module).__name__
-    if getattr(module, "layer_idx", None) is not None:
-        layer += f" (layer {module.layer_idx})"
     if not settings.exact:
-        unknown = [
-            name
-            for name, option in options.items()
-            if name not in HARMLESS and option is not None and option is not False
-        ]
-        if unknown:
+        reason = why_exact(module, query.shape[2], attention_mask, is_causal, options)
+        if reason:
             raise NotImplementedError(
-                f"{layer} attends with {', '.join(unknown)}, which thinformer does not take; leave "
-                f"it exact with thinformer.torch.transformers.configure(layer, exact=True)"
-            )
-        # transformers' own rule: without a mask, a module that does not say is causal
-        causal = is_causal
-        if causal is None:
-            causal = getattr(module, "is_causal", attention_mask is None)
-        if causal and query.shape[2] > 1:
-            raise NotImplementedError(
-                f"{layer} is causal, and thinformer attention is not: its keys stand for all of "
-                f"them, whatever their order; leave it exact with "
+                f"{reason}; leave it exact with "
                 f"thinformer.torch.transformers.configure(layer, exact=True)"
             )
     if settings.leaves_exact(query.shape[2], key.shape[2]):
@@ -161,7 +209,7 @@ def _forward(
             dropout_p=dropout, layout="bhsd", **settings.options(),
         )  # fmt: skip
     except NotImplementedError as error:
-        raise NotImplementedError(f"{layer}: {error}") from None
+        raise NotImplementedError(f"{layer_name(module)}: {error}") from None
     return attended.output.transpose(1, 2).contiguous(), None
 
 

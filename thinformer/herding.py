@@ -1,0 +1,123 @@
+r"""Herding: few keys of equal weight whose mean in a kernel's Hilbert space is that of many.
+
+Where keys of equal weight stand for all, the error of a query's output is to first order
+:math:`\sum_j (w_j - 1)\,p_j\,(v_j - o)`, for its attention weights p and output o, and w
+:math:`n / n_{out}` for a key kept and 0 for another. That is the distance of two means in a Hilbert
+space, whose kernel is
+
+.. math:: e^{\langle x, x'\rangle} \bigl(\langle v, v'\rangle + \|V\|_{\max}^2\bigr)
+
+here, that of *Low-Rank Thinning* (arXiv 2502.12063) on centred keys x over a temperature: x are
+free to be shifted and scaled, as softmax does not see a shift of keys, nor keys over c with queries
+times c.
+
+Greedy halvings leave three times as many keys as are wanted. Of those, herding takes one by one the
+key that brings the mean nearest, and goes over them once more. Queries are not looked at, but for
+their norms. Unlike random halvings, it has no guarantee of *Low-Rank Thinning*.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer import _pool
+from thinformer.compress import Plan, all_rows, compress, draw, largest_entries, starting_points
+from thinformer.kernels import exponential, linear
+from thinformer.problem import CONSTANT, SCALE, Products, make_factor
+from thinformer.schedule import Round, Schedule
+
+CANDIDATES = 3  # times as many as keys kept
+NORM = 1.6  # root mean square of the norms of keys that the kernel sees, at most
+
+
+def herd_keys(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    *,
+    n_out: int,
+    scale: float,
+    temperature: float | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Return the positions (B, H, n_out), increasing, of keys chosen by herding.
+
+    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D), finite; n_out is below S. The
+    temperature is that of `choose_temperature` if None; ValueError if it is too small.
+    """
+    from thinformer import cpu  # imports Numba
+
+    (B, S, H, E), dtype = key.shape, key.dtype
+    centred = centre(key)
+    if temperature is None:
+        tau = choose_temperature(query, centred, scale)
+    else:
+        tau = np.full((B, H), temperature)
+        reach = np.sqrt(np.finfo(dtype).max / (2 * E * scale))
+        if not np.abs(centred).max() < temperature * reach:
+            raise ValueError(
+                f"temperature must be larger: keys over it have squared norms beyond the range of"
+                f" {dtype}; got {temperature}"
+            )
+    keys = make_factor(centred.transpose(0, 2, 1, 3), exponential())
+    keys.parameters[:, SCALE] = np.ravel(np.sqrt(scale) / tau)
+    values = make_factor(value.transpose(0, 2, 1, 3), linear())
+    (largest,) = largest_entries((values, all_rows(S)))
+    # a power of two, to which herding is blind, brings their square in range
+    limit = np.finfo(largest.dtype).maxexp - 2
+    power = np.ldexp(largest.dtype.type(1), -np.clip(np.frexp(largest)[1], -limit, limit))
+    values.parameters[:, SCALE], values.parameters[:, CONSTANT] = power, (largest * power) ** 2
+    problem = Products(keys, values)
+    settings = Plan(candidate_schedule(S, n_out), "even")
+    draws = draw(settings.schedule, seed, max(H, 1))
+    greedy = tuple(np.zeros_like(uniform) for uniform in draws.uniforms)
+    draws = draws._replace(uniforms=greedy)
+    index = starting_points(S, settings, draws, (B, H))
+    index = compress(problem, settings.schedule, draws, index, (B, H))[-1]
+    points = index.shape[1]
+    kept = np.empty((B * H, n_out), np.int64)
+
+    def herd(first: int, last: int) -> None:
+        gram, rows = np.empty((points, points), dtype), np.empty((5, points), dtype)
+        work = cpu.workspace(points, E + value.shape[3], dtype)
+        cpu.herd(first, last, problem, index, kept, gram, rows, work)
+
+    _pool.run(herd, B * H, 1.0 * B * H * points * (points * (E + value.shape[3]) + 4 * n_out))
+    return kept.reshape(B, H, n_out)
+
+
+def candidate_schedule(n_points: int, n_out: int) -> Schedule:
+    """The halvings from as many points as halve evenly to CANDIDATES * n_out, or to all there are.
+
+    The last is of buckets of n_out / 2 points; those before are half as long, round by round.
+    """
+    size = min(n_points, CANDIDATES * n_out)
+    halvings = (n_points // size).bit_length() - 1
+    rounds = []
+    for i in range(halvings):
+        pairs = size << (halvings - 1 - i)
+        buckets = min(CANDIDATES * 4 ** (halvings - i), max(1, pairs // 2))
+        rounds.append(Round(pairs, buckets, 1 / (halvings * buckets)))
+    return Schedule(size << halvings, size, tuple(rounds))
+
+
+def choose_temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
+    """What centred keys are divided by, (B, H); 1 where all keys or all queries are 0.
+
+    It makes the root mean square of their norms, softmax scale included, NORM; or, where attention
+    is smoother, the geometric mean of that of queries and that of keys.
+    """
+    q, k = (
+        np.sqrt(scale / x.shape[1] * np.einsum("bshe,bshe->bh", x, x).astype(np.float64))
+        for x in (query, key)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tau = k / np.minimum(NORM, np.sqrt(q * k))
+    return np.where((q > 0) & (k > 0), tau, 1.0)
+
+
+def centre(tokens: NDArray) -> NDArray:
+    """Tokens (B, S, H, dim) less their mean."""
+    mean = np.einsum("bshd->bhd", tokens, dtype=np.float64) / tokens.shape[1]
+    return tokens - mean[:, None].astype(tokens.dtype)

@@ -1,0 +1,216 @@
+"""Which attention layers of a model are thinned, and how: by arguments, or by layer in a file.
+
+The file is what `thinformer tune` writes, and people edit::
+
+    {
+     "version": 1,
+     "layers": {
+      "encoder.layer.0.attention.self": {"size": 64, "correction": "queries"},
+      "encoder.layer.1.attention.self": {"exact": true}
+     }
+    }
+
+``measured``, beside ``layers`` and in each of them, says where the settings come from; nothing
+reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from thinformer import _checks
+from thinformer.attention import check_correction
+
+MIN_LENGTH = 256  # tokens below which attention stays exact
+VERSION = 1  # of the file
+SHOWN = 3  # names in an error
+
+
+class Settings(NamedTuple):
+    """How a layer attends: `g` or `size`, `correction` and `temperature` of `thinformer_attention`.
+
+    Attention over fewer than `min_length` keys is exact, and so are sequences of fewer tokens in a
+    padded batch. A single query, a step of decoding, is exact, as is all of an `exact` layer.
+    """
+
+    g: int = 2
+    size: int | None = None
+    min_length: int = MIN_LENGTH
+    exact: bool = False
+    correction: str | None = None
+    temperature: float | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What `checked_attention` takes of them."""
+        return {name: value for name, value in self._asdict().items() if name != "exact"}
+
+    def leaves_exact(self, queries: int, keys: int) -> bool:
+        """Whether attention of that many tokens to that many is exact."""
+        return self.exact or queries == 1 or keys < self.min_length
+
+
+def checked(
+    g: int,
+    size: int | None,
+    min_length: int,
+    correction: str | None,
+    temperature: float | None,
+    exact: bool = False,
+) -> Settings:
+    """Return settings, or raise for one that is out of its range."""
+    check_correction(correction, temperature)
+    return Settings(
+        _checks.integer("g", g, 0),
+        None if size is None else _checks.integer("size", size, 1),
+        _checks.integer("min_length", min_length, 0),
+        _checks.boolean("exact", exact),
+        correction,
+        temperature,
+    )
+
+
+def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Load the settings of a model's attention layers from a file of `thinformer tune`.
+
+    `convert` and `thinformer.torch.transformers.configure` take the path as it is, or what this
+    returns, changed or not.
+
+    Parameters
+    ----------
+    path : str or path
+        JSON: ``version``, which is 1, and ``layers``, an object for each layer. That has ``g``,
+        ``size`` or ``"exact": true``, and may have ``correction``, ``temperature`` and
+        ``min_length`` (256 where it does not). ``measured``, beside ``layers`` and in each of
+        them, is not read.
+
+    Returns
+    -------
+    dict of str to dict
+        By the layers' names, arguments of `thinformer.torch.transformers.configure`.
+
+    Raises
+    ------
+    ValueError
+        Something else is in the file; names it, and what is taken there.
+    OSError
+        The file cannot be read.
+
+    Notes
+    -----
+    A layer of a ``size`` keeps as many keys of every sequence, however long. Sequences of no more
+    tokens than that attend exactly.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unlike)
+    except ValueError as error:  # also of UTF-8
+        raise ValueError(f"{path}: is no settings file: {error}") from None
+    if not isinstance(content, dict) or "version" not in content:
+        raise ValueError(f"{path}: is no settings file: it has no version")
+    if content["version"] != VERSION or isinstance(content["version"], bool):
+        raise ValueError(f"{path}: version must be {VERSION}; got {content['version']!r}")
+    _known(str(path), content, ("version", "layers", "measured"))
+    layers = content.get("layers")
+    if not isinstance(layers, dict) or not layers:
+        raise ValueError(f"{path}: layers must be an object with settings of layers")
+    return {name: _of_layer(f"{path}: {name}", layer) for name, layer in layers.items()}
+
+
+def save_settings(
+    path: Path, layers: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any]
+) -> None:
+    """Write what `load_settings` reads, a line a layer."""
+    rows = [f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items()]
+    lines = [
+        "{",
+        f' "version": {VERSION},',
+        ' "layers": {',
+        ",\n".join(rows),
+        " },",
+        f' "measured": {json.dumps(measured)}',
+        "}",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def of_layers(
+    settings: str | os.PathLike | Mapping[str, Any], others: Settings, names: Iterable[str]
+) -> dict[str, Settings]:
+    """Return the settings of a model's attention layers, which are those of these names.
+
+    settings : a file, or what is loaded from one
+    others : made of the other arguments, which must have been left out
+    """
+    for name, value in others._asdict().items():
+        if value != getattr(Settings(), name):
+            raise ValueError(f"settings are of each layer: {name} must be left out; got {value!r}")
+    if isinstance(settings, Mapping):
+        title = "settings"
+        layers = {name: _of_layer(f"{title}: {name}", layer) for name, layer in settings.items()}
+    elif isinstance(settings, str | os.PathLike):
+        title, layers = str(settings), load_settings(settings)
+    else:
+        raise TypeError(
+            f"settings must be a file's path or a dict of layers; got {type(settings).__name__}"
+        )
+    names = list(names)
+    unknown = [name for name in layers if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{title}: the model has no attention layer {_listed(unknown)}; it has "
+            f"{_listed(names) or 'none'}"
+        )
+    missing = [name for name in names if name not in layers]
+    if missing:
+        raise ValueError(
+            f'{title}: has nothing for {_listed(missing)} of the model; {{"exact": true}} leaves a '
+            f"layer as it is"
+        )
+    return {name: Settings(**layers[name]) for name in names}
+
+
+def _of_layer(title: str, layer: Any) -> dict[str, Any]:
+    """The settings of a layer, if they are some."""
+    if not isinstance(layer, Mapping):
+        raise ValueError(f"{title}: must be an object of settings; got {layer!r}")
+    _known(title, layer, (*Settings._fields, "measured"))
+    settings = {name: value for name, value in layer.items() if name != "measured"}
+    try:
+        made = checked(**{**Settings()._asdict(), **settings})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{title}: {error}") from None
+    others = [name for name, value in settings.items() if name != "exact" and value is not None]
+    if made.exact and others:
+        raise ValueError(f"{title}: is exact, so {others[0]} has no meaning; leave out one of them")
+    if "g" in settings and made.size is not None:
+        raise ValueError(f"{title}: takes g or size; got both")
+    if not made.exact and "g" not in settings and made.size is None:
+        raise ValueError(f'{title}: must have g, size or "exact": true')
+    return settings
+
+
+def _known(title: str, content: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise for a key that means nothing."""
+    for key in content:
+        if key not in keys:
+            raise ValueError(f"{title}: {key!r} is unknown; takes {', '.join(keys)}")
+
+
+def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose last value of a key would win in silence."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return content
+
+
+def _listed(names: list[str]) -> str:
+    """Some names, and how many more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more

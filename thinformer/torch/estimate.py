@@ -1,0 +1,163 @@
+r"""How far an attention output is from the exact one, from a few of its queries; and a way back.
+
+The relative error of a head's output :math:`o_t` over all T queries, :math:`e_t` the exact rows, is
+
+.. math:: \Big(\sum_t \|o_t - e_t\|^2 \big/ \sum_t \|e_t\|^2\Big)^{1/2}.
+
+Both sums are estimated from the same few queries. Every query is as likely as any other to be one
+of them, also one that a correction was fitted to: its row is part of the output too. All that is
+needed is that they are drawn independently of what the output was made with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from thinformer import _checks
+from thinformer.torch.op import COMPUTED_IN, grouped
+
+QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
+FALLBACKS = ("exact",)
+
+
+def check_fallback(fallback: str | None, error_threshold: float | None) -> None:
+    """Check that a fallback and its threshold belong together."""
+    if fallback is None:
+        if error_threshold is not None:
+            raise ValueError(
+                f"error_threshold belongs to a fallback, which is None; got {error_threshold!r}"
+            )
+        return
+    _checks.choice("fallback", fallback, FALLBACKS)
+    if error_threshold is None:
+        raise ValueError(
+            f"error_threshold must be a number with fallback={fallback!r}: the estimated error "
+            f"above which the output is exact attention; got None"
+        )
+    if _checks.finite_number("error_threshold", error_threshold) < 0:
+        raise ValueError(f"error_threshold must not be negative; got {error_threshold!r}")
+
+
+def estimate_error(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    output: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    scale: float,
+    generator: torch.Generator | None = None,
+    asked: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Estimate the relative error of an output (B, T, H, D): (B, H), float32 or float64, detached.
+
+    query (B, T, H, E), key and value (B, S, H_kv, dim), valid (B, S) the keys that there are, asked
+    (B, T) the queries that there are; indices (B, H_kv, n_out) of the keys kept, -1 for none. It is
+    0 where all keys of a sequence are kept, or no query is asked, and NaN where a row is not
+    finite. Draws once from the generator, the same for every sequence. Takes B H m S (E + D)
+    multiplications for m = `QUERIES`.
+    """
+    (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
+    wide, group = COMPUTED_IN[value.dtype], max(H // max(H_kv, 1), 1)
+    if T == 0:
+        return output.new_zeros((B, H), dtype=wide)
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        positions, counted = draw_queries(B, T, H, asked, generator, query.device)
+        few, approximate = (
+            torch.take_along_dim(x, positions.transpose(1, 2)[..., None], dim=1)
+            for x in (query, output)
+        )
+        few, keys, values = (x.transpose(1, 2).to(wide) for x in (grouped(few, H_kv), key, value))
+        rows = exact_attention(few, keys, values, valid, scale)
+        # (B, H_kv, m', D), in which the queries of a group alternate
+        rows = rows.unflatten(2, (QUERIES, group)).transpose(2, 3).flatten(1, 2)
+        errors = approximate.transpose(1, 2).to(wide) - rows
+        difference, norm = (
+            torch.linalg.vector_norm(
+                x.masked_fill(~counted[:, None, :, None], 0), dim=(2, 3), dtype=torch.float64
+            )
+            for x in (errors, rows)
+        )
+        error = torch.where(difference == 0, 0, difference / norm)
+        lengths = S if valid is None else valid.sum(-1)[:, None]
+        whole = (indices >= 0).sum(-1) == lengths
+        return error.masked_fill(whole.repeat_interleave(group, dim=1), 0).to(wide)
+
+
+def draw_queries(
+    B: int,
+    T: int,
+    H: int,
+    asked: torch.Tensor | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw positions (B, H, m), and which of them count (B, m): one of each of m equal strata.
+
+    Strata are laid around a ring that begins anywhere, so that all queries are as likely. A
+    sequence that is asked fewer than m queries has strata of none and of one: all its queries count
+    once. The same numbers serve all sequences, so that one has the queries it has alone.
+    """
+    drawn_on = device if generator is None else generator.device
+    room = torch.empty((H, QUERIES + 1), dtype=torch.float64, device=drawn_on)
+    uniforms = room.uniform_(generator=generator).to(device)
+    everyone = torch.full((B, 1), T, device=device)
+    lengths = everyone if asked is None else asked.sum(-1, keepdim=True)
+    bounds = torch.arange(QUERIES + 1, device=device) * lengths // QUERIES
+    widths = bounds.diff()
+    start = (uniforms[:, :1] * lengths[:, None]).long()
+    inside = (uniforms[:, 1:] * widths[:, None]).long()
+    ranks = (start + bounds[:, None, :-1] + inside) % lengths.clamp(min=1)[:, None]
+    if asked is None:
+        return ranks, widths > 0
+    order = asked.int().argsort(descending=True, stable=True)
+    return order[:, None].expand(-1, H, -1).gather(2, ranks), widths > 0
+
+
+def fall_back(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    output: torch.Tensor,
+    above: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Return the output (B, T, H, D) with exact attention where `above`, (B, H) bool.
+
+    Computes that for those heads of those sequences only, so their number has to be known.
+    """
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "fallback must be None in a compiled graph: how many heads are above error_threshold "
+            "would have to be known; compile with fullgraph=False, or leave the attention out of "
+            "it with torch.compiler.disable"
+        )
+    sequences, heads = above.nonzero(as_tuple=True)
+    if len(sequences) == 0:
+        return output
+    shared = heads // (query.shape[2] // key.shape[2])
+    there = None if valid is None else valid[sequences]
+    exact = exact_attention(
+        query[sequences, None, :, heads], key[sequences, None, :, shared],
+        value[sequences, None, :, shared], there, scale,
+    )[:, 0].to(output.dtype)  # fmt: skip
+    return output.transpose(1, 2).index_put((sequences, heads), exact).transpose(1, 2)
+
+
+def exact_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Softmax attention (B, H, T, D) to all keys (B, H, S, E) that are valid (B, S); 0 for none."""
+    if valid is None:
+        return scaled_dot_product_attention(query, key, value, scale=scale)
+    # NaN may stand behind a mask, and 0 times NaN is not 0
+    key, value = (x.masked_fill(~valid[:, None, :, None], 0) for x in (key, value))
+    present = valid | ~valid.any(-1, keepdim=True)
+    return scaled_dot_product_attention(query, key, value, present[:, None, None], scale=scale)
