@@ -143,10 +143,10 @@ def fit_landmarks(
 
     flops = 2.0 * problems * n_out**2 * (n_out / 6 + (m + E) / 2 + D)
     _pool.run(solve, problems, flops)
-    masses, low, high = (x.reshape(B, H, -1) for x in (masses, heads.low, heads.high))
+    low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
     outputs = found.outputs.reshape(B, H, m, D)
     chosen = _chosen(heads, draws, found, key.shape)
-    return chosen, Fitted(values, masses, low, high, outputs)
+    return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high, outputs)
 
 
 def _choose(

@@ -129,7 +129,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
             largest_key = max(largest_key, squares[j])
             total += squares[j]
         for d in range(D):
-            total += heads.low[p, d] + heads.high[p, d]
+            total += heads.average[p, d]
         heads.sums[p] = total
         beta = float(heads.query.parameters[p, SCALE])
         if heads.temperature[p] == 0:
@@ -253,12 +253,12 @@ def add_rows(panel, total):
 
 @inner(ELEMENTWISE)
 def widen(panel, low, high):
-    """Widen ranges by the rows of a panel; those of NaN become NaN."""
+    """Widen ranges by the rows of a panel."""
     for start in range(0, panel.size, PANEL):
         row = panel[start : start + PANEL]
         for d in range(low.size):
-            low[d] = row[d] if not (row[d] >= low[d]) else low[d]
-            high[d] = row[d] if not (row[d] <= high[d]) else high[d]
+            low[d] = min(low[d], row[d])
+            high[d] = max(high[d], row[d])
 
 
 @inner(STRICT)

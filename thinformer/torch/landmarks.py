@@ -68,7 +68,7 @@ def attend_to_landmarks(
         )
         output, weights = attended
         if known is not None and dropout_p == 0:
-            output = _with_known(output, known, sampled, len(finite[0]))
+            output = _with_known(output, known, sampled)
         empty = (counts == 0)[:, None, None, None]
         output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
         output = output.masked_fill(~finite[..., None, None], math.nan)
@@ -171,11 +171,11 @@ def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> to
     return ((few + apart) * (length / count)).masked_fill(~there, 0)
 
 
-def _with_known(
-    output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor, heads: int
-) -> torch.Tensor:
+def _with_known(output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
     """Put known outputs (B, H_kv, m, D) of sampled queries in the place of others (B, H, T, D)."""
-    by_group = output.unflatten(1, (heads, -1)).transpose(2, 3)  # (B, H_kv, T, group, D)
+    if output.numel() == 0:
+        return output
+    by_group = output.unflatten(1, (sampled.shape[1], -1)).transpose(2, 3)  # (B, H_kv, T, group, D)
     rows = by_group.flatten(2, 3)
     place = sampled.where(sampled >= 0, rows.shape[2])[..., None].expand_as(known)
     rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]  # one more for those of none
