@@ -14,7 +14,7 @@ from scipy.special import lambertw, logsumexp
 
 from reference.compress import stratified_thin
 
-QUERIES = 128  # sampled at most
+QUERIES = 160  # sampled at most
 CANDIDATES = 4  # times as many as landmarks
 BALANCE = 0.3  # lambda: the exponential kernel's trace beside that of the sampled attention
 NUGGET = 0.01  # added to the diagonal of N where landmarks are drawn, and may be alike

@@ -17,7 +17,9 @@ import thinformer.landmarks
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.data import load_activations
 from thinformer.landmarks import CORRECTIONS
+from thinformer.torch import landmarks as torch_landmarks
 from thinformer.torch import library, op
+from thinformer.torch.library import attend_to_landmarks as without_gradient
 from thinformer.torch.library import landmarks
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
@@ -483,3 +485,49 @@ def test_all_keys_are_not_fitted_to_themselves(monkeypatch):
     torch.testing.assert_close(got, exact.transpose(1, 2))
     with pytest.raises(TypeError):
         thinformer_attention(query, key, value, size=39, correction="queries")
+
+
+@corrections
+@weighted
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [{"H": 2}, {"H": 6, "H_kv": 2}])
+def test_where_no_gradient_is_asked_for_kernels_compute_all(heads, dtype, weights, correction):
+    """Compiled ones, in place of torch's operations; what they compute is the same."""
+    tensors = make_qkv(S=200, T=30, E=4, D=3, **heads, dtype=dtype)
+    tensors[1][0, 3, 1] = torch.nan
+    options = {"size": 20, "correction": correction, "enable_gqa": True, "return_indices": True}
+    with patch.object(torch_landmarks, "without_gradient", wraps=without_gradient) as compiled_ones:
+        got = seeded(*tensors, return_weights=weights, **options)
+        assert compiled_ones.call_count == 1
+        same = seeded(*(x.requires_grad_() for x in tensors), return_weights=weights, **options)
+        assert compiled_ones.call_count == 1
+    close = {torch.float64: 1e-7, torch.float32: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert torch.equal(got.indices[1:], same.indices[1:])
+    assert got.output.dtype == dtype
+    torch.testing.assert_close(got.output, same.output, rtol=close, atol=close, equal_nan=True)
+    assert got.output.isnan().any()
+    if weights:
+        torch.testing.assert_close(got.weights, same.weights, rtol=close, atol=close,
+                                   equal_nan=True)  # fmt: skip
+
+
+@corrections
+def test_opcheck_of_attention_without_gradient(correction):
+    seed = torch.tensor(3)
+    for with_weights in (False, True):
+        torch.library.opcheck(
+            without_gradient,
+            (*qkv(), seed, 2, 20, 0.5, correction, None, with_weights),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+
+
+def test_tangents_are_not_lost():
+    """Forward-mode derivatives go by torch's operations, though no tensor asks for a gradient."""
+    query, key, value = qkv(B=1, H=1)
+    tangent = torch.randn_like(query)
+    options = {"size": 20, "correction": "nystrom", "temperature": 1.0}
+    _, got = torch.func.jvp(lambda q: seeded(q, key, value, **options), (query,), (tangent,))
+    step = 1e-5
+    there, back = (seeded(query + s * tangent, key, value, **options) for s in (step, -step))
+    torch.testing.assert_close(got, (there - back) / (2 * step), rtol=1e-4, atol=1e-6)

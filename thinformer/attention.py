@@ -26,7 +26,7 @@ from thinformer.compress import (
 from thinformer.draws import Draws, seed_from
 from thinformer.herding import herd_keys
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -177,7 +177,7 @@ def attention(
         Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
         attention to them comes near attention to all keys, be it for the worst of all queries
         ("nystrom") or for queries like some that are sampled ("queries", which comes
-        nearer). Outputs of the sampled queries, at most 128 a head, are exact.
+        nearer). Outputs of the sampled queries, at most 160 a head, are exact.
         `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
         `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
     temperature : float or "auto", optional
@@ -218,7 +218,7 @@ def attention(
     `compress_kv`; each thread holds 9 n_out^2 numbers.
 
     With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 5 E + 5 D +
-    n_out / 6) for "queries", m = min(T, 128) of them, and n_out S (E + D) + n_out^2 (6 E + D +
+    n_out / 6) for "queries", m = min(T, 160) of them, and n_out S (E + D) + n_out^2 (6 E + D +
     3 n_out) for "nystrom". Memory of S numbers for each of 32 queries a thread.
 
     Examples
@@ -264,18 +264,13 @@ def attention(
     # before any work: if there is no memory, the error comes at once
     output, weights = _places(query, value, n_out, return_weights)
     if correction is not None and n_out < key.shape[1]:
-        chosen, fitted = fit_landmarks(
-            query, key, value, n_out=n_out, correction=correction, temperature=tau,
-            scale=scale, seed=seed_from(rng),
+        chosen = _attend_to_landmarks(
+            query, key, value, output, weights, n_out=n_out, correction=correction,
+            temperature=tau, scale=scale, seed=seed_from(rng),
         )  # fmt: skip
         if not chosen.finite.all():
             _check_finite(query=query, key=key, value=value)
-        indices = chosen.indices
-        of_landmarks = fitted.masses, fitted.low, fitted.high
-        _attend(query, key, fitted.values, indices, scale, output, weights, of_landmarks)
-        places = chosen.sampled.transpose(0, 2, 1)[..., None]
-        np.put_along_axis(output, places, fitted.outputs.transpose(0, 2, 1, 3), axis=1)
-        return _attended(given, output, weights, indices if return_indices else None)
+        return _attended(given, output, weights, chosen.indices if return_indices else None)
     if herding and n_out < key.shape[1]:
         _check_finite(query=query, key=key, value=value)
         indices = herd_keys(
@@ -377,6 +372,33 @@ def select_valid(
         indices[sequences] = few[..., :1]
         indices[sequences, :, : few.shape[-1]] = few
     return indices, kept, finite
+
+
+def attend_to_landmarks(
+    query: NDArray, key: NDArray, value: NDArray, weights: bool, **settings: Any
+) -> tuple[NDArray, NDArray | None, Chosen]:
+    """Return attention to landmarks, its weights if asked, and the landmarks.
+
+    The settings are those of `thinformer.landmarks.fit_landmarks`.
+    """
+    places = _places(query, value, settings["n_out"], weights)
+    return *places, _attend_to_landmarks(query, key, value, *places, **settings)
+
+
+def _attend_to_landmarks(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    output: NDArray,
+    weights: NDArray | None,
+    **settings: Any,
+) -> Chosen:
+    chosen, fitted = fit_landmarks(query, key, value, **settings)
+    of_landmarks, scale = (fitted.masses, fitted.low, fitted.high), settings["scale"]
+    _attend(query, key, fitted.values, chosen.indices, scale, output, weights, of_landmarks)
+    places = chosen.sampled.transpose(0, 2, 1)[..., None]
+    np.put_along_axis(output, places, fitted.outputs.transpose(0, 2, 1, 3), axis=1)
+    return chosen
 
 
 def attend(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from thinformer.nystrom import Draws, Heads
 
 CORRECTIONS = ("nystrom", "queries")
-QUERIES = 128  # sampled at most
+QUERIES = 160  # sampled at most
 CANDIDATES = 4  # times as many as landmarks
 PROPOSALS = 8  # times as many as landmarks
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks

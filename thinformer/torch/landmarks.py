@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from thinformer.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
+from thinformer.torch.library import attend_to_landmarks as without_gradient
 from thinformer.torch.library import landmarks
 from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
 
@@ -37,6 +39,11 @@ def attend_to_landmarks(
     query (B, T, H, E), key and value (B, S, H_kv, dim); valid (B, S) says which keys there are.
     """
     seed = draw_seed(generator, key.device)
+    if valid is None and dropout_p == 0 and not _differentiated(query, key, value):
+        output, weights, indices = without_gradient(
+            query, key, value, seed, g, size, scale, correction, temperature, with_weights
+        )
+        return output, weights if with_weights else None, indices
     details = [tensor.detach() for tensor in (query, key, value)]
     indices, counts, finite, sampled, summed, tau = landmarks(
         *details, valid, seed, g, size, scale, correction, temperature, min_length
@@ -78,6 +85,15 @@ def attend_to_landmarks(
         return output, None, indices
     weights = weights.masked_fill(~used[:, None, None], 0)
     return output, weights.masked_fill(~finite[..., None, None], math.nan).to(given), indices
+
+
+def _differentiated(*tensors: torch.Tensor) -> bool:
+    """Whether torch has to see the operations: for a gradient, a GPU, a mapped axis or a graph."""
+    if forward_ad._current_level >= 0 or any(x.is_cuda for x in tensors):
+        return True
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def fit(

@@ -146,6 +146,57 @@ def _(
     )
 
 
+@torch.library.custom_op(
+    "thinformer::attend_to_landmarks",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor seed, int g, int? size, float scale, "
+    "str correction, float? temperature, bool with_weights) -> (Tensor, Tensor, Tensor)",
+)
+def attend_to_landmarks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    correction: str,
+    temperature: float | None,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend to landmarks on the CPU, where no gradient is asked for and some keys are left out.
+
+    Output (B, T, H, D), weights (B, H, T, n_out) or, unless asked for, nothing, and positions
+    (B, H_kv, n_out).
+    """
+    return op.attend_to_landmarks(
+        query, key, value, seed, with_weights, scale=scale, correction=correction,
+        temperature=temperature, kept=keys_kept(key.shape[1], g, size, "even", 0, padded=False),
+    )  # fmt: skip
+
+
+@attend_to_landmarks.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    correction: str,
+    temperature: float | None,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
+    kept = keys_kept(S, g, size, "even", 0, padded=False)
+    return (
+        value.new_empty((B, T, H, value.shape[3])),
+        value.new_empty((B, H, T, kept) if with_weights else (0,)),
+        key.new_empty((B, H_kv, kept), dtype=torch.int64),
+    )
+
+
 def keys_kept(
     S: int, g: int, size: int | None, pre_thin: str, min_length: int, padded: bool
 ) -> int:

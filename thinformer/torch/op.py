@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from thinformer import _pool
+from thinformer.attention import attend_to_landmarks as attend_arrays
 from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
 from thinformer.compress import plan
@@ -129,6 +131,36 @@ def landmarks(
             seed=seed_from(int(seed)), group=group, **settings,
         )  # fmt: skip
     return tuple(map(torch.from_numpy, chosen))
+
+
+def attend_to_landmarks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seed: torch.Tensor,
+    with_weights: bool,
+    *,
+    kept: int,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `thinformer.torch.library.attend_to_landmarks` does."""
+    (B, T, H, _), (H_kv, D) = query.shape, value.shape[2:]
+    arrays = _array(grouped(query, H_kv)), _array(key), _array(value)
+    with _pool.on(team()):
+        output, weights, chosen = attend_arrays(
+            *arrays, with_weights, n_out=kept, seed=seed_from(int(seed)), **settings
+        )
+    group = H // max(H_kv, 1)
+    output = output.reshape(B, T, group, H_kv, D).swapaxes(2, 3).reshape(B, T, H, D)
+    finite = torch.from_numpy(chosen.finite)
+    hidden = ~finite.repeat_interleave(group, dim=1)
+    of_output = torch.from_numpy(output).masked_fill(hidden[:, None, :, None], math.nan)
+    of_weights = value.new_empty(0)
+    if weights is not None:
+        weights = weights.reshape(B, H_kv, T, group, kept).swapaxes(2, 3).reshape(B, H, T, kept)
+        of_weights = torch.from_numpy(weights).masked_fill(hidden[..., None, None], math.nan)
+    indices = torch.from_numpy(chosen.indices)
+    return of_output.to(value.dtype), of_weights.to(value.dtype), indices
 
 
 def grouped(query: torch.Tensor, heads: int) -> torch.Tensor:
