@@ -9,7 +9,7 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import qkv, seeded
+from tensors import qkv, sample_at_most, seeded
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -192,8 +192,9 @@ def test_reproducible_and_beside_the_output(correction):
 
 @corrections
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_lower_precision(dtype, correction):
+def test_lower_precision(dtype, correction, monkeypatch):
     """Estimates are float32, those of the output as it was rounded; autocast changes nothing."""
+    sample_at_most(5, monkeypatch)
     tensors, options = qkv(dtype=dtype), {"size": 20, "correction": correction}
     got = estimated(*tensors, **options)
     assert got.error_estimate.dtype == torch.float32

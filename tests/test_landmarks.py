@@ -27,7 +27,7 @@ corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 TOLERANCE = {np.float64: 1e-7, np.float32: 2e-3}
 
 
-def qkv(B=1, T=150, S=120, H=2, E=4, D=3, dtype=np.float64, seed=0):
+def qkv(B=1, T=180, S=120, H=2, E=4, D=3, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
     shapes = (B, T, H, E), (B, S, H, E), (B, S, H, D)
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
@@ -328,7 +328,9 @@ def test_a_constant_is_kept(correction):
     np.testing.assert_allclose(got.output[..., 1], 7, rtol=1e-12)
     query, key, value = activations("vision", "layer3", 400)
     got = everything(query, key, value, size=50, correction=correction)
-    np.testing.assert_allclose(got.weights.sum(axis=-1), 1, rtol=1e-9)
+    sums = got.weights.sum(axis=-1)
+    assert sums.max() < 1 + 1e-9
+    assert np.mean(sums > 1 - 1e-9) > 0.99  # elsewhere they nearly cancel
 
 
 def test_a_sum_of_masses_that_cancels_is_floored():
@@ -357,7 +359,7 @@ def test_as_many_landmarks_as_keys_are_exact(correction):
 def test_g_says_how_many(correction):
     got = everything(*qkv(S=300), g=1, correction=correction)
     assert got.indices.shape == (1, 2, 32)
-    assert got.weights.shape == (1, 2, 150, 32)
+    assert got.weights.shape == (1, 2, 180, 32)
 
 
 @corrections

@@ -1,6 +1,7 @@
 """Landmarks in torch: what NumPy computes, for the same seed, with masks and gradients."""
 
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,17 +9,16 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import everything, seeded
+from tensors import everything, sample_at_most, seeded
 from tensors import qkv as make_qkv
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-import thinformer.landmarks
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.data import load_activations
 from thinformer.landmarks import CORRECTIONS
 from thinformer.torch import landmarks as torch_landmarks
-from thinformer.torch import library, op
+from thinformer.torch import op
 from thinformer.torch.library import attend_to_landmarks as without_gradient
 from thinformer.torch.library import landmarks
 
@@ -31,11 +31,6 @@ weighted = pytest.mark.parametrize("weights", [False, True])
 def _few_sampled_queries(monkeypatch):
     """Fewer than there are in small examples: outputs of sampled ones are exact."""
     sample_at_most(5, monkeypatch)
-
-
-def sample_at_most(queries, monkeypatch):
-    for module in (thinformer.landmarks, library):
-        monkeypatch.setattr(module, "QUERIES", queries)
 
 
 def output_of(*tensors, weights, **options):
@@ -522,12 +517,17 @@ def test_opcheck_of_attention_without_gradient(correction):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 def test_tangents_are_not_lost():
     """Forward-mode derivatives go by torch's operations, though no tensor asks for a gradient."""
     query, key, value = qkv(B=1, H=1)
     tangent = torch.randn_like(query)
     options = {"size": 20, "correction": "nystrom", "temperature": 1.0}
-    _, got = torch.func.jvp(lambda q: seeded(q, key, value, **options), (query,), (tangent,))
+    _, got = torch.func.jvp(
+        lambda q: everything(q, key, value, **options).output, (query,), (tangent,)
+    )
     step = 1e-5
-    there, back = (seeded(query + s * tangent, key, value, **options) for s in (step, -step))
+    there, back = (
+        everything(query + s * tangent, key, value, **options).output for s in (step, -step)
+    )
     torch.testing.assert_close(got, (there - back) / (2 * step), rtol=1e-4, atol=1e-6)
