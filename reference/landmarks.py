@@ -17,7 +17,7 @@ from reference.compress import stratified_thin
 QUERIES = 160  # sampled at most
 CANDIDATES = 4  # times as many as landmarks
 BALANCE = 0.3  # lambda: the exponential kernel's trace beside that of the sampled attention
-NUGGET = 0.01  # added to the diagonal of N where landmarks are drawn, and may be alike
+NUGGET = 0.03  # added to the diagonal of N where landmarks are drawn, and may be alike
 BLOCK = 16  # proposals at a time
 PROPOSALS = 8  # at most, times as many as landmarks
 BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight

