@@ -115,9 +115,8 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
     E, D, n_out, fit = key.dim, value.dim, heads.n_out, chosen.right.shape[0] > 0
     m = draws.queries.shape[1]
-    padded, columns = -(-m // PANEL) * PANEL, -(-D // PANEL) * PANEL
     for p in range(first, last):
-        head, indices, h = draws.head[p], chosen.indices[p], chosen.exponents[p]
+        head = draws.head[p]
         x, _, free = gather_factor(key, p, positions[:S], work)
         values, free = gather_columns(value, p, positions[:S], free)
         squares, free = free[: x.size // E], free[x.size // E :]
@@ -138,66 +137,70 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
             )
         tau = heads.temperature[p]
         to_x = x.dtype.type(math.sqrt(beta) / tau)
-        if m == 0:
-            choose_among(
-                key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
-                indices, free,
-            )  # fmt: skip
-            for i in range(n_out):
-                h[i] = to_x * to_x * squares[indices[i]] / 2
-            chosen.top[p] = to_x * to_x * largest_key / 2
-            if fit:
-                chosen.right[p] = 0
+        if m > 0:
+            choose_by_queries(p, heads, draws, balance, x, squares[:S], values, to_x, chosen, free)
             continue
-        multiply(x, to_x)
-        multiply(squares, to_x * to_x)
-        importance, free = free[:S], free[S:]
-        of_query, free = free[: 2 * padded], free[2 * padded :]
-        outputs, free = free[: padded * columns], free[padded * columns :]
-        queries, _, free = gather_factor(heads.query, p, draws.queries[head], free)
-        for c in range(m, padded):
-            queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
-        multiply(queries, x.dtype.type(tau / math.sqrt(beta)))
-        attend(
-            x, S, E, queries, m, values, D if fit else 0, positions, of_query[:padded],
-            of_query[padded:], importance, outputs, free,
+        choose_among(
+            key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
+            chosen.indices[p], free,
         )  # fmt: skip
-        t, top = weigh(importance, squares[:S], balance)
-        draw_landmarks(importance, n_out, draws.uniforms[head, 0], indices)
-        chosen.top[p] = top
         for i in range(n_out):
-            h[i] = top + math.log(importance[indices[i]])
+            chosen.exponents[p, i] = to_x * to_x * squares[chosen.indices[p, i]] / 2
+        chosen.top[p] = to_x * to_x * largest_key / 2
         if fit:
-            low, high = heads.low[p], heads.high[p]
-            for q in range(m):
-                for d in range(D):
-                    o = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
-                    chosen.outputs[p, q, d] = min(max(o, low[d]), high[d])
-            shift = np.zeros(PANEL, x.dtype)
-            for start in range(0, n_out, PANEL):
-                count = min(PANEL, n_out - start)
-                few, _, rest = gather_factor(key, p, indices[start : start + count], free)
-                for c in range(count, PANEL):
-                    few[c::PANEL] = 0
-                centre(few, heads.mean[p], to_x)
-                copy_row(h[start : start + count], shift)
-                f = chosen.features[p, start * padded : (start + PANEL) * padded]
-                features(
-                    few, E, queries, m, of_query[:padded], of_query[padded:], shift,
-                    x.dtype.type(t), f,
-                )  # fmt: skip
-                start_right(
-                    f,
-                    padded,
-                    outputs,
-                    D,
-                    math.exp(t - top),
-                    start,
-                    count,
-                    n_out,
-                    chosen.right[p],
-                    rest,
-                )
+            chosen.right[p] = 0
+
+
+@inner(STRICT)
+def choose_by_queries(p, heads, draws, balance, x, squares, values, to_x, chosen, free):
+    """Sample queries, and draw landmarks by what they pay; write what they say of those.
+
+    x, squares : panels (E, PANEL) of keys without their mean, and their norms squared; overwritten
+    values : panels (S, PANEL) of their values
+    to_x : what makes keys x
+    """
+    S, E, D, n_out = heads.S, heads.key.dim, heads.value.dim, heads.n_out
+    head, indices, h, dtype = draws.head[p], chosen.indices[p], chosen.exponents[p], x.dtype.type
+    m, fit = draws.queries.shape[1], chosen.right.shape[0] > 0
+    padded = -(-m // PANEL) * PANEL
+    multiply(x, to_x)
+    multiply(squares, to_x * to_x)
+    importance, free = free[:S], free[S:]
+    top_of, total_of, free = free[:padded], free[padded : 2 * padded], free[2 * padded :]
+    size = padded * -(-D // PANEL) * PANEL
+    outputs, free = free[:size], free[size:]
+    queries, _, free = gather_factor(heads.query, p, draws.queries[head], free)
+    for c in range(m, padded):
+        queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
+    multiply(queries, dtype(1 / to_x))  # they have the softmax scale, and keys its root
+    attend(
+        x, S, E, queries, m, values, D if fit else 0, heads.positions, top_of, total_of, importance,
+        outputs, free,
+    )  # fmt: skip
+    t, top = weigh(importance, squares, balance)
+    draw_landmarks(importance, n_out, draws.uniforms[head, 0], indices)
+    chosen.top[p] = top
+    for i in range(n_out):
+        h[i] = top + math.log(importance[indices[i]])
+    if not fit:
+        return
+    for q in range(m):
+        for d in range(D):
+            o = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
+            chosen.outputs[p, q, d] = min(max(o, heads.low[p, d]), heads.high[p, d])
+    shift = np.zeros(PANEL, x.dtype)
+    for start in range(0, n_out, PANEL):
+        count = min(PANEL, n_out - start)
+        few, _, rest = gather_factor(heads.key, p, indices[start : start + count], free)
+        for c in range(count, PANEL):
+            few[c::PANEL] = 0
+        centre(few, heads.mean[p], to_x)
+        copy_row(h[start : start + count], shift)
+        f = chosen.features[p, start * padded : (start + PANEL) * padded]
+        features(few, E, queries, m, top_of, total_of, shift, dtype(t), f)
+        start_right(
+            f, padded, outputs, D, math.exp(t - top), start, count, n_out, chosen.right[p], rest
+        )
 
 
 @inner(STRICT)
