@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensors import everything, sample_at_most, seeded
 from tensors import qkv as make_qkv
+from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -528,6 +529,9 @@ def test_tangents_are_not_lost():
         return everything(q, key, value, **options).output
 
     _, got = torch.func.jvp(output, (query,), (tangent,))
+    with forward_ad.dual_level():
+        same = forward_ad.unpack_dual(output(forward_ad.make_dual(query, tangent))).tangent
+    torch.testing.assert_close(got, same)
     step = 1e-5
     there, back = output(query + step * tangent), output(query - step * tangent)
     torch.testing.assert_close(got, (there - back) / (2 * step), rtol=1e-4, atol=1e-6)
