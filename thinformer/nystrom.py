@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
-from thinformer.pivots import BLOCK, choose_pivots
+from thinformer.pivots import BLOCK, choose_pivots, to_exponentials
 from thinformer.problem import SCALE, Factor
 from thinformer.sampled import attend, draw_landmarks, features, weigh
-from thinformer.softmax import gather_columns
+from thinformer.softmax import copy_row, gather_columns
 from thinformer.tiles import exp, gather_factor
 
 CHUNK = 8 * PANEL  # keys at a time: what is made of them stays in the nearest cache
@@ -512,16 +512,6 @@ def cholesky(tile, n):
             subtract(tile[k * PANEL : (k + 1) * PANEL], row[k], row)
 
 
-@inner(ELEMENTWISE)
-def to_exponentials(tile, h_rows, h):
-    """From <x, y> to exp(<x, y> - h_x - h_y), of which no exponent is above 0 but by rounding."""
-    zero = tile.dtype.type(0)
-    for i in range(h_rows.size):
-        row, h_i = tile[i * PANEL : (i + 1) * PANEL], h_rows[i]
-        for c in range(h.size):
-            row[c] = exp(min(row[c] - h_i - h[c], zero))
-
-
 @inner(STRICT)
 def substitute(R, inverses, n, y, free):
     """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
@@ -578,13 +568,6 @@ def multiply_panels(rows, dim, columns, at, count, tile):
     for row in range(0, count, ROWS):
         for column in range(0, PANEL, BYTES // tile.itemsize):
             inner_products(rows, row, columns, at + column, dim, tile, row * PANEL + column)
-
-
-@inner(ELEMENTWISE)
-def copy_row(row, out):
-    """Copy the shorter of two rows."""
-    for d in range(min(row.size, out.size)):
-        out[d] = row[d]
 
 
 @inner(ELEMENTWISE)

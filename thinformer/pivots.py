@@ -120,20 +120,20 @@ def residuals(x, E, factor, rows, used, h, few_x, few, few_h, block):
                 inner_products(few_x, row, x, start * E + column, E, tile, at)
                 if used > 0:
                     inner_products(few, row, factor, start * rows + column, used, products, at)
-        to_exponential(tile, few_h, h[start : start + PANEL])
+        to_exponentials(tile, few_h[:BLOCK], h[start : start + PANEL])
         if used > 0:
             for i in range(tile.size):
                 tile[i] += products[i]
 
 
 @inner(ELEMENTWISE)
-def to_exponential(tile, few_h, h):
+def to_exponentials(tile, h_rows, h):
     """From <x, y> to exp(<x, y> - h_x - h_y), of which no exponent is above 0 but by rounding."""
     zero = tile.dtype.type(0)
-    for b in range(BLOCK):
-        row, h_b = tile[b * PANEL : (b + 1) * PANEL], few_h[b]
+    for i in range(h_rows.size):
+        row, h_i = tile[i * PANEL : (i + 1) * PANEL], h_rows[i]
         for c in range(h.size):
-            row[c] = exp(min(row[c] - h_b - h[c], zero))
+            row[c] = exp(min(row[c] - h_i - h[c], zero))
 
 
 @inner(STRICT)

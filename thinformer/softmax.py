@@ -9,7 +9,6 @@ queries exist only if they are asked for.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +45,6 @@ def softmax_attention(
     output: NDArray,
     weights: NDArray | None,
     landmarks: Landmarks | None = None,
-    logs: NDArray | None = None,
 ) -> None:
     """Write softmax(scale q k^T) v of every head, and the weights if there is a place for them.
 
@@ -59,14 +57,12 @@ def softmax_attention(
     output : (B, T, H, D) array, contiguous, written
     weights : (B * H, T, n) array, written, or None
     landmarks : what the keys weigh, where they do not weigh the same; `value` is then theirs
-    logs : (B * H, T) array, written, or None: the logarithms of what the weights are divided by
     """
     B, T, H, D = output.shape
     problems, n = indices.shape
     place = (np.arange(B)[:, None] * T * H * D + np.arange(H) * D).ravel()
     none = np.empty(0, output.dtype)
     every = none if weights is None else weights.ravel()
-    totals = none if logs is None else logs.ravel()
     if landmarks is None:
         landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0, 0.0)
         rows_of_values = indices
@@ -79,7 +75,7 @@ def softmax_attention(
         work = workspace(n, query.dim, D, output.dtype)
         attend_blocks(
             first, last, T, positions, query, key, value, indices, rows_of_values, landmarks,
-            output.ravel(), place, H * D, every, totals, work,
+            output.ravel(), place, H * D, every, work,
         )  # fmt: skip
 
     _pool.run(attend, problems * blocks, 2.0 * problems * T * n * (query.dim + D))
@@ -94,7 +90,7 @@ def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
 @kernel
 def attend_blocks(
     first, last, n_queries, positions, query, key, value, indices, rows_of_values, landmarks,
-    output, place, stride, weights, logs, work,
+    output, place, stride, weights, work,
 ):  # fmt: skip
     """Attend from the blocks of queries first .. last-1, counted over all problems.
 
@@ -103,7 +99,6 @@ def attend_blocks(
     landmarks : Landmarks of no problems where keys weigh the same
     output : flat, written; a problem's query t is at place[problem] + t * stride
     weights : those of (problems, n_queries, n), flat, written, or empty
-    logs : those of (problems, n_queries), flat, written, or empty
     work : memory of the thread
     """
     n, width = indices.shape[1], BYTES // work.itemsize
@@ -128,8 +123,6 @@ def attend_blocks(
                 inner_products(keys, at, queries, column, query.dim, logits, row * PANEL + column)
         row_maxima(logits, n, top)
         exponentials(logits, n, top, total)
-        for q in range(count if logs.size > 0 else 0):
-            logs[problem * n_queries + start + q] = top[q] + math.log(total[q])
         if landmarks.masses.size > 0:
             weigh(logits, landmarks.masses[problem], landmarks.share, landmarks.least, total)
         for start_column in range(0, value.dim, PANEL):
@@ -168,7 +161,7 @@ def gather_columns(factor, problem, positions, free):
             corner = factor.first[problem] + positions[i] * factor.row + start * factor.column
             end = min(PANEL, dim - start)
             if factor.column == 1 and end == PANEL:
-                copy(factor.window[corner : corner + PANEL], row)
+                copy_row(factor.window[corner : corner + PANEL], row)
                 continue
             for c in range(end):
                 row[c] = factor.window[corner + c * factor.column]
@@ -177,9 +170,9 @@ def gather_columns(factor, problem, positions, free):
 
 
 @inner(ELEMENTWISE)
-def copy(row, out):
-    """Copy a row."""
-    for c in range(out.size):
+def copy_row(row, out):
+    """Copy the shorter of two rows."""
+    for c in range(min(row.size, out.size)):
         out[c] = row[c]
 
 
