@@ -26,7 +26,7 @@ from thinformer.compress import (
 from thinformer.draws import Draws, seed_from
 from thinformer.herding import herd_keys
 from thinformer.kernels import Kernel, exponential, linear
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, fit_landmarks
+from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 
 
@@ -393,11 +393,9 @@ def _attend_to_landmarks(
     weights: NDArray | None,
     **settings: Any,
 ) -> Chosen:
-    chosen, fitted = fit_landmarks(query, key, value, **settings)
-    of_landmarks, scale = (fitted.masses, fitted.low, fitted.high), settings["scale"]
-    _attend(query, key, fitted.values, chosen.indices, scale, output, weights, of_landmarks)
-    places = chosen.sampled.transpose(0, 2, 1)[..., None]
-    np.put_along_axis(output, places, fitted.outputs.transpose(0, 2, 1, 3), axis=1)
+    chosen, fitted = fit_landmarks(query, key, value, output, **settings)
+    scale, known = settings["scale"], chosen.sampled[0] if len(query) else None
+    _attend(query, key, fitted.values, chosen.indices, scale, output, weights, fitted, known)
     return chosen
 
 
@@ -427,7 +425,8 @@ def _attend(
     scale: float,
     output: NDArray,
     weights: NDArray | None,
-    landmarks: tuple[NDArray, NDArray, NDArray] | None = None,
+    fitted: Fitted | None = None,
+    known: NDArray | None = None,
 ) -> None:
     from thinformer.softmax import Landmarks, softmax_attention  # imports Numba
 
@@ -437,10 +436,15 @@ def _attend(
     every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
     rows = indices.reshape(B * H, n_out)
     of_problems = None
-    if landmarks is not None:
-        masses, low, high = (array.reshape(B * H, array.shape[-1]) for array in landmarks)
+    if fitted is not None:
+        masses, low, high = (
+            array.reshape(B * H, array.shape[-1])
+            for array in (fitted.masses, fitted.low, fitted.high)
+        )
         of_problems = Landmarks(masses, low, high, SHARE, LEAST)
-    softmax_attention(queries, _factor(key), _factor(value), rows, output, every, of_problems)
+    softmax_attention(
+        queries, _factor(key), _factor(value), rows, output, every, of_problems, known
+    )
 
 
 def check_correction(correction: str | None, temperature: float | str | None) -> float | None:

@@ -78,14 +78,12 @@ class Fitted(NamedTuple):
     values : (B, n_out, H, D)
     masses : (B, H, n_out)
     low, high : (B, H, D), the range of all keys' values
-    outputs : (B, H, m, D), of exact attention from the sampled queries
     """
 
     values: NDArray
     masses: NDArray
     low: NDArray
     high: NDArray
-    outputs: NDArray
 
 
 def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: Any) -> Chosen:
@@ -93,7 +91,7 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
 
     The settings are those of `fit_landmarks`.
     """
-    heads, draws, found = _choose(query, key, value, fit=False, **settings)
+    heads, draws, found = _choose(query, key, value, None, **settings)
     return _chosen(heads, draws, found, key.shape)
 
 
@@ -101,6 +99,7 @@ def fit_landmarks(
     query: NDArray,
     key: NDArray,
     value: NDArray,
+    output: NDArray,
     *,
     n_out: int,
     correction: str,
@@ -111,12 +110,13 @@ def fit_landmarks(
     """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them.
 
     n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
+    The exact outputs of the sampled queries are written to their rows of output (B, T, H, D).
     """
     from thinformer import nystrom  # imports Numba
 
     heads, draws, found = _choose(
-        query, key, value, n_out=n_out, correction=correction, temperature=temperature,
-        scale=scale, seed=seed, fit=True,
+        query, key, value, output, n_out=n_out, correction=correction, temperature=temperature,
+        scale=scale, seed=seed,
     )  # fmt: skip
     (B, S, H, D), dtype, problems = value.shape, value.dtype, len(found.top)
     E, m = key.shape[3], draws.queries.shape[1]
@@ -144,24 +144,26 @@ def fit_landmarks(
     flops = 2.0 * problems * n_out**2 * (n_out / 6 + (m + E) / 2 + D)
     _pool.run(solve, problems, flops)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
-    outputs = found.outputs.reshape(B, H, m, D)
     chosen = _chosen(heads, draws, found, key.shape)
-    return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high, outputs)
+    return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)
 
 
 def _choose(
     query: NDArray,
     key: NDArray,
     value: NDArray,
+    output: NDArray | None,
     *,
     n_out: int,
     correction: str,
     temperature: float | None,
     scale: float,
     seed: int,
-    fit: bool,
 ) -> tuple[Heads, Draws, Found]:
-    """What the kernels of `thinformer.nystrom` take, once landmarks are chosen."""
+    """What the kernels of `thinformer.nystrom` take, once landmarks are chosen.
+
+    Right-hand sides are started where there is an output.
+    """
     from thinformer import cpu, nystrom  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
@@ -187,12 +189,13 @@ def _choose(
         np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
-    fitted = problems if fit else 0
+    fitted = 0 if output is None else problems
     found = nystrom.Chosen(
         np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
         np.empty(problems, dtype),
         np.empty((fitted, nystrom.whole(n_out) * nystrom.whole(m)), dtype),
-        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype), np.empty((fitted, m, D), dtype),
+        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
+        np.empty((0, 0, 0, 0), dtype) if output is None else output,
     )  # fmt: skip
 
     def choose(first: int, last: int) -> None:

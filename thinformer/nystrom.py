@@ -74,7 +74,7 @@ class Chosen(NamedTuple):
     exponents : (problems, n_out), their h; top : (problems,), the largest h of all keys
     features : (problems, ...), panels (m in whole panels, PANEL) of their f
     right : (problems, ...), panels (n_out, PANEL) of the D + 1 columns of right-hand sides
-    outputs : (problems, m, D), of the sampled queries
+    output : (B, T, H, D), of which the sampled queries' rows are written
 
     There are no problems in the last three where landmarks are only chosen.
     """
@@ -84,7 +84,7 @@ class Chosen(NamedTuple):
     top: NDArray
     features: NDArray
     right: NDArray
-    outputs: NDArray
+    output: NDArray
 
 
 def whole(size: int) -> int:
@@ -184,10 +184,12 @@ def choose_by_queries(p, heads, draws, balance, x, squares, values, to_x, chosen
         h[i] = top + math.log(importance[indices[i]])
     if not fit:
         return
+    heads_apart = chosen.output.shape[2]
     for q in range(m):
+        row = chosen.output[p // heads_apart, draws.queries[head, q], p % heads_apart]
         for d in range(D):
             o = outputs[d // PANEL * PANEL * padded + q * PANEL + d % PANEL]
-            chosen.outputs[p, q, d] = min(max(o, heads.low[p, d]), heads.high[p, d])
+            row[d] = min(max(o, heads.low[p, d]), heads.high[p, d])
     shift = np.zeros(PANEL, x.dtype)
     for start in range(0, n_out, PANEL):
         count = min(PANEL, n_out - start)
