@@ -439,7 +439,7 @@ def test_no_correction_is_the_published_method():
     ("options", "error", "message"),
     [
         ({"correction": "wildcat"}, ValueError,
-         "^correction must be one of 'nystrom', 'queries'; got 'wildcat'"),
+         "^correction must be one of None, 'nystrom', 'queries'; got 'wildcat'"),
         ({"correction": True}, ValueError, "^correction must be one of"),
         ({"correction": "queries", "pre_thin": "stride"}, ValueError, "^pre_thin, delta and draws"),
         ({"correction": "queries", "delta": 0.1}, ValueError, "^pre_thin, delta and draws"),

@@ -30,6 +30,8 @@ def test_what_people_write(tmp_path):
     layers = {
         "a": {"size": 64, "correction": None, "temperature": None, "min_length": 0},
         "b": {"g": 0, "size": None, "correction": "nystrom", "temperature": 2, "exact": False},
+        "c": {"g": 1, "temperature": "auto"},
+        "d": {"size": 9, "temperature": 0.5},
     }
     assert load_settings(written(tmp_path, layers)) == layers
 
@@ -45,8 +47,12 @@ def test_what_people_write(tmp_path):
         ({"size": 64.5}, "size must be an integer of at least 1; got 64.5"),
         ({"g": -1}, "g must be an integer of at least 0; got -1"),
         ({"g": None}, "g must be an integer of at least 0; got None"),
-        ({"size": 64, "correction": "fit"}, "correction must be one of 'nystrom', 'queries'; got"),
-        ({"size": 64, "temperature": 2.0}, "temperature belongs to a correction, which is None"),
+        (
+            {"size": 64, "correction": "fit"},
+            "correction must be one of None, 'nystrom', 'que",
+        ),
+        ({"size": 64, "temperature": "hot"}, "temperature must be None, 'auto' or a number; got '"),
+        ({"exact": True, "temperature": "auto"}, "is exact, so temperature has no meaning; leave"),
         ({"g": 2, "correction": "queries", "temperature": 0}, "temperature must be positive and"),
         ({"size": 64, "min_length": -1}, "min_length must be an integer of at least 0; got -1"),
         ({"exact": 1}, "exact must be True or False; got 1"),

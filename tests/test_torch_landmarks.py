@@ -452,8 +452,8 @@ def test_without_gradients_and_in_inference_mode(correction):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"correction": "wildcat"}, "^correction must be one of 'nystrom', 'queries'; got"),
-        ({"temperature": 1.0}, "^temperature belongs to a correction, which is None; got 1.0"),
+        ({"correction": "wildcat"}, "^correction must be one of None, 'nystrom', 'queries'; got"),
+        ({"correction": "queries", "temperature": "warm"}, "^temperature must be None, 'auto' or"),
         ({"correction": "queries", "temperature": 0}, "^temperature must be positive and finite"),
         ({"correction": "queries", "temperature": float("nan")}, "^temperature must be positive"),
     ],

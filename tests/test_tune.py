@@ -14,7 +14,7 @@ from thinformer.cli import main
 from thinformer.settings import load_settings
 
 TOKENS, HEADS, DIM = 256, 2, 16
-COST = {None: 1, "nystrom": 2, "queries": 3}  # of a key
+COST = {"none": 1, "herding": 1.5, "nystrom": 2, "queries": 3}  # of a key
 
 
 def layer(kind, tokens=TOKENS, seed=0):
@@ -48,8 +48,8 @@ def _timed(monkeypatch):
 
     def interleaved(cases, *arguments):
         errors, seconds = real(cases, *arguments)
-        for i, (size, correction) in enumerate(cases):
-            seconds[i] = (TOKENS if size is None else size * COST[correction]) / 1e3
+        for i, (size, way) in enumerate(cases):
+            seconds[i] = (TOKENS if size is None else size * COST[way]) / 1e3
         return errors, seconds
 
     real = tune.interleaved
@@ -153,10 +153,23 @@ def test_layers_too_short_stay_exact(tmp_path, capsys):
 
 
 def test_sizes_are_those_of_all_g():
-    found = tune.candidates(512, [], [None, "nystrom"])
+    found = tune.candidates(512, [], ["none", "nystrom"])
     assert [size for size, _ in found] == [16, 16, 32, 32, 64, 64, 128, 128, 256, 256, None]
-    assert [name for _, name in found[:2]] == [None, "nystrom"]
-    assert tune.candidates(64, [128, 8, 8, 64], [None]) == [(8, None), tune.EXACT]
+    assert [name for _, name in found[:2]] == ["none", "nystrom"]
+    assert tune.candidates(64, [128, 8, 8, 64], ["none"]) == [(8, "none"), tune.EXACT]
+
+
+@pytest.mark.usefixtures("_timed")
+def test_herding_is_a_temperature_in_the_file(tmp_path, capsys):
+    path, output = saved(tmp_path / "layers.npz", "clusters"), tmp_path / "settings.json"
+    command = ["tune", str(path), "--sizes", "40", "--correction", "herding"]
+    assert main([*command, "--error-target", "9", "--output", str(output)]) == 0
+    assert load_settings(output) == {"clusters": {"size": 40, "temperature": "auto"}}
+    arrays = [x.astype(np.float32) for x in layer("clusters")]
+    exact = attention(*arrays, size=TOKENS).output
+    outputs = [attention(*arrays, size=40, temperature="auto", rng=i).output for i in range(5)]
+    mean = np.mean([errors_of(output, exact) for output in outputs])
+    assert f"  *        40  herding     {mean:.4f}      60.00 ms" in capsys.readouterr().out
 
 
 def error(capsys, *arguments):
@@ -180,7 +193,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         ((a, "--error-target", 1, "--output", nowhere), f"{nowhere}: there is no folder"),
         ((a, "--sizes", "x"), "--sizes must be integers, as in 1,2; got x"),
         ((a, "--sizes", "16,256"), "--sizes must be less than the keys, 256; got 256"),
-        ((a, "--correction", "fit"), "--correction must be one of 'nystrom', 'queries', 'none'"),
+        ((a, "--correction", "fit"), "--correction must be one of 'none', 'herding', 'nystr"),
         ((a, "--rounds", 0), "--rounds must be an integer of at least 1; got 0"),
         ((a, "--min-length", -1), "--min-length must be an integer of at least 0; got -1"),
         ((a, "--min-length", 257), "there is no layer to tune; alike: never attends over 257"),

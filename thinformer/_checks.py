@@ -112,8 +112,8 @@ def boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """Return one of a few words."""
+def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> str:
+    """Return one of a few words; None, which an error may list, is for the caller."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value

@@ -28,6 +28,7 @@ from thinformer.herding import herd_keys
 from thinformer.kernels import Kernel, exponential, linear
 from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
+from thinformer.sequences import by_length
 
 
 class Attended(NamedTuple):
@@ -181,8 +182,8 @@ def attention(
         `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
         `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
     temperature : float or "auto", optional
-        That of a correction's kernel on keys, positive. By default WildCat's formula for each head
-        (arXiv 2602.10056).
+        That of a correction's kernel on keys, positive. By default, and for "auto", WildCat's
+        formula for each head (arXiv 2602.10056).
 
         Without a correction it chooses the keys by herding, on centred keys at that temperature or,
         "auto", at one that goes by the norms of keys and queries. They weigh the same, as
@@ -250,9 +251,7 @@ def attention(
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     n_out = plan(key.shape[1], g, size, delta, pre_thin).schedule.size
     herding = correction is None and temperature is not None
-    tau = None if herding else check_correction(correction, temperature)
-    if herding:
-        tau = check_temperature(temperature)
+    tau = check_correction(correction, temperature)
     special = "temperature" if herding else "correction"
     published = correction is None and not herding
     if not published and (pre_thin != "even" or delta != 0.5 or draws is not None):
@@ -360,11 +359,10 @@ def select_valid(
     """
     B, _, H, _ = key.shape
     indices, finite = np.zeros((B, H, width), np.int64), np.ones((B, H), bool)
-    lengths, kept = valid.sum(axis=1), np.zeros(B, np.int64)
-    for length in np.unique(lengths[lengths > 0]):
-        (sequences,) = np.nonzero(lengths == length)
-        positions = np.nonzero(valid[sequences])[1].reshape(-1, length)
-        short = {"size": int(length)} if length < min_length else {}
+    kept = np.zeros(B, np.int64)
+    for sequences, positions in by_length(valid):
+        length = positions.shape[1]
+        short = {"size": length} if length < min_length else {}
         few, finite[sequences] = select(
             key, value, tokens=(sequences, positions), **settings | short
         )
@@ -448,21 +446,13 @@ def _attend(
 
 
 def check_correction(correction: str | None, temperature: float | str | None) -> float | None:
-    """Check the settings of a correction and return its temperature."""
+    """Check both and return the temperature, None where a formula gives it or none is asked for."""
     if correction is not None:
-        _checks.choice("correction", correction, CORRECTIONS)
-        if temperature is not None:
-            return _checks.positive("temperature", temperature)
-    elif temperature is not None:
-        raise ValueError(f"temperature belongs to a correction, which is None; got {temperature}")
-    return None
-
-
-def check_temperature(temperature: float | str | None) -> float | None:
-    """Return a temperature of herding, None for "auto"."""
-    if isinstance(temperature, str):
-        _checks.choice("temperature", temperature, ("auto",))
+        _checks.choice("correction", correction, (None, *CORRECTIONS))
+    if temperature is None or (isinstance(temperature, str) and temperature == "auto"):
         return None
+    if isinstance(temperature, str):
+        raise ValueError(f"temperature must be None, 'auto' or a number; got {temperature!r}")
     return _checks.positive("temperature", temperature)
 
 

@@ -272,7 +272,10 @@ def _add_eval_model(commands: Any) -> None:
     evaluated.add_argument("--g", metavar="G,..", help="oversamplings (default: 1,2,3)")
     evaluated.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
     evaluated.add_argument(
-        "--correction", metavar="NAME,..", help="none, nystrom, queries, or several (default: none)"
+        "--correction",
+        metavar="NAME,..",
+        help="none, nystrom, queries, or herding, which is none"
+        ' with keys chosen at temperature="auto"; or several (default: none)',
     )
     evaluated.add_argument(
         "--min-length", type=int, metavar="N",
@@ -375,7 +378,7 @@ def _about_models() -> Iterator[None]:
 def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What `thinformer.torch.transformers.configure` is to be given, one after the other."""
     from thinformer import _checks
-    from thinformer.settings import MIN_LENGTH, load_settings
+    from thinformer.settings import MIN_LENGTH, WAYS, load_settings
 
     if arguments.settings is not None:
         for option in ("g", "size", "correction", "min_length", "exact"):
@@ -388,20 +391,16 @@ def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     min_length = MIN_LENGTH if arguments.min_length is None else arguments.min_length
     common = {"min_length": _checks.integer("--min-length", min_length, 0)}
     few = [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
-    return [
-        setting if correction is None else {**setting, "correction": correction}
-        for setting in few
-        for correction in _corrections(arguments.correction or "none")
-    ]
+    ways = _ways(arguments.correction or "none")
+    return [{**setting, **WAYS[way]} for setting in few for way in ways]
 
 
-def _corrections(text: str) -> list[str | None]:
-    """Corrections that an option lists with commas."""
+def _ways(text: str) -> list[str]:
+    """Corrections, and what else an option of that name lists with commas."""
     from thinformer import _checks
-    from thinformer.landmarks import CORRECTIONS
+    from thinformer.settings import WAYS
 
-    words = [_checks.choice("--correction", w, (*CORRECTIONS, "none")) for w in text.split(",")]
-    return [None if word == "none" else word for word in words]
+    return [_checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
 
 
 TUNE_NOTES = """\
@@ -458,8 +457,9 @@ def _add_tune(commands: Any) -> None:
         "--sizes", metavar="N,..", help="numbers of keys to try (default: those of g = 0, 1, ..)"
     )
     tune.add_argument(
-        "--correction", metavar="NAME,..", default="none,nystrom,queries",
-        help="corrections to try (default: none,nystrom,queries)",
+        "--correction", metavar="NAME,..", default="none,herding,nystrom,queries",
+        help="corrections to try, and herding, which is none with keys chosen at temperature="
+        "\"auto\" (default: none,herding,nystrom,queries)",
     )  # fmt: skip
     tune.add_argument(
         "--min-length", type=int, default=256, metavar="N",
@@ -480,7 +480,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         _checks.positive("--error-target", target)
     rounds = _checks.integer("--rounds", arguments.rounds, 1)
     sizes = _integers("--sizes", arguments.sizes, 1)
-    corrections = _corrections(arguments.correction)
+    ways = _ways(arguments.correction)
     min_length = _checks.integer("--min-length", arguments.min_length, 0)
     if arguments.output is not None:
         if target is None:
@@ -491,7 +491,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         tell("reading", None)
         source, what = _tune_source(arguments, min_length)
         with _about_models():
-            tuned = tune.tune(source, sizes, corrections, target=target, rounds=rounds, tell=tell)
+            tuned = tune.tune(source, sizes, ways, target=target, rounds=rounds, tell=tell)
     print(", ".join(f"{name} {value}" for name, value in found.items()), end="\n\n")
     if "model" in what:
         print(f"model: {what['model']}, {what['class']}", end="\n\n")

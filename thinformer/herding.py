@@ -18,14 +18,25 @@ their norms. Unlike random halvings, it has no guarantee of *Low-Rank Thinning*.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import _pool
-from thinformer.compress import Plan, all_rows, compress, draw, largest_entries, starting_points
-from thinformer.kernels import exponential, linear
-from thinformer.problem import CONSTANT, SCALE, Products, make_factor
+from thinformer.compress import (
+    Plan,
+    all_rows,
+    compress,
+    draw,
+    largest_entries,
+    plan,
+    starting_points,
+)
+from thinformer.kernels import Kernel, exponential, linear
+from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 from thinformer.schedule import Round, Schedule
+from thinformer.sequences import unpadded
 
 CANDIDATES = 3  # times as many as keys kept
 NORM = 1.6  # root mean square of the norms of keys that the kernel sees, at most
@@ -55,14 +66,14 @@ def herd_keys(
     else:
         tau = np.full((B, H), temperature)
         reach = np.sqrt(np.finfo(dtype).max / (2 * E * scale))
-        if not np.abs(centred).max() < temperature * reach:
+        if not (np.abs(centred) < temperature * reach).all():
             raise ValueError(
                 f"temperature must be larger: keys over it have squared norms beyond the range of"
                 f" {dtype}; got {temperature}"
             )
-    keys = make_factor(centred.transpose(0, 2, 1, 3), exponential())
+    keys = _factor(centred, exponential())
     keys.parameters[:, SCALE] = np.ravel(np.sqrt(scale) / tau)
-    values = make_factor(value.transpose(0, 2, 1, 3), linear())
+    values = _factor(value)
     (largest,) = largest_entries((values, all_rows(S)))
     # a power of two, to which herding is blind, brings their square in range
     limit = np.finfo(largest.dtype).maxexp - 2
@@ -87,6 +98,51 @@ def herd_keys(
     return kept.reshape(B, H, n_out)
 
 
+def herd_valid(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    valid: NDArray | None,
+    width: int,
+    min_length: int,
+    *,
+    g: int,
+    size: int | None,
+    group: int,
+    **settings: Any,
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Herd the tokens that count, valid (B, S) bool: each sequence's keys as they would be alone.
+
+    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
+    are the keys' own tokens, and those that do not count say nothing about the temperature.
+
+    Returns what `thinformer.attention.select_valid` does. A sequence shorter than `min_length`, or
+    not longer than its coreset would be, keeps all its tokens. A head whose tokens are not finite
+    keeps some. The other settings are those of `herd_keys`.
+    """
+    B, _, H, _ = key.shape
+    indices, finite = np.zeros((B, H, width), np.int64), np.ones((B, H), bool)
+    kept = np.zeros(B, np.int64)
+    for some in unpadded(query, key, value, valid, group):
+        (b, length), (query, key, value) = some.tokens.shape, some.arrays
+        few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
+        chosen = np.broadcast_to(some.tokens[:, None], (b, H, length))
+        if few == length:
+            good = _finite_heads(key, value)
+        else:
+            good = _finite_heads(query, key, value)
+            if not good.all():
+                query, key, value = (
+                    np.where(good[:, None, :, None], x, 0) for x in (query, key, value)
+                )
+            places = herd_keys(query, key, value, n_out=few, **settings)
+            chosen = np.take_along_axis(chosen, places, axis=2)
+        kept[some.numbers], finite[some.numbers] = few, good
+        indices[some.numbers] = chosen[..., :1]
+        indices[some.numbers, :, :few] = chosen
+    return indices, kept, finite
+
+
 def candidate_schedule(n_points: int, n_out: int) -> Schedule:
     """The halvings from as many points as halve evenly to CANDIDATES * n_out, or to all there are.
 
@@ -109,7 +165,7 @@ def choose_temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
     is smoother, the geometric mean of that of queries and that of keys.
     """
     q, k = (
-        np.sqrt(scale / x.shape[1] * np.einsum("bshe,bshe->bh", x, x).astype(np.float64))
+        np.sqrt(scale / max(x.shape[1], 1) * np.einsum("bshe,bshe->bh", x, x).astype(np.float64))
         for x in (query, key)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,3 +177,14 @@ def centre(tokens: NDArray) -> NDArray:
     """Tokens (B, S, H, dim) less their mean."""
     mean = np.einsum("bshd->bhd", tokens, dtype=np.float64) / tokens.shape[1]
     return tokens - mean[:, None].astype(tokens.dtype)
+
+
+def _finite_heads(*arrays: NDArray) -> NDArray:
+    """Which heads (B, H) of (B, S, H, dim) are finite in all arrays."""
+    largest = largest_entries(*((_factor(x), all_rows(x.shape[1])) for x in arrays))
+    return np.all(np.isfinite(largest), axis=0).reshape(arrays[0].shape[::2])
+
+
+def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
+    """A factor on (B, S, H, dim), whose heads are the problems."""
+    return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)

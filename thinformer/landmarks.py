@@ -37,6 +37,7 @@ from thinformer.compress import plan
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
+from thinformer.sequences import unpadded
 
 if TYPE_CHECKING:
     from thinformer.nystrom import Chosen as Found
@@ -260,33 +261,24 @@ def choose_valid(
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
     summed = np.full((B, H, min(S, CANDIDATES * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
-    if valid is None:
-        valid = np.ones((B, S), bool)
-    lengths = valid.sum(axis=1)
-    for length in np.unique(lengths[lengths > 0]).tolist():
-        (sequences,) = np.nonzero(lengths == length)
-        tokens = np.nonzero(valid[sequences])[1].reshape(-1, length)
-        keys, values = (_tokens_of(x, sequences, tokens) for x in (key, value))
-        queries, own = query[sequences], tokens[:, :, None]
-        if n_queries == S * group:
-            own = own * group + np.arange(group)
-            queries = _tokens_of(query, sequences, own.reshape(len(tokens), -1))
+    for some in unpadded(query, key, value, valid, group):
+        (b, length), (_, keys, values) = some.tokens.shape, some.arrays
         few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
-        kept[sequences] = few
+        kept[some.numbers] = few
         if few == length:
-            indices[sequences, :, :few] = tokens[:, None]
-            finite[sequences] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
+            indices[some.numbers, :, :few] = some.tokens[:, None]
+            finite[some.numbers] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
             continue
-        chosen = choose_landmarks(queries, keys, values, n_out=few, **settings)
-        tokens = np.broadcast_to(tokens[:, None], (len(tokens), H, length))
-        for of_all, places in ((indices, chosen.indices), (summed, chosen.summed)):
-            of_all[sequences, :, : places.shape[2]] = np.take_along_axis(tokens, places, axis=2)
-        tau[sequences], finite[sequences] = chosen.temperature, chosen.finite
-        of_all = chosen.sampled
-        if n_queries == S * group:
-            flat = np.broadcast_to(own.reshape(len(own), 1, -1), (len(own), H, length * group))
-            of_all = np.take_along_axis(flat, of_all, axis=2)
-        sampled[sequences, :, : of_all.shape[2]] = of_all
+        chosen = choose_landmarks(*some.arrays, n_out=few, **settings)
+        tau[some.numbers], finite[some.numbers] = chosen.temperature, chosen.finite
+        for of_all, own, places in (
+            (indices, some.tokens, chosen.indices),
+            (summed, some.tokens, chosen.summed),
+            (sampled, some.queries, chosen.sampled),
+        ):
+            of_heads = np.broadcast_to(own[:, None], (b, H, own.shape[1]))
+            few_of_all = np.take_along_axis(of_heads, places, axis=2)
+            of_all[some.numbers, :, : places.shape[2]] = few_of_all
     return indices, kept, finite, sampled, summed, tau
 
 
@@ -307,10 +299,3 @@ def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
 def _factor(array: NDArray) -> Factor:
     """A factor on (B, S, H, dim), whose heads are the problems."""
     return make_factor(array.transpose(0, 2, 1, 3), linear())
-
-
-def _tokens_of(array: NDArray, sequences: NDArray, tokens: NDArray) -> NDArray:
-    """Some tokens (b, L) of some sequences (b,); the array itself where they are all."""
-    if tokens.shape == array.shape[:2]:
-        return array
-    return array[sequences[:, None], tokens]

@@ -24,10 +24,17 @@ from typing import Any, NamedTuple
 
 from thinformer import _checks
 from thinformer.attention import check_correction
+from thinformer.landmarks import CORRECTIONS
 
 MIN_LENGTH = 256  # tokens below which attention stays exact
 VERSION = 1  # of the file
 SHOWN = 3  # names in an error
+# what commands call a correction, or that there is none, and the arguments it stands for
+WAYS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "herding": {"temperature": "auto"},
+    **{name: {"correction": name} for name in CORRECTIONS},
+}
 
 
 class Settings(NamedTuple):
@@ -42,7 +49,7 @@ class Settings(NamedTuple):
     min_length: int = MIN_LENGTH
     exact: bool = False
     correction: str | None = None
-    temperature: float | None = None
+    temperature: float | str | None = None
 
     def options(self) -> dict[str, Any]:
         """What `checked_attention` takes of them."""
@@ -58,7 +65,7 @@ def checked(
     size: int | None,
     min_length: int,
     correction: str | None,
-    temperature: float | None,
+    temperature: float | str | None,
     exact: bool = False,
 ) -> Settings:
     """Return settings, or raise for one that is out of its range."""

@@ -1,6 +1,7 @@
 """`thinformer tune`: for each attention layer, the settings that no other beats in error and time.
 
-Settings are numbers of keys with each correction, and exact attention. They are measured on the
+Settings are numbers of keys with each correction, with herded keys and with neither, and exact
+attention. They are measured on the
 NumPy path, all of a layer in turn on the same activations, as `thinformer.quality` does it.
 """
 
@@ -16,16 +17,16 @@ from numpy.typing import NDArray
 from thinformer.attention import attention
 from thinformer.quality import interleaved, load_file
 from thinformer.schedule import coreset_size
-from thinformer.settings import MIN_LENGTH
+from thinformer.settings import MIN_LENGTH, WAYS
 
 Take = Callable[[str, NDArray, NDArray, NDArray], None]
 
 
 class Setting(NamedTuple):
-    """A size and a correction; exact attention where size is None."""
+    """A size, and one of WAYS; exact attention where size is None."""
 
     size: int | None
-    correction: str | None = None
+    way: str = "none"
 
 
 EXACT = Setting(None)
@@ -108,17 +109,17 @@ def from_files(paths: Sequence[Path], min_length: int = MIN_LENGTH) -> Source:
     return Source(calls, {layer: short for layer, keys in calls.items() if not keys}, replay)
 
 
-def candidates(keys: int, sizes: Sequence[int], corrections: Iterable[str | None]) -> list[Setting]:
+def candidates(keys: int, sizes: Sequence[int], ways: Iterable[str]) -> list[Setting]:
     """Return the settings to measure on so many keys: sizes given, or those of all g, and exact."""
     sizes = sizes or [coreset_size(keys, g) for g in range(keys.bit_length())]
     fewer = sorted({size for size in sizes if size < keys})
-    return [*(Setting(size, name) for size in fewer for name in corrections), EXACT]
+    return [*(Setting(size, way) for size in fewer for way in ways), EXACT]
 
 
 def tune(
     source: Source,
     sizes: Sequence[int] = (),
-    corrections: Sequence[str | None] = (None, "nystrom", "queries"),
+    ways: Sequence[str] = tuple(WAYS),
     *,
     target: float | None = None,
     rounds: int = 5,
@@ -131,7 +132,8 @@ def tune(
     source : Source
     sizes : sequence of int
         Numbers of keys; those of all g if there are none.
-    corrections : sequence of None or str
+    ways : sequence of str
+        Of WAYS.
     target : float, optional
         The largest error that is good enough.
     rounds : int
@@ -151,7 +153,7 @@ def tune(
     most = max(map(max, calls.values()))
     if sizes and max(sizes) >= most:
         raise ValueError(f"--sizes must be less than the keys, {most}; got {max(sizes)}")
-    settings = {layer: candidates(max(keys), sizes, corrections) for layer, keys in calls.items()}
+    settings = {layer: candidates(max(keys), sizes, ways) for layer, keys in calls.items()}
     errors: dict[str, list[NDArray]] = {layer: [] for layer in settings}
     seconds: dict[str, list[NDArray]] = {layer: [] for layer in settings}
     total = sum(map(len, calls.values()))
@@ -186,9 +188,7 @@ def _measured(
 
     def outputs_of(setting: Setting, seed: int) -> list[NDArray]:
         size = key.shape[1] if setting.size is None else setting.size
-        return [
-            attention(query, key, value, size=size, correction=setting.correction, rng=seed).output
-        ]
+        return [attention(query, key, value, size=size, rng=seed, **WAYS[setting.way]).output]
 
     exact = outputs_of(EXACT, 0)
     if not exact[0].any(axis=(1, 3)).all():
@@ -219,8 +219,8 @@ def format_layer(layer: str, tuned: Tuned) -> str:
         f"{'keys kept':>13}  {'correction':<10}  error       time",
     ]
     for i in tuned.front:
-        size, correction = tuned.settings[i]
-        kept, name = ("all", "-") if size is None else (str(size), correction or "none")
+        size, way = tuned.settings[i]
+        kept, name = ("all", "-") if size is None else (str(size), way)
         mark = "  *" if i == tuned.chosen else "   "
         time = f"{1e3 * tuned.seconds[i]:>9.2f} ms"
         rows.append(f"{mark}{kept:>10}  {name:<10}  {tuned.errors[i]:.4f}  {time}")
@@ -255,10 +255,8 @@ def settings_of(
 def _entry(tuned: Tuned, min_length: int) -> dict[str, Any]:
     """The setting chosen for a layer, and what was measured of it."""
     i = len(tuned.settings) - 1 if tuned.chosen is None else tuned.chosen
-    size, correction = tuned.settings[i]
-    entry: dict[str, Any] = {"exact": True} if size is None else {"size": size}
-    if correction is not None:
-        entry["correction"] = correction
+    size, way = tuned.settings[i]
+    entry: dict[str, Any] = {"exact": True} if size is None else {"size": size, **WAYS[way]}
     if size is not None and min_length != MIN_LENGTH:
         entry["min_length"] = min_length
     entry["measured"] = {

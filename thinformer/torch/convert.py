@@ -48,7 +48,7 @@ def convert(
     size: int | None = None,
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
@@ -71,7 +71,7 @@ def convert(
         Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
         Attention of a single query is exact too.
     correction : {None, "nystrom", "queries"}
-    temperature : float, optional
+    temperature : float or "auto", optional
         As in `thinformer.thinformer_attention`.
 
     Returns

@@ -12,7 +12,7 @@ from thinformer.attention import check_correction, softmax_scale
 from thinformer.torch import ragged
 from thinformer.torch.estimate import check_fallback, estimate_error, fall_back
 from thinformer.torch.landmarks import attend_to_landmarks
-from thinformer.torch.library import keys_kept, select
+from thinformer.torch.library import herd, keys_kept, select
 from thinformer.torch.masks import keys_attended
 from thinformer.torch.op import COMPUTED_IN, draw_seed
 
@@ -66,7 +66,7 @@ def thinformer_attention(
     layout: str = "bshd",
     generator: torch.Generator | None = None,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
     return_error_estimate: bool = False,
@@ -119,8 +119,13 @@ def thinformer_attention(
         How the keys kept make up for those that are not: as in `thinformer.attention`. With
         "queries", the queries of masked positions are not sampled where T = S, and outputs of the
         sampled ones are exact, but under dropout.
-    temperature : float, optional
-        That of a correction's kernel on keys; by WildCat's formula for each head if None.
+    temperature : float or "auto", optional
+        That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
+
+        Without a correction it chooses the keys by herding, as in `thinformer.attention`: mostly
+        nearer than by default, in about the time, and without a guarantee. The norms of queries,
+        by which "auto" goes, are those of all heads of a group, and with T = S not of masked
+        positions. Not on a GPU.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
@@ -148,11 +153,12 @@ def thinformer_attention(
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
         (B, 1, 1, S), bool), and a fallback in a graph that may not break; nested tensors that are
-        not jagged; other devices.
+        not jagged; a temperature without a correction on a GPU; other devices.
     RuntimeError
         A mask, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
-        Arguments that do not fit; dropout beside an estimate or a fallback, as it would count as
+        Arguments that do not fit; a temperature of herding so low that keys over it overflow;
+        dropout beside an estimate or a fallback, as it would count as
         error; weights or indices beside a fallback, as exact attention has those of all keys.
 
     Notes
@@ -234,7 +240,7 @@ def checked_attention(
     layout: str = "bshd",
     generator: torch.Generator | None = None,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
     min_length: int = 0,
     with_weights: bool = False,
     with_error: bool = False,
@@ -301,7 +307,7 @@ def attend(
     generator: torch.Generator | None = None,
     pre_thin: str = "even",
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
     min_length: int = 0,
     dropout_p: float = 0.0,
     with_weights: bool = False,
@@ -315,6 +321,13 @@ def attend(
     of less than `min_length` keep all of theirs. Where the error is above `error_threshold`,
     attention is exact.
     """
+    herding = correction is None and temperature is not None
+    if herding and key.is_cuda:
+        raise NotImplementedError(
+            f"temperature must be None without a correction on a GPU, where keys are not herded; "
+            f"got {temperature!r}. Use temperature=None, or a correction, or tensors on the CPU"
+        )
+    tau = None if temperature is None or temperature == "auto" else float(temperature)
     scale = softmax_scale(scale, query.shape[-1])
     (B, T, H, _), S = query.shape, key.shape[1]
     # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
@@ -323,14 +336,14 @@ def attend(
     if correction is not None and not exact:
         output, weights, indices = attend_to_landmarks(
             query, key, value, valid, g=g, size=size, scale=scale, correction=correction,
-            temperature=temperature, generator=generator, min_length=min_length,
+            temperature=tau, generator=generator, min_length=min_length,
             dropout_p=dropout_p, with_weights=with_weights,
         )  # fmt: skip
     else:
         output, weights, indices = _attend_to_few(
             query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
-            pre_thin=pre_thin, min_length=min_length, dropout_p=dropout_p,
-            with_weights=with_weights,
+            pre_thin=pre_thin, herding=herding, temperature=tau, min_length=min_length,
+            dropout_p=dropout_p, with_weights=with_weights,
         )  # fmt: skip
     if not with_error and error_threshold is None:
         return Estimated(output, weights, indices, None)
@@ -360,15 +373,22 @@ def _attend_to_few(
     scale: float,
     generator: torch.Generator | None,
     pre_thin: str,
+    herding: bool,
+    temperature: float | None,
     min_length: int,
     dropout_p: float,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Attend to thinned keys, all of which weigh the same."""
-    seed = draw_seed(generator, key.device)
-    indices, counts, finite = select(
-        key.detach(), value.detach(), valid, seed, g, size, scale, pre_thin, min_length
-    )
+    """Attend to thinned or herded keys, all of which weigh the same."""
+    seed, keys, values = draw_seed(generator, key.device), key.detach(), value.detach()
+    if herding:
+        indices, counts, finite = herd(
+            query.detach(), keys, values, valid, seed, g, size, scale, temperature, min_length
+        )
+    else:
+        indices, counts, finite = select(
+            keys, values, valid, seed, g, size, scale, pre_thin, min_length
+        )
     key, value = _gather(key, indices), _gather(value, indices)
     used = slots = None
     if valid is not None:

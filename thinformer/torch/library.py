@@ -1,6 +1,6 @@
-"""The choice of keys as an operator of torch: `torch.ops.thinformer.select`.
+"""The choice of keys as operators of torch: `torch.ops.thinformer.select`, and others.
 
-It returns positions, and their number follows from shapes alone. So `torch.compile` and
+They return positions, and their number follows from shapes alone. So `torch.compile` and
 `torch.export` see it whole, and what is done with the positions (gather, attention, gradients)
 is plain torch.
 """
@@ -59,8 +59,69 @@ def _(
     pre_thin: str,
     min_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    B, S, H, _ = key.shape
-    kept = keys_kept(S, g, size, pre_thin, min_length, valid is not None)
+    return _chosen(key, keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None))
+
+
+@select.register_vmap
+def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    return _one_by_one(torch.ops.thinformer.select, info, in_dims, arguments)
+
+
+@torch.library.custom_op(
+    "thinformer::herd",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+    "float scale, float? temperature, int min_length) -> (Tensor, Tensor, Tensor)",
+)
+def herd(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    temperature: float | None,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose keys as `select` does, but by `thinformer.herding`, and on the CPU only.
+
+    query (B, T, H, E), of whose heads a group shares one of the keys'; temperature, by the formula
+    for each head if None.
+    """
+    S = key.shape[1]
+    return op.herd(
+        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
+        temperature=temperature, min_length=min_length,
+        width=keys_kept(S, g, size, "even", min_length, valid is not None),
+    )  # fmt: skip
+
+
+@herd.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    g: int,
+    size: int | None,
+    scale: float,
+    temperature: float | None,
+    min_length: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _chosen(key, keys_kept(key.shape[1], g, size, "even", min_length, valid is not None))
+
+
+@herd.register_vmap
+def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    return _one_by_one(torch.ops.thinformer.herd, info, in_dims, arguments)
+
+
+def _chosen(key: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `select` returns, without values."""
+    B, _, H, _ = key.shape
     return (
         key.new_empty((B, H, kept), dtype=torch.int64),
         key.new_empty((B,), dtype=torch.int64),
@@ -68,11 +129,10 @@ def _(
     )
 
 
-@select.register_vmap
-def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
-    """One call after the other: sequences differ in seed and mask."""
+def _one_by_one(operator: Any, info: Any, in_dims: tuple, arguments: tuple) -> tuple:
+    """`torch.vmap` of `select`: one call after the other, as sequences differ in seed and mask."""
     calls = [
-        torch.ops.thinformer.select(
+        operator(
             *(
                 argument if dim is None else argument.select(dim, i)
                 for argument, dim in zip(arguments, in_dims, strict=True)

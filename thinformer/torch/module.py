@@ -46,8 +46,10 @@ class ThinformerAttention(nn.Module):
     correction : {None, "nystrom", "queries"}
         How the keys kept make up for those that are not: as in `thinformer.attention`. The weights
         then may be negative; they sum to 1, save where masses nearly cancel.
-    temperature : float, optional
-        That of a correction's kernel on keys; by WildCat's formula for each head if None.
+    temperature : float or "auto", optional
+        That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
+        Without a correction it chooses the keys by herding, as in `thinformer.attention`: mostly
+        nearer than by default, in about the time, without a guarantee, and not on a GPU.
     generator : torch.Generator, optional
         Where each forward pass takes its seed from; torch's default generator of the tensors'
         device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
@@ -92,7 +94,8 @@ class ThinformerAttention(nn.Module):
     TypeError, ValueError
         Arguments that do not fit.
     NotImplementedError
-        Tensors of another device; a fallback under ``torch.compile(fullgraph=True)``.
+        Tensors of another device; a temperature without a correction on a GPU; a fallback under
+        ``torch.compile(fullgraph=True)``.
     RuntimeError
         CUDA tensors without what they take; says what to install.
 
@@ -115,7 +118,7 @@ class ThinformerAttention(nn.Module):
         size: int | None = None,
         pre_thin: str = "even",
         correction: str | None = None,
-        temperature: float | None = None,
+        temperature: float | str | None = None,
         generator: torch.Generator | None = None,
         estimate_error: bool = False,
         fallback: str | None = None,
@@ -128,9 +131,10 @@ class ThinformerAttention(nn.Module):
         self.size = None if size is None else _checks.integer("size", size, 1)
         self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
         check_correction(correction, temperature)
-        if correction is not None and pre_thin != "even":
+        if (correction is not None or temperature is not None) and pre_thin != "even":
+            special = "temperature" if correction is None else "correction"
             raise ValueError(
-                f"pre_thin must be 'even' with a correction, which does not thin; got {pre_thin!r}"
+                f"pre_thin must be 'even' with a {special}, which does not thin; got {pre_thin!r}"
             )
         self.correction, self.temperature = correction, temperature
         check_generator(generator)
@@ -145,7 +149,7 @@ class ThinformerAttention(nn.Module):
         return (
             f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
             f"size={self.size}, pre_thin={self.pre_thin!r}, correction={self.correction!r}, "
-            f"temperature={self.temperature}, estimate_error={self.estimate_error}, "
+            f"temperature={self.temperature!r}, estimate_error={self.estimate_error}, "
             f"fallback={self.fallback!r}, error_threshold={self.error_threshold}"
         )
 

@@ -15,6 +15,7 @@ from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
 from thinformer.compress import plan
 from thinformer.draws import seed_from
+from thinformer.herding import herd_valid
 from thinformer.landmarks import choose_valid
 from thinformer.torch.openmp import team
 
@@ -92,6 +93,27 @@ def select(
             indices, counts, finite = select_valid(
                 *arrays, valid.numpy(), kept, min_length, **settings
             )
+    return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
+
+
+def herd(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    valid: torch.Tensor | None,
+    seed: torch.Tensor,
+    *,
+    width: int,
+    min_length: int,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `thinformer.torch.library.herd` does, on the CPU."""
+    arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
+    with _pool.on(team()):
+        indices, counts, finite = herd_valid(
+            *arrays, None if valid is None else valid.numpy(), width, min_length,
+            seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
+        )  # fmt: skip
     return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
 
 

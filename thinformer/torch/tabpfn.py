@@ -30,7 +30,7 @@ def register(
     size: int | None = None,
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
 ) -> None:
     """Let TabPFN attend by `thinformer.thinformer_attention`, before its other backends.
 
@@ -41,7 +41,7 @@ def register(
     min_length : int
         Attention over fewer keys, and of a single query, is left to TabPFN.
     correction : {None, "nystrom", "queries"}
-    temperature : float, optional
+    temperature : float or "auto", optional
         As in `thinformer.thinformer_attention`.
 
     Notes

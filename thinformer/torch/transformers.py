@@ -40,7 +40,7 @@ def register(
     size: int | None = None,
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
 
@@ -58,7 +58,7 @@ def register(
         Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
         Attention of a single query, a step of decoding, is exact too.
     correction : {None, "nystrom", "queries"}
-    temperature : float, optional
+    temperature : float or "auto", optional
         As in `thinformer.thinformer_attention`.
 
     Notes
@@ -97,7 +97,7 @@ def configure(
     size: int | None = None,
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
-    temperature: float | None = None,
+    temperature: float | str | None = None,
     exact: bool = False,
 ) -> None:
     """Give a layer, and all that is in it, settings of its own, instead of those of `register`.

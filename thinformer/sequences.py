@@ -1,0 +1,61 @@
+"""A padded batch as sequences without padding, those of one length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sequences(NamedTuple):
+    """Some sequences of a batch, of one length, and what is left of them without padding.
+
+    numbers : (b,), theirs in the batch
+    tokens : (b, L), the positions of their tokens
+    queries : (b, T'), the positions of their queries
+    arrays : query (b, T', H, E), key (b, L, H, E), value (b, L, H, D)
+    """
+
+    numbers: NDArray
+    tokens: NDArray
+    queries: NDArray
+    arrays: tuple[NDArray, NDArray, NDArray]
+
+
+def by_length(valid: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+    """Numbers (b,) of sequences of one length and positions (b, L) of tokens, length by length.
+
+    valid (B, S) bool says which tokens count. Sequences without any are left out.
+    """
+    lengths = valid.sum(axis=1)
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        (numbers,) = np.nonzero(lengths == length)
+        yield numbers, np.nonzero(valid[numbers])[1].reshape(-1, length)
+
+
+def unpadded(
+    query: NDArray, key: NDArray, value: NDArray, valid: NDArray | None, group: int
+) -> Iterator[Sequences]:
+    """The sequences of a batch, length by length; valid (B, S) bool, the tokens that count, if any.
+
+    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
+    are the keys' own tokens, and those that do not count have no queries.
+    """
+    (B, S), n_queries = key.shape[:2], query.shape[1]
+    if valid is None:
+        valid = np.ones((B, S), bool)
+    for numbers, tokens in by_length(valid):
+        queries = np.broadcast_to(np.arange(n_queries), (len(numbers), n_queries))
+        if n_queries == S * group:
+            queries = (tokens[:, :, None] * group + np.arange(group)).reshape(len(numbers), -1)
+        keys, values = (_of(x, numbers, tokens) for x in (key, value))
+        yield Sequences(numbers, tokens, queries, (_of(query, numbers, queries), keys, values))
+
+
+def _of(array: NDArray, numbers: NDArray, tokens: NDArray) -> NDArray:
+    """Some tokens (b, L) of some sequences (b,); the array itself where they are all."""
+    if tokens.shape == array.shape[:2]:
+        return array
+    return array[numbers[:, None], tokens]
