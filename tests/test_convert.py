@@ -78,16 +78,15 @@ def test_timm(options):
     assert torch.equal(model(x), expected)
 
 
-def test_timm_as_the_function():
+@pytest.mark.parametrize("few", [{"size": 50}, {"size": 50, "temperature": "auto"}])
+def test_timm_as_the_function(few):
     """What a converted layer computes, by hand."""
-    from thinformer import thinformer_attention
-
     layer = vit().blocks[0].attn
-    convert(layer, size=50)
+    convert(layer, **few)
     x = torch.randn(2, 400, 32)
     q, k, v = layer.qkv(x).reshape(2, 400, 3, 2, 16).unbind(2)
     torch.manual_seed(0)
-    expected = layer.proj(thinformer_attention(q, k, v, size=50).flatten(2))
+    expected = layer.proj(thinformer_attention(q, k, v, **few).flatten(2))
     torch.testing.assert_close(run(layer, x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -331,6 +330,12 @@ def test_tabpfn(monkeypatch):
     expected = run(thinformer_attention, query, key, value, g=1, enable_gqa=True)
     assert torch.equal(run(attend, query, key, value), expected)
     assert not torch.allclose(expected, exact, atol=1e-3)
+    few = {"size": 50, "temperature": 0.7}
+    adapter.register(**few)
+    expected = run(thinformer_attention, query, key, value, **few, enable_gqa=True)
+    assert torch.equal(run(attend, query, key, value), expected)
+    adapter.register(g=0, fallback="exact", error_threshold=0)
+    torch.testing.assert_close(attend(query, key, value), exact)
     short = query, key[:, :255], value[:, :255]
     one = query[:, :1], key, value
     taken = [attend(*tensors) for tensors in (short, one)]
@@ -389,6 +394,27 @@ def test_a_file_of_settings(tmp_path):
     assert convert(model, settings=load_settings(path)) == done
     revert(model)
     assert torch.equal(run(model, tokens()), run(encoder(), tokens()))
+
+
+@pytest.mark.parametrize("make", [vit, encoder])
+def test_fallback(make):
+    """Above the threshold attention is exact; never where it is high."""
+    inputs = image() if make is vit else tokens()
+    exact, model = make()(inputs), make()
+    few = {"size": 40, "fallback": "exact"}
+    convert(model, **few, error_threshold=0.0)
+    torch.testing.assert_close(run(model, inputs), exact, rtol=1e-4, atol=1e-5)
+    convert(model, **few, error_threshold=9.0)
+    assert not torch.allclose(run(model, inputs), exact, atol=1e-4)
+
+
+def test_exact_attention_of_a_fallback_has_no_weights():
+    model, x = nn.MultiheadAttention(32, 2, batch_first=True), tokens()
+    convert(model, size=40, fallback="exact", error_threshold=0.1)
+    with pytest.raises(ValueError, match="^need_weights must be False with a fallback"):
+        model(x, x, x)
+    assert model(x, x, x, need_weights=False)[1] is None
+    assert model(x[:, :99], x[:, :99], x[:, :99])[1].shape == (3, 99, 99)  # exact by its length
 
 
 def test_settings_of_another_model():

@@ -120,6 +120,18 @@ def test_exact_layers_and_sizes(tmp_path, texts):
     assert run(*arguments, "--exact", "0,1") == 2
 
 
+def test_corrections_and_herding(tmp_path, texts, capsys):
+    saved(tmp_path / "bert", BertModel, BertConfig(**TEXT), tokenizer())
+    arguments = "--text", texts, "--size", "40", "--correction", "none,herding,queries"
+    results = evaluated(tmp_path, tmp_path / "bert", *arguments)["results"]
+    common = {"size": 40, "min_length": 256}
+    assert [result["setting"] for result in results] == [
+        common, {**common, "temperature": "auto"}, {**common, "correction": "queries"}
+    ]  # fmt: skip
+    assert len({result["attention"][1] for result in results}) == 3
+    assert "size = 40, temperature = auto" in capsys.readouterr().out
+
+
 def test_images_and_agreement_of_the_largest_logit(tmp_path, capsys):
     images = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for i, path in enumerate(images):

@@ -447,7 +447,9 @@ def test_no_correction_is_the_published_method():
          ValueError, "^pre_thin, delta and draws"),
         *(({"correction": "nystrom", "temperature": tau}, ValueError,
            "^temperature must be positive and finite; got")
-          for tau in (0, -1.0, np.nan, np.inf, "1")),
+          for tau in (0, -1.0, np.nan, np.inf)),
+        ({"correction": "nystrom", "temperature": "1"}, ValueError,
+         "^temperature must be None, 'auto' or a number; got '1'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [20, 1000])

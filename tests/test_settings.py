@@ -32,6 +32,7 @@ def test_what_people_write(tmp_path):
         "b": {"g": 0, "size": None, "correction": "nystrom", "temperature": 2, "exact": False},
         "c": {"g": 1, "temperature": "auto"},
         "d": {"size": 9, "temperature": 0.5},
+        "e": {"size": 9, "fallback": "exact", "error_threshold": 0.2},
     }
     assert load_settings(written(tmp_path, layers)) == layers
 
@@ -52,6 +53,12 @@ def test_what_people_write(tmp_path):
             "correction must be one of None, 'nystrom', 'que",
         ),
         ({"size": 64, "temperature": "hot"}, "temperature must be None, 'auto' or a number; got '"),
+        (
+            {"size": 64, "fallback": "no", "error_threshold": 1},
+            "fallback must be one of 'exact';",
+        ),
+        ({"size": 64, "fallback": "exact"}, "error_threshold must be a number with fallback='ex"),
+        ({"size": 64, "error_threshold": 0.1}, "error_threshold belongs to a fallback, which is"),
         ({"exact": True, "temperature": "auto"}, "is exact, so temperature has no meaning; leave"),
         ({"g": 2, "correction": "queries", "temperature": 0}, "temperature must be positive and"),
         ({"size": 64, "min_length": -1}, "min_length must be an integer of at least 0; got -1"),
@@ -105,6 +112,11 @@ def test_the_module_takes_those_of_a_layer(tmp_path):
     pytest.importorskip("torch")
     from thinformer import ThinformerAttention
 
-    layers = {"a": {"size": 64, "correction": "queries", "temperature": 2, "measured": {"ms": 1}}}
-    module = ThinformerAttention(**load_settings(written(tmp_path, layers))["a"])
+    layers = {
+        "a": {"size": 64, "correction": "queries", "temperature": 2, "measured": {"ms": 1}},
+        "b": {"size": 64, "temperature": "auto", "fallback": "exact", "error_threshold": 1},
+    }
+    path = written(tmp_path, layers)
+    module, other = (ThinformerAttention(**settings) for settings in load_settings(path).values())
     assert (module.size, module.correction, module.temperature) == (64, "queries", 2)
+    assert (other.temperature, other.fallback, other.error_threshold) == ("auto", "exact", 1)

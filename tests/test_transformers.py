@@ -34,6 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward as s
 from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from thinformer import thinformer_attention
 from thinformer.torch.record import through
 from thinformer.torch.transformers import attention_layers, configure, register
 
@@ -228,10 +229,15 @@ def test_layers_of_their_own():
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(2)]
 
 
-def test_a_file_of_settings(tmp_path):
+@pytest.mark.parametrize(
+    "few",
+    [{"size": 40, "correction": "queries"}, {"size": 40, "temperature": "auto"},
+     {"size": 40, "fallback": "exact", "error_threshold": 9.0}],
+)  # fmt: skip
+def test_a_file_of_settings(tmp_path, few):
     """Each layer attends as with its settings alone, in padded batches too."""
     inputs, exact = text(400, 300), run(bert(), **text(400, 300))
-    few, path = {"size": 40, "correction": "queries"}, tmp_path / "settings.json"
+    path = tmp_path / "settings.json"
     for i in (0, 1):
         layers = {NAMES[i]: {"exact": True}, NAMES[1 - i]: few}
         path.write_text(json.dumps({"version": 1, "layers": layers}))
@@ -243,6 +249,45 @@ def test_a_file_of_settings(tmp_path):
         assert not torch.allclose(run(model, **inputs), exact, atol=1e-4)
     configure(model, settings={name: {"exact": True} for name in NAMES})
     assert torch.equal(run(model, **inputs), exact)
+
+
+def test_herded_keys():
+    """Those of the function, of one layer."""
+    register("thinformer-herded", size=40, temperature="auto")
+    models = [bert(name) for name in ("sdpa", "thinformer-herded", "thinformer")]
+    configure(models[1].encoder.layer[0], exact=True)
+    configure(models[2].encoder.layer[0], exact=True)
+    calls, inputs = [], text(400, 300)
+    for model in models:
+        model.encoder.layer[1].attention.self.register_forward_hook(
+            lambda module, arguments, output: calls.append((arguments[0], output[0]))
+        )
+        run(model, **inputs)
+    hidden, (exact, herded, thinned) = calls[0][0], [output for _, output in calls]
+    layer = models[0].encoder.layer[1].attention.self
+    torch.manual_seed(0)
+    expected = thinformer_attention(
+        *(x(hidden).unflatten(-1, (2, 16)) for x in (layer.query, layer.key, layer.value)),
+        size=40, temperature="auto", key_padding_mask=inputs["attention_mask"] == 0,
+    ).flatten(2)  # fmt: skip
+    torch.testing.assert_close(herded, expected)
+    assert not torch.allclose(herded, thinned, atol=1e-3)
+    assert not torch.allclose(herded, exact, atol=1e-3)
+
+
+def test_fallback():
+    """Beyond the threshold attention is exact, but for nothing is it not."""
+    few, inputs = {"size": 40, "fallback": "exact"}, text(400, 300)
+    model, exact = bert("thinformer"), run(bert(), **inputs)
+    configure(model, **few, error_threshold=0.0)
+    torch.testing.assert_close(run(model, **inputs)[0], exact[0], rtol=1e-5, atol=1e-5)
+    configure(model, exact=True)
+    configure(model.encoder.layer[1], **few, error_threshold=9.0)
+    thinned = run(model, **inputs)
+    configure(model.encoder.layer[1], size=40)
+    assert torch.equal(run(model, **inputs), thinned)
+    with pytest.raises(ValueError, match="^error_threshold must be a number with fallback='exact'"):
+        register(fallback="exact")
 
 
 def test_a_size_is_kept_for_any_length():

@@ -29,6 +29,7 @@ from thinformer.landmarks import CORRECTIONS
 MIN_LENGTH = 256  # tokens below which attention stays exact
 VERSION = 1  # of the file
 SHOWN = 3  # names in an error
+FALLBACKS = ("exact",)
 # what commands call a correction, or that there is none, and the arguments it stands for
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -38,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Settings(NamedTuple):
-    """How a layer attends: `g` or `size`, `correction` and `temperature` of `thinformer_attention`.
+    """How a layer attends: arguments of `thinformer_attention`, and where it stays exact.
 
     Attention over fewer than `min_length` keys is exact, and so are sequences of fewer tokens in a
     padded batch. A single query, a step of decoding, is exact, as is all of an `exact` layer.
@@ -50,6 +51,8 @@ class Settings(NamedTuple):
     exact: bool = False
     correction: str | None = None
     temperature: float | str | None = None
+    fallback: str | None = None
+    error_threshold: float | None = None
 
     def options(self) -> dict[str, Any]:
         """What `checked_attention` takes of them."""
@@ -61,15 +64,19 @@ class Settings(NamedTuple):
 
 
 def checked(
+    *,
     g: int,
     size: int | None,
     min_length: int,
     correction: str | None,
     temperature: float | str | None,
+    fallback: str | None,
+    error_threshold: float | None,
     exact: bool = False,
 ) -> Settings:
     """Return settings, or raise for one that is out of its range."""
     check_correction(correction, temperature)
+    check_fallback(fallback, error_threshold)
     return Settings(
         _checks.integer("g", g, 0),
         None if size is None else _checks.integer("size", size, 1),
@@ -77,7 +84,27 @@ def checked(
         _checks.boolean("exact", exact),
         correction,
         temperature,
+        fallback,
+        error_threshold,
     )
+
+
+def check_fallback(fallback: str | None, error_threshold: float | None) -> None:
+    """Check that a fallback and its threshold belong together."""
+    if fallback is None:
+        if error_threshold is not None:
+            raise ValueError(
+                f"error_threshold belongs to a fallback, which is None; got {error_threshold!r}"
+            )
+        return
+    _checks.choice("fallback", fallback, FALLBACKS)
+    if error_threshold is None:
+        raise ValueError(
+            f"error_threshold must be a number with fallback={fallback!r}: the estimated error "
+            f"above which the output is exact attention; got None"
+        )
+    if _checks.finite_number("error_threshold", error_threshold) < 0:
+        raise ValueError(f"error_threshold must not be negative; got {error_threshold!r}")
 
 
 def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -90,9 +117,9 @@ def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     ----------
     path : str or path
         JSON: ``version``, which is 1, and ``layers``, an object for each layer. That has ``g``,
-        ``size`` or ``"exact": true``, and may have ``correction``, ``temperature`` and
-        ``min_length`` (256 where it does not). ``measured``, beside ``layers`` and in each of
-        them, is not read.
+        ``size`` or ``"exact": true``, and may have ``correction``, ``temperature``, ``fallback``
+        with ``error_threshold``, and ``min_length`` (256 where it does not). ``measured``, beside
+        ``layers`` and in each of them, is not read.
 
     Returns
     -------

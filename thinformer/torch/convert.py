@@ -49,6 +49,8 @@ def convert(
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
     temperature: float | str | None = None,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
@@ -72,6 +74,8 @@ def convert(
         Attention of a single query is exact too.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
+    fallback : {None, "exact"}
+    error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
 
     Returns
@@ -93,7 +97,10 @@ def convert(
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
-    alone = checked(g, size, min_length, correction, temperature)
+    alone = checked(
+        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
+        fallback=fallback, error_threshold=error_threshold,
+    )  # fmt: skip
     revert(model)
     swapped, left = [], {}
     parents = {child: parent for parent in model.modules() for child in parent.children()}

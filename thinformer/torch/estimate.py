@@ -14,29 +14,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer import _checks
 from thinformer.torch.op import COMPUTED_IN, grouped
 
 QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
-FALLBACKS = ("exact",)
-
-
-def check_fallback(fallback: str | None, error_threshold: float | None) -> None:
-    """Check that a fallback and its threshold belong together."""
-    if fallback is None:
-        if error_threshold is not None:
-            raise ValueError(
-                f"error_threshold belongs to a fallback, which is None; got {error_threshold!r}"
-            )
-        return
-    _checks.choice("fallback", fallback, FALLBACKS)
-    if error_threshold is None:
-        raise ValueError(
-            f"error_threshold must be a number with fallback={fallback!r}: the estimated error "
-            f"above which the output is exact attention; got None"
-        )
-    if _checks.finite_number("error_threshold", error_threshold) < 0:
-        raise ValueError(f"error_threshold must not be negative; got {error_threshold!r}")
 
 
 def estimate_error(

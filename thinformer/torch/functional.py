@@ -9,8 +9,9 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from thinformer import _checks
 from thinformer.attention import check_correction, softmax_scale
+from thinformer.settings import check_fallback
 from thinformer.torch import ragged
-from thinformer.torch.estimate import check_fallback, estimate_error, fall_back
+from thinformer.torch.estimate import estimate_error, fall_back
 from thinformer.torch.landmarks import attend_to_landmarks
 from thinformer.torch.library import herd, keys_kept, select
 from thinformer.torch.masks import keys_attended

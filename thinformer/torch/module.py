@@ -8,7 +8,7 @@ from torch import nn
 from thinformer import _checks
 from thinformer.attention import check_correction
 from thinformer.compress import PRE_THIN
-from thinformer.torch.estimate import check_fallback
+from thinformer.settings import check_fallback
 from thinformer.torch.functional import (
     as_autocast,
     attend,

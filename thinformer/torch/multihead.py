@@ -27,7 +27,10 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend: as in nn.MultiheadAttention; weights are 0 where a key was not kept."""
+        """Attend: as in nn.MultiheadAttention; weights are 0 where a key was not kept.
+
+        With a fallback there are none: exact attention has weights of all keys.
+        """
         batched = query.dim() == 3
         tokens = int(batched and self.batch_first)
         if self.thinformer.leaves_exact(query.shape[tokens], key.shape[tokens]):
@@ -35,6 +38,11 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
                 is_causal,
             )  # fmt: skip
+        if need_weights and self.thinformer.fallback is not None:
+            raise ValueError(
+                "need_weights must be False with a fallback: exact attention has weights of all "
+                "keys"
+            )
         if not batched:
             query, key, value = (x[None] for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]

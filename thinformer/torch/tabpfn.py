@@ -31,6 +31,8 @@ def register(
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
     temperature: float | str | None = None,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
 ) -> None:
     """Let TabPFN attend by `thinformer.thinformer_attention`, before its other backends.
 
@@ -42,6 +44,8 @@ def register(
         Attention over fewer keys, and of a single query, is left to TabPFN.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
+    fallback : {None, "exact"}
+    error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
 
     Notes
@@ -49,8 +53,12 @@ def register(
     Registering again replaces the settings; `unregister` undoes it. Each attention draws its seed
     from torch's default generator.
     """
+    settings = checked(
+        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
+        fallback=fallback, error_threshold=error_threshold,
+    )  # fmt: skip
     unregister()
-    register_attention_backend(_Backend(checked(g, size, min_length, correction, temperature)))
+    register_attention_backend(_Backend(settings))
 
 
 def unregister() -> None:

@@ -41,6 +41,8 @@ def register(
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
     temperature: float | str | None = None,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
 
@@ -59,6 +61,8 @@ def register(
         Attention of a single query, a step of decoding, is exact too.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
+    fallback : {None, "exact"}
+    error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
 
     Notes
@@ -72,7 +76,10 @@ def register(
     ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
     that is not known to be harmless; masks that differ by query.
     """
-    settings = checked(g, size, min_length, correction, temperature)
+    settings = checked(
+        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
+        fallback=fallback, error_threshold=error_threshold,
+    )  # fmt: skip
 
     def thinformer(
         module: nn.Module,
@@ -98,6 +105,8 @@ def configure(
     min_length: int = MIN_LENGTH,
     correction: str | None = None,
     temperature: float | str | None = None,
+    fallback: str | None = None,
+    error_threshold: float | None = None,
     exact: bool = False,
 ) -> None:
     """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
@@ -111,7 +120,7 @@ def configure(
     settings : path or dict, optional
         A file that `thinformer tune` wrote, or what `thinformer.torch.load_settings` returns. It
         must name every attention layer of the model and no other; the other arguments are left out.
-    g, size, min_length, correction, temperature
+    g, size, min_length, correction, temperature, fallback, error_threshold
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
@@ -121,7 +130,10 @@ def configure(
     ValueError
         Settings out of their range, or that are not those of the model's attention layers.
     """
-    alone = checked(g, size, min_length, correction, temperature, exact)
+    alone = checked(
+        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
+        fallback=fallback, error_threshold=error_threshold, exact=exact,
+    )  # fmt: skip
     if settings is None:
         for module in layer.modules():
             module.thinformer = alone  # type: ignore[assignment]
