@@ -98,6 +98,19 @@ def test_padded_as_alone(H_kv, settings):
         torch.testing.assert_close(got.weights[b, :, place, :few], alone.weights[0])
 
 
+def test_nested_as_alone():
+    sequences = [0.1 * torch.stack(qkv(B=1, T=S, S=S, D=8, seed=S)) for S in (200, 90)]
+    nested = [
+        torch.nested.nested_tensor([x[i, 0] for x in sequences], layout=torch.jagged)
+        for i in range(3)
+    ]
+    got = everything(*nested, **HERDED)
+    for b, (x, output) in enumerate(zip(sequences, got.output.unbind(), strict=True)):
+        alone = everything(*x, **HERDED)
+        assert torch.equal(got.indices[b], alone.indices[0])
+        torch.testing.assert_close(output, alone.output[0])
+
+
 def test_short_sequences_keep_all():
     tensors = qkv(T=90, S=90)
     padding = torch.arange(90) >= torch.tensor([[90], [39]])

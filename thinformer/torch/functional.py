@@ -123,10 +123,10 @@ def thinformer_attention(
     temperature : float or "auto", optional
         That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
 
-        Without a correction it chooses the keys by herding, as in `thinformer.attention`: mostly
-        nearer than by default, in about the time, and without a guarantee. The norms of queries,
-        by which "auto" goes, are those of all heads of a group, and with T = S not of masked
-        positions. Not on a GPU.
+        Without a correction it chooses the keys by herding, as in `thinformer.attention`, which
+        says what that costs: mostly nearer than by default, and without a guarantee. "auto" goes by
+        the norms of all queries of a group of heads, with T = S but those of masked positions.
+        Not on a GPU.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool

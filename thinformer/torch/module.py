@@ -48,8 +48,8 @@ class ThinformerAttention(nn.Module):
         then may be negative; they sum to 1, save where masses nearly cancel.
     temperature : float or "auto", optional
         That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
-        Without a correction it chooses the keys by herding, as in `thinformer.attention`: mostly
-        nearer than by default, in about the time, without a guarantee, and not on a GPU.
+        Without a correction it chooses the keys by herding, as in `thinformer.attention`, which
+        says what that costs: mostly nearer than by default, without a guarantee, and not on a GPU.
     generator : torch.Generator, optional
         Where each forward pass takes its seed from; torch's default generator of the tensors'
         device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
