@@ -39,7 +39,6 @@ from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
 
 if TYPE_CHECKING:
-    from thinformer.nystrom import Chosen as Found
     from thinformer.nystrom import Draws, Heads
 
 CORRECTIONS = ("nystrom", "queries")
@@ -91,8 +90,17 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
 
     The settings are those of `fit_landmarks`.
     """
-    heads, draws, found = _choose(query, key, value, None, **settings)
-    return _chosen(heads, draws, found, key.shape)
+    from thinformer import nystrom  # imports Numba
+
+    heads, draws, indices = _heads(query, key, value, **settings)
+    nugget, problems = _nugget(draws, key.dtype), len(indices)
+
+    def choose(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget, indices, work)
+
+    _pool.run(choose, problems, _flops(heads, draws))
+    return _chosen(heads, draws, indices, query, key, value)
 
 
 def fit_landmarks(
@@ -114,56 +122,36 @@ def fit_landmarks(
     """
     from thinformer import nystrom  # imports Numba
 
-    heads, draws, found = _choose(
-        query, key, value, output, n_out=n_out, correction=correction, temperature=temperature,
+    heads, draws, indices = _heads(
+        query, key, value, n_out=n_out, correction=correction, temperature=temperature,
         scale=scale, seed=seed,
     )  # fmt: skip
-    (B, S, H, D), dtype, problems = value.shape, value.dtype, len(found.top)
-    E, m = key.shape[3], draws.queries.shape[1]
-    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
-
-    def add_exponentials(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
-        nystrom.add_exponentials(first, last, heads, summed, draws.head, found, work)
-
-    blocks = -(-n_out // nystrom.PANEL)
-    flops = 2.0 * problems * n_out * summed.shape[1] * (E + D)
-    _pool.run(add_exponentials, problems * blocks, flops)
-    with np.errstate(over="ignore"):
-        bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
-    largest = 0.9 * np.log(np.finfo(dtype).max)
+    fits, nugget = nystrom.Fits(values, masses, output), _nugget(draws, dtype)
 
-    def solve(first: int, last: int) -> None:
-        nystrom.solve(
-            first, last, heads, m, _nugget(m, dtype), found, largest, bound, values.ravel(), place,
-            H * D, masses, nystrom.workspace(heads, draws),
-        )  # fmt: skip
+    def fit(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.fit(first, last, heads, draws, TWO_RHO, BALANCE, nugget, BOUND, indices, fits, work)
 
-    flops = 2.0 * problems * n_out**2 * (n_out / 6 + (m + E) / 2 + D)
-    _pool.run(solve, problems, flops)
+    _pool.run(fit, problems, _flops(heads, draws, fitting=True))
+    chosen = _chosen(heads, draws, indices, query, key, value)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
-    chosen = _chosen(heads, draws, found, key.shape)
     return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)
 
 
-def _choose(
+def _heads(
     query: NDArray,
     key: NDArray,
     value: NDArray,
-    output: NDArray | None,
     *,
     n_out: int,
     correction: str,
     temperature: float | None,
     scale: float,
     seed: int,
-) -> tuple[Heads, Draws, Found]:
-    """What the kernels of `thinformer.nystrom` take, once landmarks are chosen.
-
-    Right-hand sides are started where there is an output.
-    """
+) -> tuple[Heads, Draws, NDArray]:
+    """What the kernels of `thinformer.nystrom` take, and a place for landmarks."""
     from thinformer import cpu, nystrom  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
@@ -189,46 +177,42 @@ def _choose(
         np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
-    fitted = 0 if output is None else problems
-    found = nystrom.Chosen(
-        np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
-        np.empty(problems, dtype),
-        np.empty((fitted, nystrom.whole(n_out) * nystrom.whole(m)), dtype),
-        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
-        np.empty((0, 0, 0, 0), dtype) if output is None else output,
-    )  # fmt: skip
-
-    def choose(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
-        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, _nugget(m, dtype), found, work)
-
-    flops = S * m * (E + D) if m else length * n_out * (E + n_out / 2)
-    _pool.run(choose, problems, 2.0 * problems * flops)
-    finite = np.isfinite(heads.sums)
-    if not finite.all():  # or a square overflows
-        finite[:] = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], 0).ravel()
-    heads.sums[:] = np.where(finite, 0, np.nan)
-    return heads, draws, found
+    return heads, draws, np.empty((problems, n_out), np.int64)
 
 
-def _chosen(heads: Heads, draws: Draws, found: Found, shape: tuple[int, ...]) -> Chosen:
+def _flops(heads: Heads, draws: Draws, fitting: bool = False) -> float:
+    """Operations that landmarks cost, with what is fitted to them or without."""
+    m, L, n_out = draws.queries.shape[1], draws.candidates.shape[1], heads.n_out
+    E, D = heads.key.dim, heads.value.dim
+    flops = heads.S * m * (E + D) if m else L * n_out * (E + n_out / 2)
+    if fitting:
+        flops += n_out * (L if m else heads.S) * (E + D)
+        flops += n_out**2 * (n_out / 6 + (m + E) / 2 + D)
+    return 2.0 * len(draws.head) * flops
+
+
+def _chosen(
+    heads: Heads, draws: Draws, indices: NDArray, query: NDArray, key: NDArray, value: NDArray
+) -> Chosen:
     """What was chosen, by sequence and head."""
-    B, _, H, _ = shape
-    (m, length), n_out = (x.shape[1] for x in (draws.queries, draws.candidates)), heads.n_out
-    summed = draws.candidates[:, : length if m else 0]
+    B, _, H, _ = key.shape
+    finite = np.isfinite(heads.sums).reshape(B, H)
+    if not finite.all():  # or a square overflows
+        finite = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], axis=0)
+    m, n_out = draws.queries.shape[1], heads.n_out
+    summed = draws.candidates[:, : draws.candidates.shape[1] if m else 0]
     return Chosen(
-        found.indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
-        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H),
-        np.isfinite(heads.sums).reshape(B, H),
+        indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
+        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H), finite,
     )  # fmt: skip
 
 
-def _nugget(m: int, dtype: np.dtype) -> float:
-    """What is added to the kernel's diagonal, where there are m sampled queries.
+def _nugget(draws: Draws, dtype: np.dtype) -> float:
+    """What is added to the kernel's diagonal.
 
-    Without them enough for rounding errors of its entries not to matter.
+    Without sampled queries enough for rounding errors of its entries not to matter.
     """
-    return NUGGET if m else float(np.sqrt(np.finfo(dtype).eps))
+    return NUGGET if draws.queries.shape[1] else float(np.sqrt(np.finfo(dtype).eps))
 
 
 def choose_valid(
