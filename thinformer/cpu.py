@@ -305,6 +305,27 @@ def scan(first, last, factor, index, largest):
 
 
 @kernel
+def stratify(n_points, uniforms, positions):
+    """Write positions (heads, length), increasing: one of each of as many strata around a ring.
+
+    uniforms : (heads, length + 1) float64, where the ring begins and where in its stratum each is
+    """
+    (heads, length), rotated = positions.shape, np.empty(positions.shape[1], np.int64)
+    for head in range(heads):
+        start = np.int64(uniforms[head, 0] * n_points)
+        low, beyond = 0, 0
+        for i in range(length):
+            high = (i + 1) * n_points // length
+            rotated[i] = start + low + np.int64(uniforms[head, i + 1] * (high - low))
+            beyond += rotated[i] >= n_points
+            low = high
+        for i in range(length):  # those beyond the end come first
+            last = i >= length - beyond
+            to = i - length + beyond if last else i + beyond
+            positions[head, to] = rotated[i] - n_points if last else rotated[i]
+
+
+@kernel
 def unit_numbers(keys, stream, out):
     """Write numbers in [0, 1) of a numbered stream of every head's key, as `draws` defines them.
 

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import _pool
-from thinformer.compress import plan
+from thinformer.compress import plan, stratified
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 CORRECTIONS = ("nystrom", "queries")
 QUERIES = 160  # sampled at most
-CANDIDATES = 4  # times as many as landmarks
-PROPOSALS = 8  # times as many as landmarks
+SUMMED = 3  # keys that the exponential kernel is summed over where landmarks are drawn, times n_out
+CANDIDATES = 4  # keys that may be pivots, times n_out
+PROPOSALS = 8  # at most, times n_out
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
 BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
 NUGGET = 0.03  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
@@ -163,10 +164,10 @@ def _heads(
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0
-    length = min(S, CANDIDATES * n_out)
+    length = min(S, (SUMMED if m else CANDIDATES) * n_out)
     draws = nystrom.Draws(
-        strata(T, m, numbers(0, m + 1)),
-        strata(S, length, numbers(1, length + 1)),
+        stratified(T, numbers(0, m + 1)),
+        stratified(S, numbers(1, length + 1)),
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
     )
@@ -242,7 +243,7 @@ def choose_valid(
     (B, S, H, _), n_queries = key.shape, query.shape[1]
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
-    summed = np.full((B, H, min(S, CANDIDATES * width) if m else 0), -1)
+    summed = np.full((B, H, min(S, SUMMED * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     if valid is None:
         valid = np.ones((B, S), bool)
@@ -272,20 +273,6 @@ def choose_valid(
             of_all = np.take_along_axis(flat, of_all, axis=2)
         sampled[sequences, :, : of_all.shape[2]] = of_all
     return indices, kept, finite, sampled, summed, tau
-
-
-def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
-    """Positions (heads, length), one at random from each of as many strata laid around a ring.
-
-    The rule of `thinformer.compress.starting_points`. Uniforms are (heads, length + 1).
-    """
-    if length == n_points:
-        return np.tile(np.arange(n_points), (len(uniforms), 1))
-    start = (uniforms[:, :1] * n_points).astype(np.int64)
-    bounds = np.arange(length + 1, dtype=np.int64) * n_points // max(length, 1)
-    inside = (uniforms[:, 1:] * np.diff(bounds)).astype(np.int64)
-    rotated = (start + bounds[:-1] + inside) % n_points
-    return np.sort(rotated, axis=1, kind="stable")  # which finds that it is two increasing runs
 
 
 def _factor(array: NDArray) -> Factor:
