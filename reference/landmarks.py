@@ -15,7 +15,8 @@ from scipy.special import lambertw, logsumexp
 from reference.compress import stratified_thin
 
 QUERIES = 160  # sampled at most
-CANDIDATES = 4  # times as many as landmarks
+SUMMED = 3  # keys that the exponential kernel is summed over where landmarks are drawn, times n_out
+CANDIDATES = 4  # keys that may be pivots, times n_out
 BALANCE = 0.3  # lambda: the exponential kernel's trace beside that of the sampled attention
 NUGGET = 0.03  # added to the diagonal of N where landmarks are drawn, and may be alike
 BLOCK = 16  # proposals at a time
@@ -36,7 +37,7 @@ class Landmarks(NamedTuple):
 
 
 class LandmarkDraws(NamedTuple):
-    """Draws of one head: strata of queries and of candidates, and uniforms.
+    """Draws of one head: strata of queries and of candidates, or keys summed over, and uniforms.
 
     The uniforms are one number for "queries", (proposals, 2) for "nystrom".
     """
@@ -202,7 +203,8 @@ def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=N
     attention /= attention.sum(axis=1, keepdims=True)
     f, h, t = kernel(x, attention)
     top, V1 = h.max(), np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
-    candidates = stratified_thin(S, min(S, CANDIDATES * n_out), draws.candidates)
+    times = SUMMED if correction == "queries" else CANDIDATES
+    candidates = stratified_thin(S, min(S, times * n_out), draws.candidates)
     if correction == "queries":
         # shrunk towards what some keys say, whose values are moved so that they agree on the mean
         chosen, nugget = draw_landmarks(h, n_out, draws.uniforms), NUGGET

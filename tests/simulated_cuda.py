@@ -53,7 +53,7 @@ from thinformer.kernels import (
     sobolev,
     stein,
 )
-from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS
+from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS, SUMMED
 from thinformer.pivots import BLOCK
 from thinformer.problem import make_points
 from thinformer.torch import cuda_landmarks, op
@@ -822,7 +822,8 @@ def test_landmarks_drawn(spread):
 def specified_landmarks(query, key, value, n_out, correction, temperature, scale):
     """Positions (B, H, n_out) by the specification, of the draws of seed 5."""
     (B, T, H, _), S = query.shape, key.shape[1]
-    keys, sizes = head_keys(seed_from(5), H), (min(T, QUERIES), min(S, CANDIDATES * n_out))
+    times = SUMMED if correction == "queries" else CANDIDATES
+    keys, sizes = head_keys(seed_from(5), H), (min(T, QUERIES), min(S, times * n_out))
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
         uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
@@ -861,7 +862,7 @@ def test_landmarks(correction, dtype, shape, temperature, torch_on_the_simulator
     assert finite.all()
     m = min(T, QUERIES) if correction == "queries" else 0
     assert sampled.shape == (2, 2, m)
-    assert summed.shape == (2, 2, min(S, CANDIDATES * n_out) if m else 0)
+    assert summed.shape == (2, 2, min(S, SUMMED * n_out) if m else 0)
     assert torch.equal(sampled, sampled[:1].expand(2, 2, m))
     if m == T:
         assert torch.equal(sampled[0, 0], torch.arange(T))
@@ -921,7 +922,7 @@ def test_landmarks_of_nothing(axis, torch_on_the_simulator):
         (B,),
         (B, H),
         (B, H, T),
-        (B, H, 8 * (T > 0)),
+        (B, H, 2 * SUMMED * (T > 0)),
         (B, H),
     ]
     assert (found[5] == 1).all()

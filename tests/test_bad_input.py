@@ -206,6 +206,11 @@ def test_draws():
             kernel_halve(GRAM, draws=draws)
     with pytest.raises(ValueError, match=r"draws.strata must have shape \(\.\.\., 17\).*got None"):
         kh_compress(POINTS, size=8, draws=Draws((np.zeros(8),), (np.zeros(1, bool),)))
+    for beyond in (1.0, -0.1, np.nan):  # a position of no point
+        strata = np.full(17, 0.5)
+        strata[3] = beyond
+        with pytest.raises(ValueError, match=r"draws.strata must lie in \[0, 1\); got "):
+            kh_compress(POINTS, size=8, draws=Draws((np.zeros(8),), (np.zeros(1, bool),), strata))
 
     for draws in (np.zeros(3), (np.zeros(3), np.zeros(1)), "draws"):
         with pytest.raises(TypeError, match="draws must be a thinformer.Draws; got "):

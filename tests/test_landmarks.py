@@ -20,6 +20,7 @@ from thinformer.landmarks import (
     CORRECTIONS,
     PROPOSALS,
     STREAMS,
+    SUMMED,
     fit_landmarks,
 )
 
@@ -46,7 +47,8 @@ def error(got, expected):
 
 
 def draws_of(seed, H, T, S, n_out, correction):
-    keys, sizes = head_keys(seed, H), (min(T, landmarks.QUERIES), min(S, CANDIDATES * n_out))
+    times = SUMMED if correction == "queries" else CANDIDATES
+    keys, sizes = head_keys(seed, H), (min(T, landmarks.QUERIES), min(S, times * n_out))
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
         uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
@@ -319,7 +321,7 @@ def test_a_constant_is_kept(correction):
     query, key, value = qkv()
     value[..., 1] = 7
     _, (values, masses, *_) = fit_landmarks(
-        query, key, value, np.empty(query.shape[:3] + (3,)), n_out=15, correction=correction,
+        query, key, value, np.empty((*query.shape[:3], 3)), n_out=15, correction=correction,
         temperature=None, scale=0.5, seed=1,
     )  # fmt: skip
     np.testing.assert_allclose(values[..., 1], 7 * masses.transpose(0, 2, 1), rtol=1e-9)

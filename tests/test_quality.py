@@ -47,10 +47,10 @@ def test_lines(tiny):
     ]  # fmt: skip
     found = {(line.method, line.kept): line for line in lines}
     exact = [attention(*layer, size=TOKENS).output for layer in layers.values()]
-    for method, correction in [(quality.PLAIN, None), *quality.CORRECTED.items()]:
+    for method, options in quality.OPTIONS.items():
         rounds = [
             errors_of(
-                [attention(*layer, size=32, correction=correction, rng=seed).output
+                [attention(*layer, size=32, rng=seed, **options).output
                  for layer in layers.values()],
                 exact,
             )

@@ -59,9 +59,7 @@ def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
     """Return the (problems, length) positions that the first round starts from, increasing.
 
-    "even": n_points positions are cut into `length` consecutive strata, whose sizes differ by one
-    at most, laid around the sequence as around a ring from a random start; one position of each is
-    taken at random. Every position has the same chance, length / n_points.
+    "even": one of each of the strata of `stratified`.
 
     "stride": positions 0, s, 2s, ... with s = n_points // length, as the published code does.
     Positions from length * s on are never looked at.
@@ -74,11 +72,26 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
         positions = np.arange(length)
     else:
         strata, row = _rows(draws.strata, stack, length + 1, "strata", np.float64)
-        start = (strata[:, :1] * n_points).astype(np.int64)
-        bounds = np.arange(length + 1, dtype=np.int64) * n_points // length
-        inside = (strata[:, 1:] * np.diff(bounds)).astype(np.int64)
-        return np.sort((start + bounds[:-1] + inside) % n_points, axis=1)[row]
+        if not ((strata >= 0) & (strata < 1)).all():  # NaN is not
+            raise ValueError(
+                f"draws.strata must lie in [0, 1); got {strata.min()} to {strata.max()}"
+            )
+        return stratified(n_points, strata)[row]
     return np.broadcast_to(positions, (problems, length)).astype(np.int64, order="C")
+
+
+def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
+    """Return (heads, length) positions, increasing, for uniforms (heads, length + 1) in [0, 1).
+
+    All positions are cut into `length` consecutive strata, whose sizes differ by one at most, laid
+    around the sequence as around a ring from a random start; one position of each is taken at
+    random. Every position has the same chance, length / n_points.
+    """
+    from thinformer import cpu  # imports Numba
+
+    positions = np.empty((len(uniforms), uniforms.shape[1] - 1), np.int64)
+    cpu.stratify(n_points, uniforms, positions)
+    return positions
 
 
 def draw(schedule: Schedule, seed: int, heads: int) -> Draws:

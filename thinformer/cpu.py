@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import draws, halving
-from thinformer._jit import STRICT, bind, inner, kernel
-from thinformer._simd import BYTES, raise_to_magnitudes
+from thinformer._jit import ELEMENTWISE, STRICT, bind, inner, kernel
+from thinformer._simd import BYTES, raise_to_magnitudes, transpose
 from thinformer.tiles import PANEL, TILE_ROWS, columns, load, tabulate
 
-LANES = 64  # scores compared side by side
 SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 
 simple_factor = bind(halving.simple_factor, STRICT)
@@ -189,84 +188,96 @@ def herd(first, last, problem, index, kept, gram, rows, work):
     problem : Products or Points
     index : (problems, S) int64, the points
     kept : (problems, n_out) int64, written, increasing
-    gram : (S, S), rows (5, S) and work (`workspace`): memory, the thread's own
+    gram, rows, work : memory, the thread's own: (S, S) and (3, S), with S in whole panels, and that
+        of `workspace`
     """
     points, size = index.shape[1], kept.shape[1]
-    scores, totals, mean, half, bars = rows[0], rows[1], rows[2], rows[3], rows[4]
-    far = np.finfo(rows.dtype).max / 4  # the bar of a point that is kept
-    lanes = np.empty(LANES, rows.dtype)
-    chosen = np.empty(size, np.int64)
+    scores, mean, bars = rows[0], rows[1], rows[2]
+    far = np.finfo(rows.dtype).max / 4  # the bar of a point that is kept, or of none
+    lanes, chosen = np.empty(PANEL, rows.dtype), np.empty(size, np.int64)
+    positions = np.arange(TILE_ROWS)
     for p in range(first, last):
-        fill_gram(problem, p, index[p], gram, work)
+        fill_gram(problem, p, index[p], positions, gram, work)
         mean[:] = 0
         for i in range(points):
-            for j in range(points):
-                mean[j] += gram[i, j]
-            half[i] = gram[i, i] / 2
+            add(gram[i], mean)
         mean /= points
-        # scores are sums of kernel values over the points kept, less as many means
-        bars[:] = 0
-        for j in range(points):
-            scores[j] = -mean[j]
+        # a score is the sum of kernel values with those kept, and half of its own, less their means
+        for i in range(points):
+            scores[i] = gram[i, i] / 2 - mean[i]
+        bars[:points], bars[points:], scores[points:], mean[points:] = 0, far, 0, 0
+        low = step(scores, mean, mean, bars, lanes)
         for turn in range(2 * size):
-            low = least_total(scores, half, bars, totals, lanes)
             best = 0
-            while best < points - 1 and totals[best] != low:
+            while best < points - 1 and scores[best] + bars[best] != low:
                 best += 1
-            place = turn % size
-            chosen[place] = best
-            bars[best] = far
+            chosen[turn % size], bars[best] = best, far
             if turn < size - 1:
-                step(scores, gram[best], mean)
+                low = step(scores, gram[best], mean, bars, lanes)
             elif turn < 2 * size - 1:
                 back = chosen[turn - size + 1]
                 bars[back] = 0
-                step(scores, gram[best], gram[back])
+                low = step(scores, gram[best], gram[back], bars, lanes)
         chosen.sort()
         for i in range(size):
             kept[p, i] = index[p, chosen[i]]
 
 
 @inner(STRICT)
-def fill_gram(problem, p, positions, gram, work):
-    """Kernel values of some points of a problem, (S, S): half of them, and mirrored."""
-    points, size = positions.size, TILE_ROWS * PANEL
+def fill_gram(problem, p, index, positions, gram, work):
+    """Kernel values of some points of a problem, in whole panels: half of them, and mirrored.
+
+    positions : the numbers from 0 on, below TILE_ROWS
+    """
+    points, size, apart = index.size, TILE_ROWS * PANEL, gram.shape[1]
     tile, other, free = work[:size], work[size : 2 * size], work[2 * size :]
-    loaded, rest = load(problem, p, positions, free)
+    loaded, rest = load(problem, p, index, free)
+    flat, one, width = gram.ravel(), work.dtype.type(1), BYTES // work.itemsize
     for start in range(0, points, PANEL):
         stop = min(start + PANEL, points)
         panel = columns(problem, loaded, start, rest)
-        for row in range(0, stop, TILE_ROWS):
-            end = min(row + TILE_ROWS, stop)
+        row = 0
+        while row < start:
+            end = min(row + TILE_ROWS, start)
             tabulate(problem, p, loaded, row, end, start, panel, tile, other)
             for i in range(row, end):
-                for j in range(max(i, start), stop):
-                    gram[i, j] = gram[j, i] = tile[(i - row) * PANEL + j - start]
+                gram[i, start : start + PANEL] = tile[(i - row) * PANEL : (i - row + 1) * PANEL]
+            for i in range(row, end, width):
+                at = start * apart + i
+                transpose(tile, 0, PANEL, positions, i - row, PANEL, one, flat, at, apart)
+            row = end
+        tabulate(problem, p, loaded, start, stop, start, panel, tile, other)
+        for i in range(start, stop):
+            for j in range(i, stop):
+                gram[i, j] = gram[j, i] = tile[(i - start) * PANEL + j - start]
 
 
-@inner(STRICT)
-def step(scores, gain, loss):
-    """Add one row to the scores and take away another."""
-    for i in range(scores.size):
-        scores[i] += gain[i] - loss[i]
+@inner(ELEMENTWISE)
+def add(row, total):
+    """Add a row."""
+    for i in range(total.size):
+        total[i] += row[i]
 
 
-@inner(STRICT)
-def least_total(scores, half, bars, totals, lanes):
-    """Write scores + half + bars to totals and return the least, a vector of them at a time."""
-    for i in range(totals.size):
-        totals[i] = scores[i] + half[i] + bars[i]
-    lanes[:] = totals[0]
-    whole = totals.size // lanes.size * lanes.size
-    for start in range(0, whole, lanes.size):
-        part = totals[start : start + lanes.size]
+@inner(ELEMENTWISE)
+def step(scores, gain, loss, bars, lanes):
+    """Add one row to the scores and take away another; return the least score and its bar.
+
+    Compared side by side, in as many lanes as a panel has points.
+    """
+    for c in range(lanes.size):
+        scores[c] += gain[c] - loss[c]
+        lanes[c] = scores[c] + bars[c]
+    for start in range(PANEL, scores.size, PANEL):
+        score, of_bar = scores[start : start + PANEL], bars[start : start + PANEL]
+        more, less = gain[start : start + PANEL], loss[start : start + PANEL]
         for c in range(lanes.size):
-            lanes[c] = part[c] if part[c] < lanes[c] else lanes[c]
+            moved = score[c] + (more[c] - less[c])
+            score[c] = moved
+            lanes[c] = min(lanes[c], moved + of_bar[c])
     low = lanes[0]
     for c in range(1, lanes.size):
         low = min(low, lanes[c])
-    for i in range(whole, totals.size):
-        low = min(low, totals[i])
     return low
 
 
@@ -302,6 +313,27 @@ def scan(first, last, factor, index, largest):
                     if entry > top or entry != entry:  # nothing is above NaN, which stays
                         top = entry
         largest[problem] = top
+
+
+@kernel
+def stratify(n_points, uniforms, positions):
+    """Write positions (heads, length), increasing: one of each of as many strata around a ring.
+
+    uniforms : (heads, length + 1) float64, where the ring begins and where in its stratum each is
+    """
+    (heads, length), rotated = positions.shape, np.empty(positions.shape[1], np.int64)
+    for head in range(heads):
+        start = np.int64(uniforms[head, 0] * n_points)
+        low, beyond = 0, 0
+        for i in range(length):
+            high = (i + 1) * n_points // length
+            rotated[i] = start + low + np.int64(uniforms[head, i + 1] * (high - low))
+            beyond += rotated[i] >= n_points
+            low = high
+        for i in range(length):  # those beyond the end come first
+            last = i >= length - beyond
+            to = i - length + beyond if last else i + beyond
+            positions[head, to] = rotated[i] - n_points if last else rotated[i]
 
 
 @kernel

@@ -90,7 +90,8 @@ def herd_keys(
     kept = np.empty((B * H, n_out), np.int64)
 
     def herd(first: int, last: int) -> None:
-        gram, rows = np.empty((points, points), dtype), np.empty((5, points), dtype)
+        padded = -(-points // cpu.PANEL) * cpu.PANEL
+        gram, rows = np.empty((padded, padded), dtype), np.empty((3, padded), dtype)
         work = cpu.workspace(points, E + value.shape[3], dtype)
         cpu.herd(first, last, problem, index, kept, gram, rows, work)
 

@@ -33,20 +33,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import _pool
-from thinformer.compress import plan
+from thinformer.compress import plan, stratified
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
 from thinformer.problem import SCALE, Factor, make_factor
 from thinformer.sequences import unpadded
 
 if TYPE_CHECKING:
-    from thinformer.nystrom import Chosen as Found
     from thinformer.nystrom import Draws, Heads
 
 CORRECTIONS = ("nystrom", "queries")
 QUERIES = 160  # sampled at most
-CANDIDATES = 4  # times as many as landmarks
-PROPOSALS = 8  # times as many as landmarks
+SUMMED = 3  # keys that the exponential kernel is summed over where landmarks are drawn, times n_out
+CANDIDATES = 4  # keys that may be pivots, times n_out
+PROPOSALS = 8  # at most, times n_out
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
 BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
 NUGGET = 0.03  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
@@ -92,8 +92,17 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
 
     The settings are those of `fit_landmarks`.
     """
-    heads, draws, found = _choose(query, key, value, None, **settings)
-    return _chosen(heads, draws, found, key.shape)
+    from thinformer import nystrom  # imports Numba
+
+    heads, draws, indices = _heads(query, key, value, **settings)
+    nugget, problems = _nugget(draws, key.dtype), len(indices)
+
+    def choose(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget, indices, work)
+
+    _pool.run(choose, problems, _flops(heads, draws))
+    return _chosen(heads, draws, indices, query, key, value)
 
 
 def fit_landmarks(
@@ -115,56 +124,36 @@ def fit_landmarks(
     """
     from thinformer import nystrom  # imports Numba
 
-    heads, draws, found = _choose(
-        query, key, value, output, n_out=n_out, correction=correction, temperature=temperature,
+    heads, draws, indices = _heads(
+        query, key, value, n_out=n_out, correction=correction, temperature=temperature,
         scale=scale, seed=seed,
     )  # fmt: skip
-    (B, S, H, D), dtype, problems = value.shape, value.dtype, len(found.top)
-    E, m = key.shape[3], draws.queries.shape[1]
-    summed = draws.candidates if m else np.tile(np.arange(S), (H, 1))
-
-    def add_exponentials(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
-        nystrom.add_exponentials(first, last, heads, summed, draws.head, found, work)
-
-    blocks = -(-n_out // nystrom.PANEL)
-    flops = 2.0 * problems * n_out * summed.shape[1] * (E + D)
-    _pool.run(add_exponentials, problems * blocks, flops)
-    with np.errstate(over="ignore"):
-        bound = BOUND * np.maximum(np.maximum(-heads.low, heads.high).max(axis=1), 1)
+    (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    place = (np.arange(B)[:, None] * n_out * H * D + np.arange(H) * D).ravel()
-    largest = 0.9 * np.log(np.finfo(dtype).max)
+    fits, nugget = nystrom.Fits(values, masses, output), _nugget(draws, dtype)
 
-    def solve(first: int, last: int) -> None:
-        nystrom.solve(
-            first, last, heads, m, _nugget(m, dtype), found, largest, bound, values.ravel(), place,
-            H * D, masses, nystrom.workspace(heads, draws),
-        )  # fmt: skip
+    def fit(first: int, last: int) -> None:
+        work = nystrom.workspace(heads, draws)
+        nystrom.fit(first, last, heads, draws, TWO_RHO, BALANCE, nugget, BOUND, indices, fits, work)
 
-    flops = 2.0 * problems * n_out**2 * (n_out / 6 + (m + E) / 2 + D)
-    _pool.run(solve, problems, flops)
+    _pool.run(fit, problems, _flops(heads, draws, fitting=True))
+    chosen = _chosen(heads, draws, indices, query, key, value)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
-    chosen = _chosen(heads, draws, found, key.shape)
     return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)
 
 
-def _choose(
+def _heads(
     query: NDArray,
     key: NDArray,
     value: NDArray,
-    output: NDArray | None,
     *,
     n_out: int,
     correction: str,
     temperature: float | None,
     scale: float,
     seed: int,
-) -> tuple[Heads, Draws, Found]:
-    """What the kernels of `thinformer.nystrom` take, once landmarks are chosen.
-
-    Right-hand sides are started where there is an output.
-    """
+) -> tuple[Heads, Draws, NDArray]:
+    """What the kernels of `thinformer.nystrom` take, and a place for landmarks."""
     from thinformer import cpu, nystrom  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
@@ -176,10 +165,10 @@ def _choose(
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0
-    length = min(S, CANDIDATES * n_out)
+    length = min(S, (SUMMED if m else CANDIDATES) * n_out)
     draws = nystrom.Draws(
-        strata(T, m, numbers(0, m + 1)),
-        strata(S, length, numbers(1, length + 1)),
+        stratified(T, numbers(0, m + 1)),
+        stratified(S, numbers(1, length + 1)),
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
     )
@@ -190,46 +179,42 @@ def _choose(
         np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale
-    fitted = 0 if output is None else problems
-    found = nystrom.Chosen(
-        np.empty((problems, n_out), np.int64), np.empty((problems, n_out), dtype),
-        np.empty(problems, dtype),
-        np.empty((fitted, nystrom.whole(n_out) * nystrom.whole(m)), dtype),
-        np.empty((fitted, nystrom.whole(D + 1) * n_out), dtype),
-        np.empty((0, 0, 0, 0), dtype) if output is None else output,
-    )  # fmt: skip
-
-    def choose(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
-        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, _nugget(m, dtype), found, work)
-
-    flops = S * m * (E + D) if m else length * n_out * (E + n_out / 2)
-    _pool.run(choose, problems, 2.0 * problems * flops)
-    finite = np.isfinite(heads.sums)
-    if not finite.all():  # or a square overflows
-        finite[:] = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], 0).ravel()
-    heads.sums[:] = np.where(finite, 0, np.nan)
-    return heads, draws, found
+    return heads, draws, np.empty((problems, n_out), np.int64)
 
 
-def _chosen(heads: Heads, draws: Draws, found: Found, shape: tuple[int, ...]) -> Chosen:
+def _flops(heads: Heads, draws: Draws, fitting: bool = False) -> float:
+    """Operations that landmarks cost, with what is fitted to them or without."""
+    m, L, n_out = draws.queries.shape[1], draws.candidates.shape[1], heads.n_out
+    E, D = heads.key.dim, heads.value.dim
+    flops = heads.S * m * (E + D) if m else L * n_out * (E + n_out / 2)
+    if fitting:
+        flops += n_out * (L if m else heads.S) * (E + D)
+        flops += n_out**2 * (n_out / 6 + (m + E) / 2 + D)
+    return 2.0 * len(draws.head) * flops
+
+
+def _chosen(
+    heads: Heads, draws: Draws, indices: NDArray, query: NDArray, key: NDArray, value: NDArray
+) -> Chosen:
     """What was chosen, by sequence and head."""
-    B, _, H, _ = shape
-    (m, length), n_out = (x.shape[1] for x in (draws.queries, draws.candidates)), heads.n_out
-    summed = draws.candidates[:, : length if m else 0]
+    B, _, H, _ = key.shape
+    finite = np.isfinite(heads.sums).reshape(B, H)
+    if not finite.all():  # or a square overflows
+        finite = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], axis=0)
+    m, n_out = draws.queries.shape[1], heads.n_out
+    summed = draws.candidates[:, : draws.candidates.shape[1] if m else 0]
     return Chosen(
-        found.indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
-        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H),
-        np.isfinite(heads.sums).reshape(B, H),
+        indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
+        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H), finite,
     )  # fmt: skip
 
 
-def _nugget(m: int, dtype: np.dtype) -> float:
-    """What is added to the kernel's diagonal, where there are m sampled queries.
+def _nugget(draws: Draws, dtype: np.dtype) -> float:
+    """What is added to the kernel's diagonal.
 
-    Without them enough for rounding errors of its entries not to matter.
+    Without sampled queries enough for rounding errors of its entries not to matter.
     """
-    return NUGGET if m else float(np.sqrt(np.finfo(dtype).eps))
+    return NUGGET if draws.queries.shape[1] else float(np.sqrt(np.finfo(dtype).eps))
 
 
 def choose_valid(
@@ -259,7 +244,7 @@ def choose_valid(
     (B, S, H, _), n_queries = key.shape, query.shape[1]
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
-    summed = np.full((B, H, min(S, CANDIDATES * width) if m else 0), -1)
+    summed = np.full((B, H, min(S, SUMMED * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     for some in unpadded(query, key, value, valid, group):
         (b, length), (_, keys, values) = some.tokens.shape, some.arrays
@@ -280,20 +265,6 @@ def choose_valid(
             few_of_all = np.take_along_axis(of_heads, places, axis=2)
             of_all[some.numbers, :, : places.shape[2]] = few_of_all
     return indices, kept, finite, sampled, summed, tau
-
-
-def strata(n_points: int, length: int, uniforms: NDArray) -> NDArray:
-    """Positions (heads, length), one at random from each of as many strata laid around a ring.
-
-    The rule of `thinformer.compress.starting_points`. Uniforms are (heads, length + 1).
-    """
-    if length == n_points:
-        return np.tile(np.arange(n_points), (len(uniforms), 1))
-    start = (uniforms[:, :1] * n_points).astype(np.int64)
-    bounds = np.arange(length + 1, dtype=np.int64) * n_points // max(length, 1)
-    inside = (uniforms[:, 1:] * np.diff(bounds)).astype(np.int64)
-    rotated = (start + bounds[:-1] + inside) % n_points
-    return np.sort(rotated, axis=1, kind="stable")  # which finds that it is two increasing runs
 
 
 def _factor(array: NDArray) -> Factor:

@@ -1,9 +1,10 @@
 """Landmarks of one head after another: which keys, and what values and masses they get.
 
-`choose` takes landmarks by what sampled queries pay (`thinformer.sampled`) or as pivots
-(`thinformer.pivots`). Values and masses are N_ss^-1 N_sn (V, 1). Of the right-hand sides `choose`
-writes what sampled queries say, f_s^T P (V, 1) exp(t - top), and `add_exponentials` adds
-exp(<x_s, x_j> - h_s - top) (V, 1), summed over keys j. `solve` factorises N between landmarks.
+Landmarks are drawn by what sampled queries pay (`thinformer.sampled`), or they are pivots
+(`thinformer.pivots`). Their values and masses are N_ss^-1 N_sn (V, 1). Sampled queries add
+f_s^T P (V, 1) exp(t - top) to the right-hand sides, and keys exp(<x_s, x_j> - h_s - top) (V, 1),
+summed over j; then N between landmarks is factorised. One thread does all that for a head: what
+lies between the steps is never more than one head's.
 """
 
 from __future__ import annotations
@@ -67,23 +68,16 @@ class Draws(NamedTuple):
     head: NDArray
 
 
-class Chosen(NamedTuple):
-    """Landmarks, all written.
+class Fits(NamedTuple):
+    """What landmarks stand for, all written.
 
-    indices : (problems, n_out) int64, increasing
-    exponents : (problems, n_out), their h; top : (problems,), the largest h of all keys
-    features : (problems, ...), panels (m in whole panels, PANEL) of their f
-    right : (problems, ...), panels (n_out, PANEL) of the D + 1 columns of right-hand sides
+    values : (B, n_out, H, D)
+    masses : (problems, n_out)
     output : (B, T, H, D), of which the sampled queries' rows are written
-
-    There are no problems in the last three where landmarks are only chosen.
     """
 
-    indices: NDArray
-    exponents: NDArray
-    top: NDArray
-    features: NDArray
-    right: NDArray
+    values: NDArray
+    masses: NDArray
     output: NDArray
 
 
@@ -99,69 +93,123 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
     of_keys = S * (E + D + 3 + PANEL)
     of_queries = whole(heads.T) * E + m * (E + D + 2)
     of_pivots = L * (E + n_out + 2 * BLOCK + 2) if m == 0 else 0
-    of_landmarks = n_out * (E + n_out + 2 * PANEL)
+    of_landmarks = n_out * (E + D + n_out + m + 3 * PANEL + 2)
     few = PANEL * (m + n_out + E + D + CHUNK + 2 * BLOCK + 5 * PANEL + 8)
     return np.empty(of_keys + of_queries + of_pivots + of_landmarks + few, heads.mean.dtype)
 
 
 @kernel
-def choose(first, last, heads, draws, two_rho, balance, nugget, chosen, work):
+def choose(first, last, heads, draws, two_rho, balance, nugget, indices, work):
     """Choose the landmarks of problems first .. last-1.
 
     two_rho : WildCat's constant, for the temperature
     balance : the exponential kernel's trace beside that of the sampled queries' attention
     nugget : added to the diagonal of N
+    indices : (problems, n_out) int64, written, increasing
     """
-    key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
-    E, D, n_out, fit = key.dim, value.dim, heads.n_out, chosen.right.shape[0] > 0
-    m = draws.queries.shape[1]
+    h, free = work[: heads.n_out], work[heads.n_out :]
+    nothing, output = work[:0], np.empty((0, 0, 0, 0), work.dtype)
     for p in range(first, last):
-        head = draws.head[p]
-        x, _, free = gather_factor(key, p, positions[:S], work)
-        values, free = gather_columns(value, p, positions[:S], free)
-        squares, free = free[: x.size // E], free[x.size // E :]
-        measure_values(values, S, heads.low[p], heads.high[p], heads.average[p])
-        measure_keys(x, S, E, heads.mean[p], squares)
-        largest_query, total = largest_square(heads.query, p, positions[: heads.T], free)
-        largest_key = squares[0]
-        for j in range(S):
-            largest_key = max(largest_key, squares[j])
-            total += squares[j]
-        for d in range(D):
-            total += heads.average[p, d]
-        heads.sums[p] = total
-        beta = float(heads.query.parameters[p, SCALE])
-        if heads.temperature[p] == 0:
-            heads.temperature[p] = temperature(
-                math.sqrt(largest_query) / beta, math.sqrt(largest_key), S, beta, two_rho
-            )
-        tau = heads.temperature[p]
-        to_x = x.dtype.type(math.sqrt(beta) / tau)
-        if m > 0:
-            choose_by_queries(p, heads, draws, balance, x, squares[:S], values, to_x, chosen, free)
-            continue
-        choose_among(
-            key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
-            chosen.indices[p], free,
-        )  # fmt: skip
-        for i in range(n_out):
-            chosen.exponents[p, i] = to_x * to_x * squares[chosen.indices[p, i]] / 2
-        chosen.top[p] = to_x * to_x * largest_key / 2
-        if fit:
-            chosen.right[p] = 0
+        choose_one(
+            p, heads, draws, two_rho, balance, nugget, indices[p], h, nothing, nothing, output, free
+        )
+
+
+@kernel
+def fit(first, last, heads, draws, two_rho, balance, nugget, bound, indices, fits, work):
+    """Choose the landmarks of problems first .. last-1, as `choose` does, and fit them.
+
+    bound : of values and masses, in the largest value
+    """
+    n_out, S, m, D = heads.n_out, heads.S, draws.queries.shape[1], heads.value.dim
+    panels, columns = -(-n_out // PANEL) * PANEL, -(-(D + 1) // PANEL) * PANEL
+    padded = -(-m // PANEL) * PANEL
+    h, free = work[:panels], work[panels:]
+    f, free = free[: panels * padded], free[panels * padded :]
+    right, free = free[: n_out * columns], free[n_out * columns :]
+    largest = 0.9 * math.log(np.finfo(work.dtype).max)  # exponent that exp(top - h) may have
+    for p in range(first, last):
+        few, h[n_out:], right[:] = indices[p], 0, 0
+        top = choose_one(
+            p, heads, draws, two_rho, balance, nugget, few, h[:n_out], f, right, fits.output, free
+        )
+        summed = draws.candidates[draws.head[p]] if m > 0 else heads.positions[:S]
+        add_exponentials(p, heads, summed, few, h, top, right, free)
+        solve(p, heads, few, f, padded, h, nugget, right, free)
+        of_values = bound * max(1.0, float(-heads.low[p].min()), float(heads.high[p].max()))
+        H = fits.output.shape[2]
+        for s in range(n_out):
+            factor = math.exp(min(float(top - h[s]), largest))
+            for d in range(D + 1):
+                z = right[(d // PANEL * n_out + s) * PANEL + d % PANEL] * factor
+                z = min(max(z, -of_values), of_values)
+                if d < D:
+                    fits.values[p // H, s, p % H, d] = z
+                else:
+                    fits.masses[p, s] = z
 
 
 @inner(STRICT)
-def choose_by_queries(p, heads, draws, balance, x, squares, values, to_x, chosen, free):
-    """Sample queries, and draw landmarks by what they pay; write what they say of those.
+def choose_one(p, heads, draws, two_rho, balance, nugget, indices, h, f, right, output, free):
+    """Choose the landmarks of one problem, write their h, and return the largest h of all keys.
+
+    f, right, output : see `choose_by_queries`; empty where landmarks are only chosen
+    """
+    key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
+    E, D, m = key.dim, value.dim, draws.queries.shape[1]
+    x, _, free = gather_factor(key, p, positions[:S], free)
+    values, free = gather_columns(value, p, positions[:S], free)
+    squares, free = free[: x.size // E], free[x.size // E :]
+    measure_values(values, S, heads.low[p], heads.high[p], heads.average[p])
+    measure_keys(x, S, E, heads.mean[p], squares)
+    largest_query, total = largest_square(heads.query, p, positions[: heads.T], free)
+    largest_key = squares[0]
+    for j in range(S):
+        largest_key = max(largest_key, squares[j])
+        total += squares[j]
+    for d in range(D):
+        total += heads.average[p, d]
+    heads.sums[p] = total
+    beta = float(heads.query.parameters[p, SCALE])
+    if heads.temperature[p] == 0:
+        heads.temperature[p] = temperature(
+            math.sqrt(largest_query) / beta, math.sqrt(largest_key), S, beta, two_rho
+        )
+    to_x = x.dtype.type(math.sqrt(beta) / heads.temperature[p])
+    if m > 0:
+        return choose_by_queries(
+            p, heads, draws, balance, x, squares[:S], values, to_x, indices, h, f, right, output,
+            free,
+        )  # fmt: skip
+    head = draws.head[p]
+    choose_among(
+        key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget, indices,
+        free,
+    )  # fmt: skip
+    half = x.dtype.type(to_x * to_x / 2)
+    for i in range(indices.size):
+        h[i] = half * squares[indices[i]]
+    return half * largest_key
+
+
+@inner(STRICT)
+def choose_by_queries(
+    p, heads, draws, balance, x, squares, values, to_x, indices, h, f, right, output, free
+):
+    """Sample queries, draw landmarks by what they pay, and return the largest h of all keys.
 
     x, squares : panels (E, PANEL) of keys without their mean, and their norms squared; overwritten
     values : panels (S, PANEL) of their values
     to_x : what makes keys x
+    indices, h : (n_out,), the landmarks and their h, written
+    f : panels (m in whole panels, PANEL) of the landmarks' features, written
+    right : panels (n_out, PANEL) of right-hand sides, D + 1 columns, written
+    output : (B, T, H, D), of which the sampled queries' rows are written
+
+    The last three are empty where landmarks are only chosen.
     """
     S, E, D, n_out = heads.S, heads.key.dim, heads.value.dim, heads.n_out
-    head, indices, h, dtype = draws.head[p], chosen.indices[p], chosen.exponents[p], x.dtype.type
-    m, fit = draws.queries.shape[1], chosen.right.shape[0] > 0
+    head, dtype, m, fitting = draws.head[p], x.dtype.type, draws.queries.shape[1], right.size > 0
     padded = -(-m // PANEL) * PANEL
     multiply(x, to_x)
     multiply(squares, to_x * to_x)
@@ -174,19 +222,18 @@ def choose_by_queries(p, heads, draws, balance, x, squares, values, to_x, chosen
         queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
     multiply(queries, dtype(1 / to_x))  # they have the softmax scale, and keys its root
     attend(
-        x, S, E, queries, m, values, D if fit else 0, heads.positions, top_of, total_of, importance,
-        outputs, free,
+        x, S, E, queries, m, values, D if fitting else 0, heads.positions, top_of, total_of,
+        importance, outputs, free,
     )  # fmt: skip
     t, top = weigh(importance, squares, balance)
     draw_landmarks(importance, n_out, draws.uniforms[head, 0], indices)
-    chosen.top[p] = top
     for i in range(n_out):
         h[i] = top + math.log(importance[indices[i]])
-    if not fit:
-        return
-    H = chosen.output.shape[2]
+    if not fitting:
+        return dtype(top)
+    H = output.shape[2]
     for q in range(m):
-        row = chosen.output[p // H, draws.queries[head, q], p % H]
+        row = output[p // H, draws.queries[head, q], p % H]
         for d in range(0, D, PANEL):
             known = outputs[d * padded + q * PANEL : d * padded + (q + 1) * PANEL]
             copy_within(known, heads.low[p, d:], heads.high[p, d:], row[d:])
@@ -198,11 +245,10 @@ def choose_by_queries(p, heads, draws, balance, x, squares, values, to_x, chosen
             few[c::PANEL] = 0
         centre(few, heads.mean[p], to_x)
         copy_row(h[start : start + count], shift)
-        f = chosen.features[p, start * padded : (start + PANEL) * padded]
-        features(few, E, queries, m, top_of, total_of, shift, dtype(t), f)
-        start_right(
-            f, padded, outputs, D, math.exp(t - top), start, count, n_out, chosen.right[p], rest
-        )
+        of_few = f[start * padded : (start + PANEL) * padded]
+        features(few, E, queries, m, top_of, total_of, shift, dtype(t), of_few)
+        start_right(of_few, padded, outputs, D, math.exp(t - top), start, count, n_out, right, rest)
+    return dtype(top)
 
 
 @inner(ELEMENTWISE)
@@ -373,42 +419,36 @@ def start_right(f, queries, outputs, D, factor, start, count, n_out, right, free
                 )
 
 
-@kernel
-def add_exponentials(first, last, heads, summed, row, chosen, work):
-    """Add to right-hand sides what keys add: blocks of PANEL landmarks first .. last-1.
+@inner(STRICT)
+def add_exponentials(p, heads, summed, indices, h, top, right, free):
+    """Add to right-hand sides what keys add.
 
-    summed, row : (rows, n) int64, positions of keys that stand for all, and which row a problem has
+    summed : (n,) int64, positions of keys that stand for all
+    h : the landmarks', in whole panels; top : the largest of all keys
 
     Values of keys that are not all are moved together, so that their mean is that of all.
     """
-    key, value, n = heads.key, heads.value, summed.shape[1]
-    E, D, n_out, width = key.dim, value.dim, heads.n_out, BYTES // work.itemsize
-    blocks = -(-n_out // PANEL)
-    shift, total, work = work[:PANEL], work[PANEL : 2 * PANEL], work[2 * PANEL :]
-    rows, work = work[: CHUNK * PANEL], work[CHUNK * PANEL :]
-    product, work = work[: PANEL * PANEL], work[PANEL * PANEL :]
+    key, value, n, n_out = heads.key, heads.value, summed.size, indices.size
+    E, D, width = key.dim, value.dim, BYTES // free.itemsize
+    to_x = scaling(heads, p, free)
+    x, _, free = gather_factor(key, p, summed, free)
+    centre(x, heads.mean[p], to_x)
+    values, free = gather_columns(value, p, summed, free)
+    apart = np.empty(D, free.dtype)  # how far the values' mean is from that of all keys' values
+    mean_of_rows(values, n, apart)
+    subtract(apart, 1, heads.average[p])
+    weight = free.dtype.type(heads.S / n)
+    shift, total, free = free[:PANEL], free[PANEL : 2 * PANEL], free[2 * PANEL :]
+    rows, free = free[: CHUNK * PANEL], free[CHUNK * PANEL :]
+    product, free = free[: PANEL * PANEL], free[PANEL * PANEL :]
     size = -(-D // PANEL) * PANEL * PANEL
-    sums, work = work[:size], work[size:]
-    of_few, work = work[: PANEL * E], work[PANEL * E :]
-    shift[:], loaded, weight = 0, -1, work.dtype.type(heads.S / n)
-    apart = np.empty(D, work.dtype)  # how far the values' mean is from that of all keys' values
-    for unit in range(first, last):
-        p, start = unit // blocks, unit % blocks * PANEL
-        if p != loaded:
-            to_x = work.dtype.type(
-                math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
-            )
-            x, _, free = gather_factor(key, p, summed[row[p]], work)
-            centre(x, heads.mean[p], to_x)
-            values, _ = gather_columns(value, p, summed[row[p]], free)
-            mean_of_rows(values, n, apart)
-            subtract(apart, 1, heads.average[p])
-            loaded = p
+    sums, free = free[:size], free[size:]
+    for start in range(0, n_out, PANEL):
         count = min(PANEL, n_out - start)
-        few, _, _ = gather_factor(key, p, chosen.indices[p, start : start + count], of_few)
+        few, _, _ = gather_factor(key, p, indices[start : start + count], free)
         centre(few, heads.mean[p], to_x)
-        for s in range(count):
-            shift[s] = chosen.exponents[p, start + s] + chosen.top[p]
+        for s in range(PANEL):
+            shift[s] = h[start + s] + top
         sums[:], total[:] = 0, 0
         for from_key in range(0, n, CHUNK):
             keys = min(CHUNK, n - from_key)
@@ -423,11 +463,18 @@ def add_exponentials(first, last, heads, summed, row, chosen, work):
                         at = d * n + from_key * PANEL + i
                         inner_products(values, at, rows, column, keys, product, i * PANEL + column)
                 add(product, sums[d * PANEL : (d + PANEL) * PANEL])
-        right = chosen.right[p]
         for s in range(count):
             for d in range(D + 1):
                 of_d = sums[d * PANEL + s] - apart[d] * total[s] if d < D else total[s]
                 right[(d // PANEL * n_out + start + s) * PANEL + d % PANEL] += weight * of_d
+
+
+@inner(STRICT)
+def scaling(heads, p, free):
+    """What a problem's centred keys are multiplied by to be x."""
+    return free.dtype.type(
+        math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
+    )
 
 
 @inner(ELEMENTWISE)
@@ -441,45 +488,21 @@ def shifted_exponentials(rows, n, shift, total):
             total[s] += row[s]
 
 
-@kernel
-def solve(
-    first, last, heads, m, nugget, chosen, largest, bound, values, place, stride, masses, work
-):
-    """Solve for the values and masses of the landmarks of problems first .. last-1.
+@inner(STRICT)
+def solve(p, heads, indices, f, queries, h, nugget, right, free):
+    """Replace right-hand sides by N_ss^-1 of them, for a problem's landmarks.
 
-    m : sampled queries
+    f, queries : panels (queries, PANEL) of their features
     nugget : added to the diagonal of N
-    largest : exponent that exp(top - h) may have
-    bound : (problems,), of what is written
-    values : flat, written; landmark s of a problem is at place[problem] + s * stride
-    masses : (problems, n_out), written
     """
-    key, D, n = heads.key, heads.value.dim, heads.n_out
-    E, blocks = key.dim, -(-n // PANEL)
-    for p in range(first, last):
-        to_x = work.dtype.type(
-            math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
-        )
-        x, _, free = gather_factor(key, p, chosen.indices[p], work)
-        centre(x, heads.mean[p], to_x)
-        h, free = free[: blocks * PANEL], free[blocks * PANEL :]
-        copy_row(chosen.exponents[p], h)
-        h[n:] = 0
-        f = chosen.features[p]
-        R, free = free[: blocks * PANEL * n], free[blocks * PANEL * n :]
-        inverses, free = free[: blocks * PANEL * PANEL], free[blocks * PANEL * PANEL :]
-        factorise(x, E, f, -(-m // PANEL) * PANEL, h, n, nugget, R, inverses, free)
-        fitted = chosen.right[p]
-        substitute(R, inverses, n, fitted, free)
-        for s in range(n):
-            factor = math.exp(min(float(chosen.top[p] - chosen.exponents[p, s]), largest))
-            for d in range(D + 1):
-                z = fitted[(d // PANEL * n + s) * PANEL + d % PANEL] * factor
-                z = min(max(z, -bound[p]), bound[p])
-                if d < D:
-                    values[place[p] + s * stride + d] = z
-                else:
-                    masses[p, s] = z
+    key, n = heads.key, indices.size
+    blocks = -(-n // PANEL)
+    x, _, free = gather_factor(key, p, indices, free)
+    centre(x, heads.mean[p], scaling(heads, p, free))
+    R, free = free[: blocks * PANEL * n], free[blocks * PANEL * n :]
+    inverses, free = free[: blocks * PANEL * PANEL], free[blocks * PANEL * PANEL :]
+    factorise(x, key.dim, f, queries, h, n, nugget, R, inverses, free)
+    substitute(R, inverses, n, right, free)
 
 
 @inner(STRICT)

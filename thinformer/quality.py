@@ -1,4 +1,4 @@
-r"""How close to exact attention, and at what time: Thinformer, its corrections and simple sampling.
+r"""How close to exact attention, and at what time: Thinformer, its options and simple sampling.
 
 Errors are :math:`\|output - exact\| / \|exact\|` in the Frobenius norm, mean over layers and heads.
 All methods and sizes run in one process, in turn, round after round, every round with another
@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,16 @@ from thinformer.schedule import coreset_size
 from thinformer.sources import reading
 
 EXACT, PLAIN, BEST = "exact attention", "Thinformer", "best rank"
-CORRECTED = {f'{PLAIN}, correction="{name}"': name for name in ("nystrom", "queries")}
-METHODS = ("uniform sampling", "evenly spaced", PLAIN, *CORRECTED)
+OPTIONS: dict[str, dict[str, Any]] = {  # what `attention` is called with
+    PLAIN: {},
+    f'{PLAIN}, temperature="auto"': {"temperature": "auto"},
+    f'{PLAIN}, correction="nystrom"': {"correction": "nystrom"},
+    f'{PLAIN}, correction="queries"': {"correction": "queries"},
+}
+METHODS = ("uniform sampling", "evenly spaced", *OPTIONS)
 # of a method: Okabe & Ito's colours, told apart by colour-blind readers, markers and lines
 STYLES = (("#56B4E9", "v", ":"), ("#E69F00", "^", ":"), ("#0072B2", "o", "--"),
-          ("#009E73", "D", "-"), ("#D55E00", "s", "-"))  # fmt: skip
+          ("#CC79A7", "P", "--"), ("#009E73", "D", "-"), ("#D55E00", "s", "-"))  # fmt: skip
 NAME = re.compile(r"(.+)_(query|key|value|heads)")
 
 Case = TypeVar("Case")
@@ -50,7 +55,7 @@ class Line(NamedTuple):
     error : mean over layers, heads and rounds
     standard_error : of that mean, over rounds; None where nothing is random
     seconds : for all layers, median over rounds; None for BEST, which nobody would compute
-    ratio : of seconds to those of Thinformer without correction at this size; None likewise
+    ratio : of seconds to those of Thinformer without options at this size; None likewise
     layers : the errors of the layers
     """
 
@@ -240,9 +245,9 @@ def format_lines(lines: list[Line]) -> str:
 NOTES = """\
 error: ||output - exact|| / ||exact||, mean over layers, heads and rounds, each with another seed,
 +- its standard error. time: of all layers, choosing keys included, median over rounds, all methods
-in turn; ratio: to Thinformer's. nystrom: WildCat's landmarks and weights, as this package computes
-them. best rank: of the matrix of that rank nearest to that of attention; no method, a mark of what
-so few keys could do."""
+in turn; ratio: to Thinformer's. temperature="auto": herding. nystrom: WildCat's landmarks and
+weights, as this package computes them. best rank: of the matrix of that rank nearest to that of
+attention; no method, a mark of what so few keys could do."""
 
 
 def machine() -> dict[str, str]:
@@ -318,11 +323,8 @@ def _outputs(method: str, layers: Layers, size: int, seed: int) -> list[NDArray]
         return uniform(list(layers.values()), size, seed)
     if method == "evenly spaced":
         return _evenly_spaced(layers, size, seed)
-    correction = CORRECTED.get(method)
-    return [
-        attention(*layer, size=size, correction=correction, rng=seed).output
-        for layer in layers.values()
-    ]
+    options = {} if method == EXACT else OPTIONS[method]
+    return [attention(*layer, size=size, rng=seed, **options).output for layer in layers.values()]
 
 
 def _evenly_spaced(layers: Layers, size: int, seed: int) -> list[NDArray]:

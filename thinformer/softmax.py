@@ -58,7 +58,7 @@ def softmax_attention(
     output : (B, T, H, D) array, contiguous, written
     weights : (B * H, T, n) array, written, or None
     landmarks : what the keys weigh, where they do not weigh the same; `value` is then theirs
-    known : (H, m) int64 array
+    known : (H, m) int64 array, increasing
         Queries of each head whose output is already there, and stays.
     """
     B, T, H, D = output.shape
@@ -71,9 +71,9 @@ def softmax_attention(
         rows_of_values = indices
     else:
         rows_of_values = np.tile(np.arange(n), (problems, 1))
-    known = np.empty((1, 0), np.int64) if known is None else known
-    order = put_last(T, known)
-    wanted = T - known.shape[1]
+    known = np.empty((1, 0), np.int64) if known is None else np.ascontiguousarray(known)
+    order, wanted = np.empty((len(known), T), np.int64), T - known.shape[1]
+    put_last(known, order)
     blocks = -(-(wanted if weights is None else T) // PANEL)
     positions = np.arange(-(-n // PANEL) * PANEL)
 
@@ -87,13 +87,18 @@ def softmax_attention(
     _pool.run(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
 
 
-def put_last(n_points: int, some: NDArray) -> NDArray:
-    """Positions (rows, n_points) of all points, those of some (rows, m) after the others."""
-    rows = np.arange(len(some))[:, None]
-    others = np.ones((len(some), n_points), bool)
-    others[rows, some] = False
-    first = np.nonzero(others)[1].reshape(len(some), n_points - some.shape[1])
-    return np.concatenate([first, some], axis=1)
+@kernel
+def put_last(some, order):
+    """Write all positions to order (rows, n), those of some (rows, m), increasing, at the end."""
+    (rows, n), m = order.shape, some.shape[1]
+    for row in range(rows):
+        taken = 0
+        for i in range(n):
+            if taken < m and some[row, taken] == i:
+                order[row, n - m + taken] = i
+                taken += 1
+            else:
+                order[row, i - taken] = i
 
 
 def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from thinformer.compress import Plan, plan
-from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, TWO_RHO
+from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED, TWO_RHO
 from thinformer.pivots import BLOCK
 from thinformer.sampled import FLOOR
 from thinformer.torch import cuda
@@ -44,7 +44,7 @@ def choose_valid(
     m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
     indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
     sampled = torch.full((B, H, m), -1, device=device)
-    summed = torch.full((B, H, min(S, CANDIDATES * width) if m else 0), -1, device=device)
+    summed = torch.full((B, H, min(S, SUMMED * width) if m else 0), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
     parts: list[tuple[Plan, cuda.Tokens | None]]
@@ -105,7 +105,7 @@ def _choose(
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
-    length = min(S, CANDIDATES * n_out)
+    length = min(S, (SUMMED if m else CANDIDATES) * n_out)
     candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
     candidates = candidates.expand(B, H, length)
     to_x = (math.sqrt(scale) / tau).to(dtype)[..., None, None]
@@ -165,7 +165,7 @@ def _draw(exponents: torch.Tensor, n_out: int, numbers: torch.Tensor) -> torch.T
 
 
 def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
-    """Positions (heads, length), as `thinformer.landmarks.strata`."""
+    """Positions (heads, length), as `thinformer.compress.stratified`."""
     if length == n_points:
         return torch.arange(n_points, device=uniforms.device).expand(len(uniforms), -1)
     start = (uniforms[:, :1] * n_points).long()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thinformer.landmarks import CANDIDATES, QUERIES
+from thinformer.landmarks import QUERIES, SUMMED
 from thinformer.torch import op
 
 
@@ -195,7 +195,7 @@ def _(
     kept = keys_kept(S, g, size, "even", min_length, valid is not None)
     queries = correction == "queries" and T > 0
     m = torch.sym_min(T * (H_all // H), QUERIES) if queries else 0
-    summed = torch.sym_min(S, CANDIDATES * kept) if queries else 0
+    summed = torch.sym_min(S, SUMMED * kept) if queries else 0
     return (
         key.new_empty((B, H, kept), dtype=torch.int64),
         key.new_empty((B,), dtype=torch.int64),
