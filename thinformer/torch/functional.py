@@ -165,8 +165,11 @@ def thinformer_attention(
     Notes
     -----
     Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
-    same keys alone and in a padded batch, for the same seed. A sequence that is masked entirely
-    gets zeros. NaN or infinity elsewhere among the keys and values of a head makes its output NaN.
+    same keys alone and in a padded batch, for the same seed; not so, with a temperature or a
+    correction, where nested queries differ in length and are not the keys' own tokens: some of
+    other sequences then count. A sequence that is masked entirely gets zeros. NaN or infinity
+    elsewhere among the keys and values of a head makes its output NaN; among its queries too, if
+    they have a say, as with a temperature or a correction.
     On CUDA tensors the CPU waits for the sequences' lengths where there is a mask, and for nothing
     otherwise.
 
