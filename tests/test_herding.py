@@ -57,10 +57,11 @@ def specified(query, key, value, size, temperature, seed):
 def test_what_the_specification_chooses(shape, temperature):
     for seed in range(3):
         data = arrays(shape, seed=seed)
-        got = herding.herd_keys(
+        got, finite = herding.herd_keys(
             *data, n_out=shape[-1], scale=shape[4] ** -0.5, temperature=temperature, seed=seed
         )
         np.testing.assert_array_equal(got, specified(*data, shape[-1], temperature, seed))
+        assert finite.all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

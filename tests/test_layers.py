@@ -14,8 +14,8 @@ REFERENCE = Path(reference.__file__).parent
 # each module may import those before it, and nothing else of the package
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
-    "problem", "sequences", "cuda", "_device", "tiles", "cpu", "sums", "compress", "herding",
-    "softmax", "sampled", "pivots", "nystrom", "landmarks", "points", "tables", "discrepancy",
+    "problem", "sequences", "cuda", "_device", "tiles", "cpu", "sums", "compress", "softmax",
+    "centring", "herding", "sampled", "pivots", "nystrom", "landmarks", "points", "tables", "discrepancy",
     "thinning", "recursion", "estimator", "attention", "settings", "data", "torch", "validate",
     "_measure", "demo", "bench", "bench_cuda", "bench_points", "sources", "quality", "tune",
     "delimited", "files", "streaming", "thin_command", "_progress", "cli",

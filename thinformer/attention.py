@@ -271,11 +271,12 @@ def attention(
             _check_finite(query=query, key=key, value=value)
         return _attended(given, output, weights, chosen.indices if return_indices else None)
     if herding and n_out < key.shape[1]:
-        _check_finite(query=query, key=key, value=value)
-        indices = herd_keys(
+        indices, finite = herd_keys(
             query, key, value, n_out=n_out, scale=scale, temperature=tau,
             seed=seed_from(rng),
         )  # fmt: skip
+        if not finite.all():
+            _check_finite(query=query, key=key, value=value)
         _attend(query, key, value, indices, scale, output, weights)
         return _attended(given, output, weights, indices if return_indices else None)
     indices, finite = select(

@@ -33,7 +33,7 @@ from thinformer.compress import (
     plan,
     starting_points,
 )
-from thinformer.kernels import Kernel, exponential, linear
+from thinformer.kernels import exponential, linear
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
 from thinformer.schedule import Round, Schedule
 from thinformer.sequences import unpadded
@@ -51,43 +51,61 @@ def herd_keys(
     scale: float,
     temperature: float | None,
     seed: int,
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the positions (B, H, n_out), increasing, of keys chosen by herding.
 
-    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D), finite; n_out is below S. The
-    temperature is that of `choose_temperature` if None; ValueError if it is too small.
+    Also which heads (B, H) are finite; others keep some positions. query (B, T, H, E), key
+    (B, S, H, E), value (B, S, H, D); n_out is below S. The temperature is that of
+    `choose_temperature` if None; ValueError if it is too small.
     """
-    from thinformer import cpu  # imports Numba
+    from thinformer import centring, cpu  # import Numba
 
-    (B, S, H, E), dtype = key.shape, key.dtype
-    centred = centre(key)
+    (B, S, H, E), T, dtype = key.shape, query.shape[1], key.dtype
+    problems, queries, keys, values = B * H, _factor(query), _factor(key), _factor(value)
+    centred, squares = np.empty((B, H, S, E), dtype), np.empty((2, problems))
+    positions = np.arange(max(T, S, cpu.PANEL))
+
+    def centre(first: int, last: int) -> None:
+        work = centring.workspace(keys, T, S)
+        centring.centre_keys(
+            first, last, queries, keys, T, S, positions, centred.ravel(), *squares, work
+        )
+
+    _pool.run(centre, problems, 8.0 * (query.size + 2 * key.size))
+    (largest,) = largest_entries((values, all_rows(S)))
+    finite = np.isfinite(largest) & np.isfinite(squares).all(axis=0)
+    if not finite.all():
+        finite = finite.reshape(B, H)
+        tokens = (np.where(finite[:, None, :, None], x, 0) for x in (query, key, value))
+        indices, _ = herd_keys(
+            *tokens, n_out=n_out, scale=scale, temperature=temperature, seed=seed
+        )
+        return indices, finite
     if temperature is None:
-        tau = choose_temperature(query, centred, scale)
+        tau = choose_temperature(*(scale * squares / [[max(T, 1)], [S]]))
     else:
-        tau = np.full((B, H), temperature)
+        tau = np.full(problems, temperature)
         reach = np.sqrt(np.finfo(dtype).max / (2 * E * scale))
         if not (np.abs(centred) < temperature * reach).all():
             raise ValueError(
                 f"temperature must be larger: keys over it have squared norms beyond the range of"
                 f" {dtype}; got {temperature}"
             )
-    keys = _factor(centred, exponential())
-    keys.parameters[:, SCALE] = np.ravel(np.sqrt(scale) / tau)
-    values = _factor(value)
-    (largest,) = largest_entries((values, all_rows(S)))
+    keys = make_factor(centred, exponential())
+    keys.parameters[:, SCALE] = np.sqrt(scale) / tau
     # a power of two, to which herding is blind, brings their square in range
     limit = np.finfo(largest.dtype).maxexp - 2
     power = np.ldexp(largest.dtype.type(1), -np.clip(np.frexp(largest)[1], -limit, limit))
     values.parameters[:, SCALE], values.parameters[:, CONSTANT] = power, (largest * power) ** 2
     problem = Products(keys, values)
-    settings = Plan(candidate_schedule(S, n_out), "even")
-    draws = draw(settings.schedule, seed, max(H, 1))
+    halvings = Plan(candidate_schedule(S, n_out), "even")
+    draws = draw(halvings.schedule, seed, max(H, 1))
     greedy = tuple(np.zeros_like(uniform) for uniform in draws.uniforms)
     draws = draws._replace(uniforms=greedy)
-    index = starting_points(S, settings, draws, (B, H))
-    index = compress(problem, settings.schedule, draws, index, (B, H))[-1]
+    index = starting_points(S, halvings, draws, (B, H))
+    index = compress(problem, halvings.schedule, draws, index, (B, H))[-1]
     points = index.shape[1]
-    kept = np.empty((B * H, n_out), np.int64)
+    kept = np.empty((problems, n_out), np.int64)
 
     def herd(first: int, last: int) -> None:
         padded = -(-points // cpu.PANEL) * cpu.PANEL
@@ -95,8 +113,8 @@ def herd_keys(
         work = cpu.workspace(points, E + value.shape[3], dtype)
         cpu.herd(first, last, problem, index, kept, gram, rows, work)
 
-    _pool.run(herd, B * H, 1.0 * B * H * points * (points * (E + value.shape[3]) + 4 * n_out))
-    return kept.reshape(B, H, n_out)
+    _pool.run(herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out))
+    return kept.reshape(B, H, n_out), finite.reshape(B, H)
 
 
 def herd_valid(
@@ -129,14 +147,10 @@ def herd_valid(
         few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
         chosen = np.broadcast_to(some.tokens[:, None], (b, H, length))
         if few == length:
-            good = _finite_heads(key, value)
+            entries = largest_entries(*((_factor(x), all_rows(length)) for x in (key, value)))
+            good = np.isfinite(entries).all(axis=0).reshape(b, H)
         else:
-            good = _finite_heads(query, key, value)
-            if not good.all():
-                query, key, value = (
-                    np.where(good[:, None, :, None], x, 0) for x in (query, key, value)
-                )
-            places = herd_keys(query, key, value, n_out=few, **settings)
+            places, good = herd_keys(query, key, value, n_out=few, **settings)
             chosen = np.take_along_axis(chosen, places, axis=2)
         kept[some.numbers], finite[some.numbers] = few, good
         indices[some.numbers] = chosen[..., :1]
@@ -159,33 +173,19 @@ def candidate_schedule(n_points: int, n_out: int) -> Schedule:
     return Schedule(size << halvings, size, tuple(rounds))
 
 
-def choose_temperature(query: NDArray, key: NDArray, scale: float) -> NDArray:
-    """What centred keys are divided by, (B, H); 1 where all keys or all queries are 0.
+def choose_temperature(query: NDArray, key: NDArray) -> NDArray:
+    """What centred keys are divided by, from mean squared norms of queries and keys of each head.
 
-    It makes the root mean square of their norms, softmax scale included, NORM; or, where attention
-    is smoother, the geometric mean of that of queries and that of keys.
+    The softmax scale is in them. It makes the root mean square of the keys' norms NORM; or, where
+    attention is smoother, the geometric mean of that of queries and that of keys. It is 1 where all
+    keys or all queries are 0.
     """
-    q, k = (
-        np.sqrt(scale / max(x.shape[1], 1) * np.einsum("bshe,bshe->bh", x, x).astype(np.float64))
-        for x in (query, key)
-    )
+    q, k = np.sqrt(query), np.sqrt(key)
     with np.errstate(divide="ignore", invalid="ignore"):
         tau = k / np.minimum(NORM, np.sqrt(q * k))
     return np.where((q > 0) & (k > 0), tau, 1.0)
 
 
-def centre(tokens: NDArray) -> NDArray:
-    """Tokens (B, S, H, dim) less their mean."""
-    mean = np.einsum("bshd->bhd", tokens, dtype=np.float64) / tokens.shape[1]
-    return tokens - mean[:, None].astype(tokens.dtype)
-
-
-def _finite_heads(*arrays: NDArray) -> NDArray:
-    """Which heads (B, H) of (B, S, H, dim) are finite in all arrays."""
-    largest = largest_entries(*((_factor(x), all_rows(x.shape[1])) for x in arrays))
-    return np.all(np.isfinite(largest), axis=0).reshape(arrays[0].shape[::2])
-
-
-def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
+def _factor(array: NDArray) -> Factor:
     """A factor on (B, S, H, dim), whose heads are the problems."""
-    return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
+    return make_factor(array.transpose(0, 2, 1, 3), linear())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
+from thinformer.centring import add, centre, largest_square, measure_keys, multiply
 from thinformer.pivots import BLOCK, choose_pivots, to_exponentials
 from thinformer.problem import SCALE, Factor
 from thinformer.sampled import attend, draw_landmarks, features, weigh
@@ -328,34 +329,6 @@ def measure_rows(panel, n, low, high, total):
 
 
 @inner(STRICT)
-def measure_keys(x, n, E, mean, squares):
-    """Write the mean of the n keys in panels x, subtract it, and write what is left squared."""
-    total = np.zeros(PANEL * E, x.dtype)
-    for c in range(n, x.size // E):
-        x[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
-    for start in range(0, x.size, total.size):
-        add(x[start : start + total.size], total)
-    for d in range(E):
-        mean[d] = total[d * PANEL : (d + 1) * PANEL].sum() / n
-    centre(x, mean, x.dtype.type(1))
-    for start in range(0, squares.size, PANEL):
-        squared_norms(x, start * E, E, squares, start)
-
-
-@inner(STRICT)
-def largest_square(query, p, positions, free):
-    """The largest |q|^2, and their sum."""
-    panels, _, free = gather_factor(query, p, positions, free)
-    largest, total = panels.dtype.type(0), 0.0
-    for start in range(0, positions.size, PANEL):
-        squared_norms(panels, start * query.dim, query.dim, free, 0)
-        for c in range(min(PANEL, positions.size - start)):
-            largest = max(largest, free[c])
-            total += free[c]
-    return largest, total
-
-
-@inner(STRICT)
 def temperature(q, k, n, scale, two_rho):
     """WildCat's temperature (arXiv 2602.10056), of the largest norms; 1 if one of them is 0.
 
@@ -372,31 +345,6 @@ def temperature(q, k, n, scale, two_rho):
         f = w * e - z
         w -= f / (e * (w + 1) - (w + 2) * f / (2 * w + 2))
     return math.sqrt(k / q * b / (2 * w))
-
-
-@inner(ELEMENTWISE)
-def centre(panels, mean, scale):
-    """(x - mean) scale of all points of panels (E, PANEL)."""
-    E = mean.size
-    for start in range(0, panels.size, E * PANEL):
-        for d in range(E):
-            row = panels[start + d * PANEL : start + (d + 1) * PANEL]
-            for c in range(row.size):
-                row[c] = (row[c] - mean[d]) * scale
-
-
-@inner(ELEMENTWISE)
-def multiply(row, factor):
-    """Multiply a row by a number."""
-    for d in range(row.size):
-        row[d] *= factor
-
-
-@inner(ELEMENTWISE)
-def add(row, total):
-    """Add a row."""
-    for d in range(total.size):
-        total[d] += row[d]
 
 
 @inner(STRICT)

@@ -1,0 +1,96 @@
+"""Keys less their mean, and norms of queries and keys: what temperatures follow from.
+
+Softmax does not see a shift of all keys; a kernel on keys does. Points lie in panels (E, PANEL).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer._simd import PANEL, ROWS, squared_norms
+from thinformer.problem import Factor
+from thinformer.softmax import write_columns
+from thinformer.tiles import gather_factor
+
+
+def workspace(key: Factor, T: int, S: int) -> np.ndarray:
+    """Return the memory that one thread of `centre_keys` works in."""
+    panels = -(-max(T, S) // PANEL) + 1
+    return np.empty(panels * PANEL * (key.dim + 1) + PANEL * (PANEL + ROWS), key.window.dtype)
+
+
+@kernel
+def centre_keys(first, last, query, key, T, S, positions, out, of_query, of_key, work):
+    """Write keys less their mean, and sums of squared norms, of problems first .. last-1.
+
+    positions : the numbers from 0 on, as many as there are tokens, and at least PANEL
+    out : flat, of (problems, S, E), written
+    of_query, of_key : (problems,) float64, sums over queries and over keys less their mean, written
+    """
+    E, mean = key.dim, np.empty(key.dim, work.dtype)
+    block, work = work[: PANEL * PANEL], work[PANEL * PANEL :]
+    for p in range(first, last):
+        _, of_query[p] = largest_square(query, p, positions[:T], work)
+        x, _, free = gather_factor(key, p, positions[:S], work)
+        squares = free[: x.size // E]
+        measure_keys(x, S, E, mean, squares)
+        of_key[p] = 0
+        for j in range(S):
+            of_key[p] += squares[j]
+        for start in range(0, S, PANEL):
+            chosen = positions[start : min(start + PANEL, S)]
+            write_columns(x[start * E :], E, chosen, positions, out, p * S * E, E, block)
+
+
+@inner(STRICT)
+def measure_keys(x, n, E, mean, squares):
+    """Write the mean of the n keys in panels x, subtract it, and write what is left squared."""
+    total = np.zeros(PANEL * E, x.dtype)
+    for c in range(n, x.size // E):
+        x[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
+    for start in range(0, x.size, total.size):
+        add(x[start : start + total.size], total)
+    for d in range(E):
+        mean[d] = total[d * PANEL : (d + 1) * PANEL].sum() / n
+    centre(x, mean, x.dtype.type(1))
+    for start in range(0, squares.size, PANEL):
+        squared_norms(x, start * E, E, squares, start)
+
+
+@inner(STRICT)
+def largest_square(query, p, positions, free):
+    """The largest |q|^2, and their sum."""
+    panels, _, free = gather_factor(query, p, positions, free)
+    largest, total = panels.dtype.type(0), 0.0
+    for start in range(0, positions.size, PANEL):
+        squared_norms(panels, start * query.dim, query.dim, free, 0)
+        for c in range(min(PANEL, positions.size - start)):
+            largest = max(largest, free[c])
+            total += free[c]
+    return largest, total
+
+
+@inner(ELEMENTWISE)
+def centre(panels, mean, scale):
+    """(x - mean) scale of all points of panels (E, PANEL)."""
+    E = mean.size
+    for start in range(0, panels.size, E * PANEL):
+        for d in range(E):
+            row = panels[start + d * PANEL : start + (d + 1) * PANEL]
+            for c in range(row.size):
+                row[c] = (row[c] - mean[d]) * scale
+
+
+@inner(ELEMENTWISE)
+def multiply(row, factor):
+    """Multiply a row by a number."""
+    for d in range(row.size):
+        row[d] *= factor
+
+
+@inner(ELEMENTWISE)
+def add(row, total):
+    """Add a row."""
+    for d in range(total.size):
+        total[d] += row[d]
