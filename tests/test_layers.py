@@ -15,10 +15,10 @@ REFERENCE = Path(reference.__file__).parent
 ORDER = [
     "_checks", "schedule", "draws", "kernels", "halving", "_exp", "_jit", "_simd", "_pool",
     "problem", "sequences", "cuda", "_device", "tiles", "cpu", "sums", "compress", "softmax",
-    "centring", "herding", "sampled", "pivots", "nystrom", "landmarks", "points", "tables", "discrepancy",
-    "thinning", "recursion", "estimator", "attention", "settings", "data", "torch", "validate",
-    "_measure", "demo", "bench", "bench_cuda", "bench_points", "sources", "quality", "tune",
-    "delimited", "files", "streaming", "thin_command", "_progress", "cli",
+    "centring", "herding", "sampled", "pivots", "nystrom", "landmarks", "points", "tables",
+    "discrepancy", "thinning", "recursion", "estimator", "attention", "settings", "data", "torch",
+    "validate", "_measure", "demo", "bench", "bench_cuda", "bench_points", "sources", "quality",
+    "tune", "delimited", "files", "streaming", "thin_command", "_progress", "cli",
 ]  # fmt: skip
 MAY_NOT = {("attention", "points"), ("attention", "thinning"), ("attention", "discrepancy"),
            ("cuda", "_jit"), ("cuda", "_pool"),
