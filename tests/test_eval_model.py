@@ -100,8 +100,8 @@ def test_figures_are_those_of_the_model(tmp_path, texts, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"model: {tmp_path / 'bert'}, BertModel"
     assert printed[1] == "inputs: 3, of 20 to 400 keys; 1 too short to be thinned, left out"
-    row = next(line for line in printed if line.startswith("g = 1"))
-    assert row.split()[3:6] == ["32", "of", "350"]
+    row = next(line for line in printed if line.startswith("2  g = 1"))
+    assert row.split()[4:7] == ["32", "of", "350"]
     assert f"{figures['results'][1]['mean']:.4f}" in row
     row = next(line for line in printed if "encoder.layer.1" in line)
     of_layer = [r[kind][1] for kind in ("attention", "states") for r in figures["results"]]

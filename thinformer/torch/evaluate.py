@@ -337,7 +337,7 @@ def _label(setting: dict[str, Any]) -> str:
 def format_evaluation(evaluation: Evaluation) -> str:
     """The inputs; what each setting costs and gives; the errors of each layer."""
     results, lengths = evaluation.results, evaluation.lengths
-    labels = [_label(result.setting) for result in results]
+    labels = [f"{i}  {_label(result.setting)}" for i, result in enumerate(results, 1)]
     wide = max(len(label) for label in [*labels, "exact"])
     metric = results[0].metric
     worst = "largest" if metric == "difference" else "smallest"
@@ -362,14 +362,13 @@ def format_evaluation(evaluation: Evaluation) -> str:
     name = max(len(layer) for layer in [*evaluation.layers, "layer"]) + 4
     states = results[0].states
     alone, behind = "attention alone", "all layers thinned"
-    width = max(len(label) for label in [*labels, "0.0000"])
-    width = max(width, -(-len(behind) // len(labels)) - 2)
+    width = max(len("0.0000"), -(-len(behind) // len(labels)) - 2)
     span = len(labels) * (width + 2)
     above = f"{'':<{name}}{alone:>{span}}"
     if states:
         above += f"    {behind:>{span}}"
-    heads = "".join(f"  {label:>{width}}" for label in labels)
-    lines += ["\nrelative error", above, f"{'layer':<{name}}{heads}"]
+    heads = "".join(f"  {i:>{width}}" for i in range(1, len(results) + 1))
+    lines += ["\nrelative error, by setting", above, f"{'layer':<{name}}{heads}"]
     if states:
         lines[-1] += f"    {heads}"
     for i, layer in enumerate(evaluation.layers):
