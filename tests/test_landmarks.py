@@ -462,6 +462,18 @@ def test_bad_arguments(size, options, error, message):
 
 
 @corrections
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_temperature_that_leaves_the_range(dtype, correction):
+    arrays = qkv(dtype=dtype)
+    low = {np.float32: 1e-17, np.float64: 1e-150}[dtype]
+    assert np.isfinite(
+        everything(*arrays, size=20, correction=correction, temperature=low).output
+    ).all()
+    with pytest.raises(ValueError, match="^temperature must be larger: .* got 1e-200"):
+        attention(*arrays, size=20, correction=correction, temperature=1e-200)
+
+
+@corrections
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 def test_not_finite(name, correction):
     arrays = dict(zip(("query", "key", "value"), qkv(), strict=True))

@@ -80,6 +80,19 @@ def integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def temperature_in_range(temperature: float, centred: NDArray, scale: float) -> None:
+    """Check that centred keys (..., E) over a temperature have squared norms in their range."""
+    with np.errstate(over="ignore"):
+        squares = np.einsum("...e,...e->...", centred, centred)
+    largest = float(np.max(squares, initial=1, where=~np.isnan(squares)))  # NaN is found elsewhere
+    limit = np.finfo(centred.dtype).max
+    if not scale * largest < float(limit) / 2 * temperature * temperature:
+        raise ValueError(
+            f"temperature must be larger: keys over it have squared norms beyond the range of"
+            f" {centred.dtype}; got {temperature}"
+        )
+
+
 def positive(name: str, value: Any) -> float:
     """Return a positive, finite number."""
     if not _is_number(value) or not 0 < float(value) < float("inf"):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _pool
+from thinformer import _checks, _pool
 from thinformer.compress import (
     Plan,
     all_rows,
@@ -84,13 +84,8 @@ def herd_keys(
     if temperature is None:
         tau = choose_temperature(*(scale * squares / [[max(T, 1)], [S]]))
     else:
+        _checks.temperature_in_range(temperature, centred, scale)
         tau = np.full(problems, temperature)
-        reach = np.sqrt(np.finfo(dtype).max / (2 * E * scale))
-        if not (np.abs(centred) < temperature * reach).all():
-            raise ValueError(
-                f"temperature must be larger: keys over it have squared norms beyond the range of"
-                f" {dtype}; got {temperature}"
-            )
     keys = make_factor(centred, exponential())
     keys.parameters[:, SCALE] = np.sqrt(scale) / tau
     # a power of two, to which herding is blind, brings their square in range

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _pool
+from thinformer import _checks, _pool
 from thinformer.compress import plan, stratified
 from thinformer.draws import head_keys
 from thinformer.kernels import linear
@@ -120,6 +120,7 @@ def fit_landmarks(
     """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them.
 
     n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
+    ValueError if a temperature is too small.
     The exact outputs of the sampled queries are written to their rows of output (B, T, H, D).
     """
     from thinformer import nystrom  # imports Numba
@@ -157,6 +158,8 @@ def _heads(
     from thinformer import cpu, nystrom  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
+    if temperature is not None:
+        _checks.temperature_in_range(temperature, key - key.mean(axis=1, keepdims=True), scale)
     streams, problems = head_keys(seed, max(H, 1))[:H], B * H
 
     def numbers(stream: int, size: int) -> NDArray:
