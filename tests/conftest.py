@@ -38,19 +38,31 @@ def _load_reference() -> None:
 _load_reference()
 
 
+@pytest.fixture
+def fill_workspaces(monkeypatch):
+    """A function that hands kernels memory full of a number from then on."""
+    from thinformer import centring, cpu, nystrom, softmax, sums
+
+    makers = [(body, "workspace") for body in (centring, cpu, nystrom, softmax, sums)]
+    makers = [(*of, getattr(*of)) for of in (*makers, (cpu, "herding_workspace"))]
+
+    def fill(number):
+        for body, name, make in makers:
+
+            def workspace(*sizes, make=make):
+                work = make(*sizes)
+                work[:] = number
+                return work
+
+            monkeypatch.setattr(body, name, workspace)
+
+    return fill
+
+
 @pytest.fixture(autouse=True)
-def poisoned_workspace(monkeypatch):
-    """Hand kernels memory full of NaN, so that reading what was not written shows."""
-    from thinformer import cpu, nystrom, softmax, sums
-
-    for body in (cpu, nystrom, softmax, sums):
-
-        def workspace(*sizes, make=body.workspace):
-            work = make(*sizes)
-            work[:] = np.nan
-            return work
-
-        monkeypatch.setattr(body, "workspace", workspace)
+def poisoned_workspaces(fill_workspaces):
+    """Memory full of NaN, so that reading what was not written shows."""
+    fill_workspaces(np.nan)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ SHAPES = [
     (1, 400, 10, 3, 8, 6, 20),
     (1, 257, 257, 1, 16, 80, 40),
     (1, 11, 11, 1, 2, 2, 1),
+    (1, 20, 20, 1, 40, 2, 5),  # more dimensions than tokens
+    (1, 40, 40, 1, 64, 3, 10),
 ]
 
 
@@ -62,6 +64,32 @@ def test_what_the_specification_chooses(shape, temperature):
         )
         np.testing.assert_array_equal(got, specified(*data, shape[-1], temperature, seed))
         assert finite.all()
+
+
+@pytest.mark.parametrize("number", [1e30, -1e30])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_memory_held_before_does_not_matter(shape, number, fill_workspaces):
+    """Scores of points that only fill a panel up are never the least."""
+    fill_workspaces(number)
+    data = arrays(shape)
+    got, _ = herding.herd_keys(
+        *data, n_out=shape[-1], scale=shape[4] ** -0.5, temperature=None, seed=0
+    )
+    np.testing.assert_array_equal(got, specified(*data, shape[-1], None, 0))
+
+
+@pytest.mark.parametrize("temperature", ["auto", 1.0])
+def test_squares_beyond_the_range(temperature):
+    """Finite numbers whose squares are not: no NaN, and no keys chosen at a loss without a word."""
+    query, key, value = arrays((1, 64, 8, 2, 4, 3, 16), np.float32)
+    key[:, :, 0] *= 1e25
+    query[:, :, 0] *= 1e-25
+    if temperature == "auto":
+        output = attention(query, key, value, size=16, temperature=temperature).output
+        assert np.isfinite(output).all()
+        return
+    with pytest.raises(ValueError, match="^temperature must be larger"):
+        attention(query, key, value, size=16, temperature=temperature)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -196,9 +224,10 @@ def test_errors(settings, error, message):
 def test_nan_raises():
     query, key, value = arrays((1, 64, 8, 1, 4, 3, 16))
     for name, array in (("query", query), ("key", key), ("value", value)):
-        array[0, 3, 0, 1] = np.nan
-        with pytest.raises(ValueError, match=name):
-            attention(query, key, value, size=16, temperature="auto")
+        for bad, temperature in ((np.nan, "auto"), (np.inf, "auto"), (np.inf, 1.0)):
+            array[0, 3, 0, 1] = bad
+            with pytest.raises(ValueError, match=f"^{name} must be finite"):
+                attention(query, key, value, size=16, temperature=temperature)
         array[0, 3, 0, 1] = 0
 
 

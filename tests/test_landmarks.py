@@ -474,12 +474,13 @@ def test_a_temperature_that_leaves_the_range(dtype, correction):
 
 
 @corrections
+@pytest.mark.parametrize(("bad", "temperature"), [(np.nan, None), (np.inf, None), (np.inf, 1.0)])
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_not_finite(name, correction):
+def test_not_finite(name, bad, temperature, correction):
     arrays = dict(zip(("query", "key", "value"), qkv(), strict=True))
-    arrays[name][0, 3, 1, 0] = np.nan
+    arrays[name][0, 3, 1, 0] = bad
     with pytest.raises(ValueError, match=f"^{name} must be finite"):
-        attention(**arrays, size=20, correction=correction)
+        attention(**arrays, size=20, correction=correction, temperature=temperature)
 
 
 def test_not_on_a_gpu(monkeypatch):

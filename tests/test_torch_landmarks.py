@@ -182,10 +182,14 @@ def test_slots_that_are_left_over_have_no_part(weights, correction):
 
 @corrections
 @weighted
-def test_nan_spoils_its_heads_only(weights, correction):
+@pytest.mark.parametrize(("bad", "temperature"), [("nan", None), ("inf", 1.0)])
+def test_nan_spoils_its_heads_only(bad, temperature, weights, correction):
     query, key, value = qkv(H=4, H_kv=2)
-    key[1, 5, 1, 0] = float("nan")
-    output = output_of(query, key, value, weights=weights, enable_gqa=True, correction=correction)
+    key[1, 5, 1, 0] = float(bad)
+    output = output_of(
+        query, key, value, weights=weights, enable_gqa=True, correction=correction,
+        temperature=temperature,
+    )  # fmt: skip
     spoiled = torch.zeros(2, 7, 4, 3, dtype=torch.bool)
     spoiled[1, :, 2:] = True
     assert torch.equal(output.isnan(), spoiled)

@@ -84,7 +84,8 @@ def temperature_in_range(temperature: float, centred: NDArray, scale: float) -> 
     """Check that centred keys (..., E) over a temperature have squared norms in their range."""
     with np.errstate(over="ignore"):
         squares = np.einsum("...e,...e->...", centred, centred)
-    largest = float(np.max(squares, initial=1, where=~np.isnan(squares)))  # NaN is found elsewhere
+    finite = np.isfinite(centred).all(axis=-1)  # others are found elsewhere
+    largest = float(np.max(squares, initial=1, where=finite))
     limit = np.finfo(centred.dtype).max
     if not scale * largest < float(limit) / 2 * temperature * temperature:
         raise ValueError(
@@ -126,7 +127,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> str:
-    """Return one of a few words; None, which an error may list, is for the caller."""
+    """Return one of a few words; None may be listed, where it is not a word to be checked."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value

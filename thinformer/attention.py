@@ -25,9 +25,9 @@ from thinformer.compress import (
 )
 from thinformer.draws import Draws, seed_from
 from thinformer.herding import herd_keys
-from thinformer.kernels import Kernel, exponential, linear
+from thinformer.kernels import exponential
 from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
-from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
+from thinformer.problem import CONSTANT, SCALE, Factor, Products, head_factor
 from thinformer.sequences import by_length
 
 
@@ -218,9 +218,10 @@ def attention(
     With a temperature alone, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D) in place of
     `compress_kv`; each thread holds 9 n_out^2 numbers.
 
-    With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 5 E + 5 D +
+    With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 4 E + 4 D +
     n_out / 6) for "queries", m = min(T, 160) of them, and n_out S (E + D) + n_out^2 (6 E + D +
-    3 n_out) for "nystrom". Memory of S numbers for each of 32 queries a thread.
+    3 n_out) for "nystrom". Each thread holds about S (E + D + 35) + n_out (n_out + E + D + m)
+    numbers, and for "nystrom" 4 n_out^2 more.
 
     Examples
     --------
@@ -283,7 +284,7 @@ def attention(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
     )  # fmt: skip
-    if not (finite.all() and is_finite(_factor(query), query.shape[1])):
+    if not (finite.all() and is_finite(head_factor(query), query.shape[1])):
         _check_finite(query=query, key=key, value=value)
     _attend(query, key, value, indices, scale, output, weights)
     return _attended(given, output, weights, indices if return_indices else None)
@@ -319,8 +320,8 @@ def select(
     B, S, H, E = key.shape
     if device == "cuda":
         key, value = np.ascontiguousarray(key), np.ascontiguousarray(value)
-    keys = _factor(key, exponential(bandwidth=softmax_scale(scale, E) ** -0.5))
-    values, rows = _factor(value), all_rows(S)
+    keys = head_factor(key, exponential(bandwidth=softmax_scale(scale, E) ** -0.5))
+    values, rows = head_factor(value), all_rows(S)
     if tokens is not None:
         problems = (tokens[0][:, None] * H + np.arange(H)).ravel()
         keys, values = _some(keys, problems), _some(values, problems)
@@ -393,6 +394,7 @@ def _attend_to_landmarks(
     **settings: Any,
 ) -> Chosen:
     chosen, fitted = fit_landmarks(query, key, value, output, **settings)
+    # draws differ by head, not by sequence
     scale, known = settings["scale"], chosen.sampled[0] if len(query) else None
     _attend(query, key, fitted.values, chosen.indices, scale, output, weights, fitted, known)
     return chosen
@@ -430,7 +432,7 @@ def _attend(
     from thinformer.softmax import Landmarks, softmax_attention  # imports Numba
 
     B, H, n_out = indices.shape
-    queries = _factor(query)
+    queries = head_factor(query)
     queries.parameters[:, SCALE] = scale
     every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
     rows = indices.reshape(B * H, n_out)
@@ -442,7 +444,7 @@ def _attend(
         )
         of_problems = Landmarks(masses, low, high, SHARE, LEAST)
     softmax_attention(
-        queries, _factor(key), _factor(value), rows, output, every, of_problems, known
+        queries, head_factor(key), head_factor(value), rows, output, every, of_problems, known
     )
 
 
@@ -460,11 +462,6 @@ def check_correction(correction: str | None, temperature: float | str | None) ->
 def softmax_scale(scale: float | None, dim: int) -> float:
     """Return the softmax scale, 1 / sqrt(dim) unless given."""
     return 1 / math.sqrt(dim) if scale is None else _checks.positive("scale", scale)
-
-
-def _factor(array: NDArray, kernel: Kernel | None = None) -> Factor:
-    """A factor on (B, S, H, dim); heads of sequences are the problems."""
-    return make_factor(array.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
 
 
 def _some(factor: Factor, problems: NDArray) -> Factor:
@@ -496,4 +493,4 @@ def check_shapes(
 def _check_finite(**arrays: NDArray) -> None:
     """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
-        _checks.finite(name, is_finite(_factor(array), array.shape[1]))
+        _checks.finite(name, is_finite(head_factor(array), array.shape[1]))

@@ -6,25 +6,27 @@ Softmax does not see a shift of all keys; a kernel on keys does. Points lie in p
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import PANEL, ROWS, squared_norms
 from thinformer.problem import Factor
 from thinformer.softmax import write_columns
-from thinformer.tiles import gather_factor
+from thinformer.tiles import add, gather_factor
 
 
-def workspace(key: Factor, T: int, S: int) -> np.ndarray:
+def workspace(key: Factor, S: int) -> NDArray:
     """Return the memory that one thread of `centre_keys` works in."""
-    panels = -(-max(T, S) // PANEL) + 1
-    return np.empty(panels * PANEL * (key.dim + 1) + PANEL * (PANEL + ROWS), key.window.dtype)
+    padded = (-(-S // PANEL) + 1) * PANEL
+    beyond = ROWS * PANEL  # a vector of rows reads past the last
+    return np.empty(padded * (key.dim + 1) + PANEL * PANEL + beyond, key.window.dtype)
 
 
 @kernel
 def centre_keys(first, last, query, key, T, S, positions, out, of_query, of_key, work):
     """Write keys less their mean, and sums of squared norms, of problems first .. last-1.
 
-    positions : the numbers from 0 on, as many as there are tokens, and at least PANEL
+    positions : the numbers from 0 on, as many as there are tokens, and as E in whole panels
     out : flat, of (problems, S, E), written
     of_query, of_key : (problems,) float64, sums over queries and over keys less their mean, written
     """
@@ -61,13 +63,14 @@ def measure_keys(x, n, E, mean, squares):
 @inner(STRICT)
 def largest_square(query, p, positions, free):
     """The largest |q|^2, and their sum."""
-    panels, _, free = gather_factor(query, p, positions, free)
-    largest, total = panels.dtype.type(0), 0.0
+    largest, total = free.dtype.type(0), 0.0
     for start in range(0, positions.size, PANEL):
-        squared_norms(panels, start * query.dim, query.dim, free, 0)
-        for c in range(min(PANEL, positions.size - start)):
-            largest = max(largest, free[c])
-            total += free[c]
+        count = min(PANEL, positions.size - start)
+        panel, _, rest = gather_factor(query, p, positions[start : start + count], free)
+        squared_norms(panel, 0, query.dim, rest, 0)
+        for c in range(count):
+            largest = max(largest, rest[c])
+            total += rest[c]
     return largest, total
 
 
@@ -87,10 +90,3 @@ def multiply(row, factor):
     """Multiply a row by a number."""
     for d in range(row.size):
         row[d] *= factor
-
-
-@inner(ELEMENTWISE)
-def add(row, total):
-    """Add a row."""
-    for d in range(total.size):
-        total[d] += row[d]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinformer import draws, halving
 from thinformer._jit import ELEMENTWISE, STRICT, bind, inner, kernel
 from thinformer._simd import BYTES, raise_to_magnitudes, transpose
-from thinformer.tiles import PANEL, TILE_ROWS, columns, load, tabulate
+from thinformer.tiles import PANEL, TILE_ROWS, add, columns, load, tabulate
 
 SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 
@@ -36,6 +36,12 @@ def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
     rows = -(-largest_bucket // PANEL) * PANEL
     return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
+
+
+def herding_workspace(points: int, dims: int, dtype: np.dtype) -> NDArray:
+    """Return the memory that one thread of `herd` works in: a Gram matrix and three rows more."""
+    padded = -(-points // PANEL) * PANEL
+    return np.empty(padded * (padded + 3) + workspace(points, dims, dtype).size, dtype)
 
 
 @kernel
@@ -179,7 +185,7 @@ def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coi
 
 
 @kernel
-def herd(first, last, problem, index, kept, gram, rows, work):
+def herd(first, last, problem, index, kept, work):
     """Keep the points of problems first .. last-1 whose mean in the Hilbert space is that of all.
 
     Point by point the best of all that are left; then each is given back once, in the order they
@@ -188,13 +194,15 @@ def herd(first, last, problem, index, kept, gram, rows, work):
     problem : Products or Points
     index : (problems, S) int64, the points
     kept : (problems, n_out) int64, written, increasing
-    gram, rows, work : memory, the thread's own: (S, S) and (3, S), with S in whole panels, and that
-        of `workspace`
+    work : see `herding_workspace`
     """
     points, size = index.shape[1], kept.shape[1]
-    scores, mean, bars = rows[0], rows[1], rows[2]
-    far = np.finfo(rows.dtype).max / 4  # the bar of a point that is kept, or of none
-    lanes, chosen = np.empty(PANEL, rows.dtype), np.empty(size, np.int64)
+    padded = -(-points // PANEL) * PANEL
+    gram, work = work[: padded * padded].reshape(padded, padded), work[padded * padded :]
+    scores, mean, bars = work[:padded], work[padded : 2 * padded], work[2 * padded : 3 * padded]
+    work = work[3 * padded :]
+    far = np.finfo(work.dtype).max / 4  # the bar of a point that is kept, or of none
+    lanes, chosen = np.empty(PANEL, work.dtype), np.empty(size, np.int64)
     positions = np.arange(TILE_ROWS)
     for p in range(first, last):
         fill_gram(problem, p, index[p], positions, gram, work)
@@ -206,7 +214,7 @@ def herd(first, last, problem, index, kept, gram, rows, work):
         for i in range(points):
             scores[i] = gram[i, i] / 2 - mean[i]
         bars[:points], bars[points:], scores[points:], mean[points:] = 0, far, 0, 0
-        low = step(scores, mean, mean, bars, lanes)
+        low = step(scores, mean, mean, bars, lanes)  # moves nothing: the first least
         for turn in range(2 * size):
             best = 0
             while best < points - 1 and scores[best] + bars[best] != low:
@@ -250,13 +258,7 @@ def fill_gram(problem, p, index, positions, gram, work):
         for i in range(start, stop):
             for j in range(i, stop):
                 gram[i, j] = gram[j, i] = tile[(i - start) * PANEL + j - start]
-
-
-@inner(ELEMENTWISE)
-def add(row, total):
-    """Add a row."""
-    for i in range(total.size):
-        total[i] += row[i]
+    gram[:points, points:] = 0  # or scores of no point could be the least
 
 
 @inner(ELEMENTWISE)

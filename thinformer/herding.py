@@ -33,8 +33,8 @@ from thinformer.compress import (
     plan,
     starting_points,
 )
-from thinformer.kernels import exponential, linear
-from thinformer.problem import CONSTANT, SCALE, Factor, Products, make_factor
+from thinformer.kernels import exponential
+from thinformer.problem import CONSTANT, SCALE, Products, head_factor, make_factor
 from thinformer.schedule import Round, Schedule
 from thinformer.sequences import unpadded
 
@@ -61,30 +61,31 @@ def herd_keys(
     from thinformer import centring, cpu  # import Numba
 
     (B, S, H, E), T, dtype = key.shape, query.shape[1], key.dtype
-    problems, queries, keys, values = B * H, _factor(query), _factor(key), _factor(value)
+    problems = B * H
+    queries, keys, values = (head_factor(x) for x in (query, key, value))
     centred, squares = np.empty((B, H, S, E), dtype), np.empty((2, problems))
-    positions = np.arange(max(T, S, cpu.PANEL))
+    positions = np.arange(max(T, S, -(-E // cpu.PANEL) * cpu.PANEL))
 
     def centre(first: int, last: int) -> None:
-        work = centring.workspace(keys, T, S)
+        work = centring.workspace(keys, S)
         centring.centre_keys(
             first, last, queries, keys, T, S, positions, centred.ravel(), *squares, work
         )
 
     _pool.run(centre, problems, 8.0 * (query.size + 2 * key.size))
+    if temperature is not None:
+        _checks.temperature_in_range(temperature, centred, scale)
     (largest,) = largest_entries((values, all_rows(S)))
-    finite = np.isfinite(largest) & np.isfinite(squares).all(axis=0)
-    if not finite.all():
-        finite = finite.reshape(B, H)
-        tokens = (np.where(finite[:, None, :, None], x, 0) for x in (query, key, value))
+    good = (np.isfinite(largest) & np.isfinite(squares).all(axis=0)).reshape(B, H)
+    if not good.all():  # or a square overflows
+        tokens = [np.where(good[:, None, :, None], x, 0) for x in (query, key, value)]
         indices, _ = herd_keys(
             *tokens, n_out=n_out, scale=scale, temperature=temperature, seed=seed
         )
-        return indices, finite
+        return indices, np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], axis=0)
     if temperature is None:
         tau = choose_temperature(*(scale * squares / [[max(T, 1)], [S]]))
     else:
-        _checks.temperature_in_range(temperature, centred, scale)
         tau = np.full(problems, temperature)
     keys = make_factor(centred, exponential())
     keys.parameters[:, SCALE] = np.sqrt(scale) / tau
@@ -103,13 +104,11 @@ def herd_keys(
     kept = np.empty((problems, n_out), np.int64)
 
     def herd(first: int, last: int) -> None:
-        padded = -(-points // cpu.PANEL) * cpu.PANEL
-        gram, rows = np.empty((padded, padded), dtype), np.empty((3, padded), dtype)
-        work = cpu.workspace(points, E + value.shape[3], dtype)
-        cpu.herd(first, last, problem, index, kept, gram, rows, work)
+        work = cpu.herding_workspace(points, E + value.shape[3], dtype)
+        cpu.herd(first, last, problem, index, kept, work)
 
     _pool.run(herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out))
-    return kept.reshape(B, H, n_out), finite.reshape(B, H)
+    return kept.reshape(B, H, n_out), good
 
 
 def herd_valid(
@@ -138,14 +137,15 @@ def herd_valid(
     indices, finite = np.zeros((B, H, width), np.int64), np.ones((B, H), bool)
     kept = np.zeros(B, np.int64)
     for some in unpadded(query, key, value, valid, group):
-        (b, length), (query, key, value) = some.tokens.shape, some.arrays
+        (b, length), (queries, keys, values) = some.tokens.shape, some.arrays
         few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
         chosen = np.broadcast_to(some.tokens[:, None], (b, H, length))
         if few == length:
-            entries = largest_entries(*((_factor(x), all_rows(length)) for x in (key, value)))
+            scans = [(head_factor(x), all_rows(length)) for x in (keys, values)]
+            entries = largest_entries(*scans)
             good = np.isfinite(entries).all(axis=0).reshape(b, H)
         else:
-            places, good = herd_keys(query, key, value, n_out=few, **settings)
+            places, good = herd_keys(queries, keys, values, n_out=few, **settings)
             chosen = np.take_along_axis(chosen, places, axis=2)
         kept[some.numbers], finite[some.numbers] = few, good
         indices[some.numbers] = chosen[..., :1]
@@ -179,8 +179,3 @@ def choose_temperature(query: NDArray, key: NDArray) -> NDArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         tau = k / np.minimum(NORM, np.sqrt(q * k))
     return np.where((q > 0) & (k > 0), tau, 1.0)
-
-
-def _factor(array: NDArray) -> Factor:
-    """A factor on (B, S, H, dim), whose heads are the problems."""
-    return make_factor(array.transpose(0, 2, 1, 3), linear())

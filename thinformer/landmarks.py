@@ -15,7 +15,7 @@ temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
 "queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
 weights that some sampled queries give to key j. Queries like those matter; the first term keeps
 the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
-towards what "nystrom" finds. The outputs of those queries themselves are known, and returned.
+towards what "nystrom" finds. The outputs of those queries themselves are known, and written.
 
 Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
 Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 from thinformer import _checks, _pool
 from thinformer.compress import plan, stratified
 from thinformer.draws import head_keys
-from thinformer.kernels import linear
-from thinformer.problem import SCALE, Factor, make_factor
+from thinformer.problem import SCALE, head_factor
 from thinformer.sequences import unpadded
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ PROPOSALS = 8  # at most, times n_out
 STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
 BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
 NUGGET = 0.03  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
-BOUND = 1e8  # of values and masses, in the largest value; beyond are landmarks without weight
+BOUND = 1e8  # of masses, and of values over the largest of all; beyond are landmarks without weight
 SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
 LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
@@ -117,11 +116,11 @@ def fit_landmarks(
     scale: float,
     seed: int,
 ) -> tuple[Chosen, Fitted]:
-    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit them.
+    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit value (B, S, H, D).
 
-    n_out is below S. They are those that a sequence has alone. A head that is not finite gets some.
-    ValueError if a temperature is too small.
-    The exact outputs of the sampled queries are written to their rows of output (B, T, H, D).
+    The exact outputs of the sampled queries are written to their rows of output (B, T, H, D), and
+    nothing to others. n_out is below S. They are those that a sequence has alone. A head that is
+    not finite gets some. ValueError if a temperature is too small.
     """
     from thinformer import nystrom  # imports Numba
 
@@ -159,7 +158,9 @@ def _heads(
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
     if temperature is not None:
-        _checks.temperature_in_range(temperature, key - key.mean(axis=1, keepdims=True), scale)
+        with np.errstate(invalid="ignore"):  # of infinity, which is found later
+            centred = key - key.mean(axis=1, keepdims=True)
+        _checks.temperature_in_range(temperature, centred, scale)
     streams, problems = head_keys(seed, max(H, 1))[:H], B * H
 
     def numbers(stream: int, size: int) -> NDArray:
@@ -177,7 +178,7 @@ def _heads(
     )
     low, high, average = np.empty((3, problems, D), dtype)
     heads = nystrom.Heads(
-        _factor(query), _factor(key), _factor(value), T, S, n_out,
+        head_factor(query), head_factor(key), head_factor(value), T, S, n_out,
         np.arange(max(T, S, nystrom.PANEL)), np.full(problems, temperature or 0.0),
         np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
@@ -268,8 +269,3 @@ def choose_valid(
             few_of_all = np.take_along_axis(of_heads, places, axis=2)
             of_all[some.numbers, :, : places.shape[2]] = few_of_all
     return indices, kept, finite, sampled, summed, tau
-
-
-def _factor(array: NDArray) -> Factor:
-    """A factor on (B, S, H, dim), whose heads are the problems."""
-    return make_factor(array.transpose(0, 2, 1, 3), linear())

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
-from thinformer.centring import add, centre, largest_square, measure_keys, multiply
+from thinformer.centring import centre, largest_square, measure_keys, multiply
 from thinformer.pivots import BLOCK, choose_pivots, to_exponentials
 from thinformer.problem import SCALE, Factor
 from thinformer.sampled import attend, draw_landmarks, features, weigh
 from thinformer.softmax import copy_row, gather_columns
-from thinformer.tiles import exp, gather_factor
+from thinformer.tiles import add, exp, gather_factor
 
 CHUNK = 8 * PANEL  # keys at a time: what is made of them stays in the nearest cache
 
@@ -58,7 +58,8 @@ class Draws(NamedTuple):
     """Random choices, a row a head; and which row a problem has.
 
     queries : (heads, m) int64, those sampled; m is 0 where landmarks are pivots
-    candidates : (heads, L) int64, increasing: those that may be pivots
+    candidates : (heads, L) int64, increasing: keys that may be pivots, or, where queries are
+        sampled, those that the exponential kernel is summed over
     uniforms : (heads, numbers) float64
     head : (problems,) int64
     """
@@ -92,7 +93,7 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
     E, D, S, n_out = heads.key.dim, whole(heads.value.dim), whole(heads.S), whole(heads.n_out)
     L, m = whole(draws.candidates.shape[1]), whole(draws.queries.shape[1])
     of_keys = S * (E + D + 3 + PANEL)
-    of_queries = whole(heads.T) * E + m * (E + D + 2)
+    of_queries = m * (E + D + 2)
     of_pivots = L * (E + n_out + 2 * BLOCK + 2) if m == 0 else 0
     of_landmarks = n_out * (E + D + n_out + m + 3 * PANEL + 2)
     few = PANEL * (m + n_out + E + D + CHUNK + 2 * BLOCK + 5 * PANEL + 8)
@@ -120,7 +121,7 @@ def choose(first, last, heads, draws, two_rho, balance, nugget, indices, work):
 def fit(first, last, heads, draws, two_rho, balance, nugget, bound, indices, fits, work):
     """Choose the landmarks of problems first .. last-1, as `choose` does, and fit them.
 
-    bound : of values and masses, in the largest value
+    bound : the largest magnitude of masses, and of values over the largest of all keys' values
     """
     n_out, S, m, D = heads.n_out, heads.S, draws.queries.shape[1], heads.value.dim
     panels, columns = -(-n_out // PANEL) * PANEL, -(-(D + 1) // PANEL) * PANEL
@@ -467,13 +468,13 @@ def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
         count = min(PANEL, n - start)
         inverse = inverses[start * PANEL : start * PANEL + square]
         for panel in range(start, n, PANEL):
-            multiply_panels(x[start * E :], E, x, panel * E, count, tile)
+            product_of_panels(x[start * E :], E, x, panel * E, count, tile)
             to_exponentials(tile, h[start : start + count], h[panel : panel + PANEL])
             if queries > 0:
-                multiply_panels(f[start * queries :], queries, f, panel * queries, count, product)
+                product_of_panels(f[start * queries :], queries, f, panel * queries, count, product)
                 subtract(tile, -1, product)
             if start > 0:
-                multiply_panels(R[start * n :], start, R, panel * n, count, product)
+                product_of_panels(R[start * n :], start, R, panel * n, count, product)
                 subtract(tile, 1, product)
             rows = R[panel * n + start * PANEL : panel * n + (start + count) * PANEL]
             if panel == start:
@@ -483,7 +484,7 @@ def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
                 copy_row(tile, rows)
                 invert(tile, count, inverse)
             else:
-                multiply_panels(inverse, count, tile, 0, count, product)
+                product_of_panels(inverse, count, tile, 0, count, product)
                 copy_row(product, rows)
 
 
@@ -512,9 +513,9 @@ def substitute(R, inverses, n, y, free):
         for panel in range(0, y.size, n * PANEL):
             block = y[panel + start * PANEL : panel + (start + count) * PANEL]
             if start > 0:
-                multiply_panels(R[start * n :], start, y, panel, count, tile)
+                product_of_panels(R[start * n :], start, y, panel, count, tile)
                 subtract(block, 1, tile)
-            multiply_panels(inverses[start * PANEL :], count, block, 0, count, tile)
+            product_of_panels(inverses[start * PANEL :], count, block, 0, count, tile)
             copy_row(tile, block)
     for start in range((n - 1) // PANEL * PANEL, -1, -PANEL):
         count = min(PANEL, n - start)
@@ -529,9 +530,9 @@ def substitute(R, inverses, n, y, free):
         for panel in range(0, y.size, n * PANEL):
             block = y[panel + start * PANEL : panel + end * PANEL]
             if end < n:
-                multiply_panels(of_rows, n - end, y, panel + end * PANEL, count, tile)
+                product_of_panels(of_rows, n - end, y, panel + end * PANEL, count, tile)
                 subtract(block, 1, tile)
-            multiply_panels(transposed, count, block, 0, count, tile)
+            product_of_panels(transposed, count, block, 0, count, tile)
             copy_row(tile, block)
 
 
@@ -564,7 +565,7 @@ def subtract_rows(row, rows, first, last, factors, apart):
 
 
 @inner(STRICT)
-def multiply_panels(rows, dim, columns, at, count, tile):
+def product_of_panels(rows, dim, columns, at, count, tile):
     """Write the products of `count` points of one panel with those of another."""
     for row in range(0, count, ROWS):
         for column in range(0, PANEL, BYTES // tile.itemsize):

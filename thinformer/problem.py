@@ -28,6 +28,7 @@ from thinformer.kernels import (
     STEIN,
     TABLE,
     Kernel,
+    linear,
 )
 
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
@@ -99,6 +100,14 @@ def make_factor(points: NDArray, kernel: Kernel) -> Factor:
     parameters = np.empty((first.size, 3), points.dtype)
     parameters[:] = kernel.scale, kernel.constant, kernel.degree
     return Factor(window, first, row, column, points.shape[-1], kernel.tag, parameters)
+
+
+def head_factor(tokens: NDArray, kernel: Kernel | None = None) -> Factor:
+    """Return the factor on tokens (B, S, H, dim), heads of sequences being the problems.
+
+    Without a kernel it is their inner product.
+    """
+    return make_factor(tokens.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
 
 
 def no_factor(other: Factor) -> Factor:

@@ -227,6 +227,13 @@ def tabulate_rows(problem, rows, panel, tile, other):
 
 
 @inner(ELEMENTWISE)
+def add(row, total):
+    """Add a row to a sum of rows."""
+    for i in range(total.size):
+        total[i] += row[i]
+
+
+@inner(ELEMENTWISE)
 def add_weighted(tile, other, weight, size):
     """Add a multiple of another tile to a tile."""
     for i in range(size):

@@ -1,8 +1,8 @@
 """`thinformer tune`: for each attention layer, the settings that no other beats in error and time.
 
 Settings are numbers of keys with each correction, with herded keys and with neither, and exact
-attention. They are measured on the
-NumPy path, all of a layer in turn on the same activations, as `thinformer.quality` does it.
+attention. They are measured on the NumPy path, all of a layer in turn on the same activations, as
+`thinformer.quality` does it.
 """
 
 from __future__ import annotations
