@@ -249,7 +249,8 @@ def fill_gram(problem, p, index, positions, gram, work):
             end = min(row + TILE_ROWS, start)
             tabulate(problem, p, loaded, row, end, start, panel, tile, other)
             for i in range(row, end):
-                gram[i, start : start + PANEL] = tile[(i - row) * PANEL : (i - row + 1) * PANEL]
+                for c in range(PANEL):
+                    gram[i, start + c] = tile[(i - row) * PANEL + c]
             for i in range(row, end, width):
                 at = start * apart + i
                 transpose(tile, 0, PANEL, positions, i - row, PANEL, one, flat, at, apart)

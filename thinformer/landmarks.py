@@ -98,7 +98,11 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
 
     def choose(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
-        nystrom.choose(first, last, heads, draws, TWO_RHO, BALANCE, nugget, indices, work)
+        head = first, last, heads, draws, TWO_RHO
+        if draws.queries.shape[1]:
+            nystrom.choose_drawn(*head, BALANCE, indices, work)
+        else:
+            nystrom.choose_pivoted(*head, nugget, indices, work)
 
     _pool.run(choose, problems, _flops(heads, draws))
     return _chosen(heads, draws, indices, query, key, value)
@@ -134,7 +138,11 @@ def fit_landmarks(
 
     def fit(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
-        nystrom.fit(first, last, heads, draws, TWO_RHO, BALANCE, nugget, BOUND, indices, fits, work)
+        head = first, last, heads, draws, TWO_RHO
+        if draws.queries.shape[1]:
+            nystrom.fit_drawn(*head, BALANCE, nugget, BOUND, indices, fits, work)
+        else:
+            nystrom.fit_pivoted(*head, nugget, BOUND, indices, fits, work)
 
     _pool.run(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)

@@ -101,108 +101,148 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
 
 
 @kernel
-def choose(first, last, heads, draws, two_rho, balance, nugget, indices, work):
-    """Choose the landmarks of problems first .. last-1.
+def choose_drawn(first, last, heads, draws, two_rho, balance, indices, work):
+    """Draw the landmarks of problems first .. last-1 by what sampled queries pay.
 
     two_rho : WildCat's constant, for the temperature
     balance : the exponential kernel's trace beside that of the sampled queries' attention
-    nugget : added to the diagonal of N
     indices : (problems, n_out) int64, written, increasing
     """
     h, free = work[: heads.n_out], work[heads.n_out :]
     nothing, output = work[:0], np.empty((0, 0, 0, 0), work.dtype)
     for p in range(first, last):
-        choose_one(
-            p, heads, draws, two_rho, balance, nugget, indices[p], h, nothing, nothing, output, free
+        choose_by_queries(
+            p, heads, draws, two_rho, balance, indices[p], h, nothing, nothing, output, free
         )
 
 
 @kernel
-def fit(first, last, heads, draws, two_rho, balance, nugget, bound, indices, fits, work):
-    """Choose the landmarks of problems first .. last-1, as `choose` does, and fit them.
+def choose_pivoted(first, last, heads, draws, two_rho, nugget, indices, work):
+    """Choose the landmarks of problems first .. last-1 as pivots.
+
+    nugget : added to the diagonal of N; for the rest, see `choose_drawn`
+    """
+    h, free = work[: heads.n_out], work[heads.n_out :]
+    for p in range(first, last):
+        choose_by_pivots(p, heads, draws, two_rho, nugget, indices[p], h, free)
+
+
+@kernel
+def fit_drawn(first, last, heads, draws, two_rho, balance, nugget, bound, indices, fits, work):
+    """Draw the landmarks of problems first .. last-1, and fit them.
 
     bound : the largest magnitude of masses, and of values over the largest of all keys' values
     """
-    n_out, S, m, D = heads.n_out, heads.S, draws.queries.shape[1], heads.value.dim
-    panels, columns = -(-n_out // PANEL) * PANEL, -(-(D + 1) // PANEL) * PANEL
-    padded = -(-m // PANEL) * PANEL
+    n_out, padded = heads.n_out, -(-draws.queries.shape[1] // PANEL) * PANEL
+    panels, columns = -(-n_out // PANEL) * PANEL, -(-(heads.value.dim + 1) // PANEL) * PANEL
     h, free = work[:panels], work[panels:]
     f, free = free[: panels * padded], free[panels * padded :]
     right, free = free[: n_out * columns], free[n_out * columns :]
-    largest = 0.9 * math.log(np.finfo(work.dtype).max)  # exponent that exp(top - h) may have
     for p in range(first, last):
-        few, h[n_out:], right[:] = indices[p], 0, 0
-        top = choose_one(
-            p, heads, draws, two_rho, balance, nugget, few, h[:n_out], f, right, fits.output, free
+        fill(right, 0)
+        top = choose_by_queries(
+            p, heads, draws, two_rho, balance, indices[p], h[:n_out], f, right, fits.output, free
         )
-        summed = draws.candidates[draws.head[p]] if m > 0 else heads.positions[:S]
-        add_exponentials(p, heads, summed, few, h, top, right, free)
-        solve(p, heads, few, f, padded, h, nugget, right, free)
-        of_values = bound * max(1.0, float(-heads.low[p].min()), float(heads.high[p].max()))
-        H = fits.output.shape[2]
-        for s in range(n_out):
-            factor = math.exp(min(float(top - h[s]), largest))
-            for d in range(D + 1):
-                z = right[(d // PANEL * n_out + s) * PANEL + d % PANEL] * factor
-                z = min(max(z, -of_values), of_values)
-                if d < D:
-                    fits.values[p // H, s, p % H, d] = z
-                else:
-                    fits.masses[p, s] = z
+        summed = draws.candidates[draws.head[p]]
+        fit(p, heads, summed, indices[p], f, padded, h, top, nugget, bound, right, fits, free)
+
+
+@kernel
+def fit_pivoted(first, last, heads, draws, two_rho, nugget, bound, indices, fits, work):
+    """Choose the landmarks of problems first .. last-1 as pivots, and fit them."""
+    n_out, every = heads.n_out, heads.positions[: heads.S]
+    panels, columns = -(-n_out // PANEL) * PANEL, -(-(heads.value.dim + 1) // PANEL) * PANEL
+    h, free = work[:panels], work[panels:]
+    right, free = free[: n_out * columns], free[n_out * columns :]
+    for p in range(first, last):
+        fill(right, 0)
+        top = choose_by_pivots(p, heads, draws, two_rho, nugget, indices[p], h[:n_out], free)
+        fit(p, heads, every, indices[p], work[:0], 0, h, top, nugget, bound, right, fits, free)
 
 
 @inner(STRICT)
-def choose_one(p, heads, draws, two_rho, balance, nugget, indices, h, f, right, output, free):
-    """Choose the landmarks of one problem, write their h, and return the largest h of all keys.
+def fit(p, heads, summed, indices, f, queries, h, top, nugget, bound, right, fits, free):
+    """Write values and masses of a problem's landmarks.
 
-    f, right, output : see `choose_by_queries`; empty where landmarks are only chosen
+    summed : positions of the keys that the exponential kernel is summed over
+    f, queries : panels (queries, PANEL) of the landmarks' features
+    h : theirs, in whole panels; top : the largest of all keys
+    right : right-hand sides, to which keys add; overwritten
+    """
+    n_out, D, H = heads.n_out, heads.value.dim, fits.masses.shape[0] // fits.values.shape[0]
+    fill(h[n_out:], 0)
+    add_exponentials(p, heads, summed, indices, h, top, right, free)
+    solve(p, heads, indices, f, queries, h, nugget, right, free)
+    largest = 0.9 * math.log(np.finfo(h.dtype).max)  # exponent that exp(top - h) may have
+    bound *= max(1.0, float(-heads.low[p].min()), float(heads.high[p].max()))
+    for s in range(n_out):
+        factor = math.exp(min(float(top - h[s]), largest))
+        for d in range(D + 1):
+            z = right[(d // PANEL * n_out + s) * PANEL + d % PANEL] * factor
+            z = min(max(z, -bound), bound)
+            if d < D:
+                fits.values[p // H, s, p % H, d] = z
+            else:
+                fits.masses[p, s] = z
+
+
+@inner(ELEMENTWISE)
+def fill(row, number):
+    """Write one number everywhere; a loop, as assignment to a slice takes a second to compile."""
+    for i in range(row.size):
+        row[i] = number
+
+
+@inner(STRICT)
+def load_head(p, heads, two_rho, free):
+    """Gather a head's keys, less their mean, and values, and measure what its Heads want.
+
+    Returns x, panels (E, PANEL) of the keys; their squared norms, of whole panels; panels
+    (S, PANEL) of the values; what makes keys x; and the memory still free.
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
-    E, D, m = key.dim, value.dim, draws.queries.shape[1]
     x, _, free = gather_factor(key, p, positions[:S], free)
     values, free = gather_columns(value, p, positions[:S], free)
-    squares, free = free[: x.size // E], free[x.size // E :]
+    squares, free = free[: x.size // key.dim], free[x.size // key.dim :]
     measure_values(values, S, heads.low[p], heads.high[p], heads.average[p])
-    measure_keys(x, S, E, heads.mean[p], squares)
+    measure_keys(x, S, key.dim, heads.mean[p], squares)
     largest_query, total = largest_square(heads.query, p, positions[: heads.T], free)
     largest_key = squares[0]
     for j in range(S):
         largest_key = max(largest_key, squares[j])
         total += squares[j]
-    for d in range(D):
+    for d in range(value.dim):
         total += heads.average[p, d]
     heads.sums[p] = total
-    beta = float(heads.query.parameters[p, SCALE])
     if heads.temperature[p] == 0:
+        beta = float(heads.query.parameters[p, SCALE])
         heads.temperature[p] = temperature(
             math.sqrt(largest_query) / beta, math.sqrt(largest_key), S, beta, two_rho
         )
-    to_x = x.dtype.type(math.sqrt(beta) / heads.temperature[p])
-    if m > 0:
-        return choose_by_queries(
-            p, heads, draws, balance, x, squares[:S], values, to_x, indices, h, f, right, output,
-            free,
-        )  # fmt: skip
-    head = draws.head[p]
-    choose_among(
-        key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget, indices,
-        free,
-    )  # fmt: skip
-    half = x.dtype.type(to_x * to_x / 2)
-    for i in range(indices.size):
-        h[i] = half * squares[indices[i]]
-    return half * largest_key
+    return x, squares, values, scaling(heads, p, x), free
 
 
 @inner(STRICT)
-def choose_by_queries(
-    p, heads, draws, balance, x, squares, values, to_x, indices, h, f, right, output, free
-):
+def choose_by_pivots(p, heads, draws, two_rho, nugget, indices, h, free):
+    """Choose the landmarks of one problem, write their h, and return the largest h of all keys."""
+    x, squares, _, to_x, free = load_head(p, heads, two_rho, free)
+    head, half = draws.head[p], x.dtype.type(to_x * to_x / 2)
+    choose_among(
+        heads.key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
+        indices, free,
+    )  # fmt: skip
+    largest = squares[0]
+    for j in range(heads.S):
+        largest = max(largest, squares[j])
+    for i in range(indices.size):
+        h[i] = half * squares[indices[i]]
+    return half * largest
+
+
+@inner(STRICT)
+def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, output, free):
     """Sample queries, draw landmarks by what they pay, and return the largest h of all keys.
 
-    x, squares : panels (E, PANEL) of keys without their mean, and their norms squared; overwritten
-    values : panels (S, PANEL) of their values
-    to_x : what makes keys x
     indices, h : (n_out,), the landmarks and their h, written
     f : panels (m in whole panels, PANEL) of the landmarks' features, written
     right : panels (n_out, PANEL) of right-hand sides, D + 1 columns, written
@@ -211,8 +251,10 @@ def choose_by_queries(
     The last three are empty where landmarks are only chosen.
     """
     S, E, D, n_out = heads.S, heads.key.dim, heads.value.dim, heads.n_out
-    head, dtype, m, fitting = draws.head[p], x.dtype.type, draws.queries.shape[1], right.size > 0
+    head, dtype, m, fitting = draws.head[p], h.dtype.type, draws.queries.shape[1], right.size > 0
     padded = -(-m // PANEL) * PANEL
+    x, squares, values, to_x, free = load_head(p, heads, two_rho, free)
+    squares = squares[:S]
     multiply(x, to_x)
     multiply(squares, to_x * to_x)
     importance, free = free[:S], free[S:]
@@ -315,7 +357,8 @@ def add_rows(panel, total):
 @inner(ELEMENTWISE)
 def measure_rows(panel, n, low, high, total):
     """Write range and sum of a panel's n rows, two rows a step: 5 ns a row for 13."""
-    low[:], high[:], total[:] = panel[:PANEL], panel[:PANEL], 0
+    for d in range(PANEL):
+        low[d], high[d], total[d] = panel[d], panel[d], 0
     for i in range(0, n - 1, 2):
         a, b = panel[i * PANEL :], panel[(i + 1) * PANEL :]
         for d in range(PANEL):
@@ -419,9 +462,9 @@ def add_exponentials(p, heads, summed, indices, h, top, right, free):
 
 
 @inner(STRICT)
-def scaling(heads, p, free):
-    """What a problem's centred keys are multiplied by to be x."""
-    return free.dtype.type(
+def scaling(heads, p, like):
+    """What a problem's centred keys are multiplied by to be x, in a dtype."""
+    return like.dtype.type(
         math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
     )
 

@@ -204,7 +204,7 @@ def row_maxima(logits, n, top):
 
     Four rows a step: the maxima are loaded and stored less often, 2 ns a row for 7.
     """
-    top[:] = logits[:PANEL]
+    copy_row(logits, top)  # assignment to a slice would take two seconds to compile
     i = 0
     while i + 4 <= n:
         a, b = logits[i * PANEL :], logits[(i + 1) * PANEL :]
