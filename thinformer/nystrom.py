@@ -169,7 +169,7 @@ def fit(p, heads, summed, indices, f, queries, h, top, nugget, bound, right, fit
     h : theirs, in whole panels; top : the largest of all keys
     right : right-hand sides, to which keys add; overwritten
     """
-    n_out, D, H = heads.n_out, heads.value.dim, fits.masses.shape[0] // fits.values.shape[0]
+    n_out, D, H = heads.n_out, heads.value.dim, fits.values.shape[2]
     fill(h[n_out:], 0)
     add_exponentials(p, heads, summed, indices, h, top, right, free)
     solve(p, heads, indices, f, queries, h, nugget, right, free)
