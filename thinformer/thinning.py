@@ -74,7 +74,7 @@ def thin(
         - "compress++": Compress++ (arXiv 2111.07941), kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of those. Near-linear in n.
         - "kernel-thinning": KT-SPLIT with adaptive thresholds, then KT-SWAP (arXiv 2105.05842).
-          The smallest error; quadratic in n.
+          Mostly a smaller error; quadratic in n.
         - "kh-compress": KH-Compress (arXiv 2502.12063), near-linear, no swaps.
         - "halving": kernel halving KH of all points, again and again; quadratic in n.
         - "standard": evenly spaced rows, ending with the last. "random": drawn uniformly.
