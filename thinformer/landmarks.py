@@ -94,7 +94,7 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
     from thinformer import nystrom  # imports Numba
 
     heads, draws, indices = _heads(query, key, value, **settings)
-    nugget, problems = _nugget(draws, key.dtype), len(indices)
+    problems = len(indices)
 
     def choose(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
@@ -102,7 +102,7 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
         if draws.queries.shape[1]:
             nystrom.choose_drawn(*head, BALANCE, indices, work)
         else:
-            nystrom.choose_pivoted(*head, nugget, indices, work)
+            nystrom.choose_pivoted(*head, _rounding(key.dtype), indices, work)
 
     _pool.run(choose, problems, _flops(heads, draws))
     return _chosen(heads, draws, indices, query, key, value)
@@ -134,15 +134,15 @@ def fit_landmarks(
     )  # fmt: skip
     (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    fits, nugget = nystrom.Fits(values, masses, output), _nugget(draws, dtype)
+    fits = nystrom.Fits(values, masses, output)
 
     def fit(first: int, last: int) -> None:
         work = nystrom.workspace(heads, draws)
         head = first, last, heads, draws, TWO_RHO
         if draws.queries.shape[1]:
-            nystrom.fit_drawn(*head, BALANCE, nugget, BOUND, indices, fits, work)
+            nystrom.fit_drawn(*head, BALANCE, NUGGET, BOUND, indices, fits, work)
         else:
-            nystrom.fit_pivoted(*head, nugget, BOUND, indices, fits, work)
+            nystrom.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
 
     _pool.run(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)
@@ -221,12 +221,9 @@ def _chosen(
     )  # fmt: skip
 
 
-def _nugget(draws: Draws, dtype: np.dtype) -> float:
-    """What is added to the kernel's diagonal.
-
-    Without sampled queries enough for rounding errors of its entries not to matter.
-    """
-    return NUGGET if draws.queries.shape[1] else float(np.sqrt(np.finfo(dtype).eps))
+def _rounding(dtype: np.dtype) -> float:
+    """A nugget on the diagonal of pivots' kernel, for rounding errors of entries not to matter."""
+    return float(np.sqrt(np.finfo(dtype).eps))
 
 
 def choose_valid(
