@@ -14,7 +14,8 @@ from reference import attention as reference_attention
 from reference import kernels as reference_kernels
 from reference import torch_version as reference_torch
 from reference.compress import kh_compress as reference_kh_compress
-from thinformer import Draws, _pool, compress_kv, kh_compress
+from thinformer import Draws, compress_kv, kh_compress
+from thinformer.support import threads
 
 
 class Points(NamedTuple):
@@ -92,7 +93,7 @@ def numba_body(problem, schedule, draws):
 
 def numba_body_in_pieces(problem, schedule, draws):
     """The same on three threads, with every unit a range and every panel a piece of its own."""
-    with patch.multiple(_pool, THREAD_FLOPS=1, PIECE_FLOPS=1, _threads=3):
+    with patch.multiple(threads, THREAD_FLOPS=1, PIECE_FLOPS=1, _threads=3):
         return numba_body(problem, schedule, draws)
 
 

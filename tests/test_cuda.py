@@ -22,12 +22,12 @@ from thinformer import (
     kh_compress,
     thin,
 )
-from thinformer._checks import CudaUnavailableError
 from thinformer.cli import main
 from thinformer.compress import plan
 from thinformer.cuda import _numba, launch, pivots, tiles
 from thinformer.halving import simple_factor
 from thinformer.pivots import BLOCK
+from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch import op
 
 ROOT = Path(__file__).parents[1]

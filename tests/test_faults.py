@@ -81,7 +81,7 @@ def test_threads_respect_the_environment():
     code = "import thinformer; print(thinformer.get_num_threads())"
     assert run(code, OMP_NUM_THREADS="1") == "1"
     assert run(code, NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="") == "1"
-    cores = "from thinformer._pool import available_cores; print(available_cores())"
+    cores = "from thinformer.support.threads import available_cores; print(available_cores())"
     assert run(code, OMP_NUM_THREADS="nonsense", NUMBA_NUM_THREADS="") == run(cores)
 
 
@@ -220,16 +220,17 @@ def test_package_does_not_write_beside_itself_or_into_the_working_directory(tmp_
 
 
 def test_container_quota(tmp_path, monkeypatch):
-    from thinformer import _pool, get_num_threads
+    from thinformer import get_num_threads
+    from thinformer.support import threads
 
     for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
-    unlimited = _pool.available_cores()
+    unlimited = threads.available_cores()
     for text, cores in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", unlimited)):
         quota = tmp_path / text.replace(" ", "-")
         quota.write_text(text + "\n")
-        monkeypatch.setattr(_pool, "CGROUP", quota)
-        assert _pool.available_cores() == cores
+        monkeypatch.setattr(threads, "CGROUP", quota)
+        assert threads.available_cores() == cores
         assert get_num_threads() == cores
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from reference import landmarks as reference
-from thinformer import _device, _pool, attention, compress_schedule, landmarks, make_draws
+from thinformer import _device, attention, compress_schedule, landmarks, make_draws
 from thinformer.data import load_activations
 from thinformer.draws import _unit_numbers, head_keys, seed_from
 from thinformer.landmarks import (
@@ -23,6 +23,7 @@ from thinformer.landmarks import (
     SUMMED,
     fit_landmarks,
 )
+from thinformer.support import threads
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 TOLERANCE = {np.float64: 1e-7, np.float32: 2e-3}
@@ -380,7 +381,7 @@ def test_alone_in_a_batch_and_on_any_number_of_threads(correction):
     arrays = qkv(B=3, H=3)
     options = {"size": 20, "correction": correction}
     expected = everything(*arrays, **options)
-    with patch.multiple(_pool, THREAD_FLOPS=1, PIECE_FLOPS=1, _threads=3):
+    with patch.multiple(threads, THREAD_FLOPS=1, PIECE_FLOPS=1, _threads=3):
         in_pieces = everything(*arrays, **options)
     alone = [everything(*(x[b : b + 1] for x in arrays), **options) for b in range(3)]
     for got in (in_pieces, [np.concatenate(x) for x in zip(*alone, strict=True)]):

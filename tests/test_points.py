@@ -142,7 +142,7 @@ def test_windows_share_memory():
 
 
 def test_several_threads_are_used(monkeypatch):
-    from thinformer import _pool
+    from thinformer.support import threads
 
     ranges = []
     set_num_threads(4)
@@ -152,24 +152,24 @@ def test_several_threads_are_used(monkeypatch):
         workers.add(threading.current_thread())
         everyone.wait(10)  # breaks unless four threads are at work together
 
-    _pool.run(meet, 4, 1e9)
+    threads.run(meet, 4, 1e9)
     assert len(workers) == 4
-    _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e9)
+    threads.run(lambda first, last: ranges.append((first, last)), 10, 1e9)
     assert sorted(ranges) == [(i, i + 1) for i in range(10)]
     ranges.clear()
-    _pool.run(lambda first, last: ranges.append((first, last)), 100, 1e9)
+    threads.run(lambda first, last: ranges.append((first, last)), 100, 1e9)
     assert sorted(ranges) == [(i, min(i + 6, 100)) for i in range(0, 100, 6)]
     ranges.clear()
-    _pool.run(lambda first, last: ranges.append((first, last)), 10, 1e3)
+    threads.run(lambda first, last: ranges.append((first, last)), 10, 1e3)
     assert ranges == [(0, 10)]  # too little work to hand out
 
-    flops_of_calls, run = [], _pool.run
+    flops_of_calls, run = [], threads.run
 
     def recorded(task, units, flops):
         flops_of_calls.append(flops)
         run(task, units, flops)
 
-    monkeypatch.setattr(_pool, "run", recorded)
+    monkeypatch.setattr(threads, "run", recorded)
     points = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
     kh_compress(points, g=2, rng=1)
     assert sum(flops > 4e6 for flops in flops_of_calls) >= 4  # large rounds are handed out

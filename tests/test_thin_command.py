@@ -440,7 +440,7 @@ def test_settings_reach_the_thinning(arguments, settings, tmp_path):
 
 
 def test_the_bar(monkeypatch):
-    from thinformer import _progress
+    from thinformer.support import progress
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -448,9 +448,9 @@ def test_the_bar(monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(_progress, "PATIENCE", 0.0)
-    monkeypatch.setattr(_progress, "PERIOD", 0.001)
-    with _progress.progress() as tell:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PERIOD", 0.001)
+    with progress.progress() as tell:
         tell("reading", 0.5)
         while "50 % reading" not in terminal.getvalue():
             pass
@@ -460,8 +460,8 @@ def test_the_bar(monkeypatch):
     assert terminal.getvalue().endswith("\r\x1b[K")
     quick = Terminal()
     monkeypatch.setattr(sys, "stderr", quick)
-    monkeypatch.setattr(_progress, "PATIENCE", 60.0)
-    with _progress.progress() as tell:
+    monkeypatch.setattr(progress, "PATIENCE", 60.0)
+    with progress.progress() as tell:
         tell("reading", 0.5)
     assert quick.getvalue() == ""
 

@@ -20,7 +20,6 @@ something is computed, the others with what needs them.
 
 from typing import TYPE_CHECKING, Any
 
-from thinformer._pool import get_num_threads, set_num_threads
 from thinformer.attention import Attended, attention, compress_kv
 from thinformer.discrepancy import (
     Comparison,
@@ -35,6 +34,7 @@ from thinformer.kernels import Kernel
 from thinformer.points import kernel_halve, kh_compress
 from thinformer.recursion import compress, symmetrize
 from thinformer.schedule import Schedule, compress_schedule, coreset_size
+from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning import thin
 
 if TYPE_CHECKING:

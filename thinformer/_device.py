@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from thinformer import _checks
+from thinformer.support import checks
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -23,7 +23,7 @@ def float_array(name: str, array: Any) -> NDArray:
     handed on.
     """
     if not on_gpu(array):
-        return _checks.float_array(name, array)
+        return checks.float_array(name, array)
     from thinformer.cuda import arrays  # imports numba.cuda
 
     there: Any = arrays.on_gpu(name, array)
@@ -44,7 +44,7 @@ def choose(device: str, **arrays: Any) -> str:
     CudaUnavailableError
         It is "cuda", and there is none; a RuntimeError that says why.
     """
-    device = _checks.choice("device", device, DEVICES)
+    device = checks.choice("device", device, DEVICES)
     there = [name for name, array in arrays.items() if on_gpu(array)]
     if there and len(there) < len(arrays):
         here = [name for name in arrays if name not in there]

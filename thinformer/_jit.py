@@ -2,7 +2,7 @@
 
 Nothing is compiled before it is first called, no signature is given, and no kernel is
 ``parallel=True``: Numba's threading layers abort on concurrent calls (workqueue) or kill forked
-children (omp). Kernels release the GIL and run from the threads of `thinformer._pool`.
+children (omp). Kernels release the GIL and run from the threads of `thinformer.support.threads`.
 """
 
 from __future__ import annotations

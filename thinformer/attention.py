@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks, _device
+from thinformer import _device
 from thinformer.compress import (
     all_rows,
     compress_on,
@@ -29,6 +29,7 @@ from thinformer.kernels import exponential
 from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
 from thinformer.problem import CONSTANT, SCALE, Factor, Products, head_factor
 from thinformer.sequences import by_length
+from thinformer.support import checks
 
 
 class Attended(NamedTuple):
@@ -122,7 +123,7 @@ def compress_kv(
     device = _device.choose(device, key=key, value=value)
     resident = _device.on_gpu(key)
     key, value = _device.float_array("key", key), _device.float_array("value", value)
-    _checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
+    checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
     if resident:
         from thinformer.cuda import arrays  # imports numba.cuda
@@ -134,7 +135,7 @@ def compress_kv(
         )
         strided, scale = settings.pre_thin == "stride", softmax_scale(scale, E)
         return arrays.compress_pairs(key, value, scale, settings.schedule, strided, source)
-    key, value = _checks.computed(key), _checks.computed(value)
+    key, value = checks.computed(key), checks.computed(value)
     indices, finite = select(
         key, value, g=g, size=size, scale=scale, delta=delta, pre_thin=pre_thin,
         draws=seed_from(rng) if draws is None else draws, device=device,
@@ -240,13 +241,13 @@ def attention(
             " chooses the keys there, and thinformer_attention attends to them, on torch tensors"
         )
     query, key, value = (
-        _checks.float_array(name, array)
+        checks.float_array(name, array)
         for name, array in (("query", query), ("key", key), ("value", value))
     )
     given = query.dtype
-    _checks.one_dtype(query=given.name, key=key.dtype.name, value=value.dtype.name)
+    checks.one_dtype(query=given.name, key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape, query.shape)
-    query, key, value = map(_checks.computed, (query, key, value))
+    query, key, value = map(checks.computed, (query, key, value))
     scale = softmax_scale(scale, key.shape[-1])
     if scale > float(np.finfo(query.dtype).max):
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
@@ -451,17 +452,17 @@ def _attend(
 def check_correction(correction: str | None, temperature: float | str | None) -> float | None:
     """Check both and return the temperature, None where a formula gives it or none is asked for."""
     if correction is not None:
-        _checks.choice("correction", correction, (None, *CORRECTIONS))
+        checks.choice("correction", correction, (None, *CORRECTIONS))
     if temperature is None or (isinstance(temperature, str) and temperature == "auto"):
         return None
     if isinstance(temperature, str):
         raise ValueError(f"temperature must be None, 'auto' or a number; got {temperature!r}")
-    return _checks.positive("temperature", temperature)
+    return checks.positive("temperature", temperature)
 
 
 def softmax_scale(scale: float | None, dim: int) -> float:
     """Return the softmax scale, 1 / sqrt(dim) unless given."""
-    return 1 / math.sqrt(dim) if scale is None else _checks.positive("scale", scale)
+    return 1 / math.sqrt(dim) if scale is None else checks.positive("scale", scale)
 
 
 def _some(factor: Factor, problems: NDArray) -> Factor:
@@ -493,4 +494,4 @@ def check_shapes(
 def _check_finite(**arrays: NDArray) -> None:
     """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
-        _checks.finite(name, is_finite(head_factor(array), array.shape[1]))
+        checks.finite(name, is_finite(head_factor(array), array.shape[1]))

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer._measure import peak_megabytes, processor
-from thinformer._pool import available_cores, set_num_threads
 from thinformer.attention import attention, compress_kv
 from thinformer.compress import plan
 from thinformer.draws import Draws, make_draws
 from thinformer.schedule import Schedule, compress_schedule
+from thinformer.support.machine import peak_megabytes, processor
+from thinformer.support.threads import available_cores, set_num_threads
 from thinformer.torch import ThinformerAttention
 from thinformer.torch.library import select
 from thinformer.torch.op import draw_seed

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._measure import processor
-from thinformer._pool import available_cores
 from thinformer.discrepancy import median_distance, mmd
 from thinformer.kernels import gaussian
+from thinformer.support.machine import processor
+from thinformer.support.threads import available_cores
 from thinformer.thinning import METHODS, thin
 
 QUADRATIC = ("kernel-thinning", "halving")

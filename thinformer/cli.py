@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
-from thinformer._checks import CudaUnavailableError
+from thinformer.support.checks import CudaUnavailableError
 
 # of `bench`, when it measures speed, and their defaults
 SPEED = {"shapes": "t2t,biggan,4k,16k", "g": 2, "dtype": "float32", "device": "cpu",
@@ -305,13 +305,13 @@ def _add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _eval_model(arguments: argparse.Namespace) -> int:
-    from thinformer import _checks
-    from thinformer._progress import progress
+    from thinformer.support import checks
+    from thinformer.support.progress import progress
 
     _check_model_options(arguments)
     settings = _eval_settings(arguments)
     exact_layers = _integers("--exact", arguments.exact, 0)
-    rounds = _checks.integer("--rounds", arguments.rounds, 1)
+    rounds = checks.integer("--rounds", arguments.rounds, 1)
     if arguments.json is not None:
         _can_write(arguments.json)
 
@@ -336,7 +336,7 @@ def _eval_model(arguments: argparse.Namespace) -> int:
 
 def _check_model_options(arguments: argparse.Namespace) -> None:
     """Options that `eval-model` and `tune` share, and what both need."""
-    from thinformer import _checks
+    from thinformer.support import checks
 
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
@@ -345,7 +345,7 @@ def _check_model_options(arguments: argparse.Namespace) -> None:
                 f"pip install 'thinformer[torch,models]'"
             )
     if arguments.max_length is not None:
-        _checks.integer("--max-length", arguments.max_length, 1)
+        checks.integer("--max-length", arguments.max_length, 1)
         if arguments.text is None:
             raise ValueError("--max-length is for --text")
 
@@ -377,8 +377,8 @@ def _about_models() -> Iterator[None]:
 
 def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What `thinformer.torch.transformers.configure` is to be given, one after the other."""
-    from thinformer import _checks
     from thinformer.settings import MIN_LENGTH, WAYS, load_settings
+    from thinformer.support import checks
 
     if arguments.settings is not None:
         for option in ("g", "size", "correction", "min_length", "exact"):
@@ -389,7 +389,7 @@ def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     sizes = _integers("--size", arguments.size, 1)
     gs = _integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
     min_length = MIN_LENGTH if arguments.min_length is None else arguments.min_length
-    common = {"min_length": _checks.integer("--min-length", min_length, 0)}
+    common = {"min_length": checks.integer("--min-length", min_length, 0)}
     few = [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
     ways = _ways(arguments.correction or "none")
     return [{**setting, **WAYS[way]} for setting in few for way in ways]
@@ -397,10 +397,10 @@ def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _ways(text: str) -> list[str]:
     """Corrections, and what else an option of that name lists with commas."""
-    from thinformer import _checks
     from thinformer.settings import WAYS
+    from thinformer.support import checks
 
-    return [_checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
+    return [checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
 
 
 TUNE_NOTES = """\
@@ -470,18 +470,19 @@ def _add_tune(commands: Any) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from thinformer import _checks, tune
-    from thinformer._progress import progress
+    from thinformer import tune
     from thinformer.quality import machine
     from thinformer.settings import save_settings
+    from thinformer.support import checks
+    from thinformer.support.progress import progress
 
     target = arguments.error_target
     if target is not None:
-        _checks.positive("--error-target", target)
-    rounds = _checks.integer("--rounds", arguments.rounds, 1)
+        checks.positive("--error-target", target)
+    rounds = checks.integer("--rounds", arguments.rounds, 1)
     sizes = _integers("--sizes", arguments.sizes, 1)
     ways = _ways(arguments.correction)
-    min_length = _checks.integer("--min-length", arguments.min_length, 0)
+    min_length = checks.integer("--min-length", arguments.min_length, 0)
     if arguments.output is not None:
         if target is None:
             raise ValueError("--output takes --error-target: without it no setting is chosen")
@@ -549,13 +550,13 @@ def _tune_source(arguments: argparse.Namespace, min_length: int) -> tuple[Any, d
 
 def _integers(name: str, text: str | None, least: int) -> list[int]:
     """Integers that an option lists with commas."""
-    from thinformer import _checks
+    from thinformer.support import checks
 
     try:
         numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise ValueError(f"{name} must be integers, as in 1,2; got {text}") from None
-    return [_checks.integer(name, number, least) for number in numbers]
+    return [checks.integer(name, number, least) for number in numbers]
 
 
 def _one_line(error: Exception) -> str:
@@ -564,8 +565,8 @@ def _one_line(error: Exception) -> str:
 
 def _thin(arguments: argparse.Namespace) -> int:
     from thinformer import thin_command
-    from thinformer._progress import progress
     from thinformer.sources import printable
+    from thinformer.support.progress import progress
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
     try:
@@ -672,7 +673,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise ImportError("bench needs torch: pip install 'thinformer[torch]'")
     import torch
 
-    from thinformer import _checks, bench
+    from thinformer import bench
+    from thinformer.support import checks
 
     if arguments.device == "cuda":
         from thinformer import bench_cuda
@@ -686,16 +688,16 @@ def _bench(arguments: argparse.Namespace) -> int:
         run, machine = bench.run, bench.machine
     shapes = arguments.shapes.split(",")
     for shape in shapes:
-        _checks.choice("--shapes", shape, tuple(bench.SHAPES))
+        checks.choice("--shapes", shape, tuple(bench.SHAPES))
     for path in (arguments.json, arguments.plot):
         if path is not None:
             _can_write(path)
     if arguments.plot is not None:
         _can_plot(arguments.plot)
-    rounds = _checks.integer("--rounds", arguments.rounds, 1)
-    g = _checks.integer("--g", arguments.g, 0)
+    rounds = checks.integer("--rounds", arguments.rounds, 1)
+    g = checks.integer("--g", arguments.g, 0)
     if arguments.threads is not None:
-        torch.set_num_threads(_checks.integer("--threads", arguments.threads, 1))
+        torch.set_num_threads(checks.integer("--threads", arguments.threads, 1))
     print(", ".join(f"{name} {value}" for name, value in machine().items()), end="\n\n")
     results = []
     for shape in shapes:
@@ -715,14 +717,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _bench_quality(arguments: argparse.Namespace) -> int:
-    from thinformer import _checks, quality
-    from thinformer._pool import set_num_threads
-    from thinformer._progress import progress
+    from thinformer import quality
+    from thinformer.support import checks
+    from thinformer.support.progress import progress
+    from thinformer.support.threads import set_num_threads
 
     for name, default in SPEED.items():
         if getattr(arguments, name) != default:
             raise ValueError(f"--{name} does not go with --quality")
-    rounds = _checks.integer("--rounds", arguments.rounds, 2)
+    rounds = checks.integer("--rounds", arguments.rounds, 2)
     sizes = _integers("--sizes", arguments.sizes, 1)
     for path in (arguments.json, arguments.plot):
         if path is not None:
@@ -733,7 +736,7 @@ def _bench_quality(arguments: argparse.Namespace) -> int:
     chosen = {name: quality.choose_sizes(name, inputs[name], sizes, arguments.plot is not None)
               for name in inputs}  # fmt: skip
     if arguments.threads is not None:
-        set_num_threads(_checks.integer("--threads", arguments.threads, 1))
+        set_num_threads(checks.integer("--threads", arguments.threads, 1))
     machine = quality.machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
     lines = []
@@ -751,11 +754,12 @@ def _bench_quality(arguments: argparse.Namespace) -> int:
 
 
 def _bench_points(arguments: argparse.Namespace) -> int:
-    from thinformer import _checks, bench_points
+    from thinformer import bench_points
+    from thinformer.support import checks
 
-    largest = _checks.integer("--largest", arguments.largest, 5)
-    seeds = _checks.integer("--seeds", arguments.seeds, 2)
-    sizes = tuple(_checks.integer("--sizes", int(n), 4) for n in arguments.sizes.split(","))
+    largest = checks.integer("--largest", arguments.largest, 5)
+    seeds = checks.integer("--seeds", arguments.seeds, 2)
+    sizes = tuple(checks.integer("--sizes", int(n), 4) for n in arguments.sizes.split(","))
     if arguments.json is not None:
         _can_write(arguments.json)
     print(", ".join(f"{name} {value}" for name, value in bench_points.machine().items()))
@@ -798,8 +802,8 @@ def _can_write(path: Path) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     from thinformer import cpu
-    from thinformer._pool import available_cores, get_num_threads
     from thinformer.cuda._numba import gpu_names, why_unavailable
+    from thinformer.support.threads import available_cores, get_num_threads
 
     def installed(name: str) -> str:
         try:

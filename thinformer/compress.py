@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks, _pool
 from thinformer.draws import Draws, from_streams, head_keys
 from thinformer.problem import Factor, Points, Problem, compiled_for, value_cost
 from thinformer.schedule import (
@@ -23,6 +22,7 @@ from thinformer.schedule import (
     coreset_size,
     published_length,
 )
+from thinformer.support import checks, threads
 
 PRE_THIN = ("even", "stride")
 
@@ -42,10 +42,10 @@ def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = 
     Where there are no more points than the coreset takes, the plan keeps all of them. The
     published rule, ``pre_thin="stride"``, has only n points before it.
     """
-    g, delta = _checks.integer("g", g, 0), _checks.failure_probability(delta)
-    pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
+    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
+    pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
     if size is not None:
-        size = _checks.integer("size", size, 1)
+        size = checks.integer("size", size, 1)
     n = published_length(n_points)
     if pre_thin == "stride":
         n_points = n
@@ -161,7 +161,7 @@ def compress(
     def share_round(i: int, first: int, last: int) -> Iterator[None]:
         points = schedule.rounds[i].largest_bucket
         work = cpu.workspace(points, dims, dtype)
-        piece = int(_pool.PIECE_FLOPS / (points * cost)) // cpu.PANEL * cpu.PANEL or cpu.PANEL
+        piece = int(threads.PIECE_FLOPS / (points * cost)) // cpu.PANEL * cpu.PANEL or cpu.PANEL
         if piece >= points:
             halve_buckets(i, work, first, last, 0, points)
             return
@@ -173,12 +173,12 @@ def compress(
     if not rounds:
         return [index]
     flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
-    whole = problems >= _pool.get_num_threads() and sum(flops) < problems * _pool.PIECE_FLOPS
+    whole = problems >= threads.get_num_threads() and sum(flops) < problems * threads.PIECE_FLOPS
     if whole:
-        _pool.run(compress_problems, problems, sum(flops))
+        threads.run(compress_problems, problems, sum(flops))
     else:
         for i, round_ in enumerate(schedule.rounds):
-            _pool.run(partial(share_round, i), problems * round_.buckets, flops[i])
+            threads.run(partial(share_round, i), problems * round_.buckets, flops[i])
     return [index, *(kept for _, _, kept in rounds)]
 
 
@@ -259,7 +259,7 @@ def halve_gram(
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
-    _pool.run(halve, problems, problems * gram.dim**2)
+    threads.run(halve, problems, problems * gram.dim**2)
     return kept
 
 
@@ -278,7 +278,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             cpu.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    _pool.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations
+    threads.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations
     return largest
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._measure import peak_megabytes
 from thinformer.attention import attend, attention, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.schedule import coreset_size
+from thinformer.support.machine import peak_megabytes
 
 SEEDS = range(5)
 COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito's, told apart by colour-blind readers

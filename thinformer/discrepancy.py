@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks, _pool
 from thinformer.compress import is_finite
 from thinformer.kernels import (
     PAIRWISE,
@@ -30,6 +29,7 @@ from thinformer.problem import (
     make_points,
     value_cost,
 )
+from thinformer.support import checks, threads
 from thinformer.tables import as_points
 
 TARGETS = ("sample", "mean-zero")
@@ -102,7 +102,7 @@ def mmd(
             f"got points of its own, shape {(len(array) - n, array.shape[1])}"
         )
     problem = as_problem(array, resolved)
-    if _checks.choice("target", target, TARGETS) == "mean-zero":
+    if checks.choice("target", target, TARGETS) == "mean-zero":
         if weights is not None:
             raise ValueError("weights are of the points, with which target='mean-zero' has no part")
         return _root(square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0])
@@ -158,7 +158,7 @@ def mmd2_unbiased(
     for name, sample in (("x", first), ("y", second)):
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(sample)}")
-        _checks.finite(name, bool(np.isfinite(sample).all()))
+        checks.finite(name, bool(np.isfinite(sample).all()))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
     both = np.concatenate([first, second])
@@ -316,7 +316,7 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     if len(array) > MEDIAN_ROWS:
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]
-    _checks.finite("points", bool(np.isfinite(array).all()))
+    checks.finite("points", bool(np.isfinite(array).all()))
     # scaled by a power of two, which is exact, or their squares may leave the range
     _, exponent = np.frexp(np.abs(array).max())
     distances = pdist(np.ldexp(array.astype(np.float64), -exponent))
@@ -360,13 +360,13 @@ def resolve(
 def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     """Return points under a kernel as a problem; checks that both are finite and fit."""
     n = len(points)
-    _checks.finite("points", is_finite(make_factor(points, linear()), n))
+    checks.finite("points", is_finite(make_factor(points, linear()), n))
     if kernel.tag == TABLE:
         if points.shape != (n, n):
             raise ValueError(
                 f"points must be a Gram matrix (n, n) for kernel='precomputed'; got {points.shape}"
             )
-        _checks.symmetric("points", points)
+        checks.symmetric("points", points)
     elif kernel.tag == PAIRWISE and not hasattr(kernel.companion, "py_func"):
         check_function(kernel.companion, points)
         table = _tabulated(kernel.companion, points)
@@ -409,7 +409,7 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
-    _pool.run(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
+    threads.run(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
     return out
 
 
@@ -423,7 +423,7 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, sets, weights, parts, _workspace(problem))
 
-    _pool.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
+    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
     return parts.sum(axis=1)
 
 
@@ -472,7 +472,7 @@ def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[
         raise ValueError(
             f"{name} must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
         )
-    _checks.finite(name, bool(np.isfinite(own).all()))
+    checks.finite(name, bool(np.isfinite(own).all()))
     return n + np.arange(len(own)), np.concatenate([array, own])
 
 

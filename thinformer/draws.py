@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks
 from thinformer.schedule import Schedule
+from thinformer.support import checks
 
 # SplitMix64 (Steele, Lea & Flood, 2014): the increment is 2^64 over the golden ratio
 GOLDEN = 0x9E3779B97F4A7C15
@@ -65,11 +65,11 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
     ValueError
         The seed is out of its range, or `heads` is not a positive integer.
     """
-    seed = _checks.integer("seed", seed, 0)
+    seed = checks.integer("seed", seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed must be below 2^64; got {seed}")
     if heads is not None:
-        heads = _checks.integer("heads", heads, 1)
+        heads = checks.integer("heads", heads, 1)
     keys = head_keys(seed, heads or 1)
     draws = from_streams(schedule, lambda stream, size: _unit_numbers(keys, stream, size))
     if heads is None:

@@ -17,8 +17,8 @@ except ImportError as error:
         "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'"
     ) from error
 
-from thinformer import _checks
 from thinformer.discrepancy import as_weights
+from thinformer.support import checks
 from thinformer.thinning import thin
 
 
@@ -177,7 +177,7 @@ def _size(n_samples: Any, n: int) -> int:
                 f"n_samples must be an integer, or a share in (0, 1); got {n_samples!r}"
             )
         return max(1, round(share * n))
-    size = _checks.integer("n_samples", n_samples, 1)
+    size = checks.integer("n_samples", n_samples, 1)
     if size > n:
         raise ValueError(f"n_samples must be at most the {n} rows of X; got {size}")
     return size

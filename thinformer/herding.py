@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks, _pool
 from thinformer.compress import (
     Plan,
     all_rows,
@@ -37,6 +36,7 @@ from thinformer.kernels import exponential
 from thinformer.problem import CONSTANT, SCALE, Products, head_factor, make_factor
 from thinformer.schedule import Round, Schedule
 from thinformer.sequences import unpadded
+from thinformer.support import checks, threads
 
 CANDIDATES = 3  # times as many as keys kept
 NORM = 1.6  # root mean square of the norms of keys that the kernel sees, at most
@@ -72,9 +72,9 @@ def herd_keys(
             first, last, queries, keys, T, S, positions, centred.ravel(), *squares, work
         )
 
-    _pool.run(centre, problems, 8.0 * (query.size + 2 * key.size))
+    threads.run(centre, problems, 8.0 * (query.size + 2 * key.size))
     if temperature is not None:
-        _checks.temperature_in_range(temperature, centred, scale)
+        checks.temperature_in_range(temperature, centred, scale)
     (largest,) = largest_entries((values, all_rows(S)))
     good = (np.isfinite(largest) & np.isfinite(squares).all(axis=0)).reshape(B, H)
     if not good.all():  # or a square overflows
@@ -107,7 +107,9 @@ def herd_keys(
         work = cpu.herding_workspace(points, E + value.shape[3], dtype)
         cpu.herd(first, last, problem, index, kept, work)
 
-    _pool.run(herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out))
+    threads.run(
+        herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out)
+    )
     return kept.reshape(B, H, n_out), good
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks
+from thinformer.support import checks
 
 __all__ = [
     "Kernel",
@@ -105,7 +105,7 @@ class Kernel:
         return Kernel("sum", terms[0].tag, terms=terms)
 
     def __mul__(self, factor: float) -> Kernel:
-        factor = _checks.positive("factor", factor)
+        factor = checks.positive("factor", factor)
         terms = tuple(factor * term for term in self.terms)
         return replace(self, weight=self.weight * factor, terms=terms)
 
@@ -191,7 +191,7 @@ def linear(constant: float = 0.0) -> Kernel:
     ValueError
         A parameter is out of its range.
     """
-    return Kernel("linear", LINEAR, constant=_checks.finite_number("constant", constant))
+    return Kernel("linear", LINEAR, constant=checks.finite_number("constant", constant))
 
 
 def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.0) -> Kernel:
@@ -213,12 +213,12 @@ def polynomial(degree: int = 3, constant: float = 1.0, bandwidth: ArrayLike = 1.
     ValueError
         A parameter is out of its range.
     """
-    degree = _checks.integer("degree", degree, 1)
+    degree = checks.integer("degree", degree, 1)
     return Kernel(
         "polynomial",
         POLYNOMIAL,
         _inverse(bandwidth),
-        _checks.finite_number("constant", constant),
+        checks.finite_number("constant", constant),
         degree,
     )
 
@@ -338,7 +338,7 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
     ValueError
         A parameter is out of its range.
     """
-    alpha = _checks.positive("alpha", alpha)
+    alpha = checks.positive("alpha", alpha)
     scale = _inverse(bandwidth, sqrt(2 * alpha))
     return Kernel("rational_quadratic", RATIONAL_QUADRATIC, scale, 1.0, alpha)
 
@@ -416,9 +416,9 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
         The scores are not finite numbers of shape (n, d); the bandwidth is not positive.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    _checks.shape("scores", scores, 2, "(n, d)")
-    _checks.finite("scores", bool(np.isfinite(scores).all()))
-    bandwidth = _checks.positive("bandwidth", bandwidth)
+    checks.shape("scores", scores, 2, "(n, d)")
+    checks.finite("scores", bool(np.isfinite(scores).all()))
+    bandwidth = checks.positive("bandwidth", bandwidth)
     return Kernel(
         "stein", STEIN, 1 / bandwidth, constant=1.0, degree=3 / bandwidth**2, companion=scores
     )
@@ -502,11 +502,11 @@ def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:
     if np.ndim(bandwidth) == 0:
         if isinstance(bandwidth, np.ndarray):
             bandwidth = bandwidth.item()
-        return 1 / (_checks.positive("bandwidth", bandwidth) * factor)
+        return 1 / (checks.positive("bandwidth", bandwidth) * factor)
     bandwidths: NDArray = np.asarray(bandwidth)
     if bandwidths.ndim != 1 or bandwidths.size == 0 or bandwidths.dtype.kind not in "iuf":
         raise ValueError(
             "bandwidth must be a number or a sequence of one a dimension; "
             f"got an array of shape {bandwidths.shape} and dtype {bandwidths.dtype}"
         )
-    return tuple(1 / (_checks.positive("bandwidth", float(b)) * factor) for b in bandwidths)
+    return tuple(1 / (checks.positive("bandwidth", float(b)) * factor) for b in bandwidths)

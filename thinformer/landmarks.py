@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks, _pool
 from thinformer.compress import plan, stratified
 from thinformer.draws import head_keys
 from thinformer.problem import SCALE, head_factor
 from thinformer.sequences import unpadded
+from thinformer.support import checks, threads
 
 if TYPE_CHECKING:
     from thinformer.nystrom import Draws, Heads
@@ -104,7 +104,7 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
         else:
             nystrom.choose_pivoted(*head, _rounding(key.dtype), indices, work)
 
-    _pool.run(choose, problems, _flops(heads, draws))
+    threads.run(choose, problems, _flops(heads, draws))
     return _chosen(heads, draws, indices, query, key, value)
 
 
@@ -144,7 +144,7 @@ def fit_landmarks(
         else:
             nystrom.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
 
-    _pool.run(fit, problems, _flops(heads, draws, fitting=True))
+    threads.run(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
     return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)
@@ -168,7 +168,7 @@ def _heads(
     if temperature is not None:
         with np.errstate(invalid="ignore"):  # of infinity, which is found later
             centred = key - key.mean(axis=1, keepdims=True)
-        _checks.temperature_in_range(temperature, centred, scale)
+        checks.temperature_in_range(temperature, centred, scale)
     streams, problems = head_keys(seed, max(H, 1))[:H], B * H
 
     def numbers(stream: int, size: int) -> NDArray:

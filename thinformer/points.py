@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks, _device
+from thinformer import _device
 from thinformer.compress import (
     check_draws,
     compress_on,
@@ -20,6 +20,7 @@ from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import Kernel, as_kernel, linear
 from thinformer.problem import make_factor, make_problem
 from thinformer.schedule import Round, Schedule
+from thinformer.support import checks
 
 
 def kernel_halve(
@@ -82,12 +83,12 @@ def kernel_halve(
     device = _device.choose(device, K=K)
     resident = _device.on_gpu(K)
     K = _device.float_array("K", K)
-    _checks.shape("K", K, 2, "(..., S, S)")
+    checks.shape("K", K, 2, "(..., S, S)")
     *stack, S, columns = K.shape
     if columns != S:
         raise ValueError(f"K must have shape (..., S, S); got shape {K.shape}")
-    _checks.not_empty("K", K, -1, "point")
-    delta = _checks.failure_probability(delta)
+    checks.not_empty("K", K, -1, "point")
+    delta = checks.failure_probability(delta)
     pairs = S // 2
     schedule = Schedule(2 * pairs, pairs, (Round(pairs, 1, delta),))
     if draws is None:
@@ -97,12 +98,12 @@ def kernel_halve(
 
         check_draws(schedule, draws)
         return arrays.halve_gram(K, schedule, drawn_numbers(schedule, draws, tuple(stack)))
-    K = _checks.computed(K)
+    K = checks.computed(K)
     if device == "cuda":
         K = np.ascontiguousarray(K)
     gram = make_factor(K, linear())
-    _checks.finite("K", is_finite(gram, S))
-    _checks.symmetric("K", K)
+    checks.finite("K", is_finite(gram, S))
+    checks.symmetric("K", K)
     kept = halve_gram(device, gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
     if S % 2:
         last = np.full((*stack, 1), S - 1)
@@ -185,10 +186,10 @@ def kh_compress(
     device = _device.choose(device, points=points)
     resident = _device.on_gpu(points)
     points = _device.float_array("points", points)
-    _checks.shape("points", points, 2, "(..., S, d)")
+    checks.shape("points", points, 2, "(..., S, d)")
     *stack, S, _ = points.shape
-    _checks.not_empty("points", points, -2, "point")
-    _checks.not_empty("points", points, -1, "dimension")
+    checks.not_empty("points", points, -2, "point")
+    checks.not_empty("points", points, -1, "dimension")
     kernel = as_kernel(kernel)
     settings = plan(S, g, size, delta)
     if resident:
@@ -197,8 +198,8 @@ def kh_compress(
         given = seed_from(rng) if draws is None else draws
         source = source_on_gpu(S, settings, given, tuple(stack))
         return arrays.compress_points(points, kernel, settings.schedule, False, source)
-    points = _checks.computed(points)
-    _checks.finite("points", is_finite(make_factor(points, linear()), S))
+    points = checks.computed(points)
+    checks.finite("points", is_finite(make_factor(points, linear()), S))
     if device == "cuda":
         points = np.ascontiguousarray(points)
     problem = make_problem(points, kernel)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from thinformer import _checks
 from thinformer.kernels import (
     ENERGY,
     EXPONENTIAL,
@@ -30,6 +29,7 @@ from thinformer.kernels import (
     Kernel,
     linear,
 )
+from thinformer.support import checks
 
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
 WEIGHT, FIRST = (
@@ -202,7 +202,7 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
             )
         with np.errstate(over="ignore"):
             scores = companion.astype(points.dtype)
-        _checks.finite("scores", bool(np.isfinite(scores).all()))
+        checks.finite("scores", bool(np.isfinite(scores).all()))
         return np.concatenate([points, scores], axis=-1), _nothing(points.dtype)
     if kernel.tag == TABLE:
         if np.shape(companion) != (n, n) or points.ndim != 2:
@@ -230,7 +230,7 @@ def check_function(function: Callable, points: NDArray) -> None:
     if K.size and (K.dtype.kind not in "biuf" or K.ndim != 2 or not np.isfinite(K).all()):
         raise ValueError("kernel must return finite numbers; on some of the points it does not")
     if K.size:
-        _checks.symmetric("kernel", K.astype(points.dtype))
+        checks.symmetric("kernel", K.astype(points.dtype))
 
 
 def value_cost(problem: Points) -> int:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.special import softmax
 
-from thinformer._measure import processor
-from thinformer._pool import available_cores, get_num_threads
 from thinformer.attention import attend, attention, check_shapes, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.demo import relative_error, uniform
 from thinformer.schedule import coreset_size
 from thinformer.sources import reading
+from thinformer.support.machine import processor
+from thinformer.support.threads import available_cores, get_num_threads
 
 EXACT, PLAIN, BEST = "exact attention", "Thinformer", "best rank"
 OPTIONS: dict[str, dict[str, Any]] = {  # what `attention` is called with

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks
 from thinformer.draws import seed_from
 from thinformer.schedule import compress_schedule, coreset_size
+from thinformer.support import checks
 
 
 def compress(
@@ -68,8 +68,8 @@ def compress(
     array([ 3,  7, 11, 15])
     """
     array = np.asarray(points)
-    _checks.shape("points", array, 1, "(n, ...)")
-    _checks.not_empty("points", array, 0, "point")
+    checks.shape("points", array, 1, "(n, ...)")
+    checks.not_empty("points", array, 0, "point")
     n = len(array)
     schedule = compress_schedule(n, coreset_size(n, g))
     # the last of each of `length` strata, as standard thinning takes them

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from thinformer import _checks
+from thinformer.support import checks
 
 
 class Round(NamedTuple):
@@ -68,7 +68,7 @@ def coreset_size(n_points: int, g: int) -> int:
     ValueError
         An argument is out of its range.
     """
-    n_points, g = _checks.integer("n_points", n_points, 1), _checks.integer("g", g, 0)
+    n_points, g = checks.integer("n_points", n_points, 1), checks.integer("g", g, 0)
     log2 = g + _log4(n_points)
     return n_points if log2 >= n_points.bit_length() else min(n_points, 2**log2)
 
@@ -105,8 +105,8 @@ def compress_schedule(n_points: int, size: int, delta: float = 0.5) -> Schedule:
     ValueError
         An argument is out of its range.
     """
-    n_points, size = _checks.integer("n_points", n_points, 1), _checks.integer("size", size, 1)
-    delta = _checks.failure_probability(delta)
+    n_points, size = checks.integer("n_points", n_points, 1), checks.integer("size", size, 1)
+    delta = checks.failure_probability(delta)
     if size > n_points:
         raise ValueError(f"size must be at most n_points = {n_points}; got {size}")
     halvings = (n_points // size).bit_length() - 1

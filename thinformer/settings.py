@@ -22,9 +22,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thinformer import _checks
 from thinformer.attention import check_correction
 from thinformer.landmarks import CORRECTIONS
+from thinformer.support import checks
 
 MIN_LENGTH = 256  # tokens below which attention stays exact
 VERSION = 1  # of the file
@@ -78,10 +78,10 @@ def checked(
     check_correction(correction, temperature)
     check_fallback(fallback, error_threshold)
     return Settings(
-        _checks.integer("g", g, 0),
-        None if size is None else _checks.integer("size", size, 1),
-        _checks.integer("min_length", min_length, 0),
-        _checks.boolean("exact", exact),
+        checks.integer("g", g, 0),
+        None if size is None else checks.integer("size", size, 1),
+        checks.integer("min_length", min_length, 0),
+        checks.boolean("exact", exact),
         correction,
         temperature,
         fallback,
@@ -97,13 +97,13 @@ def check_fallback(fallback: str | None, error_threshold: float | None) -> None:
                 f"error_threshold belongs to a fallback, which is None; got {error_threshold!r}"
             )
         return
-    _checks.choice("fallback", fallback, FALLBACKS)
+    checks.choice("fallback", fallback, FALLBACKS)
     if error_threshold is None:
         raise ValueError(
             f"error_threshold must be a number with fallback={fallback!r}: the estimated error "
             f"above which the output is exact attention; got None"
         )
-    if _checks.finite_number("error_threshold", error_threshold) < 0:
+    if checks.finite_number("error_threshold", error_threshold) < 0:
         raise ValueError(f"error_threshold must not be negative; got {error_threshold!r}")
 
 

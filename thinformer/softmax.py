@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _pool
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
 from thinformer.problem import Factor
+from thinformer.support import threads
 from thinformer.tiles import exp, gather_factor
 
 
@@ -84,7 +84,7 @@ def softmax_attention(
             rows_of_values, landmarks, output.ravel(), place, H * D, every, work,
         )  # fmt: skip
 
-    _pool.run(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
+    threads.run(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
 
 
 @kernel

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks
 from thinformer.discrepancy import resolve
 from thinformer.draws import seed_from
+from thinformer.support import checks
 from thinformer.thinning import thin
 
 LEAST = 4096  # rows of a coreset, however few are wanted
@@ -84,7 +84,7 @@ def merge_and_reduce(
     -----
     Holds two chunks, and of c chunks at most about 6 sqrt(c) max(2^g size, 4096) points.
     """
-    size, g = _checks.integer("size", size, 1), _checks.integer("g", g, 0)
+    size, g = checks.integer("size", size, 1), checks.integer("g", g, 0)
     settings = {"kernel": kernel, "bandwidth": bandwidth, "delta": delta}
     stream = _numbered(chunks)
     first, second = next(stream, None), next(stream, None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks
+from thinformer.support import checks
 
 
 def as_points(points: Any, name: str = "points") -> NDArray:
@@ -42,8 +42,8 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     if array.ndim != 2:
         hint = f" (one column is {name}[:, None])" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (n, d); got shape {array.shape}{hint}")
-    _checks.not_empty(name, array, 0, "point")
-    _checks.not_empty(name, array, 1, "dimension")
+    checks.not_empty(name, array, 0, "point")
+    checks.not_empty(name, array, 1, "dimension")
     return array
 
 
@@ -51,7 +51,7 @@ def _real(name: str, array: NDArray) -> NDArray:
     """Numbers in the dtype they are computed in: integers and booleans as float64."""
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
-    return _checks.computed(_checks.float_array(name, array))
+    return checks.computed(checks.float_array(name, array))
 
 
 def _of_frame(frame: Any, name: str) -> NDArray:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks, files
+from thinformer import files
 from thinformer.delimited import DELIMITERS
 from thinformer.discrepancy import as_problem, diagonal, embed, median_distance, square
 from thinformer.draws import seed_from
@@ -28,6 +28,7 @@ from thinformer.kernels import SHORT, WITHOUT_BANDWIDTH, Kernel, as_kernel
 from thinformer.problem import Points
 from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
 from thinformer.streaming import BLIND, LEAST, merge_and_reduce
+from thinformer.support import checks
 from thinformer.thinning import METHODS, thin
 
 EXACT = 50_000  # rows that all are compared with, if that takes at most...
@@ -376,14 +377,14 @@ def _check(job: Job) -> str:
         raise ValueError(f"--delimiter takes one character; got {shown(job.delimiter)}")
     if job.comment is not None and (not job.comment or set(job.comment) & set('"\r\n')):
         raise ValueError(f"--comment takes what lines begin with; got {shown(job.comment)}")
-    _checks.integer("--size", job.size, 1)
-    _checks.integer("--chunk-rows", job.chunk_rows, 1)
-    _checks.integer("--g", job.g, 0)
+    checks.integer("--size", job.size, 1)
+    checks.integer("--chunk-rows", job.chunk_rows, 1)
+    checks.integer("--g", job.g, 0)
     if job.seed is not None:
-        _checks.integer("--seed", job.seed, 0)
-    _checks.choice("--method", job.method, METHODS)
+        checks.integer("--seed", job.seed, 0)
+    checks.choice("--method", job.method, METHODS)
     try:
-        _checks.failure_probability(job.delta)
+        checks.failure_probability(job.delta)
         as_kernel(job.kernel)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
@@ -391,7 +392,7 @@ def _check(job: Job) -> str:
         if SHORT.get(job.kernel, job.kernel) in WITHOUT_BANDWIDTH:
             raise ValueError(f"--bandwidth: the kernel {job.kernel} has none; got {job.bandwidth}")
         for bandwidth in np.atleast_1d(job.bandwidth).tolist():
-            _checks.positive("--bandwidth", bandwidth)
+            checks.positive("--bandwidth", bandwidth)
     return kind
 
 

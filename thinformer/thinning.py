@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _checks, _device
+from thinformer import _device
 from thinformer.compress import Plan, compress, compress_on, is_finite, plan, starting_points
 from thinformer.discrepancy import (
     TARGETS,
@@ -24,6 +24,7 @@ from thinformer.draws import Draws, make_draws, seed_from
 from thinformer.kernels import ENERGY, as_kernel, linear
 from thinformer.problem import Points, compiled_for, make_factor
 from thinformer.schedule import Round, Schedule, compress_schedule
+from thinformer.support import checks
 from thinformer.tables import as_points
 
 METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
@@ -139,18 +140,18 @@ def thin(
         )
     array = as_points(points)
     n = len(array)
-    size = _checks.integer("size", size, 1)
+    size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    method = _checks.choice("method", method, METHODS)
-    target = _checks.choice("target", target, TARGETS)
+    method = checks.choice("method", method, METHODS)
+    target = checks.choice("target", target, TARGETS)
     device = _device.choose(device)
     if device == "cuda" and method not in ON_GPU:
         raise NotImplementedError(
             f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
         )
-    g, delta = _checks.integer("g", g, 0), _checks.failure_probability(delta)
-    refine, unique = _checks.boolean("refine", refine), _checks.boolean("unique", unique)
+    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
+    refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
     generator = np.random.default_rng(seed_from(rng))
     share = None if weights is None else as_weights(weights, n)
     if share is not None and np.ptp(share) == 0:
@@ -163,7 +164,7 @@ def thin(
     if isinstance(kernel, str) and kernel != "precomputed":
         as_kernel(kernel)
     if method in BLIND or (size == n and unique):  # whatever the kernel
-        _checks.finite("points", is_finite(make_factor(array, linear()), n))
+        checks.finite("points", is_finite(make_factor(array, linear()), n))
         if size == n and unique:
             return np.arange(n)
         if method == "standard":

@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import config
 
-from thinformer._checks import CudaUnavailableError
+from thinformer.support.checks import CudaUnavailableError
 
 try:
     from numba import cuda

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import _checks
 from thinformer.cuda import launch, prepare
 from thinformer.cuda._numba import cuda, device_of
 from thinformer.cuda.halve import Geometry
 from thinformer.kernels import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, SOBOLEV, Kernel
 from thinformer.problem import Factor, make_factor, make_points, make_problem
 from thinformer.schedule import Schedule
+from thinformer.support import checks
 
 Source = int | tuple[NDArray, NDArray]
 """Where draws come from: a seed; or starting points (problems, length) and draws (problems, ...),
@@ -79,7 +79,7 @@ def on_gpu(name: str, array: Any) -> OnGpu:
         dtype = np.dtype(interface["typestr"])
     except TypeError:
         dtype = np.dtype(np.void)
-    if dtype.name not in _checks.COMPUTED_IN or not dtype.isnative:
+    if dtype.name not in checks.COMPUTED_IN or not dtype.isnative:
         got = interface["typestr"]
         raise TypeError(
             f"{name} must be float16, float32 or float64; got {got!r} (ThinformerAttention takes"
@@ -148,7 +148,7 @@ def compress_points(
         )  # fmt: skip
         finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
         kept = result(work, schedule, points, stack)
-    _checks.finite(points.name, bool(finite.all()))
+    checks.finite(points.name, bool(finite.all()))
     for term in kernel.summands:
         with np.errstate(over="ignore"):
             span = 2 * largest.max(initial=0) * np.full(dim, term.scale, points.computed_in)
@@ -183,7 +183,7 @@ def compress_pairs(
         finite = work.finite.copy_to_host()
         if not finite.all():
             for array in (key, value):
-                _checks.finite(array.name, is_finite(array))
+                checks.finite(array.name, is_finite(array))
         return result(work, schedule, key, [B, H])
 
 
@@ -225,7 +225,7 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
                 variant, resident, made, tables, cuda.to_device(drawn.astype(dtype)),
                 cuda.to_device(np.ascontiguousarray(left)), kept[:, :pairs],
             )  # fmt: skip
-        _checks.finite(K.name, bool(finite.copy_to_host().all()))
+        checks.finite(K.name, bool(finite.copy_to_host().all()))
         tolerance = np.sqrt(np.finfo(dtype).eps) * largest.copy_to_host()
         differences = off.copy_to_host()
         kept = like(K.owner, kept.reshape(*stack, pairs + S % 2))

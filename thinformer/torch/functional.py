@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from thinformer import _checks
 from thinformer.attention import check_correction, softmax_scale
 from thinformer.settings import check_fallback
+from thinformer.support import checks
 from thinformer.torch import ragged
 from thinformer.torch.estimate import estimate_error, fall_back
 from thinformer.torch.landmarks import attend_to_landmarks
@@ -197,7 +197,7 @@ def thinformer_attention(
     >>> thinformer_attention(query, key, value, key_padding_mask=padding, layout="bhsd").shape
     torch.Size([2, 8, 1024, 16])
     """
-    _checks.choice("layout", layout, LAYOUTS)
+    checks.choice("layout", layout, LAYOUTS)
     given = query
     query, key, value, key_padding_mask = ragged.padded(
         query, key, value, key_padding_mask, attn_mask, layout
@@ -257,11 +257,11 @@ def checked_attention(
     Sequences of less than `min_length` tokens keep all of theirs. asked (B, T) says which queries
     there are, where that is not what the masks say.
     """
-    g = _checks.integer("g", g, 0)
-    size = None if size is None else _checks.integer("size", size, 1)
-    scale = None if scale is None else _checks.positive("scale", scale)
-    _checks.choice("layout", layout, LAYOUTS)
-    if not 0 <= _checks.finite_number("dropout_p", dropout_p) < 1:
+    g = checks.integer("g", g, 0)
+    size = None if size is None else checks.integer("size", size, 1)
+    scale = None if scale is None else checks.positive("scale", scale)
+    checks.choice("layout", layout, LAYOUTS)
+    if not 0 <= checks.finite_number("dropout_p", dropout_p) < 1:
         raise ValueError(f"dropout_p must lie in [0, 1); got {dropout_p}")
     check_generator(generator)
     check_correction(correction, temperature)
@@ -271,7 +271,7 @@ def checked_attention(
             f"dropout_p must be 0 with an error estimate or a fallback, as what is dropped would "
             f"count as error; got {dropout_p}"
         )
-    if _checks.boolean("is_causal", is_causal):
+    if checks.boolean("is_causal", is_causal):
         raise NotImplementedError(
             "is_causal must be False: the keys that are kept stand for all of them, whatever their "
             "order; use scaled_dot_product_attention for causal attention"
@@ -281,7 +281,7 @@ def checked_attention(
     if layout == "bhsd":
         query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    if H_kv != H and not _checks.boolean("enable_gqa", enable_gqa):
+    if H_kv != H and not checks.boolean("enable_gqa", enable_gqa):
         raise ValueError(
             f"query must have the {H_kv} heads of key unless enable_gqa is True; got {H}"
         )
@@ -441,7 +441,7 @@ def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if len(dtypes) > 1 and torch.float64 not in dtypes and torch.is_autocast_enabled(device):
         return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
     names = ("query", "key", "value")
-    _checks.one_dtype(**{n: t.dtype for n, t in zip(names, tensors, strict=True)})
+    checks.one_dtype(**{n: t.dtype for n, t in zip(names, tensors, strict=True)})
     return tensors
 
 

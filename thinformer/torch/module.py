@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from thinformer import _checks
 from thinformer.attention import check_correction
 from thinformer.compress import PRE_THIN
 from thinformer.settings import check_fallback
+from thinformer.support import checks
 from thinformer.torch.functional import (
     as_autocast,
     attend,
@@ -125,11 +125,11 @@ class ThinformerAttention(nn.Module):
         error_threshold: float | None = None,
     ) -> None:
         super().__init__()
-        self.g = _checks.integer("g", g, 0)
-        self.scale = None if scale is None else _checks.positive("scale", scale)
+        self.g = checks.integer("g", g, 0)
+        self.scale = None if scale is None else checks.positive("scale", scale)
         self.use_torch_spda = use_torch_spda
-        self.size = None if size is None else _checks.integer("size", size, 1)
-        self.pre_thin = _checks.choice("pre_thin", pre_thin, PRE_THIN)
+        self.size = None if size is None else checks.integer("size", size, 1)
+        self.pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
         check_correction(correction, temperature)
         if (correction is not None or temperature is not None) and pre_thin != "even":
             special = "temperature" if correction is None else "correction"
@@ -139,7 +139,7 @@ class ThinformerAttention(nn.Module):
         self.correction, self.temperature = correction, temperature
         check_generator(generator)
         self.generator = generator
-        self.estimate_error = _checks.boolean("estimate_error", estimate_error)
+        self.estimate_error = checks.boolean("estimate_error", estimate_error)
         check_fallback(fallback, error_threshold)
         self.fallback, self.error_threshold = fallback, error_threshold
         self.last_error_estimate: torch.Tensor | None = None

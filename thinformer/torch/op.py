@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer import _pool
 from thinformer.attention import attend_to_landmarks as attend_arrays
 from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
@@ -17,6 +16,7 @@ from thinformer.compress import plan
 from thinformer.draws import seed_from
 from thinformer.herding import herd_valid
 from thinformer.landmarks import choose_valid
+from thinformer.support import threads
 from thinformer.torch.openmp import team
 
 # what the bodies compute in; half precision is too coarse for the running sums
@@ -81,7 +81,7 @@ def select(
         on_gpu = cuda.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
         return on_gpu[0], torch.full((len(key),), kept, device=key.device), on_gpu[1]
     arrays = (_array(key), _array(value))
-    with _pool.on(team()):
+    with threads.on(team()):
         settings: dict[str, Any] = {
             "g": g, "size": size, "scale": scale, "delta": 0.5, "pre_thin": pre_thin,
             "draws": seed_from(int(seed)),
@@ -109,7 +109,7 @@ def herd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `thinformer.torch.library.herd` does, on the CPU."""
     arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
-    with _pool.on(team()):
+    with threads.on(team()):
         indices, counts, finite = herd_valid(
             *arrays, None if valid is None else valid.numpy(), width, min_length,
             seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
@@ -147,7 +147,7 @@ def landmarks(
             )  # fmt: skip
     arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
     present = None if valid is None else valid.numpy()
-    with _pool.on(team()):
+    with threads.on(team()):
         chosen = choose_valid(
             *arrays, present, width, min_length, g=g, size=size,
             seed=seed_from(int(seed)), group=group, **settings,
@@ -168,7 +168,7 @@ def attend_to_landmarks(
     """Return what `thinformer.torch.library.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D) = query.shape, value.shape[2:]
     arrays = _array(grouped(query, H_kv)), _array(key), _array(value)
-    with _pool.on(team()):
+    with threads.on(team()):
         output, weights, chosen = attend_arrays(
             *arrays, with_weights, n_out=kept, seed=seed_from(int(seed)), **settings
         )

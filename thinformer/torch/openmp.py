@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from thinformer._pool import Team
+from thinformer.support.threads import Team
 
 # enters a parallel region, in the runtimes of GNU and of LLVM on Linux; elsewhere there is none
 _parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None

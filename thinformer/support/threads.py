@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from threading import Condition
 
-from thinformer import _checks
+from thinformer.support import checks
 
 THREAD_FLOPS = 5e6  # operations worth a thread: some 50 microseconds
 PIECE_FLOPS = 1e10  # operations of a range, where a unit is not larger
@@ -76,7 +76,7 @@ def set_num_threads(threads: int | None) -> None:
         It is neither a positive integer nor None.
     """
     global _threads
-    _threads = None if threads is None else _checks.integer("threads", threads, 1)
+    _threads = None if threads is None else checks.integer("threads", threads, 1)
 
 
 @contextmanager
