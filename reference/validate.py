@@ -18,7 +18,7 @@ from reference.compress import kh_compress
 from reference.torch_version import select
 from thinformer import Draws, attention, compress_schedule, make_draws
 from thinformer import kh_compress as fast_kh_compress
-from thinformer.kernels import KERNELS
+from thinformer.kernels.catalogue import KERNELS
 from thinformer.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
 
 SIZES = [(64, 16), (100, 7), (500, 64), (1024, 128)]

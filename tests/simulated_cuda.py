@@ -44,15 +44,8 @@ from thinformer.cuda.halve import Geometry
 from thinformer.cuda.values import make_tabulate
 from thinformer.discrepancy import embed
 from thinformer.draws import _unit_numbers, head_keys, seed_from
-from thinformer.kernels import (
-    KERNELS,
-    exponential,
-    gaussian,
-    matern,
-    polynomial,
-    sobolev,
-    stein,
-)
+from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
+from thinformer.kernels.catalogue import KERNELS
 from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS, SUMMED
 from thinformer.pivots import BLOCK
 from thinformer.problem import make_points

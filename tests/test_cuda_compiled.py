@@ -19,7 +19,7 @@ from numba.cuda import compiler, dispatcher
 
 from thinformer.cuda import halve, launch, pivots, prepare
 from thinformer.cuda.values import Variant
-from thinformer.kernels import EXPONENTIAL, GAUSSIAN, LINEAR
+from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 from thinformer.pivots import BLOCK
 
 CAPABILITIES = [(8, 0), (9, 0)]

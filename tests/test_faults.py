@@ -197,7 +197,7 @@ def test_every_index_is_in_bounds():
     run("""
         import numpy as np
         from thinformer import attention, kernel_halve, kh_compress
-        from thinformer.kernels import KERNELS
+        from thinformer.kernels.catalogue import KERNELS
         rng = np.random.default_rng(0)
         for S in (1, 2, 3, 5, 8, 33, 64, 67, 131, 300):
             x = rng.standard_normal((2, S, 3))

@@ -13,18 +13,19 @@ from sklearn.metrics.pairwise import linear_kernel, polynomial_kernel, rbf_kerne
 from reference import kernels as reference_kernels
 from thinformer import kernels, mmd
 from thinformer.discrepancy import as_problem, diagonal, embed, resolve, square
+from thinformer.kernels import catalogue, phi
 
 PHI = {
-    kernels.LINEAR: kernels.phi_linear,
-    kernels.POLYNOMIAL: kernels.phi_polynomial,
-    kernels.EXPONENTIAL: kernels.phi_exponential,
-    kernels.GAUSSIAN: kernels.phi_gaussian,
-    kernels.LAPLACE: kernels.phi_laplace,
-    kernels.INVERSE_MULTIQUADRIC: kernels.phi_inverse_multiquadric,
-    kernels.MATERN_3_2: kernels.phi_matern_3_2,
-    kernels.MATERN_5_2: kernels.phi_matern_5_2,
-    kernels.RATIONAL_QUADRATIC: kernels.phi_rational_quadratic,
-    kernels.ENERGY: kernels.phi_energy,
+    phi.LINEAR: phi.phi_linear,
+    phi.POLYNOMIAL: phi.phi_polynomial,
+    phi.EXPONENTIAL: phi.phi_exponential,
+    phi.GAUSSIAN: phi.phi_gaussian,
+    phi.LAPLACE: phi.phi_laplace,
+    phi.INVERSE_MULTIQUADRIC: phi.phi_inverse_multiquadric,
+    phi.MATERN_3_2: phi.phi_matern_3_2,
+    phi.MATERN_5_2: phi.phi_matern_5_2,
+    phi.RATIONAL_QUADRATIC: phi.phi_rational_quadratic,
+    phi.ENERGY: phi.phi_energy,
 }
 PARAMETERS = {
     "linear": [{}, {"constant": 2.5}],
@@ -39,7 +40,7 @@ PARAMETERS = {
     "sobolev": [{}, {"smoothness": 2}, {"smoothness": 3}],
 }
 CASES = [(name, parameters) for name, listed in PARAMETERS.items() for parameters in listed]
-WITH_BANDWIDTH = sorted(set(kernels.KERNELS) - set(kernels.WITHOUT_BANDWIDTH))
+WITH_BANDWIDTH = sorted(set(catalogue.KERNELS) - set(catalogue.WITHOUT_BANDWIDTH))
 N = 70  # more than two panels
 X = np.random.default_rng(0).uniform(size=(N, 3))  # in the unit cube, for sobolev
 PRECISION = pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def assert_close(got, expected, tolerance):
 @pytest.mark.parametrize(("name", "parameters"), CASES)
 def test_phi_is_the_kernel(name, parameters):
     """phi of the scaled points' products and norms is k(x, y) by its definition."""
-    kernel = kernels.KERNELS[name](**parameters)
+    kernel = catalogue.KERNELS[name](**parameters)
     expected = getattr(reference_kernels, name)(X[:20], X[:20], **parameters)
     for i in range(20):
         for j in range(20):
@@ -76,7 +77,7 @@ def test_phi_is_the_kernel(name, parameters):
                 ]
                 got = math.prod(factors) - 1
             else:
-                of_distance = kernel.tag >= kernels.OF_DISTANCE
+                of_distance = kernel.tag >= phi.OF_DISTANCE
                 entry = (a - b) @ (a - b) if of_distance else a @ b
                 got = PHI[kernel.tag](entry, kernel.constant, kernel.degree)
             assert math.isclose(got, expected[i, j], rel_tol=1e-12, abs_tol=1e-12)
@@ -87,7 +88,7 @@ def test_phi_is_the_kernel(name, parameters):
 def test_compiled_values_are_the_formula(name, parameters, dtype, tolerance):
     points = X.astype(dtype).astype(np.float64)
     expected = getattr(reference_kernels, name)(points, points, **parameters)
-    assert_close(gram(kernels.KERNELS[name](**parameters), points, dtype), expected, tolerance)
+    assert_close(gram(catalogue.KERNELS[name](**parameters), points, dtype), expected, tolerance)
 
 
 @PRECISION
@@ -122,7 +123,7 @@ def test_bandwidths_of_each_dimension(name, dtype, tolerance):
     """One a dimension is the kernel of the points divided by them; equal ones are one number."""
     bandwidths = [0.5, 2.0, 1.25]
     points = X.astype(dtype).astype(np.float64)
-    make, formula = kernels.KERNELS[name], getattr(reference_kernels, name)
+    make, formula = catalogue.KERNELS[name], getattr(reference_kernels, name)
     scaled = points / bandwidths
     assert_close(
         gram(make(bandwidth=bandwidths), points, dtype), formula(scaled, scaled), tolerance
@@ -325,19 +326,19 @@ def test_squares_are_quadratic_forms():
 
 def test_tags_are_distinct():
     made = [
-        *(make() for make in kernels.KERNELS.values()),
+        *(make() for make in catalogue.KERNELS.values()),
         kernels.matern(nu=2.5),
         kernels.stein(X),
         kernels.pairwise(own_kernel),
         kernels.of_products(own_phi),
     ]
-    assert sorted(kernel.tag for kernel in made) == [*range(kernels.TABLE)]
+    assert sorted(kernel.tag for kernel in made) == [*range(phi.TABLE)]
 
 
 def test_names():
-    for name, make in kernels.KERNELS.items():
+    for name, make in catalogue.KERNELS.items():
         assert kernels.as_kernel(name).name == make().name == name == make.__name__
-        assert set(PARAMETERS) == set(kernels.KERNELS)
+        assert set(PARAMETERS) == set(catalogue.KERNELS)
     assert kernels.as_kernel("rbf", 3.0).name == "gaussian"
     assert kernels.as_kernel("imq", 3.0).scale == 1 / 3
     assert kernels.as_kernel("gaussian", [1.0, 2.0]).scale == kernels.gaussian([1, 2]).scale
@@ -354,9 +355,9 @@ def test_unknown_name_lists_the_known():
 def test_bandwidth_must_be_positive(bandwidth):
     for name in WITH_BANDWIDTH:
         with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
-            kernels.KERNELS[name](bandwidth=bandwidth)
+            catalogue.KERNELS[name](bandwidth=bandwidth)
         with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
-            kernels.KERNELS[name](bandwidth=[1.0, bandwidth])
+            catalogue.KERNELS[name](bandwidth=[1.0, bandwidth])
     with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
         kernels.stein(X, bandwidth)
 

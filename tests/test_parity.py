@@ -15,7 +15,7 @@ from problems import (
 
 from thinformer import compress_kv, compress_schedule, make_draws
 from thinformer.compress import plan
-from thinformer.kernels import KERNELS
+from thinformer.kernels.catalogue import KERNELS
 from thinformer.validate import TOLERANCE
 
 SIZES = [(64, 16), (100, 9), (257, 32), (300, 1), (512, 100), (1024, 128)]

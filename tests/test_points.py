@@ -17,7 +17,8 @@ from thinformer import (
     set_num_threads,
 )
 from thinformer.compress import plan, starting_points
-from thinformer.kernels import KERNELS, gaussian
+from thinformer.kernels import gaussian
+from thinformer.kernels.catalogue import KERNELS
 from thinformer.problem import make_factor
 
 

@@ -9,7 +9,7 @@ import pytest
 import thinformer
 from thinformer import validate
 from thinformer.data import load_vectors
-from thinformer.kernels import KERNELS
+from thinformer.kernels.catalogue import KERNELS
 
 ROOT = Path(__file__).parents[1]
 

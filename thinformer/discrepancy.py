@@ -10,17 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.compress import is_finite
-from thinformer.kernels import (
-    PAIRWISE,
-    STEIN,
-    TABLE,
-    WITHOUT_BANDWIDTH,
-    Kernel,
-    as_kernel,
-    energy,
-    linear,
-    pairwise,
-)
+from thinformer.kernels import Kernel, energy, linear, pairwise
+from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
+from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.problem import (
     Points,
     check_function,
@@ -335,7 +327,7 @@ def resolve(
     """Return the kernel that arguments `kernel` and `bandwidth` mean for some points."""
     if isinstance(kernel, str) and kernel == "precomputed":
         return Kernel("precomputed", TABLE, companion=points)
-    if callable(kernel) and not isinstance(kernel, Kernel) and not _makes_kernels(kernel):
+    if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
@@ -474,10 +466,6 @@ def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[
         )
     checks.finite(name, bool(np.isfinite(own).all()))
     return n + np.arange(len(own)), np.concatenate([array, own])
-
-
-def _makes_kernels(function: Any) -> bool:
-    return getattr(function, "__module__", "") == "thinformer.kernels"
 
 
 def _tabulated(function: Callable, points: NDArray) -> NDArray:

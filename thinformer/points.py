@@ -17,7 +17,8 @@ from thinformer.compress import (
     starting_points,
 )
 from thinformer.draws import Draws, make_draws, seed_from
-from thinformer.kernels import Kernel, as_kernel, linear
+from thinformer.kernels import Kernel, linear
+from thinformer.kernels.catalogue import as_kernel
 from thinformer.problem import make_factor, make_problem
 from thinformer.schedule import Round, Schedule
 from thinformer.support import checks

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from thinformer.kernels import (
+from thinformer.kernels import Kernel, linear
+from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
     LINEAR,
@@ -26,8 +27,6 @@ from thinformer.kernels import (
     SOBOLEV,
     STEIN,
     TABLE,
-    Kernel,
-    linear,
 )
 from thinformer.support import checks
 

@@ -21,7 +21,9 @@ from thinformer.discrepancy import (
     square,
 )
 from thinformer.draws import Draws, make_draws, seed_from
-from thinformer.kernels import ENERGY, as_kernel, linear
+from thinformer.kernels import linear
+from thinformer.kernels.catalogue import as_kernel
+from thinformer.kernels.phi import ENERGY
 from thinformer.problem import Points, compiled_for, make_factor
 from thinformer.schedule import Round, Schedule, compress_schedule
 from thinformer.support import checks

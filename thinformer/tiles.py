@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinformer import kernels
 from thinformer._exp import exp32, exp64
 from thinformer._jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
-from thinformer.kernels import (
+from thinformer.kernels import phi
+from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
     GAUSSIAN,
@@ -37,18 +37,18 @@ from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, P
 TILE_ROWS = 64
 
 exp = by_dtype(exp32, exp64)
-phi_linear = bind(kernels.phi_linear, ELEMENTWISE)
-phi_polynomial = bind(kernels.phi_polynomial, ELEMENTWISE)
-phi_exponential = bind(kernels.phi_exponential, ELEMENTWISE, exp=exp)
-phi_gaussian = bind(kernels.phi_gaussian, ELEMENTWISE, exp=exp)
-phi_laplace = bind(kernels.phi_laplace, ELEMENTWISE, exp=exp)
-phi_inverse_multiquadric = bind(kernels.phi_inverse_multiquadric, ELEMENTWISE)
-phi_matern_3_2 = bind(kernels.phi_matern_3_2, ELEMENTWISE, exp=exp)
-phi_matern_5_2 = bind(kernels.phi_matern_5_2, ELEMENTWISE, exp=exp)
-phi_rational_quadratic = bind(kernels.phi_rational_quadratic, ELEMENTWISE, exp=exp)
-phi_energy = bind(kernels.phi_energy, ELEMENTWISE)
-sobolev_factor = bind(kernels.sobolev_factor, ELEMENTWISE)
-stein_of = bind(kernels.stein_of, ELEMENTWISE)
+phi_linear = bind(phi.phi_linear, ELEMENTWISE)
+phi_polynomial = bind(phi.phi_polynomial, ELEMENTWISE)
+phi_exponential = bind(phi.phi_exponential, ELEMENTWISE, exp=exp)
+phi_gaussian = bind(phi.phi_gaussian, ELEMENTWISE, exp=exp)
+phi_laplace = bind(phi.phi_laplace, ELEMENTWISE, exp=exp)
+phi_inverse_multiquadric = bind(phi.phi_inverse_multiquadric, ELEMENTWISE)
+phi_matern_3_2 = bind(phi.phi_matern_3_2, ELEMENTWISE, exp=exp)
+phi_matern_5_2 = bind(phi.phi_matern_5_2, ELEMENTWISE, exp=exp)
+phi_rational_quadratic = bind(phi.phi_rational_quadratic, ELEMENTWISE, exp=exp)
+phi_energy = bind(phi.phi_energy, ELEMENTWISE)
+sobolev_factor = bind(phi.sobolev_factor, ELEMENTWISE)
+stein_of = bind(phi.stein_of, ELEMENTWISE)
 
 
 @inner(STRICT)

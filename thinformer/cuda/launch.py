@@ -14,28 +14,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import kernels
 from thinformer.cuda import prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry, make_kernel, threads_for
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving import simple_factor
-from thinformer.kernels import OF_DISTANCE, SOBOLEV, TABLE
+from thinformer.kernels import phi
+from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, TABLE
 from thinformer.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.schedule import Schedule
 
 PHI = {
-    kernels.LINEAR: kernels.phi_linear,
-    kernels.POLYNOMIAL: kernels.phi_polynomial,
-    kernels.EXPONENTIAL: kernels.phi_exponential,
-    kernels.GAUSSIAN: kernels.phi_gaussian,
-    kernels.LAPLACE: kernels.phi_laplace,
-    kernels.INVERSE_MULTIQUADRIC: kernels.phi_inverse_multiquadric,
-    kernels.MATERN_3_2: kernels.phi_matern_3_2,
-    kernels.MATERN_5_2: kernels.phi_matern_5_2,
-    kernels.RATIONAL_QUADRATIC: kernels.phi_rational_quadratic,
-    kernels.ENERGY: kernels.phi_energy,
-    kernels.SOBOLEV: phi_sobolev,
+    phi.LINEAR: phi.phi_linear,
+    phi.POLYNOMIAL: phi.phi_polynomial,
+    phi.EXPONENTIAL: phi.phi_exponential,
+    phi.GAUSSIAN: phi.phi_gaussian,
+    phi.LAPLACE: phi.phi_laplace,
+    phi.INVERSE_MULTIQUADRIC: phi.phi_inverse_multiquadric,
+    phi.MATERN_3_2: phi.phi_matern_3_2,
+    phi.MATERN_5_2: phi.phi_matern_5_2,
+    phi.RATIONAL_QUADRATIC: phi.phi_rational_quadratic,
+    phi.ENERGY: phi.phi_energy,
+    phi.SOBOLEV: phi_sobolev,
 }
 # how the numbers of a window, by the name of their dtype, are converted; half precision is given
 # as int16
@@ -197,12 +197,12 @@ def select_pairs(
     draw_and_measure(stored, keys, values, schedule, tables[0], work, draw_heads=keys[1].heads,
                      sequences=sequences, stream=stream, **drawn)  # fmt: skip
     blocks = -(-problems // prepare.THREADS)
-    key_scale = dtype(kernels.exponential(scale**-0.5).scale)
+    key_scale = dtype(phi.exponential(scale**-0.5).scale)
     prepare.make_scale(dtype)[blocks, prepare.THREADS, stream](
         key_scale, work.largest, work.parameters
     )
     terms = (
-        Term(kernels.phi_exponential, "products"), Term(kernels.phi_linear, "products"),
+        Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
     variant = Variant("factors", terms, True, LOAD[stored], dtype)
     resident = Resident(*keys, *values, work.parameters, scales, sequences)
@@ -347,7 +347,7 @@ def describe(
     if isinstance(problem, Products):
         dtype = problem.keys.window.dtype.type
         factors = [problem.keys, problem.values][: 1 + (problem.values.dim > 0)]
-        shifted = problem.keys.tag == kernels.EXPONENTIAL
+        shifted = problem.keys.tag == phi.EXPONENTIAL
         terms = tuple(Term(PHI[factor.tag], "products") for factor in factors)
         variant = Variant("factors", terms, shifted, load, dtype)
         parameters = np.stack([factors[0].parameters, factors[-1].parameters], axis=1)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinformer import kernels
 from thinformer.cuda._numba import cuda, device_function
+from thinformer.kernels import phi
 
 PANEL = 32  # points
 PATCH = 4  # rows and points of a thread's patch: a vector of four floats
@@ -33,7 +33,7 @@ TO_SIGN = np.uint32(16)
 TO_FRACTION = np.uint32(13)
 
 
-sobolev_factor = device_function(kernels.sobolev_factor)
+sobolev_factor = device_function(phi.sobolev_factor)
 
 
 def same(number):

@@ -1,181 +1,34 @@
-"""Reproducing kernels k(x, y), each with its formula and its name in scikit-learn or SciPy.
-
-Pass one to `thinformer.thin`, or its name. ``a + b`` and ``2.5 * a`` are kernels too; `pairwise`
-and `of_products` make one of your own function.
-
-Inside, most kernels are a function phi of <x, y> or of |x - y|^2. Points are divided by the
-bandwidth first, so they share one hot loop: a matrix product, or squared distances, then phi for
-each entry. phi is a plain Python function of scalars that each body compiles for its own target,
-and a kernel is chosen by an integer tag: passing the function itself would defeat Numba's disk
-cache. Kernels of another form (`sobolev`, `stein`, your own) have a loop of their own.
-
-The phi functions hold no number but their arguments: a literal would turn float32 into float64.
-"""
+"""The catalogue: one function a kernel, its formula, and its name in scikit-learn or SciPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from math import exp, log1p, sqrt
+from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.phi import (
+    ENERGY,
+    EXPONENTIAL,
+    GAUSSIAN,
+    INVERSE_MULTIQUADRIC,
+    LAPLACE,
+    LINEAR,
+    MATERN_3_2,
+    MATERN_5_2,
+    OF_PRODUCTS,
+    PAIRWISE,
+    POLYNOMIAL,
+    RATIONAL_QUADRATIC,
+    SOBOLEV,
+    STEIN,
+    TABLE,
+)
 from thinformer.support import checks
-
-__all__ = [
-    "Kernel",
-    "energy",
-    "exponential",
-    "gaussian",
-    "inverse_multiquadric",
-    "laplace",
-    "linear",
-    "matern",
-    "of_products",
-    "pairwise",
-    "polynomial",
-    "rational_quadratic",
-    "sobolev",
-    "stein",
-]
-
-# of a product
-LINEAR, POLYNOMIAL, EXPONENTIAL = range(3)
-# of a squared distance
-GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC, MATERN_3_2, MATERN_5_2 = range(3, 8)
-RATIONAL_QUADRATIC, ENERGY = range(8, 10)
-# of another form
-SOBOLEV, STEIN, PAIRWISE, OF_PRODUCTS, TABLE = range(10, 15)
-OF_DISTANCE = GAUSSIAN  # the first of them
-
-
-@dataclass(frozen=True, eq=False)
-class Kernel:
-    """A kernel and its parameters; made by the functions of `thinformer.kernels`.
-
-    ``a + b`` is the sum of two kernels, ``2.5 * a`` is one times a positive number.
-
-    Attributes
-    ----------
-    name : str
-        How it is listed.
-    tag : int
-        What the compiled bodies branch on.
-    scale : float or tuple of floats
-        What the points are multiplied by first, 1 / bandwidth up to a constant: one number, or one
-        a dimension.
-    constant : float
-        Parameter of phi.
-    degree : float
-        Parameter of phi.
-    coefficients : tuple of floats
-        Parameters of a kernel of another form.
-    weight : float
-        What the kernel is multiplied by.
-    terms : tuple of Kernel
-        The kernels of a sum, or none.
-    companion : object
-        What a kernel needs beside the points: the scores of a Stein kernel, a user's function, or
-        None.
-    """
-
-    name: str
-    tag: int
-    scale: float | tuple[float, ...] = 1.0
-    constant: float = 0.0
-    degree: float = 1.0
-    coefficients: tuple[float, ...] = ()
-    weight: float = 1.0
-    terms: tuple[Kernel, ...] = ()
-    companion: Any = field(default=None, repr=False)
-
-    @property
-    def summands(self) -> tuple[Kernel, ...]:
-        """The kernels it is the sum of: itself, where it is not a sum."""
-        return self.terms or (self,)
-
-    def __add__(self, other: Kernel) -> Kernel:
-        if not isinstance(other, Kernel):
-            return NotImplemented
-        terms = self.summands + other.summands
-        if any(term.tag >= STEIN for term in terms):
-            raise ValueError("a sum takes no Stein kernel and no kernel of your own")
-        return Kernel("sum", terms[0].tag, terms=terms)
-
-    def __mul__(self, factor: float) -> Kernel:
-        factor = checks.positive("factor", factor)
-        terms = tuple(factor * term for term in self.terms)
-        return replace(self, weight=self.weight * factor, terms=terms)
-
-    __rmul__ = __mul__
-
-    def __radd__(self, other: int) -> Kernel:
-        return self if other == 0 else NotImplemented  # what ``sum`` begins with
-
-
-def phi_linear(product, constant, degree):
-    return product + constant
-
-
-def phi_polynomial(product, constant, degree):
-    return (product + constant) ** degree
-
-
-def phi_exponential(product, constant, degree):
-    # the constant is a shift that keeps exp from overflowing; halving is blind to it
-    return exp(product - constant)
-
-
-def phi_gaussian(distance, constant, degree):
-    return exp(-distance)
-
-
-def phi_laplace(distance, constant, degree):
-    return exp(-sqrt(distance))
-
-
-def phi_inverse_multiquadric(distance, constant, degree):
-    return constant / sqrt(constant + distance)
-
-
-def phi_matern_3_2(distance, constant, degree):
-    root = sqrt(distance)
-    return (constant + root) * exp(-root)
-
-
-def phi_matern_5_2(distance, constant, degree):
-    root = sqrt(distance)
-    return (constant + root + degree * distance) * exp(-root)
-
-
-def phi_rational_quadratic(distance, constant, degree):
-    return exp(-degree * log1p(distance))  # of a large degree, a power has few digits
-
-
-def phi_energy(distance, constant, degree):
-    return -sqrt(distance)
-
-
-def sobolev_factor(x, y, coefficients):
-    """1 plus a Bernoulli polynomial of the difference's fractional part, by Horner's rule."""
-    difference = abs(x - y)
-    value = coefficients[6]
-    for i in range(6):
-        value = value * difference + coefficients[5 - i]
-    return value
-
-
-def stein_of(distance, products, scores, dim, constant, degree):
-    """The Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
-
-    constant : 1
-    degree : 3 / l^2
-    """
-    q = constant / (constant + distance)
-    root = sqrt(q)
-    return root * (scores + q * (products + dim - degree * distance * q))
 
 
 def linear(constant: float = 0.0) -> Kernel:
@@ -492,9 +345,13 @@ def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
             return KERNELS[name]()
         return KERNELS[name](bandwidth=bandwidth)
     names = ", ".join(sorted(KERNELS))
-    known = [*KERNELS.values(), stein, pairwise, of_products]
-    hint = f" (call it: {kernel.__name__}())" if any(kernel is f for f in known) else ""
+    hint = f" (call it: {kernel.__name__}())" if makes_kernels(kernel) else ""
     raise ValueError(f"kernel must be a Kernel or one of {names}; got {kernel!r}{hint}")
+
+
+def makes_kernels(function: Any) -> bool:
+    """Whether this is a function of the catalogue: calling it gives a kernel."""
+    return any(function is f for f in (*KERNELS.values(), stein, pairwise, of_products))
 
 
 def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:

@@ -1,0 +1,42 @@
+"""Reproducing kernels k(x, y), each with its formula and its name in scikit-learn or SciPy.
+
+`thinformer.thin` takes a kernel, or its name. ``a + b`` and ``2.5 * a`` are kernels too; `pairwise`
+and `of_products` make a kernel of a function of your own.
+
+- `catalogue` has a function for each kernel, `kernel` what they return: a `Kernel`.
+- `phi` has the formulas, which every body compiles for its own target.
+"""
+
+from thinformer.kernels.catalogue import (
+    energy,
+    exponential,
+    gaussian,
+    inverse_multiquadric,
+    laplace,
+    linear,
+    matern,
+    of_products,
+    pairwise,
+    polynomial,
+    rational_quadratic,
+    sobolev,
+    stein,
+)
+from thinformer.kernels.kernel import Kernel
+
+__all__ = [
+    "Kernel",
+    "energy",
+    "exponential",
+    "gaussian",
+    "inverse_multiquadric",
+    "laplace",
+    "linear",
+    "matern",
+    "of_products",
+    "pairwise",
+    "polynomial",
+    "rational_quadratic",
+    "sobolev",
+    "stein",
+]

@@ -1,0 +1,73 @@
+"""`Kernel`: a kernel and its parameters, as the catalogue makes it and the bodies read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from thinformer.kernels.phi import STEIN
+from thinformer.support import checks
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel and its parameters; made by the functions of `thinformer.kernels`.
+
+    ``a + b`` is the sum of two kernels, ``2.5 * a`` is one times a positive number.
+
+    Attributes
+    ----------
+    name : str
+        How it is listed.
+    tag : int
+        What the compiled bodies branch on.
+    scale : float or tuple of floats
+        What the points are multiplied by first, 1 / bandwidth up to a constant: one number, or one
+        a dimension.
+    constant : float
+        Parameter of phi.
+    degree : float
+        Parameter of phi.
+    coefficients : tuple of floats
+        Parameters of a kernel of another form.
+    weight : float
+        What the kernel is multiplied by.
+    terms : tuple of Kernel
+        The kernels of a sum, or none.
+    companion : object
+        What a kernel needs beside the points: the scores of a Stein kernel, a user's function, or
+        None.
+    """
+
+    name: str
+    tag: int
+    scale: float | tuple[float, ...] = 1.0
+    constant: float = 0.0
+    degree: float = 1.0
+    coefficients: tuple[float, ...] = ()
+    weight: float = 1.0
+    terms: tuple[Kernel, ...] = ()
+    companion: Any = field(default=None, repr=False)
+
+    @property
+    def summands(self) -> tuple[Kernel, ...]:
+        """The kernels it is the sum of: itself, where it is not a sum."""
+        return self.terms or (self,)
+
+    def __add__(self, other: Kernel) -> Kernel:
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        terms = self.summands + other.summands
+        if any(term.tag >= STEIN for term in terms):
+            raise ValueError("a sum takes no Stein kernel and no kernel of your own")
+        return Kernel("sum", terms[0].tag, terms=terms)
+
+    def __mul__(self, factor: float) -> Kernel:
+        factor = checks.positive("factor", factor)
+        terms = tuple(factor * term for term in self.terms)
+        return replace(self, weight=self.weight * factor, terms=terms)
+
+    __rmul__ = __mul__
+
+    def __radd__(self, other: int) -> Kernel:
+        return self if other == 0 else NotImplemented  # what ``sum`` begins with

@@ -1,0 +1,85 @@
+"""The formulas phi of the kernels, and the integer tags that choose one of them.
+
+Most kernels are phi(<x, y>) or phi(|x - y|^2). Points are divided by the bandwidth first, so all
+kernels share one hot loop: a matrix product or squared distances, then phi for each entry.
+
+phi is a plain Python function of scalars. Each body compiles it for its own target (`bind` in
+`thinformer.cpu.jit`). An integer tag chooses the kernel: a function as an argument would defeat
+Numba's disk cache. `sobolev`, `stein` and user functions have loops of their own.
+
+A phi holds no number but its arguments: a literal would turn float32 into float64.
+"""
+
+from math import exp, log1p, sqrt
+
+# of a product
+LINEAR, POLYNOMIAL, EXPONENTIAL = range(3)
+# of a squared distance
+GAUSSIAN, LAPLACE, INVERSE_MULTIQUADRIC, MATERN_3_2, MATERN_5_2 = range(3, 8)
+RATIONAL_QUADRATIC, ENERGY = range(8, 10)
+# of another form
+SOBOLEV, STEIN, PAIRWISE, OF_PRODUCTS, TABLE = range(10, 15)
+OF_DISTANCE = GAUSSIAN  # the first of them
+
+
+def phi_linear(product, constant, degree):
+    return product + constant
+
+
+def phi_polynomial(product, constant, degree):
+    return (product + constant) ** degree
+
+
+def phi_exponential(product, constant, degree):
+    # the constant is a shift that keeps exp from overflowing; halving is blind to it
+    return exp(product - constant)
+
+
+def phi_gaussian(distance, constant, degree):
+    return exp(-distance)
+
+
+def phi_laplace(distance, constant, degree):
+    return exp(-sqrt(distance))
+
+
+def phi_inverse_multiquadric(distance, constant, degree):
+    return constant / sqrt(constant + distance)
+
+
+def phi_matern_3_2(distance, constant, degree):
+    root = sqrt(distance)
+    return (constant + root) * exp(-root)
+
+
+def phi_matern_5_2(distance, constant, degree):
+    root = sqrt(distance)
+    return (constant + root + degree * distance) * exp(-root)
+
+
+def phi_rational_quadratic(distance, constant, degree):
+    return exp(-degree * log1p(distance))  # of a large degree, a power has few digits
+
+
+def phi_energy(distance, constant, degree):
+    return -sqrt(distance)
+
+
+def sobolev_factor(x, y, coefficients):
+    """1 plus a Bernoulli polynomial of the difference's fractional part, by Horner's rule."""
+    difference = abs(x - y)
+    value = coefficients[6]
+    for i in range(6):
+        value = value * difference + coefficients[5 - i]
+    return value
+
+
+def stein_of(distance, products, scores, dim, constant, degree):
+    """The Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
+
+    constant : 1
+    degree : 3 / l^2
+    """
+    q = constant / (constant + distance)
+    root = sqrt(q)
+    return root * (scores + q * (products + dim - degree * distance * q))
