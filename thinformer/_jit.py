@@ -27,7 +27,7 @@ REDUCTION = {"contract", "nsz", "reassoc"}  # sums may run in another order, to 
 def _source_hash() -> str:
     """Eight hex digits that change with any source file of this package."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
