@@ -4,8 +4,8 @@ import numpy as np
 
 from reference.compress import stratified_thin
 from reference.thinning import kt_compress_levels, kt_split, kt_swap
-from thinformer.draws import make_draws, seed_from
-from thinformer.schedule import Round, Schedule, compress_schedule
+from thinformer.halving.draws import make_draws, seed_from
+from thinformer.halving.schedule import Round, Schedule, compress_schedule
 from thinformer.thinning import PASSES, TARGET
 
 

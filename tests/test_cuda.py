@@ -25,7 +25,7 @@ from thinformer import (
 from thinformer.cli import main
 from thinformer.compress import plan
 from thinformer.cuda import _numba, launch, pivots, tiles
-from thinformer.halving import simple_factor
+from thinformer.halving.steps import simple_factor
 from thinformer.pivots import BLOCK
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch import op

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from thinformer import compress_schedule, make_draws
-from thinformer.draws import seed_from
+from thinformer.halving.draws import seed_from
 
 SCHEDULE = compress_schedule(1024, 128)
 

@@ -12,7 +12,7 @@ from reference import torch_version
 from reference.halving import kernel_halving
 from reference.kernels import gaussian
 from thinformer import Draws, kernel_halve
-from thinformer.halving import pair_distance, simple_factor, simple_threshold, swaps
+from thinformer.halving.steps import pair_distance, simple_factor, simple_threshold, swaps
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = [

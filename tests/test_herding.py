@@ -106,7 +106,7 @@ def test_float32_chooses_as_well(shape):
 
 
 def seed_of(rng):
-    from thinformer.draws import seed_from
+    from thinformer.halving.draws import seed_from
 
     return seed_from(rng)
 

@@ -72,8 +72,7 @@ def test_phi_is_the_kernel(name, parameters):
             a, b = kernel.scale * X[i], kernel.scale * X[j]
             if name == "sobolev":
                 factors = [
-                    phi.sobolev_factor(s, t, kernel.coefficients)
-                    for s, t in zip(a, b, strict=True)
+                    phi.sobolev_factor(s, t, kernel.coefficients) for s, t in zip(a, b, strict=True)
                 ]
                 got = math.prod(factors) - 1
             else:

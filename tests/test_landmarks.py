@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from reference import landmarks as reference
 from thinformer import _device, attention, compress_schedule, landmarks, make_draws
 from thinformer.data import load_activations
-from thinformer.draws import _unit_numbers, head_keys, seed_from
+from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.landmarks import (
     CANDIDATES,
     CORRECTIONS,

@@ -17,9 +17,9 @@ from thinformer import (
     set_num_threads,
 )
 from thinformer.compress import plan, starting_points
+from thinformer.halving.problem import make_factor
 from thinformer.kernels import gaussian
 from thinformer.kernels.catalogue import KERNELS
-from thinformer.problem import make_factor
 
 
 @given(st.integers(1, 400), st.integers(0, 4), st.integers(0, 2**32),
@@ -256,7 +256,7 @@ class TestStatistics:
 
 def test_draws_by_seed_are_make_draws():
     points = np.random.default_rng(0).standard_normal((500, 2))
-    from thinformer.draws import seed_from
+    from thinformer.halving.draws import seed_from
 
     draws = make_draws(compress_schedule(500, 64), seed_from(9))
     np.testing.assert_array_equal(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference.compress import published_rounds
 from thinformer import compress_schedule, coreset_size
 from thinformer.compress import plan
-from thinformer.schedule import published_length
+from thinformer.halving.schedule import published_length
 
 
 @pytest.mark.parametrize("p", range(1, 9))

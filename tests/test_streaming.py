@@ -161,7 +161,7 @@ def test_the_bandwidth_is_of_the_first_chunk(small):
     points = mixture(2000)
     points[600:] *= 50
     from thinformer import median_distance
-    from thinformer.draws import seed_from
+    from thinformer.halving.draws import seed_from
 
     bandwidth = median_distance(points[:600], np.random.default_rng(seed_from(3)))
     kernels = []

@@ -16,7 +16,7 @@ from reference.thinning import (
     kt_swap,
 )
 from thinformer import compress_schedule, kernels, make_draws, thin
-from thinformer.halving import adaptive_factor, adaptive_threshold, next_variance
+from thinformer.halving.steps import adaptive_factor, adaptive_threshold, next_variance
 
 TIE = 1e-12
 KERNELS = {

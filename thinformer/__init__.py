@@ -29,11 +29,11 @@ from thinformer.discrepancy import (
     mmd,
     mmd2_unbiased,
 )
-from thinformer.draws import Draws, make_draws
+from thinformer.halving.draws import Draws, make_draws
+from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.kernels import Kernel
 from thinformer.points import kernel_halve, kh_compress
 from thinformer.recursion import compress, symmetrize
-from thinformer.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning import thin
 

@@ -23,11 +23,11 @@ from thinformer.compress import (
     source_on_gpu,
     starting_points,
 )
-from thinformer.draws import Draws, seed_from
+from thinformer.halving.draws import Draws, seed_from
+from thinformer.halving.problem import CONSTANT, SCALE, Factor, Products, head_factor
 from thinformer.herding import herd_keys
 from thinformer.kernels import exponential
 from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
-from thinformer.problem import CONSTANT, SCALE, Factor, Products, head_factor
 from thinformer.sequences import by_length
 from thinformer.support import checks
 

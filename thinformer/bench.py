@@ -22,8 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.attention import attention, compress_kv
 from thinformer.compress import plan
-from thinformer.draws import Draws, make_draws
-from thinformer.schedule import Schedule, compress_schedule
+from thinformer.halving.draws import Draws, make_draws
+from thinformer.halving.schedule import Schedule, compress_schedule
 from thinformer.support.machine import peak_megabytes, processor
 from thinformer.support.threads import available_cores, set_num_threads
 from thinformer.torch import ThinformerAttention

@@ -19,7 +19,7 @@ from thinformer import bench
 from thinformer.attention import compress_kv
 from thinformer.bench import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.compress import plan
-from thinformer.draws import make_draws
+from thinformer.halving.draws import make_draws
 from thinformer.torch import ThinformerAttention
 from thinformer.torch.cuda import select
 from thinformer.torch.op import draw_seed

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import PANEL, ROWS, squared_norms
-from thinformer.problem import Factor
+from thinformer.halving.problem import Factor
 from thinformer.softmax import write_columns
 from thinformer.tiles import add, gather_factor
 

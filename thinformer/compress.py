@@ -14,14 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.draws import Draws, from_streams, head_keys
-from thinformer.problem import Factor, Points, Problem, compiled_for, value_cost
-from thinformer.schedule import (
-    Schedule,
-    compress_schedule,
-    coreset_size,
-    published_length,
-)
+from thinformer.halving.draws import Draws, from_streams, head_keys
+from thinformer.halving.problem import Factor, Points, Problem, compiled_for, value_cost
+from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size, published_length
 from thinformer.support import checks, threads
 
 PRE_THIN = ("even", "stride")

@@ -14,20 +14,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import draws, halving
 from thinformer._jit import ELEMENTWISE, STRICT, bind, inner, kernel
 from thinformer._simd import BYTES, raise_to_magnitudes, transpose
+from thinformer.halving import draws, steps
 from thinformer.tiles import PANEL, TILE_ROWS, add, columns, load, tabulate
 
 SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 
-simple_factor = bind(halving.simple_factor, STRICT)
-adaptive_factor = bind(halving.adaptive_factor, STRICT)
-pair_distance = bind(halving.pair_distance, STRICT)
-simple_threshold = bind(halving.simple_threshold, STRICT)
-adaptive_threshold = bind(halving.adaptive_threshold, STRICT)
-next_variance = bind(halving.next_variance, STRICT)
-swaps = bind(halving.swaps, STRICT)
+simple_factor = bind(steps.simple_factor, STRICT)
+adaptive_factor = bind(steps.adaptive_factor, STRICT)
+pair_distance = bind(steps.pair_distance, STRICT)
+simple_threshold = bind(steps.simple_threshold, STRICT)
+adaptive_threshold = bind(steps.adaptive_threshold, STRICT)
+next_variance = bind(steps.next_variance, STRICT)
+swaps = bind(steps.swaps, STRICT)
 mix = bind(draws.mix, STRICT)
 unit = bind(draws.unit, STRICT)
 

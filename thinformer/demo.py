@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from thinformer.attention import attend, attention, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
-from thinformer.schedule import coreset_size
+from thinformer.halving.schedule import coreset_size
 from thinformer.support.machine import peak_megabytes
 
 SEEDS = range(5)

@@ -10,10 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.compress import is_finite
-from thinformer.kernels import Kernel, energy, linear, pairwise
-from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
-from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
-from thinformer.problem import (
+from thinformer.halving.problem import (
     Points,
     check_function,
     compiled_for,
@@ -21,6 +18,9 @@ from thinformer.problem import (
     make_points,
     value_cost,
 )
+from thinformer.kernels import Kernel, energy, linear, pairwise
+from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
+from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.support import checks, threads
 from thinformer.tables import as_points
 

@@ -32,9 +32,9 @@ from thinformer.compress import (
     plan,
     starting_points,
 )
+from thinformer.halving.problem import CONSTANT, SCALE, Products, head_factor, make_factor
+from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import exponential
-from thinformer.problem import CONSTANT, SCALE, Products, head_factor, make_factor
-from thinformer.schedule import Round, Schedule
 from thinformer.sequences import unpadded
 from thinformer.support import checks, threads
 

@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.compress import plan, stratified
-from thinformer.draws import head_keys
-from thinformer.problem import SCALE, head_factor
+from thinformer.halving.draws import head_keys
+from thinformer.halving.problem import SCALE, head_factor
 from thinformer.sequences import unpadded
 from thinformer.support import checks, threads
 

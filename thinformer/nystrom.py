@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
 from thinformer.centring import centre, largest_square, measure_keys, multiply
+from thinformer.halving.problem import SCALE, Factor
 from thinformer.pivots import BLOCK, choose_pivots, to_exponentials
-from thinformer.problem import SCALE, Factor
 from thinformer.sampled import attend, draw_landmarks, features, weigh
 from thinformer.softmax import copy_row, gather_columns
 from thinformer.tiles import add, exp, gather_factor

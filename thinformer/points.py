@@ -16,11 +16,11 @@ from thinformer.compress import (
     source_on_gpu,
     starting_points,
 )
-from thinformer.draws import Draws, make_draws, seed_from
+from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.halving.problem import make_factor, make_problem
+from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import Kernel, linear
 from thinformer.kernels.catalogue import as_kernel
-from thinformer.problem import make_factor, make_problem
-from thinformer.schedule import Round, Schedule
 from thinformer.support import checks
 
 

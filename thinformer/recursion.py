@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.draws import seed_from
-from thinformer.schedule import compress_schedule, coreset_size
+from thinformer.halving.draws import seed_from
+from thinformer.halving.schedule import compress_schedule, coreset_size
 from thinformer.support import checks
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
-from thinformer.problem import Factor
+from thinformer.halving.problem import Factor
 from thinformer.support import threads
 from thinformer.tiles import exp, gather_factor
 

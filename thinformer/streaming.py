@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.discrepancy import resolve
-from thinformer.draws import seed_from
+from thinformer.halving.draws import seed_from
 from thinformer.support import checks
 from thinformer.thinning import thin
 

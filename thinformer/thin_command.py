@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from thinformer import files
 from thinformer.delimited import DELIMITERS
 from thinformer.discrepancy import as_problem, diagonal, embed, median_distance, square
-from thinformer.draws import seed_from
+from thinformer.halving.draws import seed_from
+from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
-from thinformer.problem import Points
 from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
 from thinformer.streaming import BLIND, LEAST, merge_and_reduce
 from thinformer.support import checks

@@ -20,12 +20,12 @@ from thinformer.discrepancy import (
     resolve,
     square,
 )
-from thinformer.draws import Draws, make_draws, seed_from
+from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.halving.problem import Points, compiled_for, make_factor
+from thinformer.halving.schedule import Round, Schedule, compress_schedule
 from thinformer.kernels import linear
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.kernels.phi import ENERGY
-from thinformer.problem import Points, compiled_for, make_factor
-from thinformer.schedule import Round, Schedule, compress_schedule
 from thinformer.support import checks
 from thinformer.tables import as_points
 

@@ -16,6 +16,7 @@ import numpy as np
 from thinformer._exp import exp32, exp64
 from thinformer._jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
 from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
+from thinformer.halving.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 from thinformer.kernels import phi
 from thinformer.kernels.phi import (
     ENERGY,
@@ -32,7 +33,6 @@ from thinformer.kernels.phi import (
     SOBOLEV,
     STEIN,
 )
-from thinformer.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 
 TILE_ROWS = 64
 

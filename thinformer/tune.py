@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attention import attention
+from thinformer.halving.schedule import coreset_size
 from thinformer.quality import interleaved, load_file
-from thinformer.schedule import coreset_size
 from thinformer.settings import MIN_LENGTH, WAYS
 
 Take = Callable[[str, NDArray, NDArray, NDArray], None]

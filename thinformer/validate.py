@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from thinformer.attention import attention
 from thinformer.compress import plan
 from thinformer.data import load_activations, load_vectors
-from thinformer.draws import Draws, make_draws
+from thinformer.halving.draws import Draws, make_draws
 from thinformer.points import kernel_halve, kh_compress
 from thinformer.thinning import thin
 

@@ -29,13 +29,9 @@ from reference.compress import kh_compress, stratified_thin  # noqa: E402
 from reference.halving import kernel_halving  # noqa: E402
 from thinformer.compress import plan  # noqa: E402
 from thinformer.data import ACTIVATIONS, load_activations  # noqa: E402
-from thinformer.draws import Draws, make_draws  # noqa: E402
+from thinformer.halving.draws import Draws, make_draws  # noqa: E402
+from thinformer.halving.schedule import compress_schedule, coreset_size, published_length
 from thinformer.kernels import KERNELS  # noqa: E402
-from thinformer.schedule import (  # noqa: E402
-    compress_schedule,
-    coreset_size,
-    published_length,
-)
 from thinformer.validate import TOLERANCE  # noqa: E402
 
 OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"

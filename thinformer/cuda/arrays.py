@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from thinformer.cuda import launch, prepare
 from thinformer.cuda._numba import cuda, device_of
 from thinformer.cuda.halve import Geometry
+from thinformer.halving.problem import Factor, make_factor, make_points, make_problem
+from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, SOBOLEV
-from thinformer.problem import Factor, make_factor, make_points, make_problem
-from thinformer.schedule import Schedule
 from thinformer.support import checks
 
 Source = int | tuple[NDArray, NDArray]

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinformer import halving
 from thinformer.cuda._numba import ALIGNED, cuda, device_function
 from thinformer.cuda.tiles import DEPTH, LANES, LOG2_LANES, PAD, PANEL, PATCH, make_largest_norm
 from thinformer.cuda.values import SQUARE, Variant, make_tabulate
+from thinformer.halving import steps
 
-pair_distance = device_function(halving.pair_distance)
-simple_threshold = device_function(halving.simple_threshold)
-swaps = device_function(halving.swaps)
+pair_distance = device_function(steps.pair_distance)
+simple_threshold = device_function(steps.simple_threshold)
+swaps = device_function(steps.swaps)
 
 
 class Geometry(NamedTuple):

@@ -18,11 +18,11 @@ from thinformer.cuda import prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry, make_kernel, threads_for
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
-from thinformer.halving import simple_factor
+from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
+from thinformer.halving.schedule import Schedule
+from thinformer.halving.steps import simple_factor
 from thinformer.kernels import phi
 from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, TABLE
-from thinformer.problem import CONSTANT, Factor, Points, Problem, Products
-from thinformer.schedule import Schedule
 
 PHI = {
     phi.LINEAR: phi.phi_linear,

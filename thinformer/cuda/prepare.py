@@ -14,7 +14,7 @@ import numpy as np
 
 from thinformer.cuda._numba import cuda, device_function
 from thinformer.cuda.tiles import make_largest_in_block
-from thinformer.draws import GOLDEN, mix
+from thinformer.halving.draws import GOLDEN, mix
 
 THREADS = 256
 MEASURED_ROWS = 256  # of a problem, for each block

@@ -22,7 +22,7 @@ from thinformer.cuda._numba import cuda
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
 from thinformer.cuda.pivots import make_pivots
-from thinformer.schedule import Schedule
+from thinformer.halving.schedule import Schedule
 
 TORCH = {
     np.float32: torch.float32, np.float64: torch.float64, np.int64: torch.int64,

@@ -13,7 +13,7 @@ from thinformer.attention import attend_to_landmarks as attend_arrays
 from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
 from thinformer.compress import plan
-from thinformer.draws import seed_from
+from thinformer.halving.draws import seed_from
 from thinformer.herding import herd_valid
 from thinformer.landmarks import choose_valid
 from thinformer.support import threads

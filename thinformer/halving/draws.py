@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.schedule import Schedule
+from thinformer.halving.schedule import Schedule
 from thinformer.support import checks
 
 # SplitMix64 (Steele, Lea & Flood, 2014): the increment is 2^64 over the golden ratio
