@@ -41,10 +41,10 @@ _load_reference()
 @pytest.fixture
 def fill_workspaces(monkeypatch):
     """A function that hands kernels memory full of a number from then on."""
-    from thinformer import centring, cpu, nystrom, softmax, sums
+    from thinformer.cpu import centring, halve, landmarks, softmax, sums
 
-    makers = [(body, "workspace") for body in (centring, cpu, nystrom, softmax, sums)]
-    makers = [(*of, getattr(*of)) for of in (*makers, (cpu, "herding_workspace"))]
+    makers = [(body, "workspace") for body in (centring, halve, landmarks, softmax, sums)]
+    makers = [(*of, getattr(*of)) for of in (*makers, (halve, "herding_workspace"))]
 
     def fill(number):
         for body, name, make in makers:

@@ -38,6 +38,7 @@ from thinformer import (
     validate,
 )
 from thinformer.compress import plan, starting_points
+from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import arrays, launch, prepare, tiles
 from thinformer.cuda._numba import SIMULATED, cuda
 from thinformer.cuda.halve import Geometry
@@ -48,7 +49,6 @@ from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS, SUMMED
-from thinformer.pivots import BLOCK
 from thinformer.torch import cuda_landmarks, op
 from thinformer.torch.library import landmarks, select
 from thinformer.torch.op import bits_of_seed

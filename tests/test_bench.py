@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer import bench, compress_kv, compress_schedule, cpu
+from thinformer import bench, compress_kv, compress_schedule
 from thinformer.compress import plan
+from thinformer.cpu import halve
 
 ROOT = Path(__file__).parents[1]
 TINY = (1, 40, 300, 2, 8, 4)
@@ -61,14 +62,14 @@ def test_operations_are_half_of_each_gram_matrix():
 def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
     """A regression check by counts: rows handed to the kernel, round by round, and no others."""
     counted = []
-    real = cpu.halve_buckets
+    real = halve.halve_buckets
 
     def counting(first, last, first_point, last_point, problem, round_, *rest):
         assert (first_point, last_point) == (0, round_.largest_bucket)
         counted.append((last - first) * round_.largest_bucket**2)
         return real(first, last, first_point, last_point, problem, round_, *rest)
 
-    monkeypatch.setattr(cpu, "halve_buckets", counting)
+    monkeypatch.setattr(halve, "halve_buckets", counting)
     rng = np.random.default_rng(0)
     for S in (1024, 4096):
         counted.clear()

@@ -24,9 +24,9 @@ from thinformer import (
 )
 from thinformer.cli import main
 from thinformer.compress import plan
+from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import _numba, launch, pivots, tiles
 from thinformer.halving.steps import simple_factor
-from thinformer.pivots import BLOCK
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch import op
 

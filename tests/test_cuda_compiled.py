@@ -17,10 +17,10 @@ import nvidia
 from numba import types
 from numba.cuda import compiler, dispatcher
 
+from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import halve, launch, pivots, prepare
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
-from thinformer.pivots import BLOCK
 
 CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in

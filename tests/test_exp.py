@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from thinformer._exp import exp32, exp64
-from thinformer._jit import ELEMENTWISE, by_dtype, inner
+from thinformer.cpu.exp import exp32, exp64
+from thinformer.cpu.jit import ELEMENTWISE, by_dtype, inner
 
 
 @pytest.fixture(scope="module")

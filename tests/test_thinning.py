@@ -11,18 +11,8 @@ from numba import njit  # noqa: TID251
 from numba.core.caching import NullCache
 
 from reference import kernels as reference_kernels
-from thinformer import (
-    _jit,
-    cpu,
-    kernels,
-    kh_compress,
-    median_distance,
-    mmd,
-    set_num_threads,
-    sums,
-    thin,
-    thinning,
-)
+from thinformer import kernels, kh_compress, median_distance, mmd, set_num_threads, thin, thinning
+from thinformer.cpu import halve, jit, sums
 from thinformer.discrepancy import as_problem, diagonal, embed
 from thinformer.thinning import BLIND, METHODS
 
@@ -794,7 +784,7 @@ def test_machine_code_for_a_function_is_not_stored():
         return np.exp(-np.abs(x - y).sum())
 
     thin(X, 10, rng=0)
-    stored, twin = cpu.halve_buckets, _jit.uncached(cpu.halve_buckets)
+    stored, twin = halve.halve_buckets, jit.uncached(halve.halve_buckets)
     before = len(stored.signatures), len(twin.signatures)
     thin(X, 10, kernel=k, rng=0)
     assert (len(stored.signatures), len(twin.signatures)) == (before[0], before[1] + 1)

@@ -430,7 +430,7 @@ def _attend(
     fitted: Fitted | None = None,
     known: NDArray | None = None,
 ) -> None:
-    from thinformer.softmax import Landmarks, softmax_attention  # imports Numba
+    from thinformer.cpu.softmax import Landmarks, softmax_attention  # imports Numba
 
     B, H, n_out = indices.shape
     queries = head_factor(query)

@@ -801,7 +801,7 @@ def _can_write(path: Path) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from thinformer import cpu
+    from thinformer.cpu import halve
     from thinformer.cuda._numba import gpu_names, why_unavailable
     from thinformer.support.threads import available_cores, get_num_threads
 
@@ -816,7 +816,7 @@ def _info(arguments: argparse.Namespace) -> int:
     rows["python"] = f"{platform.python_version()} on {platform.platform()}"
     rows["threads"] = f"{get_num_threads()} of {available_cores()} cores"
     rows["threading layer"] = "thinformer's own threads; Numba's layers are not used"
-    cache = cpu.halve_buckets.stats.cache_path
+    cache = halve.halve_buckets.stats.cache_path
     rows["kernel cache"] = cache or "none: compiled at every start"
     reason = why_unavailable()
     rows["CUDA devices"] = f"cannot be used: {reason}" if reason else ", ".join(gpu_names())

@@ -82,22 +82,22 @@ def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
     around the sequence as around a ring from a random start; one position of each is taken at
     random. Every position has the same chance, length / n_points.
     """
-    from thinformer import cpu  # imports Numba
+    from thinformer.cpu import halve  # imports Numba
 
     positions = np.empty((len(uniforms), uniforms.shape[1] - 1), np.int64)
-    cpu.stratify(n_points, uniforms, positions)
+    halve.stratify(n_points, uniforms, positions)
     return positions
 
 
 def draw(schedule: Schedule, seed: int, heads: int) -> Draws:
     """Return what `make_draws` does, in a sixth of the time."""
-    from thinformer import cpu  # imports Numba
+    from thinformer.cpu import halve  # imports Numba
 
     keys = head_keys(seed, heads)
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((keys.size, size))
-        cpu.unit_numbers(keys, stream, out)
+        halve.unit_numbers(keys, stream, out)
         return out
 
     return from_streams(schedule, numbers)
@@ -128,9 +128,9 @@ def compress(
     adaptive : bool
         Halve with kernel thinning's adaptive thresholds.
     """
-    from thinformer import cpu  # imports Numba
+    from thinformer.cpu import halve  # imports Numba
 
-    halve = compiled_for(problem, cpu.halve_buckets)
+    halve = compiled_for(problem, halve.halve_buckets)
     factor, dims, cost = _per_value(problem)
     dtype = factor.window.dtype
     problems = len(index)
@@ -148,15 +148,17 @@ def compress(
         halve(*part, problem, round_, adaptive, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
-        work = cpu.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
+        work = halve.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
         for i, round_ in enumerate(schedule.rounds):
             units = first * round_.buckets, last * round_.buckets
             halve_buckets(i, work, *units, 0, round_.largest_bucket)
 
     def share_round(i: int, first: int, last: int) -> Iterator[None]:
         points = schedule.rounds[i].largest_bucket
-        work = cpu.workspace(points, dims, dtype)
-        piece = int(threads.PIECE_FLOPS / (points * cost)) // cpu.PANEL * cpu.PANEL or cpu.PANEL
+        work = halve.workspace(points, dims, dtype)
+        piece = (
+            int(threads.PIECE_FLOPS / (points * cost)) // halve.PANEL * halve.PANEL or halve.PANEL
+        )
         if piece >= points:
             halve_buckets(i, work, first, last, 0, points)
             return
@@ -233,7 +235,7 @@ def halve_gram(
     device: str, gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]
 ) -> NDArray:
     """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
-    from thinformer import cpu  # imports Numba
+    from thinformer.cpu import halve  # imports Numba
 
     check_draws(schedule, draws)
     if device == "cuda":
@@ -250,7 +252,7 @@ def halve_gram(
 
     def halve(first: int, last: int) -> None:
         work = np.empty(2 * round_.pairs, dtype)
-        cpu.halve_gram(
+        halve.halve_gram(
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
@@ -263,14 +265,14 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
 
     A scan is a factor and the rows to look at: (problems, n) int64, or (1, n) for all problems.
     """
-    from thinformer import cpu  # imports Numba
+    from thinformer.cpu import halve  # imports Numba
 
     problems = scans[0][0].first.size
     largest = [np.empty(problems, factor.window.dtype) for factor, _ in scans]
 
     def scan(first: int, last: int) -> None:
         for (factor, index), found in zip(scans, largest, strict=True):
-            cpu.scan(first, last, factor, index, found)
+            halve.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
     threads.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations

@@ -393,7 +393,7 @@ def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDAr
 
 def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
     """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64."""
-    from thinformer import sums  # imports Numba
+    from thinformer.cpu import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
     kernel = compiled_for(problem, sums.embed)
@@ -407,7 +407,7 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
 
 def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64."""
-    from thinformer import sums  # imports Numba
+    from thinformer.cpu import sums  # imports Numba
 
     parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
     kernel = compiled_for(problem, sums.square)
@@ -421,7 +421,7 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
 
 def diagonal(problem: Points, at: NDArray) -> NDArray:
     """Return k(x, x) for the points x at (n,): (n,) float64."""
-    from thinformer import sums  # imports Numba
+    from thinformer.cpu import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
     kernel = compiled_for(problem, sums.diagonal)
@@ -444,7 +444,7 @@ def _root(squared: float) -> float:
 
 
 def _workspace(problem: Points) -> NDArray:
-    from thinformer import sums  # imports Numba
+    from thinformer.cpu import sums  # imports Numba
 
     return sums.workspace(problem.dim, problem.window.dtype)
 

@@ -58,13 +58,13 @@ def herd_keys(
     (B, S, H, E), value (B, S, H, D); n_out is below S. The temperature is that of
     `choose_temperature` if None; ValueError if it is too small.
     """
-    from thinformer import centring, cpu  # import Numba
+    from thinformer.cpu import centring, halve  # import Numba
 
     (B, S, H, E), T, dtype = key.shape, query.shape[1], key.dtype
     problems = B * H
     queries, keys, values = (head_factor(x) for x in (query, key, value))
     centred, squares = np.empty((B, H, S, E), dtype), np.empty((2, problems))
-    positions = np.arange(max(T, S, -(-E // cpu.PANEL) * cpu.PANEL))
+    positions = np.arange(max(T, S, -(-E // halve.PANEL) * halve.PANEL))
 
     def centre(first: int, last: int) -> None:
         work = centring.workspace(keys, S)
@@ -104,8 +104,8 @@ def herd_keys(
     kept = np.empty((problems, n_out), np.int64)
 
     def herd(first: int, last: int) -> None:
-        work = cpu.herding_workspace(points, E + value.shape[3], dtype)
-        cpu.herd(first, last, problem, index, kept, work)
+        work = halve.herding_workspace(points, E + value.shape[3], dtype)
+        halve.herd(first, last, problem, index, kept, work)
 
     threads.run(
         herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out)

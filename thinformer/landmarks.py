@@ -19,8 +19,8 @@ towards what "nystrom" finds. The outputs of those queries themselves are known,
 
 Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
 Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
-(`thinformer.pivots`); for "queries" they are drawn in key order, in proportion to the root of the
-diagonal (`thinformer.sampled`), which costs nothing beside the sampled queries' attention and comes
+(`thinformer.cpu.pivots`); for "queries" they are drawn in key order, in proportion to the root of the
+diagonal (`thinformer.cpu.drawn`), which costs nothing beside the sampled queries' attention and comes
 as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys only,
 with values moved so that their mean is that of all: it says where to shrink to, no more.
 """
@@ -39,7 +39,7 @@ from thinformer.sequences import unpadded
 from thinformer.support import checks, threads
 
 if TYPE_CHECKING:
-    from thinformer.nystrom import Draws, Heads
+    from thinformer.cpu.landmarks import Draws, Heads
 
 CORRECTIONS = ("nystrom", "queries")
 QUERIES = 160  # sampled at most
@@ -91,18 +91,18 @@ def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: A
 
     The settings are those of `fit_landmarks`.
     """
-    from thinformer import nystrom  # imports Numba
+    from thinformer.cpu import landmarks  # imports Numba
 
     heads, draws, indices = _heads(query, key, value, **settings)
     problems = len(indices)
 
     def choose(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
+        work = landmarks.workspace(heads, draws)
         head = first, last, heads, draws, TWO_RHO
         if draws.queries.shape[1]:
-            nystrom.choose_drawn(*head, BALANCE, indices, work)
+            landmarks.choose_drawn(*head, BALANCE, indices, work)
         else:
-            nystrom.choose_pivoted(*head, _rounding(key.dtype), indices, work)
+            landmarks.choose_pivoted(*head, _rounding(key.dtype), indices, work)
 
     threads.run(choose, problems, _flops(heads, draws))
     return _chosen(heads, draws, indices, query, key, value)
@@ -126,7 +126,7 @@ def fit_landmarks(
     nothing to others. n_out is below S. They are those that a sequence has alone. A head that is
     not finite gets some. ValueError if a temperature is too small.
     """
-    from thinformer import nystrom  # imports Numba
+    from thinformer.cpu import landmarks  # imports Numba
 
     heads, draws, indices = _heads(
         query, key, value, n_out=n_out, correction=correction, temperature=temperature,
@@ -134,15 +134,15 @@ def fit_landmarks(
     )  # fmt: skip
     (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    fits = nystrom.Fits(values, masses, output)
+    fits = landmarks.Fits(values, masses, output)
 
     def fit(first: int, last: int) -> None:
-        work = nystrom.workspace(heads, draws)
+        work = landmarks.workspace(heads, draws)
         head = first, last, heads, draws, TWO_RHO
         if draws.queries.shape[1]:
-            nystrom.fit_drawn(*head, BALANCE, NUGGET, BOUND, indices, fits, work)
+            landmarks.fit_drawn(*head, BALANCE, NUGGET, BOUND, indices, fits, work)
         else:
-            nystrom.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
+            landmarks.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
 
     threads.run(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)
@@ -161,8 +161,8 @@ def _heads(
     scale: float,
     seed: int,
 ) -> tuple[Heads, Draws, NDArray]:
-    """What the kernels of `thinformer.nystrom` take, and a place for landmarks."""
-    from thinformer import cpu, nystrom  # import Numba
+    """What the kernels of `thinformer.cpu.landmarks` take, and a place for landmarks."""
+    from thinformer.cpu import halve, landmarks  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
     if temperature is not None:
@@ -173,21 +173,21 @@ def _heads(
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((H, size))
-        cpu.unit_numbers(streams, STREAMS + stream, out)
+        halve.unit_numbers(streams, STREAMS + stream, out)
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0
     length = min(S, (SUMMED if m else CANDIDATES) * n_out)
-    draws = nystrom.Draws(
+    draws = landmarks.Draws(
         stratified(T, numbers(0, m + 1)),
         stratified(S, numbers(1, length + 1)),
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
     )
     low, high, average = np.empty((3, problems, D), dtype)
-    heads = nystrom.Heads(
+    heads = landmarks.Heads(
         head_factor(query), head_factor(key), head_factor(value), T, S, n_out,
-        np.arange(max(T, S, nystrom.PANEL)), np.full(problems, temperature or 0.0),
+        np.arange(max(T, S, landmarks.PANEL)), np.full(problems, temperature or 0.0),
         np.empty((problems, E), dtype), low, high, average, np.empty(problems),
     )  # fmt: skip
     heads.query.parameters[:, SCALE] = scale

@@ -307,7 +307,7 @@ def _swap(
     task: Task, candidates: NDArray, coresets: NDArray, target: NDArray, weights: NDArray
 ) -> NDArray:
     """KT-SWAP: improve the best of some coresets, row by row, among increasing candidates."""
-    from thinformer import sums  # imports Numba
+    from thinformer.cpu import sums  # imports Numba
 
     problem, size = task.problem, task.size
     mean = np.zeros(candidates.size)

@@ -190,7 +190,7 @@ def make_problem(points: NDArray, kernel: Kernel) -> Problem:
 
 def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
     """The points that a kernel of another form takes, and its companion."""
-    from thinformer import _jit  # imports Numba
+    from thinformer.cpu import jit  # imports Numba
 
     n, companion = points.shape[-2], kernel.companion
     if kernel.tag == STEIN:
@@ -216,7 +216,7 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
             f"kernel must be compiled by numba.njit here (`thin` takes a plain function); "
             f"got {companion!r}"
         )
-    function = _jit.from_products(companion) if kernel.tag == OF_PRODUCTS else companion
+    function = jit.from_products(companion) if kernel.tag == OF_PRODUCTS else companion
     check_function(function, points)
     return points, function
 
@@ -242,10 +242,10 @@ def compiled_for(problem: Problem, kernel: Callable) -> Callable:
 
     No other process could find that version again.
     """
-    from thinformer import _jit  # imports Numba
+    from thinformer.cpu import jit  # imports Numba
 
     with_function = isinstance(problem, Points) and callable(problem.companion)
-    return _jit.uncached(kernel) if with_function else kernel
+    return jit.uncached(kernel) if with_function else kernel
 
 
 def _nothing(dtype: np.dtype) -> NDArray:

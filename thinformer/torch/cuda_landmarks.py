@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from thinformer.compress import Plan, plan
+from thinformer.cpu.drawn import FLOOR
+from thinformer.cpu.pivots import BLOCK
 from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED, TWO_RHO
-from thinformer.pivots import BLOCK
-from thinformer.sampled import FLOOR
 from thinformer.torch import cuda
 
 NEWTON_STEPS = 5  # for all digits of a double

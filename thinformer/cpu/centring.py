@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer._simd import PANEL, ROWS, squared_norms
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.simd import PANEL, ROWS, squared_norms
+from thinformer.cpu.softmax import write_columns
+from thinformer.cpu.tiles import add, gather_factor
 from thinformer.halving.problem import Factor
-from thinformer.softmax import write_columns
-from thinformer.tiles import add, gather_factor
 
 
 def workspace(key: Factor, S: int) -> NDArray:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._jit import ELEMENTWISE, STRICT, bind, inner, kernel
-from thinformer._simd import BYTES, raise_to_magnitudes, transpose
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, inner, kernel
+from thinformer.cpu.simd import BYTES, raise_to_magnitudes, transpose
+from thinformer.cpu.tiles import PANEL, TILE_ROWS, add, columns, load, tabulate
 from thinformer.halving import draws, steps
-from thinformer.tiles import PANEL, TILE_ROWS, add, columns, load, tabulate
 
 SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, transpose
+from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import Factor
 from thinformer.support import threads
-from thinformer.tiles import exp, gather_factor
 
 
 class Landmarks(NamedTuple):

@@ -5,7 +5,7 @@ matrix product and phi, for each of two factors; one of `Points` is squared dist
 loop of the kernel's own. `load`, `columns` and `tabulate` choose by the type of the problem, so
 each kind is compiled without the other.
 
-Products are held in registers (`thinformer._simd`), which needs no rows long enough for BLAS to be
+Products are held in registers (`thinformer.cpu.simd`), which needs no rows long enough for BLAS to be
 worth calling, leaves out what lies below a panel's diagonal, and starts no threads inside ours.
 """
 
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinformer._exp import exp32, exp64
-from thinformer._jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
+from thinformer.cpu.exp import exp32, exp64
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
 from thinformer.halving.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 from thinformer.kernels import phi
 from thinformer.kernels.phi import (

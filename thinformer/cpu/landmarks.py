@@ -1,7 +1,7 @@
 """Landmarks of one head after another: which keys, and what values and masses they get.
 
-Landmarks are drawn by what sampled queries pay (`thinformer.sampled`), or they are pivots
-(`thinformer.pivots`). Their values and masses are N_ss^-1 N_sn (V, 1). Sampled queries add
+Landmarks are drawn by what sampled queries pay (`thinformer.cpu.drawn`), or they are pivots
+(`thinformer.cpu.pivots`). Their values and masses are N_ss^-1 N_sn (V, 1). Sampled queries add
 f_s^T P (V, 1) exp(t - top) to the right-hand sides, and keys exp(<x_s, x_j> - h_s - top) (V, 1),
 summed over j; then N between landmarks is factorised. One thread does all that for a head: what
 lies between the steps is never more than one head's.
@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products, squared_norms
-from thinformer.centring import centre, largest_square, measure_keys, multiply
+from thinformer.cpu.centring import centre, largest_square, measure_keys, multiply
+from thinformer.cpu.drawn import attend, draw_landmarks, features, weigh
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.pivots import BLOCK, choose_pivots, to_exponentials
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, squared_norms
+from thinformer.cpu.softmax import copy_row, gather_columns
+from thinformer.cpu.tiles import add, exp, gather_factor
 from thinformer.halving.problem import SCALE, Factor
-from thinformer.pivots import BLOCK, choose_pivots, to_exponentials
-from thinformer.sampled import attend, draw_landmarks, features, weigh
-from thinformer.softmax import copy_row, gather_columns
-from thinformer.tiles import add, exp, gather_factor
 
 CHUNK = 8 * PANEL  # keys at a time: what is made of them stays in the nearest cache
 

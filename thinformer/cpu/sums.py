@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer._jit import REDUCTION, STRICT, inner, kernel
-from thinformer.tiles import PANEL, TILE_ROWS, copy_columns, load_points, tabulate_rows
+from thinformer.cpu.jit import REDUCTION, STRICT, inner, kernel
+from thinformer.cpu.tiles import PANEL, TILE_ROWS, copy_columns, load_points, tabulate_rows
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:

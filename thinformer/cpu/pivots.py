@@ -13,9 +13,9 @@ import math
 
 import numpy as np
 
-from thinformer._jit import ELEMENTWISE, STRICT, inner
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products
-from thinformer.tiles import exp
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products
+from thinformer.cpu.tiles import exp
 
 BLOCK = 16  # proposals at a time, a multiple of ROWS
 

@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from thinformer._jit import ELEMENTWISE, REDUCTION, STRICT, inner
-from thinformer._simd import BYTES, PANEL, ROWS, inner_products, transpose
-from thinformer.softmax import divide, exponentials, row_maxima
-from thinformer.tiles import exp
+from thinformer.cpu.jit import ELEMENTWISE, REDUCTION, STRICT, inner
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, transpose
+from thinformer.cpu.softmax import divide, exponentials, row_maxima
+from thinformer.cpu.tiles import exp
 
 FLOOR = 1e-12  # of the largest importance
 TINY_32, TINY_64 = (float(np.finfo(dtype).tiny) for dtype in (np.float32, np.float64))
