@@ -37,11 +37,11 @@ from thinformer import (
     thinformer_attention,
     validate,
 )
-from thinformer.compress import plan, starting_points
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import arrays, launch, prepare, tiles
-from thinformer.cuda._numba import SIMULATED, cuda
+from thinformer.cpu.run import plan, starting_points
+from thinformer.cuda import arrays, draw, run, tiles
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.jit import SIMULATED, cuda
 from thinformer.cuda.values import make_tabulate
 from thinformer.discrepancy import embed
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
@@ -115,8 +115,8 @@ class Thread(simulator.BlockThread):
 def small_blocks(monkeypatch):
     assert SIMULATED
     monkeypatch.setattr(simulator, "BlockManager", Turns)
-    monkeypatch.setattr(launch, "threads_for", lambda largest_bucket, dtype: THREADS)
-    monkeypatch.setattr(prepare, "THREADS", THREADS)
+    monkeypatch.setattr(run, "threads_for", lambda largest_bucket, dtype: THREADS)
+    monkeypatch.setattr(draw, "THREADS", THREADS)
 
 
 def points_problem(rng, kernel, S, size, dtype, dim=2):
@@ -153,7 +153,7 @@ def test_any_size(S, size):
 
 def test_tiles_of_more_rows_than_a_panel(monkeypatch):
     """As in blocks of the size that GPUs get."""
-    monkeypatch.setattr(launch, "threads_for", lambda largest_bucket, dtype: 128)
+    monkeypatch.setattr(run, "threads_for", lambda largest_bucket, dtype: 128)
     rng = np.random.default_rng(0)
     problem, schedule, draws = points_problem(rng, "exponential", 150, 75, np.float64)
     expected, traces = reference_numpy(problem, schedule, draws)
@@ -224,7 +224,7 @@ def test_kernel_values(kernel):
     """A tile of a sum of terms, with bandwidths by column and more columns than are staged."""
     points = np.random.default_rng(0).random((16, 35))
     problem = make_points(points, kernel)
-    variant, (factor,), parameters, scales = launch.describe(problem)
+    variant, (factor,), parameters, scales = run.describe(problem)
     tabulate, positions = make_tabulate(variant, THREADS), np.arange(16)[::-1].copy()
 
     def tile(window, place, parameters, scales, positions, out):
@@ -327,30 +327,30 @@ def selected(key, value, size, seed, pre_thin="even"):
     settings = plan(S, 2, size, 0.5, pre_thin)
     schedule = settings.schedule
     stored = key.dtype.name
-    dtype = launch.COMPUTED_IN[stored]
-    shapes = launch.workspace(schedule, B * H, dtype)
-    work = launch.Workspace(
+    dtype = run.COMPUTED_IN[stored]
+    shapes = run.workspace(schedule, B * H, dtype)
+    work = run.Workspace(
         **{name: cuda.to_device(np.full(shape, 77, of)) for name, (shape, of) in shapes.items()}
     )
     as_stored = {"float16": np.int16}.get(stored, key.dtype)
-    launch.select_pairs(
+    run.select_pairs(
         stored,
         (cuda.to_device(key.ravel().view(as_stored)), Geometry(0, H, S * H * E, E, H * E, 1, E)),
         (cuda.to_device(value.ravel().view(as_stored)), Geometry(0, H, S * H * D, D, H * D, 1, D)),
         schedule,
-        tuple(map(cuda.to_device, launch.round_tables(schedule, dtype))),
+        tuple(map(cuda.to_device, run.round_tables(schedule, dtype))),
         work,
         seed=cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
         scale=E**-0.5, n_points=S, strided=pre_thin == "stride",
         scales=cuda.to_device(np.zeros((1, 1), dtype)), processors=1,
         sequences=cuda.to_device(np.arange(B)), tokens=cuda.to_device(np.zeros((0, 0), int)),
     )  # fmt: skip
-    return settings, launch.Workspace(*(array.copy_to_host() for array in work))
+    return settings, run.Workspace(*(array.copy_to_host() for array in work))
 
 
 @pytest.mark.parametrize(("S", "size"), [(64, 16), (50, 3), (16, 1)])
 def test_draws_are_those_of_the_seed(S, size, monkeypatch):
-    monkeypatch.setattr(launch, "halve_rounds", lambda *arguments: None)
+    monkeypatch.setattr(run, "halve_rounds", lambda *arguments: None)
     key = np.ones((2, S, 2, 1), np.float32)
     for seed in (0, 2**64 - 1, seed_from(3)):
         settings, work = selected(key, key, size, seed)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from thinformer import bench, compress_kv, compress_schedule
-from thinformer.compress import plan
 from thinformer.cpu import halve
+from thinformer.cpu.run import plan
 
 ROOT = Path(__file__).parents[1]
 TINY = (1, 40, 300, 2, 8, 4)

@@ -54,7 +54,7 @@ def test_info():
 
 @pytest.mark.parametrize("name", ["NVIDIA H100", b"NVIDIA H100"])
 def test_info_names_gpus_of_either_binding(name, monkeypatch, capsys):
-    from thinformer.cuda._numba import cuda
+    from thinformer.cuda.jit import cuda
 
     class Gpu:
         pass

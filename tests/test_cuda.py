@@ -23,9 +23,9 @@ from thinformer import (
     thin,
 )
 from thinformer.cli import main
-from thinformer.compress import plan
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import _numba, launch, pivots, tiles
+from thinformer.cpu.run import plan
+from thinformer.cuda import jit, pivots, run, tiles
 from thinformer.halving.steps import simple_factor
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch import op
@@ -54,7 +54,7 @@ H100 = 132  # multiprocessors
 def test_a_round_is_a_launch_of_a_block_for_each_bucket():
     """The rounds of 64k tokens and g = 2, few heads: none is worth doing in one block."""
     schedule = compress_schedule(65536, 1024)
-    made = launch.launches(schedule, 4, 128, H100, np.float32)
+    made = run.launches(schedule, 4, 128, H100, np.float32)
     assert [(one.first_round, one.last_round) for one in made] == [(i, i + 1) for i in range(6)]
     assert [one.share for one in made] == [1024, 256, 64, 16, 4, 1]
     assert [one.threads for one in made] == [64, 128, 128, 256, 256, 256]
@@ -62,27 +62,27 @@ def test_a_round_is_a_launch_of_a_block_for_each_bucket():
 
 def test_rounds_of_many_problems_are_one_launch():
     schedule = compress_schedule(1024, 128)
-    (one,) = launch.launches(schedule, 2 * H100, 128, H100, np.float32)
-    assert one == launch.Launch(0, 3, 1, 128)
-    assert len(launch.launches(schedule, 2 * H100 - 1, 128, H100, np.float32)) == 3
+    (one,) = run.launches(schedule, 2 * H100, 128, H100, np.float32)
+    assert one == run.Launch(0, 3, 1, 128)
+    assert len(run.launches(schedule, 2 * H100 - 1, 128, H100, np.float32)) == 3
 
 
 def test_small_rounds_are_one_launch():
     """What takes one block less time than a launch."""
     schedule = compress_schedule(1024, 32)
-    assert launch.launches(schedule, 1, 4, H100, np.float64) == [launch.Launch(0, 5, 1, 64)]
-    assert launch.launches(compress_schedule(9, 9), 1, 4, H100, np.float64) == []
+    assert run.launches(schedule, 1, 4, H100, np.float64) == [run.Launch(0, 5, 1, 64)]
+    assert run.launches(compress_schedule(9, 9), 1, 4, H100, np.float64) == []
 
 
 def test_tables_hold_the_schedule():
     """Factors of both lengths that the buckets of a round have; coins behind the uniforms."""
     schedule = compress_schedule(90, 11)  # 44 pairs in 16 buckets, 22 in 4, 11 in 1
-    table, factors = launch.round_tables(schedule, np.float64)
+    table, factors = run.round_tables(schedule, np.float64)
     assert table.tolist() == [[44, 16, 77], [22, 4, 93], [11, 1, 97]]
     delta = schedule.rounds[0].delta
     np.testing.assert_array_equal(factors[0], [simple_factor(4, delta), simple_factor(6, delta)])
-    assert launch.drawn_numbers(schedule) == 98
-    assert launch.workspace(schedule, 3, np.float32)["draws"] == ((3, 98), np.float32)
+    assert run.drawn_numbers(schedule) == 98
+    assert run.workspace(schedule, 3, np.float32)["draws"] == ((3, 98), np.float32)
 
 
 @pytest.fixture
@@ -95,9 +95,9 @@ def without(monkeypatch):
                 raise raises
             return False
 
-        monkeypatch.setattr(_numba.cuda, "implementation", implementation)
-        monkeypatch.setattr(_numba.cuda, "is_available", is_available)
-        monkeypatch.setattr(_numba.cuda, "cuda_error", lambda: error)
+        monkeypatch.setattr(jit.cuda, "implementation", implementation)
+        monkeypatch.setattr(jit.cuda, "is_available", is_available)
+        monkeypatch.setattr(jit.cuda, "cuda_error", lambda: error)
 
     return say
 
@@ -135,7 +135,7 @@ def test_why_there_is_no_gpu(without, machine, message, capsys):
 
 
 def test_numba_without_cuda(monkeypatch):
-    monkeypatch.setattr(_numba, "cuda", None)
+    monkeypatch.setattr(jit, "cuda", None)
     with pytest.raises(CudaUnavailableError, match="numba-cuda is not installed"):
         kh_compress(POINTS, device="cuda")
 
@@ -196,9 +196,9 @@ def test_the_gpu_of_an_address(monkeypatch):
         return 3
 
     monkeypatch.setattr(
-        _numba.cuda.cudadrv.driver, "driver", SimpleNamespace(cuPointerGetAttribute=attribute)
+        jit.cuda.cudadrv.driver, "driver", SimpleNamespace(cuPointerGetAttribute=attribute)
     )
-    assert _numba.device_of(4096) == 3
+    assert jit.device_of(4096) == 3
     ((name, pointer),) = asked
     assert (name.name, int(pointer)) == ("CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL", 4096)
 
@@ -216,17 +216,17 @@ def test_not_enough_memory_says_how_much(monkeypatch):
     def to_device(array):
         raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
 
-    monkeypatch.setattr(_numba, "why_unavailable", lambda: None)
-    monkeypatch.setattr(launch.cuda, "to_device", to_device)
-    monkeypatch.setattr(launch, "processors", lambda: 1)
+    monkeypatch.setattr(jit, "why_unavailable", lambda: None)
+    monkeypatch.setattr(run.cuda, "to_device", to_device)
+    monkeypatch.setattr(run, "processors", lambda: 1)
     # 64 points of 2 numbers, 10 parameters, 2 scales, uniforms and coins; a sequence's number, ...
     # 2 * 64 positions, and 8 kept
     schedule = compress_schedule(64, 8)
-    numbers = 64 * 2 + 10 + 2 + launch.drawn_numbers(schedule) + 2 * len(schedule.rounds)
+    numbers = 64 * 2 + 10 + 2 + run.drawn_numbers(schedule) + 2 * len(schedule.rounds)
     whole = 1 + 3 * len(schedule.rounds) + 2 * 64 + 8
     with pytest.raises(MemoryError, match=f"for {8 * (numbers + whole):,} bytes"):
         kh_compress(POINTS, g=0, device="cuda")
-    monkeypatch.setattr(launch.cuda, "to_device", lambda array: 1 / 0)
+    monkeypatch.setattr(run.cuda, "to_device", lambda array: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kh_compress(POINTS, g=0, device="cuda")
 
@@ -272,7 +272,7 @@ def counted(shape, itemsize):
     needed = done = numbers = seconds = 0
     for round_ in schedule.rounds:
         size = round_.largest_bucket
-        tile = launch.threads_for(size, np.float32) // 2  # rows
+        tile = run.threads_for(size, np.float32) // 2  # rows
         ends = np.arange(tiles.PANEL, size + tiles.PANEL, tiles.PANEL)
         computed = 2 * (E + D) * sum(-(-end // tile) * tile * tiles.PANEL for end in ends)
         needed += B * H * round_.buckets * (E + D) * size**2

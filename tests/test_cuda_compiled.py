@@ -18,7 +18,7 @@ from numba import types
 from numba.cuda import compiler, dispatcher
 
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import halve, launch, pivots, prepare
+from thinformer.cuda import draw, halve, pivots, run
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 
@@ -58,8 +58,8 @@ def halve_signature(stored, computed):
 
 
 def attention_kernel(stored, threads):
-    terms = launch.term(EXPONENTIAL), launch.term(LINEAR)
-    variant = Variant("factors", terms, True, launch.LOAD[stored], launch.COMPUTED_IN[stored])
+    terms = run.term(EXPONENTIAL), run.term(LINEAR)
+    variant = Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
     return halve.make_kernel(variant, threads), variant.dtype
 
 
@@ -91,7 +91,7 @@ def check_documented(stored, threads, used):
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
 def test_attention(stored, tmp_path):
     """Two blocks of 256 threads fit a multiprocessor, all in registers, read as vectors of four."""
-    threads, used = launch.threads_for(4096, np.float32), []
+    threads, used = run.threads_for(4096, np.float32), []
     assert threads == 256
     kernel, dtype = attention_kernel(stored, threads)
     for capability, code in compiled(kernel, halve_signature(stored, np.dtype(dtype).name)):
@@ -124,7 +124,7 @@ def test_attention_in_small_blocks(threads, tmp_path):
 
 
 def test_attention_in_float64(tmp_path):
-    threads, used = launch.threads_for(4096, np.float64), []
+    threads, used = run.threads_for(4096, np.float64), []
     kernel, _ = attention_kernel("float64", threads)
     for capability, code in compiled(kernel, halve_signature("float64", "float64")):
         assert code.count("ld.shared.v2.f64") == 2 * 4
@@ -137,12 +137,10 @@ def test_attention_in_float64(tmp_path):
     check_documented("float64", threads, used)
 
 
-@pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(launch.PHI)], ids=["gaussian", "all"])
+@pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])
 def test_points(tags, tmp_path):
     """Every phi of the package, in a sum of all, in float32 and in registers."""
-    variant = Variant(
-        "terms", tuple(map(launch.term, tags)), False, launch.LOAD["float32"], np.float32
-    )
+    variant = Variant("terms", tuple(map(run.term, tags)), False, run.LOAD["float32"], np.float32)
     for capability, code in compiled(
         halve.make_kernel(variant, 256), halve_signature("float32", "float32")
     ):
@@ -160,9 +158,9 @@ def test_gram_matrices(tmp_path):
 
     Of odd matrices, what is kept is written to all but the last column of an array.
     """
-    variant = Variant("entries", (), False, launch.LOAD["float32"], np.float32)
+    variant = Variant("entries", (), False, run.LOAD["float32"], np.float32)
     kernel = halve.make_kernel(variant, 256)
-    inspect = prepare.make_inspect(launch.LOAD["float32"], np.float32, prepare.THREADS)
+    inspect = draw.make_inspect(run.LOAD["float32"], np.float32, draw.THREADS)
     numbers, finite = types.float32[::1], types.boolean[::1]
     inspected = (numbers, GEOMETRY, types.int64, types.int64, numbers, numbers, finite)
     for made, signature in (
@@ -179,10 +177,10 @@ def test_gram_matrices(tmp_path):
             assert 256 * registers <= REGISTERS
 
 
-@pytest.mark.parametrize("stored", launch.LOAD)
+@pytest.mark.parametrize("stored", run.LOAD)
 def test_what_comes_before(stored, tmp_path):
     """Drawing and measuring; positions are drawn in float64 whatever the points are."""
-    dtype = launch.COMPUTED_IN[stored]
+    dtype = run.COMPUTED_IN[stored]
     computed = np.dtype(dtype).name
     window, _, _, _, parameters, _, sequences, table, draws, *_ = halve_signature(stored, computed)
     whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
@@ -191,17 +189,17 @@ def test_what_comes_before(stored, tmp_path):
         draw = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
                 numbers, finite)  # fmt: skip
         scale = getattr(types, computed), numbers, parameters
-        for _, code in compiled(prepare.make_draw(dtype), draw):
+        for _, code in compiled(draw.make_draw(dtype), draw):
             assert ".local" not in code
         if stored == "float64":
             units = sequences, whole, parameters.dtype[:, ::1]
-            for _, code in compiled(prepare.make_units(), units):
+            for _, code in compiled(draw.make_units(), units):
                 assert ".local" not in code
-        check_measure(prepare.make_scale(dtype), scale, dtype, tmp_path)
+        check_measure(draw.make_scale(dtype), scale, dtype, tmp_path)
     measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, whole, whole, whole, left,
                numbers, finite)  # fmt: skip
-    load = launch.LOAD[stored]
-    check_measure(prepare.make_measure(load, dtype, prepare.THREADS), measure, dtype, tmp_path)
+    load = run.LOAD[stored]
+    check_measure(draw.make_measure(load, dtype, draw.THREADS), measure, dtype, tmp_path)
 
 
 @pytest.mark.parametrize("computed", ["float32", "float64"])

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.torch.library import keys_kept, select
 
 

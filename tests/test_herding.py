@@ -5,7 +5,7 @@ import pytest
 
 from reference import herding as reference
 from thinformer import attention, compress_schedule, herding, make_draws, set_num_threads
-from thinformer.compress import Plan, draw, starting_points
+from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.data import load_activations
 from thinformer.demo import relative_error, uniform
 

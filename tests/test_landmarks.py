@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from reference import landmarks as reference
-from thinformer import _device, attention, compress_schedule, landmarks, make_draws
+from thinformer import attention, bodies, compress_schedule, landmarks, make_draws
 from thinformer.data import load_activations
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.landmarks import (
@@ -485,9 +485,9 @@ def test_not_finite(name, bad, temperature, correction):
 
 
 def test_not_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(_device, "choose", lambda device, **arrays: device)  # as if there were one
+    monkeypatch.setattr(bodies, "choose", lambda device, **arrays: device)  # as if there were one
     with pytest.raises(NotImplementedError, match="^correction is None only on a GPU"):
         attention(*qkv(), size=20, correction="queries", device="cuda")
-    monkeypatch.setattr(_device, "on_gpu", lambda array: isinstance(array, SimpleNamespace))
+    monkeypatch.setattr(bodies, "on_gpu", lambda array: isinstance(array, SimpleNamespace))
     with pytest.raises(NotImplementedError, match="takes no arrays on a GPU"):
         attention(SimpleNamespace(), *qkv()[1:], size=20, correction="queries")

@@ -14,7 +14,7 @@ from problems import (
 )
 
 from thinformer import compress_kv, compress_schedule, make_draws
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.validate import TOLERANCE
 

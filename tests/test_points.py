@@ -16,7 +16,7 @@ from thinformer import (
     make_draws,
     set_num_threads,
 )
-from thinformer.compress import plan, starting_points
+from thinformer.cpu.run import plan, starting_points
 from thinformer.halving.problem import make_factor
 from thinformer.kernels import gaussian
 from thinformer.kernels.catalogue import KERNELS

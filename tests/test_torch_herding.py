@@ -10,7 +10,7 @@ from tensors import everything, qkv, seeded
 
 from reference import herding as reference
 from thinformer import ThinformerAttention, attention, herding, thinformer_attention
-from thinformer.compress import Plan, draw, starting_points
+from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.halving.draws import seed_from
 from thinformer.torch.library import herd
 

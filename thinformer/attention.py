@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _device
-from thinformer.compress import (
+from thinformer import bodies
+from thinformer.cpu.run import (
     all_rows,
     compress_on,
     draw,
@@ -120,9 +120,9 @@ def compress_kv(
     -----
     About :math:`2 r n_{out}^2 (E + D)` multiply-adds a head, :math:`r = \log_2(S / n_{out})`.
     """
-    device = _device.choose(device, key=key, value=value)
-    resident = _device.on_gpu(key)
-    key, value = _device.float_array("key", key), _device.float_array("value", value)
+    device = bodies.choose(device, key=key, value=value)
+    resident = bodies.on_gpu(key)
+    key, value = bodies.float_array("key", key), bodies.float_array("value", value)
     checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
     if resident:
@@ -234,8 +234,8 @@ def attention(
     >>> output.shape, weights, indices.shape
     ((1, 1024, 2, 16), None, (1, 2, 64))
     """
-    device = _device.choose(device, query=query, key=key, value=value)
-    if _device.on_gpu(query):
+    device = bodies.choose(device, query=query, key=key, value=value)
+    if bodies.on_gpu(query):
         raise NotImplementedError(
             "attention computes its softmax on the CPU and takes no arrays on a GPU: compress_kv"
             " chooses the keys there, and thinformer_attention attends to them, on torch tensors"

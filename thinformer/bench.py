@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.attention import attention, compress_kv
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule
 from thinformer.support.machine import peak_megabytes, processor

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from thinformer import bench
 from thinformer.attention import compress_kv
 from thinformer.bench import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.halving.draws import make_draws
 from thinformer.torch import ThinformerAttention
 from thinformer.torch.cuda import select

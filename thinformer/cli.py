@@ -678,7 +678,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     if arguments.device == "cuda":
         from thinformer import bench_cuda
-        from thinformer.cuda._numba import check_available
+        from thinformer.cuda.jit import check_available
 
         check_available("--device cuda")
         run, machine = bench_cuda.run, bench_cuda.machine
@@ -802,7 +802,7 @@ def _can_write(path: Path) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     from thinformer.cpu import halve
-    from thinformer.cuda._numba import gpu_names, why_unavailable
+    from thinformer.cuda.jit import gpu_names, why_unavailable
     from thinformer.support.threads import available_cores, get_num_threads
 
     def installed(name: str) -> str:
@@ -829,7 +829,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     from thinformer.validate import format_table, validate, validate_upstream
 
     if arguments.device == "cuda":
-        from thinformer.cuda._numba import check_available
+        from thinformer.cuda.jit import check_available
 
         check_available("--device cuda")
     live = [] if arguments.upstream is None else validate_upstream(arguments.upstream)

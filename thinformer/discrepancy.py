@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.compress import is_finite
+from thinformer.cpu.run import is_finite
 from thinformer.halving.problem import (
     Points,
     check_function,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.compress import (
+from thinformer.cpu.run import (
     Plan,
     all_rows,
     compress,

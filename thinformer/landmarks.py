@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.compress import plan, stratified
+from thinformer.cpu.run import plan, stratified
 from thinformer.halving.draws import head_keys
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.sequences import unpadded

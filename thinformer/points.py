@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _device
-from thinformer.compress import (
+from thinformer import bodies
+from thinformer.cpu.run import (
     check_draws,
     compress_on,
     drawn_numbers,
@@ -81,9 +81,9 @@ def kernel_halve(
     >>> kept // 2  # one of each pair
     array([0, 1, 2, 3])
     """
-    device = _device.choose(device, K=K)
-    resident = _device.on_gpu(K)
-    K = _device.float_array("K", K)
+    device = bodies.choose(device, K=K)
+    resident = bodies.on_gpu(K)
+    K = bodies.float_array("K", K)
     checks.shape("K", K, 2, "(..., S, S)")
     *stack, S, columns = K.shape
     if columns != S:
@@ -184,9 +184,9 @@ def kh_compress(
     >>> kh_compress(x, g=0, rng=0).shape
     (64,)
     """
-    device = _device.choose(device, points=points)
-    resident = _device.on_gpu(points)
-    points = _device.float_array("points", points)
+    device = bodies.choose(device, points=points)
+    resident = bodies.on_gpu(points)
+    points = bodies.float_array("points", points)
     checks.shape("points", points, 2, "(..., S, d)")
     *stack, S, _ = points.shape
     checks.not_empty("points", points, -2, "point")

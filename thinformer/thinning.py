@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer import _device
-from thinformer.compress import Plan, compress, compress_on, is_finite, plan, starting_points
+from thinformer import bodies
+from thinformer.cpu.run import Plan, compress, compress_on, is_finite, plan, starting_points
 from thinformer.discrepancy import (
     TARGETS,
     as_problem,
@@ -136,7 +136,7 @@ def thin(
     >>> x[rows].shape
     (20, 2)
     """
-    if _device.on_gpu(points):
+    if bodies.on_gpu(points):
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
@@ -147,7 +147,7 @@ def thin(
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
     method = checks.choice("method", method, METHODS)
     target = checks.choice("target", target, TARGETS)
-    device = _device.choose(device)
+    device = bodies.choose(device)
     if device == "cuda" and method not in ON_GPU:
         raise NotImplementedError(
             f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attention import attention
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.data import load_activations, load_vectors
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.points import kernel_halve, kh_compress

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import launch, prepare
-from thinformer.cuda._numba import cuda, device_of
+from thinformer.cuda import draw, run
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.jit import cuda, device_of
 from thinformer.halving.problem import Factor, make_factor, make_points, make_problem
 from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel
@@ -56,7 +56,7 @@ class OnGpu(NamedTuple):
     @property
     def computed_in(self) -> type:
         """The dtype that its numbers are computed in."""
-        return launch.COMPUTED_IN[self.dtype.name]
+        return run.COMPUTED_IN[self.dtype.name]
 
     def transpose(self, *axes: int) -> OnGpu:
         """Return the same memory with its axes in another order."""
@@ -138,12 +138,12 @@ def compress_points(
     # checks that the kernel fits; what would be found from the points, the GPU finds
     without_points: NDArray = np.empty((0, dim), points.computed_in)
     describe = make_points if isinstance(kernel.scale, tuple) else make_problem
-    variant, _, parameters, scales = launch.describe(
-        describe(without_points, kernel), launch.LOAD[points.dtype.name]
+    variant, _, parameters, scales = run.describe(
+        describe(without_points, kernel), run.LOAD[points.dtype.name]
     )
     with readable(points), allocated(schedule, math.prod(stack), points, source) as (work, tables):
         work = work._replace(parameters=cuda.to_device(parameters))
-        launch.select_points(
+        run.select_points(
             points.dtype.name, window(points), variant, schedule, tables, work,
             scales=cuda.to_device(scales), **shared(points, S, strided, source),
         )  # fmt: skip
@@ -176,7 +176,7 @@ def compress_pairs(
         return of_nothing(key, [B, H], schedule.size)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     with readable(key, value), allocated(schedule, B * H, key, source) as (work, tables):
-        launch.select_pairs(
+        run.select_pairs(
             key.dtype.name, window(key), window(value), schedule, tables, work, scale=scale,
             scales=cuda.to_device(np.zeros((1, 1), key.computed_in)),
             **shared(key, S, strided, source),
@@ -202,27 +202,27 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     if 0 in stack:
         return of_nothing(K, stack, schedule.size + S % 2)
     problems, pairs, dtype = math.prod(stack), schedule.size, K.computed_in
-    matrices = make_factor(np.empty((0, S), dtype), launch.kernels.linear())
-    variant, _, parameters, scales = launch.describe(matrices, launch.LOAD[K.dtype.name])
+    matrices = make_factor(np.empty((0, S), dtype), run.kernels.linear())
+    variant, _, parameters, scales = run.describe(matrices, run.LOAD[K.dtype.name])
     left = np.broadcast_to(np.arange(2 * schedule.length), (problems, 2 * schedule.length))
     kept: Any = np.full((problems, pairs + S % 2), S - 1)
     nbytes = left.nbytes + kept.nbytes + problems * drawn.shape[1] * np.dtype(dtype).itemsize
-    with readable(K), launch.out_of_memory(nbytes):
+    with readable(K), run.out_of_memory(nbytes):
         largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
         finite = cuda.to_device(np.ones(problems, np.bool_))
-        parts, threads = -(-S // prepare.INSPECTED_ROWS), prepare.THREADS
+        parts, threads = -(-S // draw.INSPECTED_ROWS), draw.THREADS
         kept = cuda.to_device(kept)
-        inspect = prepare.make_inspect(variant.load, dtype, threads)
+        inspect = draw.make_inspect(variant.load, dtype, threads)
         inspect[problems * parts, threads](*window(K), S, parts, largest, off, finite)
         if pairs:
             place, geometry = window(K)
-            resident = launch.Resident(
+            resident = run.Resident(
                 place, geometry, place, geometry, cuda.to_device(parameters),
                 cuda.to_device(scales), cuda.to_device(np.arange(problems // geometry.heads)),
             )  # fmt: skip
-            made = launch.launches(schedule, problems, 1, launch.processors(), dtype)
-            tables = tuple(map(cuda.to_device, launch.round_tables(schedule, dtype)))
-            launch.halve_rounds(
+            made = run.launches(schedule, problems, 1, run.processors(), dtype)
+            tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
+            run.halve_rounds(
                 variant, resident, made, tables, cuda.to_device(drawn.astype(dtype)),
                 cuda.to_device(np.ascontiguousarray(left)), kept[:, :pairs],
             )  # fmt: skip
@@ -241,13 +241,13 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
 @contextlib.contextmanager
 def allocated(
     schedule: Schedule, problems: int, points: OnGpu, source: Source
-) -> Iterator[tuple[launch.Workspace, tuple[Any, Any]]]:
+) -> Iterator[tuple[run.Workspace, tuple[Any, Any]]]:
     """Allocate a workspace and the schedule's tables on the current GPU.
 
     Given draws are put there. If there is no memory for it, also later, the error says how much.
     """
     dtype = points.computed_in
-    shapes = launch.workspace(schedule, problems, dtype)
+    shapes = run.workspace(schedule, problems, dtype)
     nbytes = sum(math.prod(shape) * np.dtype(of).itemsize for shape, of in shapes.values())
     given: dict[str, NDArray] = {}
     if not isinstance(source, int):
@@ -256,13 +256,13 @@ def allocated(
         given["left"][:, : schedule.length] = index
         given["draws"] = drawn.astype(dtype)
         given["largest"], given["finite"] = np.zeros(problems, dtype), np.ones(problems, np.bool_)
-    with launch.out_of_memory(nbytes):
+    with run.out_of_memory(nbytes):
         made = {
             name: cuda.to_device(given[name]) if name in given else cuda.device_array(shape, of)
             for name, (shape, of) in shapes.items()
         }
-        tables = tuple(map(cuda.to_device, launch.round_tables(schedule, dtype)))
-        yield launch.Workspace(**made), tables
+        tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
+        yield run.Workspace(**made), tables
 
 
 def shared(points: OnGpu, n_points: int, strided: bool, source: Source) -> dict[str, Any]:
@@ -275,11 +275,11 @@ def shared(points: OnGpu, n_points: int, strided: bool, source: Source) -> dict[
         "seed": seed, "n_points": n_points, "strided": strided,
         "sequences": cuda.to_device(np.arange(sequences)),
         "tokens": cuda.to_device(np.zeros((0, 0), np.int64)),
-        "processors": launch.processors(),
+        "processors": run.processors(),
     }  # fmt: skip
 
 
-def result(work: launch.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:
+def result(work: run.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:
     """Return the positions kept, (*stack, size), as the library of the points has them."""
     kept = work.kept
     if not schedule.rounds:
@@ -301,7 +301,7 @@ def is_finite(points: OnGpu) -> bool:
         nothing = window(points)[0], window(points)[1]._replace(dim=0)
         given = shared(points, S, True, 0)
         del given["processors"]
-        launch.draw_and_measure(
+        run.draw_and_measure(
             points.dtype.name, window(points), nothing, schedule, tables[0], work, draw_heads=1,
             stream=0, **given,
         )  # fmt: skip
@@ -331,7 +331,7 @@ def window(array: OnGpu) -> tuple[Any, Geometry]:
     row, column = array.strides[-2:]
     factor = Factor(flat, first.ravel(), row, column, dim, 0, np.empty(0))
     try:
-        return flat, launch.geometry(factor, tuple(stack))
+        return flat, run.geometry(factor, tuple(stack))
     except ValueError as error:
         raise NotImplementedError(
             f"{array.name} has leading axes that are not at equal distances on the GPU; make it"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinformer.cuda._numba import ALIGNED, cuda, device_function
+from thinformer.cuda.jit import ALIGNED, cuda, device_function
 from thinformer.cuda.tiles import DEPTH, LANES, LOG2_LANES, PAD, PANEL, PATCH, make_largest_norm
 from thinformer.cuda.values import SQUARE, Variant, make_tabulate
 from thinformer.halving import steps

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from thinformer.cuda._numba import ALIGNED, cuda, device_function
+from thinformer.cuda.jit import ALIGNED, cuda, device_function
 
 THREADS = 256
 DEPTH = 32  # rows staged at once

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinformer.cuda._numba import cuda, device_function
+from thinformer.cuda.jit import cuda, device_function
 from thinformer.kernels import phi
 
 PANEL = 32  # points

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from thinformer.cuda._numba import cuda, device_function
+from thinformer.cuda.jit import cuda, device_function
 from thinformer.cuda.tiles import (
     LANES,
     LOG2_LANES,

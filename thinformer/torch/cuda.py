@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer.compress import Plan, plan
-from thinformer.cuda import launch, prepare
-from thinformer.cuda._numba import cuda
+from thinformer.cpu.run import Plan, plan
+from thinformer.cuda import draw, run
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.jit import cuda
 from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
 from thinformer.cuda.pivots import make_pivots
 from thinformer.halving.schedule import Schedule
@@ -48,23 +48,23 @@ def select(
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
     stored = str(key.dtype).removeprefix("torch.")
-    dtype = launch.COMPUTED_IN[stored]
+    dtype = run.COMPUTED_IN[stored]
     if tokens is not None:
         B, S = len(tokens.sequences), tokens.length
     with _current(device):
         made = {
             name: torch.empty(shape, dtype=TORCH[of], device=device)
-            for name, (shape, of) in launch.workspace(schedule, B * H, dtype).items()
+            for name, (shape, of) in run.workspace(schedule, B * H, dtype).items()
         }
         table, factors, scales, processors = _constants(schedule, dtype, device)
         everything = Tokens(*_all_tokens(B, device), S) if tokens is None else tokens
-        launch.select_pairs(
+        run.select_pairs(
             stored,
             (_window(key), _geometry(key)),
             (_window(value), _geometry(value)),
             schedule,
             (_array(table), _array(factors)),
-            launch.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
+            run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
             seed=_array(seed.reshape(1)),
             scale=scale,
             n_points=S,
@@ -164,9 +164,9 @@ def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torc
     """Numbers in [0, 1), (heads, size) float64, of a numbered stream of every head."""
     numbers = torch.empty((heads, size), dtype=torch.float64, device=seed.device)
     if numbers.numel():
-        blocks = -(-numbers.numel() // prepare.THREADS)
+        blocks = -(-numbers.numel() // draw.THREADS)
         with _current(seed.device):
-            prepare.make_units()[blocks, prepare.THREADS, _stream(seed.device)](
+            draw.make_units()[blocks, draw.THREADS, _stream(seed.device)](
                 _array(seed.reshape(1)), stream, _array(numbers)
             )
     return numbers
@@ -216,7 +216,7 @@ def _constants(
     schedule: Schedule, dtype: type, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """What a schedule needs on a device: few bytes, kept for good, as CUDA graphs refer to them."""
-    arrays: tuple[NDArray, ...] = (*launch.round_tables(schedule, dtype), np.zeros((1, 1), dtype))
+    arrays: tuple[NDArray, ...] = (*run.round_tables(schedule, dtype), np.zeros((1, 1), dtype))
     table, factors, scales = (torch.from_numpy(array).to(device) for array in arrays)
     return table, factors, scales, torch.cuda.get_device_properties(device).multi_processor_count
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from thinformer.compress import Plan, plan
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
+from thinformer.cpu.run import Plan, plan
 from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED, TWO_RHO
 from thinformer.torch import cuda
 
@@ -165,7 +165,7 @@ def _draw(exponents: torch.Tensor, n_out: int, numbers: torch.Tensor) -> torch.T
 
 
 def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
-    """Positions (heads, length), as `thinformer.compress.stratified`."""
+    """Positions (heads, length), as `thinformer.cpu.run.stratified`."""
     if length == n_points:
         return torch.arange(n_points, device=uniforms.device).expand(len(uniforms), -1)
     start = (uniforms[:, :1] * n_points).long()

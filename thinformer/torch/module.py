@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from thinformer.attention import check_correction
-from thinformer.compress import PRE_THIN
+from thinformer.cpu.run import PRE_THIN
 from thinformer.settings import check_fallback
 from thinformer.support import checks
 from thinformer.torch.functional import (

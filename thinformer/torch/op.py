@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from thinformer.attention import attend_to_landmarks as attend_arrays
 from thinformer.attention import select as select_arrays
 from thinformer.attention import select_valid, softmax_scale
-from thinformer.compress import plan
+from thinformer.cpu.run import plan
 from thinformer.halving.draws import seed_from
 from thinformer.herding import herd_valid
 from thinformer.landmarks import choose_valid
@@ -66,7 +66,7 @@ def select(
     device; nothing waits for a GPU but a mask, for its lengths.
     """
     if key.is_cuda:
-        from thinformer.cuda._numba import check_available  # imports numba.cuda
+        from thinformer.cuda.jit import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
         from thinformer.torch import cuda
@@ -133,7 +133,7 @@ def landmarks(
     """Return what `thinformer.torch.library.landmarks` does; `select` says what is waited for."""
     group = query.shape[2] // max(key.shape[2], 1)
     if key.is_cuda:
-        from thinformer.cuda._numba import check_available  # imports numba.cuda
+        from thinformer.cuda.jit import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
         from thinformer.torch.cuda_landmarks import choose_valid as choose_on_gpu

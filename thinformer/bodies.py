@@ -58,7 +58,7 @@ def choose(device: str, **arrays: Any) -> str:
         )
     if device == "cpu" or (device == "auto" and not there):
         return "cpu"
-    from thinformer.cuda._numba import check_available  # imports numba.cuda
+    from thinformer.cuda.jit import check_available  # imports numba.cuda
 
     check_available(f"{there[0]}, which is on a GPU," if there else 'device="cuda"')
     return "cuda"

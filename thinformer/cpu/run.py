@@ -193,9 +193,9 @@ def compress_on(
     """
     if device == "cpu":
         return compress(problem, schedule, draws, index, stack)[-1]
-    from thinformer.cuda import launch  # imports numba.cuda
+    from thinformer.cuda import run  # imports numba.cuda
 
-    return launch.compress(problem, schedule, _of_problems(schedule, draws, stack), index, stack)
+    return run.compress(problem, schedule, _of_problems(schedule, draws, stack), index, stack)
 
 
 def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tuple[int, ...]) -> Any:
@@ -239,10 +239,10 @@ def halve_gram(
 
     check_draws(schedule, draws)
     if device == "cuda":
-        from thinformer.cuda import launch  # imports numba.cuda
+        from thinformer.cuda import run  # imports numba.cuda
 
         index = np.tile(np.arange(schedule.length), (gram.first.size, 1))
-        return launch.compress(gram, schedule, _of_problems(schedule, draws, stack), index, stack)
+        return run.compress(gram, schedule, _of_problems(schedule, draws, stack), index, stack)
     (round_,) = schedule.rounds
     dtype = gram.window.dtype
     uniforms, uniform_row = _rows(draws.uniforms[0], stack, round_.pairs, "uniforms", dtype)

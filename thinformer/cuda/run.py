@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import prepare, tiles
-from thinformer.cuda._numba import SIMULATED, cuda
+from thinformer.cuda import draw, tiles
 from thinformer.cuda.halve import Geometry, make_kernel, threads_for
+from thinformer.cuda.jit import SIMULATED, cuda
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
@@ -196,11 +196,9 @@ def select_pairs(
         return
     draw_and_measure(stored, keys, values, schedule, tables[0], work, draw_heads=keys[1].heads,
                      sequences=sequences, stream=stream, **drawn)  # fmt: skip
-    blocks = -(-problems // prepare.THREADS)
+    blocks = -(-problems // draw.THREADS)
     key_scale = dtype(phi.exponential(scale**-0.5).scale)
-    prepare.make_scale(dtype)[blocks, prepare.THREADS, stream](
-        key_scale, work.largest, work.parameters
-    )
+    draw.make_scale(dtype)[blocks, draw.THREADS, stream](key_scale, work.largest, work.parameters)
     terms = (
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
@@ -268,14 +266,14 @@ def draw_and_measure(
     tokens : (sequences, ...) int64 array
         The rows of each sequence that there are, in its first n_points columns; or (0, 0).
     """
-    dtype, threads = COMPUTED_IN[stored], prepare.THREADS
-    problems, parts = work.left.shape[0], -(-n_points // prepare.MEASURED_ROWS)
+    dtype, threads = COMPUTED_IN[stored], draw.THREADS
+    problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
-        prepare.make_draw(dtype)[problems, threads, stream](
+        draw.make_draw(dtype)[problems, threads, stream](
             seed, draw_heads, keys[1].heads, sequences, tokens, table, n_points, int(strided),
             work.left, work.draws, work.largest, work.finite,
         )  # fmt: skip
-    prepare.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
+    draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
         *keys, *values, sequences, tokens, n_points, schedule.length, parts, work.left,
         work.largest, work.finite,
     )  # fmt: skip
@@ -290,7 +288,7 @@ def compress(
 ) -> NDArray:
     """Run a schedule on the GPU; return the positions kept, (problems, size) int64.
 
-    As `thinformer.compress.compress` does on the CPU. The problems, which are copied to the GPU,
+    As `thinformer.cpu.run.compress` does on the CPU. The problems, which are copied to the GPU,
     lie in their window at the distances that a contiguous stack of arrays has.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thinformer.cuda._numba import cuda, device_function
+from thinformer.cuda.jit import cuda, device_function
 from thinformer.cuda.tiles import make_largest_in_block
 from thinformer.halving.draws import GOLDEN, mix
 
