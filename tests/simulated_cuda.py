@@ -43,12 +43,12 @@ from thinformer.cuda import arrays, draw, run, tiles
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import SIMULATED, cuda
 from thinformer.cuda.values import make_tabulate
-from thinformer.discrepancy import embed
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS, SUMMED
+from thinformer.thinning.discrepancy import embed
 from thinformer.torch import cuda_landmarks, op
 from thinformer.torch.library import landmarks, select
 from thinformer.torch.op import bits_of_seed

@@ -11,7 +11,7 @@ from arviz_base import load_arviz_data
 from thinformer import bench_points, mmd, thin
 from thinformer.cli import main
 from thinformer.kernels import gaussian
-from thinformer.thinning import METHODS
+from thinformer.thinning.thin import METHODS
 
 
 def test_the_posterior_is_that_of_the_chains():

@@ -18,7 +18,7 @@ from thinformer import (
     mmd2_unbiased,
     set_num_threads,
 )
-from thinformer.discrepancy import as_problem, embed, square
+from thinformer.thinning.discrepancy import as_problem, embed, square
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 3))

@@ -12,7 +12,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from thinformer import kernels, thin
-from thinformer.estimator import KernelThinner
+from thinformer.thinning.estimator import KernelThinner
 
 X = np.random.default_rng(0).normal(size=(120, 3))
 Y = np.arange(120) % 4

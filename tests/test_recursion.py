@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinformer import coreset_size, kernel_halve, mmd, thin
-from thinformer.recursion import compress, symmetrize
+from thinformer.thinning.tree import compress, symmetrize
 
 
 def every_other(points):

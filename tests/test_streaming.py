@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from thinformer import mmd, streaming, thin
-from thinformer.streaming import merge_and_reduce
+from thinformer import mmd, thin
+from thinformer.thinning import streaming
+from thinformer.thinning.streaming import merge_and_reduce
 
 
 def mixture(n, d=3, seed=0):

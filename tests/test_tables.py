@@ -13,7 +13,7 @@ import xarray as xr
 from arviz_base import from_dict
 
 from thinformer import mmd, thin
-from thinformer.tables import as_points
+from thinformer.thinning.tables import as_points
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 

@@ -17,8 +17,8 @@ import pytest
 
 from thinformer import delimited, mmd, thin, thin_command
 from thinformer.cli import main
-from thinformer.discrepancy import as_problem, embed
 from thinformer.kernels.catalogue import as_kernel
+from thinformer.thinning.discrepancy import as_problem, embed
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -21,7 +21,11 @@ something is computed, the others with what needs them.
 from typing import TYPE_CHECKING, Any
 
 from thinformer.attention import Attended, attention, compress_kv
-from thinformer.discrepancy import (
+from thinformer.halving.draws import Draws, make_draws
+from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
+from thinformer.kernels import Kernel
+from thinformer.support.threads import get_num_threads, set_num_threads
+from thinformer.thinning.discrepancy import (
     Comparison,
     Comparisons,
     compare,
@@ -29,16 +33,12 @@ from thinformer.discrepancy import (
     mmd,
     mmd2_unbiased,
 )
-from thinformer.halving.draws import Draws, make_draws
-from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
-from thinformer.kernels import Kernel
-from thinformer.points import kernel_halve, kh_compress
-from thinformer.recursion import compress, symmetrize
-from thinformer.support.threads import get_num_threads, set_num_threads
-from thinformer.thinning import thin
+from thinformer.thinning.stacks import kernel_halve, kh_compress
+from thinformer.thinning.thin import thin
+from thinformer.thinning.tree import compress, symmetrize
 
 if TYPE_CHECKING:
-    from thinformer.estimator import KernelThinner
+    from thinformer.thinning.estimator import KernelThinner
     from thinformer.torch import ThinformerAttention, thinformer_attention
 
 __all__ = [
@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(torch, name)
     if name == "KernelThinner":
-        from thinformer.estimator import KernelThinner
+        from thinformer.thinning.estimator import KernelThinner
 
         return KernelThinner
     if name == "__version__":

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.discrepancy import median_distance, mmd
 from thinformer.kernels import gaussian
 from thinformer.support.machine import processor
 from thinformer.support.threads import available_cores
-from thinformer.thinning import METHODS, thin
+from thinformer.thinning.discrepancy import median_distance, mmd
+from thinformer.thinning.thin import METHODS, thin
 
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7
@@ -236,7 +236,7 @@ def _eight_schools_chains() -> NDArray:
     """2000 draws of the eight schools' posterior in ten dimensions, four chains, from ArviZ."""
     from arviz_base import load_arviz_data
 
-    from thinformer.tables import as_points
+    from thinformer.thinning.tables import as_points
 
     return as_points(load_arviz_data("centered_eight"))
 

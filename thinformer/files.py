@@ -45,7 +45,7 @@ from thinformer.sources import (
     without_weights,
     writing,
 )
-from thinformer.tables import as_points
+from thinformer.thinning.tables import as_points
 
 NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file whose draws are other draws
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.tables import as_points
+from thinformer.thinning.tables import as_points
 
 STANDARD = "-"  # standard input, standard output
 CHECKED = 65536  # rows checked for NaN at once

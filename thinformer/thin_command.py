@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 
 from thinformer import files
 from thinformer.delimited import DELIMITERS
-from thinformer.discrepancy import as_problem, diagonal, embed, median_distance, square
 from thinformer.halving.draws import seed_from
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
-from thinformer.streaming import BLIND, LEAST, merge_and_reduce
 from thinformer.support import checks
-from thinformer.thinning import METHODS, thin
+from thinformer.thinning.discrepancy import as_problem, diagonal, embed, median_distance, square
+from thinformer.thinning.streaming import BLIND, LEAST, merge_and_reduce
+from thinformer.thinning.thin import METHODS, thin
 
 EXACT = 50_000  # rows that all are compared with, if that takes at most...
 COST = 5e10  # ...so many products

@@ -31,8 +31,8 @@ from thinformer.attention import attention
 from thinformer.cpu.run import plan
 from thinformer.data import load_activations, load_vectors
 from thinformer.halving.draws import Draws, make_draws
-from thinformer.points import kernel_halve, kh_compress
-from thinformer.thinning import thin
+from thinformer.thinning.stacks import kernel_halve, kh_compress
+from thinformer.thinning.thin import thin
 
 # The largest margin that rounding may overcome. An exponent of x turns one rounding, 1e-16 or 6e-8,
 # into x of them, and x reaches some hundreds in real attention.

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.discrepancy import resolve
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
-from thinformer.thinning import thin
+from thinformer.thinning.discrepancy import resolve
+from thinformer.thinning.thin import thin
 
 LEAST = 4096  # rows of a coreset, however few are wanted
 FULL = 4  # coresets of a level that the next one merges

@@ -22,7 +22,7 @@ from thinformer.kernels import Kernel, energy, linear, pairwise
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
 from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.support import checks, threads
-from thinformer.tables import as_points
+from thinformer.thinning.tables import as_points
 
 TARGETS = ("sample", "mean-zero")
 MEDIAN_ROWS = 1000  # of which the median distance is taken

@@ -17,9 +17,9 @@ except ImportError as error:
         "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'"
     ) from error
 
-from thinformer.discrepancy import as_weights
 from thinformer.support import checks
-from thinformer.thinning import thin
+from thinformer.thinning.discrepancy import as_weights
+from thinformer.thinning.thin import thin
 
 
 class KernelThinner(BaseEstimator):

@@ -11,7 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
 from thinformer.cpu.run import Plan, compress, compress_on, is_finite, plan, starting_points
-from thinformer.discrepancy import (
+from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.halving.problem import Points, compiled_for, make_factor
+from thinformer.halving.schedule import Round, Schedule, compress_schedule
+from thinformer.kernels import linear
+from thinformer.kernels.catalogue import as_kernel
+from thinformer.kernels.phi import ENERGY
+from thinformer.support import checks
+from thinformer.thinning.discrepancy import (
     TARGETS,
     as_problem,
     as_weights,
@@ -20,14 +27,7 @@ from thinformer.discrepancy import (
     resolve,
     square,
 )
-from thinformer.halving.draws import Draws, make_draws, seed_from
-from thinformer.halving.problem import Points, compiled_for, make_factor
-from thinformer.halving.schedule import Round, Schedule, compress_schedule
-from thinformer.kernels import linear
-from thinformer.kernels.catalogue import as_kernel
-from thinformer.kernels.phi import ENERGY
-from thinformer.support import checks
-from thinformer.tables import as_points
+from thinformer.thinning.tables import as_points
 
 METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
 ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
