@@ -16,8 +16,9 @@ from reference import kernels
 from reference.attention import thinformer_attention
 from reference.compress import kh_compress
 from reference.torch_version import select
-from thinformer import Draws, attention, compress_schedule, make_draws
+from thinformer import Draws, compress_schedule, make_draws
 from thinformer import kh_compress as fast_kh_compress
+from thinformer.attending import attention
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
 

@@ -27,7 +27,6 @@ from problems import (
 from reference import landmarks as reference_landmarks
 from thinformer import (
     ThinformerAttention,
-    attention,
     compress_kv,
     compress_schedule,
     kernel_halve,
@@ -36,6 +35,15 @@ from thinformer import (
     thin,
     thinformer_attention,
     validate,
+)
+from thinformer.attending import attention
+from thinformer.attending.landmarks import (
+    CANDIDATES,
+    CORRECTIONS,
+    PROPOSALS,
+    QUERIES,
+    STREAMS,
+    SUMMED,
 )
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import plan, starting_points
@@ -47,7 +55,6 @@ from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
-from thinformer.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, QUERIES, STREAMS, SUMMED
 from thinformer.thinning.discrepancy import embed
 from thinformer.torch import cuda_landmarks, op
 from thinformer.torch.library import landmarks, select

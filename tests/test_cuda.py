@@ -13,7 +13,6 @@ import torch
 
 from thinformer import (
     ThinformerAttention,
-    attention,
     bench,
     bench_cuda,
     compress_kv,
@@ -22,6 +21,7 @@ from thinformer import (
     kh_compress,
     thin,
 )
+from thinformer.attending import attention
 from thinformer.cli import main
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import plan

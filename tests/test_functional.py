@@ -13,7 +13,8 @@ from tensors import everything, qkv, seeded
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
+from thinformer import ThinformerAttention, coreset_size, thinformer_attention
+from thinformer.attending import attention
 from thinformer.cpu.run import plan
 from thinformer.torch.library import keys_kept, select
 

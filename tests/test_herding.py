@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from reference import herding as reference
-from thinformer import attention, compress_schedule, herding, make_draws, set_num_threads
+from thinformer import compress_schedule, make_draws, set_num_threads
+from thinformer.attending import attention, herding
 from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.data import load_activations
 from thinformer.demo import relative_error, uniform

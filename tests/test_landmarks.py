@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from reference import landmarks as reference
-from thinformer import attention, bodies, compress_schedule, landmarks, make_draws
-from thinformer.data import load_activations
-from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
-from thinformer.landmarks import (
+from thinformer import bodies, compress_schedule, make_draws
+from thinformer.attending import attention, landmarks
+from thinformer.attending.landmarks import (
     CANDIDATES,
     CORRECTIONS,
     PROPOSALS,
@@ -23,6 +22,8 @@ from thinformer.landmarks import (
     SUMMED,
     fit_landmarks,
 )
+from thinformer.data import load_activations
+from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.support import threads
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)

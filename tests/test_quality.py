@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer import attention, demo, quality
+from thinformer import demo, quality
+from thinformer.attending import attention
 from thinformer.cli import main
 
 TOKENS, HEADS, DIM = 96, 2, 8

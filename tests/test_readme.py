@@ -8,7 +8,7 @@ import pytest
 from documents import ROOT, broken_links, examples, run
 
 from thinformer import bench_points, demo
-from thinformer.attention import attend
+from thinformer.attending.attention import attend
 
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))

@@ -19,7 +19,8 @@ from transformers import (
     ModernBertModel,
 )
 
-from thinformer import attention, compress_kv
+from thinformer import compress_kv
+from thinformer.attending import attention
 from thinformer.torch.record import as_arrays, record, survey
 from thinformer.torch.transformers import configure, register
 

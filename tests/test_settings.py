@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from thinformer.settings import load_settings, save_settings
+from thinformer.attending.settings import load_settings, save_settings
 
 LAYERS = {"a": {"size": 64, "correction": "queries"}, "b.0": {"exact": True}, "ü": {"g": 3}}
 

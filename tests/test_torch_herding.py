@@ -9,7 +9,8 @@ from compiling import compiled
 from tensors import everything, qkv, seeded
 
 from reference import herding as reference
-from thinformer import ThinformerAttention, attention, herding, thinformer_attention
+from thinformer import ThinformerAttention, thinformer_attention
+from thinformer.attending import attention, herding
 from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.halving.draws import seed_from
 from thinformer.torch.library import herd

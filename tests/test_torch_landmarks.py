@@ -15,9 +15,10 @@ from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
+from thinformer import ThinformerAttention, coreset_size, thinformer_attention
+from thinformer.attending import attention
+from thinformer.attending.landmarks import CORRECTIONS
 from thinformer.data import load_activations
-from thinformer.landmarks import CORRECTIONS
 from thinformer.torch import landmarks as torch_landmarks
 from thinformer.torch import op
 from thinformer.torch.library import attend_to_landmarks as without_gradient

@@ -20,7 +20,7 @@ something is computed, the others with what needs them.
 
 from typing import TYPE_CHECKING, Any
 
-from thinformer.attention import Attended, attention, compress_kv
+from thinformer.attending.attention import Attended, attention, compress_kv
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.kernels import Kernel

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer.attention import attention, compress_kv
+from thinformer.attending.attention import attention, compress_kv
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule

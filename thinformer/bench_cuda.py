@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer import bench
-from thinformer.attention import compress_kv
+from thinformer.attending.attention import compress_kv
 from thinformer.bench import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import make_draws

@@ -377,7 +377,7 @@ def _about_models() -> Iterator[None]:
 
 def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What `thinformer.torch.transformers.configure` is to be given, one after the other."""
-    from thinformer.settings import MIN_LENGTH, WAYS, load_settings
+    from thinformer.attending.settings import MIN_LENGTH, WAYS, load_settings
     from thinformer.support import checks
 
     if arguments.settings is not None:
@@ -397,7 +397,7 @@ def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _ways(text: str) -> list[str]:
     """Corrections, and what else an option of that name lists with commas."""
-    from thinformer.settings import WAYS
+    from thinformer.attending.settings import WAYS
     from thinformer.support import checks
 
     return [checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
@@ -471,8 +471,8 @@ def _add_tune(commands: Any) -> None:
 
 def _tune(arguments: argparse.Namespace) -> int:
     from thinformer import tune
+    from thinformer.attending.settings import save_settings
     from thinformer.quality import machine
-    from thinformer.settings import save_settings
     from thinformer.support import checks
     from thinformer.support.progress import progress
 

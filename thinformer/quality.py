@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.special import softmax
 
-from thinformer.attention import attend, attention, check_shapes, softmax_scale
+from thinformer.attending.attention import attend, attention, check_shapes, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.demo import relative_error, uniform
 from thinformer.halving.schedule import coreset_size

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.attention import attention
+from thinformer.attending.attention import attention
+from thinformer.attending.settings import MIN_LENGTH, WAYS
 from thinformer.halving.schedule import coreset_size
 from thinformer.quality import interleaved, load_file
-from thinformer.settings import MIN_LENGTH, WAYS
 
 Take = Callable[[str, NDArray, NDArray, NDArray], None]
 
@@ -245,7 +245,7 @@ the NumPy path. Settings that another beats in both are left out."""
 def settings_of(
     source: Source, tuned: Mapping[str, Tuned], min_length: int
 ) -> dict[str, dict[str, Any]]:
-    """Return what was chosen, as `thinformer.settings.save_settings` takes it."""
+    """Return what was chosen, as `thinformer.attending.settings.save_settings` takes it."""
     return {
         layer: _entry(tuned[layer], min_length) if keys else {"exact": True}
         for layer, keys in source.calls.items()

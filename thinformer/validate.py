@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.attention import attention
+from thinformer.attending.attention import attention
 from thinformer.cpu.run import plan
 from thinformer.data import load_activations, load_vectors
 from thinformer.halving.draws import Draws, make_draws

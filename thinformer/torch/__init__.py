@@ -7,7 +7,7 @@ except ImportError as error:
         "thinformer.torch needs torch, which is not installed: pip install 'thinformer[torch]'"
     ) from error
 
-from thinformer.settings import load_settings
+from thinformer.attending.settings import load_settings
 from thinformer.torch.convert import Conversion, convert, revert
 from thinformer.torch.functional import thinformer_attention
 from thinformer.torch.module import ThinformerAttention

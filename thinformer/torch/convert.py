@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from thinformer.settings import MIN_LENGTH, Settings, checked, of_layers
+from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.multihead import ThinnedMultiheadAttention
 

@@ -1,4 +1,4 @@
-"""The choice of landmarks among CUDA tensors: what `thinformer.landmarks` chooses on the CPU.
+"""The choice of landmarks among CUDA tensors: what `thinformer.attending.landmarks` chooses on the CPU.
 
 Torch's own operations but for the random numbers and the pivots, and nothing is waited for but the
 lengths behind a mask.
@@ -11,10 +11,18 @@ from typing import Any
 
 import torch
 
+from thinformer.attending.landmarks import (
+    BALANCE,
+    CANDIDATES,
+    PROPOSALS,
+    QUERIES,
+    STREAMS,
+    SUMMED,
+    TWO_RHO,
+)
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import Plan, plan
-from thinformer.landmarks import BALANCE, CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED, TWO_RHO
 from thinformer.torch import cuda
 
 NEWTON_STEPS = 5  # for all digits of a double
@@ -33,7 +41,7 @@ def choose_valid(
     group: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Choose landmarks as `thinformer.landmarks.choose_valid`, whose arguments and results it has.
+    """Choose landmarks as `thinformer.attending.landmarks.choose_valid`, whose arguments and results it has.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from thinformer.settings import Settings
+from thinformer.attending.settings import Settings
 from thinformer.torch.library import keys_kept
 from thinformer.torch.record import through
 from thinformer.torch.transformers import configure, register

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from thinformer.attention import check_correction, softmax_scale
-from thinformer.settings import check_fallback
+from thinformer.attending.attention import check_correction, softmax_scale
+from thinformer.attending.settings import check_fallback
 from thinformer.support import checks
 from thinformer.torch import ragged
 from thinformer.torch.estimate import estimate_error, fall_back

@@ -1,4 +1,4 @@
-"""Attention to landmarks in torch's own operations: `thinformer.landmarks`, with gradients.
+"""Attention to landmarks in torch's own operations: `thinformer.attending.landmarks`, with gradients.
 
 Which keys are landmarks, which queries are sampled and the temperature come from
 `torch.ops.thinformer.landmarks`, and are not differentiated. All that is made of them is.
@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
-from thinformer.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
+from thinformer.attending.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
 from thinformer.torch.library import attend_to_landmarks as without_gradient
 from thinformer.torch.library import landmarks
 from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thinformer.landmarks import QUERIES, SUMMED
+from thinformer.attending.landmarks import QUERIES, SUMMED
 from thinformer.torch import op
 
 
@@ -85,7 +85,7 @@ def herd(
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose keys as `select` does, but by `thinformer.herding`, and on the CPU only.
+    """Choose keys as `select` does, but by `thinformer.attending.herding`, and on the CPU only.
 
     query (B, T, H, E), of whose heads a group shares one of the keys'; temperature, by the formula
     for each head if None.
@@ -163,7 +163,7 @@ def landmarks(
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Choose landmarks: what `thinformer.landmarks.choose_valid` returns.
+    """Choose landmarks: what `thinformer.attending.landmarks.choose_valid` returns.
 
     Positions (B, H_kv, n_out), how many of them count (B,), finite heads (B, H_kv), sampled queries
     (B, H_kv, m) among those of a head's group, keys (B, H_kv, L) that the exponential kernel is

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from thinformer.attention import check_correction
+from thinformer.attending.attention import check_correction
+from thinformer.attending.settings import check_fallback
 from thinformer.cpu.run import PRE_THIN
-from thinformer.settings import check_fallback
 from thinformer.support import checks
 from thinformer.torch.functional import (
     as_autocast,

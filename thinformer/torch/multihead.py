@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from thinformer.settings import Settings
+from thinformer.attending.settings import Settings
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.masks import keys_attended
 

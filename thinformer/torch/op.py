@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer.attention import attend_to_landmarks as attend_arrays
-from thinformer.attention import select as select_arrays
-from thinformer.attention import select_valid, softmax_scale
+from thinformer.attending.attention import attend_to_landmarks as attend_arrays
+from thinformer.attending.attention import select as select_arrays
+from thinformer.attending.attention import select_valid, softmax_scale
+from thinformer.attending.herding import herd_valid
+from thinformer.attending.landmarks import choose_valid
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import seed_from
-from thinformer.herding import herd_valid
-from thinformer.landmarks import choose_valid
 from thinformer.support import threads
 from thinformer.torch.openmp import team
 

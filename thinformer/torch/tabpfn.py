@@ -17,7 +17,7 @@ except ImportError as error:
         "pip install tabpfn"
     ) from error
 
-from thinformer.settings import MIN_LENGTH, Settings, checked
+from thinformer.attending.settings import MIN_LENGTH, Settings, checked
 from thinformer.torch.functional import checked_attention
 from thinformer.torch.op import COMPUTED_IN
 

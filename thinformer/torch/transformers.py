@@ -22,7 +22,7 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
-from thinformer.settings import MIN_LENGTH, Settings, checked, of_layers
+from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
 from thinformer.torch.convert import names_in
 from thinformer.torch.functional import checked_attention
 

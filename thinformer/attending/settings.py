@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from thinformer.attention import check_correction
-from thinformer.landmarks import CORRECTIONS
+from thinformer.attending.attention import check_correction
+from thinformer.attending.landmarks import CORRECTIONS
 from thinformer.support import checks
 
 MIN_LENGTH = 256  # tokens below which attention stays exact

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.attending.padding import unpadded
 from thinformer.cpu.run import (
     Plan,
     all_rows,
@@ -35,7 +36,6 @@ from thinformer.cpu.run import (
 from thinformer.halving.problem import CONSTANT, SCALE, Products, head_factor, make_factor
 from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import exponential
-from thinformer.sequences import unpadded
 from thinformer.support import checks, threads
 
 CANDIDATES = 3  # times as many as keys kept
@@ -131,7 +131,7 @@ def herd_valid(
     query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
     are the keys' own tokens, and those that do not count say nothing about the temperature.
 
-    Returns what `thinformer.attention.select_valid` does. A sequence shorter than `min_length`, or
+    Returns what `thinformer.attending.attention.select_valid` does. A sequence shorter than `min_length`, or
     not longer than its coreset would be, keeps all its tokens. A head whose tokens are not finite
     keeps some. The other settings are those of `herd_keys`.
     """

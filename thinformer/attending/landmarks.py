@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.attending.padding import unpadded
 from thinformer.cpu.run import plan, stratified
 from thinformer.halving.draws import head_keys
 from thinformer.halving.problem import SCALE, head_factor
-from thinformer.sequences import unpadded
 from thinformer.support import checks, threads
 
 if TYPE_CHECKING:

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
+from thinformer.attending.herding import herd_keys
+from thinformer.attending.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
+from thinformer.attending.padding import by_length
 from thinformer.cpu.run import (
     all_rows,
     compress_on,
@@ -25,10 +28,7 @@ from thinformer.cpu.run import (
 )
 from thinformer.halving.draws import Draws, seed_from
 from thinformer.halving.problem import CONSTANT, SCALE, Factor, Products, head_factor
-from thinformer.herding import herd_keys
 from thinformer.kernels import exponential
-from thinformer.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
-from thinformer.sequences import by_length
 from thinformer.support import checks
 
 
@@ -180,7 +180,7 @@ def attention(
         attention to them comes near attention to all keys, be it for the worst of all queries
         ("nystrom") or for queries like some that are sampled ("queries", which comes
         nearer). Outputs of the sampled queries, at most 160 a head, are exact.
-        `thinformer.landmarks` has the formulas. `g` and `size` say how many they are;
+        `thinformer.attending.landmarks` has the formulas. `g` and `size` say how many they are;
         `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
     temperature : float or "auto", optional
         That of a correction's kernel on keys, positive. By default, and for "auto", WildCat's
@@ -190,7 +190,7 @@ def attention(
         "auto", at one that goes by the norms of keys and queries. They weigh the same, as
         by default, and mostly represent attention better, but there is no guarantee, and their
         choice has no use for `pre_thin`, `delta` and `draws`, which may not be given.
-        `thinformer.herding` has the formulas.
+        `thinformer.attending.herding` has the formulas.
     return_weights : bool
         Also return the attention weights (B, H, T, n_out). With a correction they may be
         negative; they sum to 1, save where masses nearly cancel. Those of sampled queries are what
@@ -380,7 +380,7 @@ def attend_to_landmarks(
 ) -> tuple[NDArray, NDArray | None, Chosen]:
     """Return attention to landmarks, its weights if asked, and the landmarks.
 
-    The settings are those of `thinformer.landmarks.fit_landmarks`.
+    The settings are those of `thinformer.attending.landmarks.fit_landmarks`.
     """
     places = _places(query, value, settings["n_out"], weights)
     return *places, _attend_to_landmarks(query, key, value, *places, **settings)
