@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer import delimited, mmd, thin, thin_command
+from thinformer import mmd, thin
 from thinformer.cli import main
+from thinformer.files import csv, thin
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.discrepancy import as_problem, embed
 
@@ -71,7 +72,7 @@ def arviz(path):
 @pytest.fixture
 def small(monkeypatch):
     """Chunks of as few rows as are asked for."""
-    monkeypatch.setattr(thin_command, "LEAST", 1)
+    monkeypatch.setattr(thin, "LEAST", 1)
 
 
 # formats
@@ -341,10 +342,10 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
         rows = rng.choice(2000, 300, replace=False)
         both = np.concatenate([points[rows], chosen])
         problem = as_problem(both, as_kernel("gaussian", 1.0))
-        every = thin_command._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
-        part = thin_command._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
+        every = thin._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
+        part = thin._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
         (one, noise), (other, none) = (
-            thin_command._own(problem, *pair) for pair in ((every, part), (part, every))
+            thin._own(problem, *pair) for pair in ((every, part), (part, every))
         )
         between = every.weights @ embed(problem, every.rows, part.rows, part.weights)
         squares.append(one - 2 * between + other)
@@ -355,9 +356,7 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
     for _ in range(20):
         rows = rng.choice(2000, 300, replace=False)
         sample = points[rows], weights[rows]
-        value, _ = thin_command._mmd_held(
-            as_kernel("gaussian", 1.0), (points, weights), sample, chosen
-        )
+        value, _ = thin._mmd_held(as_kernel("gaussian", 1.0), (points, weights), sample, chosen)
         held.append(value**2)
     assert np.mean(held) == pytest.approx(true, rel=0.1)
     assert np.std(held) < np.std(squares)
@@ -368,8 +367,8 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
 
 
 def test_what_is_within_the_noise_is_not_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(thin_command, "EXACT", 2000)
-    monkeypatch.setattr(thin_command, "SAMPLE", 1000)
+    monkeypatch.setattr(thin, "EXACT", 2000)
+    monkeypatch.setattr(thin, "SAMPLE", 1000)
     np.save(tmp_path / "in.npy", np.random.default_rng(0).normal(size=(4000, 2)))
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 4000,
             "--seed", 0, "--report", tmp_path / "r.json")  # fmt: skip
@@ -801,7 +800,7 @@ def test_a_loop_of_links_is_named(option, tmp_path, capsys):
 
 @pytest.mark.parametrize("chunk", [4, 1000])
 def test_comments_are_no_rows(chunk, small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(delimited, "BLOCK", 3)
+    monkeypatch.setattr(csv, "BLOCK", 3)
     head, *lines = TABLE.splitlines(keepends=True)
     lines[7] = '7,1.5,"a\n# no comment\n"\n'
     lines[12] = "12,1.5,# p12\n"
@@ -946,7 +945,7 @@ def test_whatever_is_raised_is_one_line(tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise KeyError("a\nb")
 
-    monkeypatch.setattr(thin_command, "run", fail)
+    monkeypatch.setattr(thin, "run", fail)
     assert run(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3) == 2
     printed = capsys.readouterr().err
     assert "KeyError" in printed

@@ -564,8 +564,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _thin(arguments: argparse.Namespace) -> int:
-    from thinformer import thin_command
-    from thinformer.sources import printable
+    from thinformer.files import thin
+    from thinformer.files.source import printable
     from thinformer.support.progress import progress
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
@@ -573,7 +573,7 @@ def _thin(arguments: argparse.Namespace) -> int:
         with _terminable(), progress() as tell:
             if arguments.plot is not None:
                 _can_plot(arguments.plot)
-            outcome = thin_command.run(thin_command.job(arguments), tell)
+            outcome = thin.run(thin.job(arguments), tell)
     except MemoryError as error:
         raise ValueError(
             f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"
@@ -588,7 +588,7 @@ def _thin(arguments: argparse.Namespace) -> int:
         raise ValueError(printable(error)) from error
     except Exception as error:  # of a library, about a file that nobody thought of
         raise ValueError(printable(f"{type(error).__name__}: {error}")) from error
-    return _tell(thin_command.format_outcome(outcome, arguments.out), chatter)
+    return _tell(thin.format_outcome(outcome, arguments.out), chatter)
 
 
 def _tell(text: str, stream: TextIO | None) -> int:

@@ -25,8 +25,8 @@ from scipy.special import softmax
 from thinformer.attending.attention import attend, attention, check_shapes, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.demo import relative_error, uniform
+from thinformer.files.source import reading
 from thinformer.halving.schedule import coreset_size
-from thinformer.sources import reading
 from thinformer.support.machine import processor
 from thinformer.support.threads import available_cores, get_num_threads
 

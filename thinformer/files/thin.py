@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer import files
-from thinformer.delimited import DELIMITERS
+from thinformer.files import formats
+from thinformer.files.csv import DELIMITERS
+from thinformer.files.source import STANDARD, Request, Source, printable, shown, title, writing
 from thinformer.halving.draws import seed_from
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
-from thinformer.sources import STANDARD, Request, Source, printable, shown, title, writing
 from thinformer.support import checks
 from thinformer.thinning.discrepancy import as_problem, diagonal, embed, median_distance, square
 from thinformer.thinning.streaming import BLIND, LEAST, merge_and_reduce
@@ -270,14 +270,14 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         warnings.simplefilter("ignore")  # what matters of them is an error
         target = job.out
         if job.out != Path(STANDARD):
-            target = stack.enter_context(files.replacing(job.out))
+            target = stack.enter_context(formats.replacing(job.out))
         extra = {}
         for name in ("plot", "report"):
             path = getattr(job, name)
             if path is not None:
-                extra[name] = stack.enter_context(files.replacing(path))
+                extra[name] = stack.enter_context(formats.replacing(path))
         if job.row_numbers and kind == ".npy":
-            extra["rows"] = stack.enter_context(files.replacing(rows_beside(job.out)))
+            extra["rows"] = stack.enter_context(formats.replacing(rows_beside(job.out)))
         delimiter = job.delimiter or DELIMITERS.get(kind, ",")
         request = Request(
             path=job.source,
@@ -289,7 +289,7 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
             comment=job.comment,
         )
         with _about(title(job.source)):
-            source = stack.enter_context(files.open_source(request, kind))
+            source = stack.enter_context(formats.open_source(request, kind))
         reading = _Reading()
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()
@@ -343,7 +343,7 @@ def _check(job: Job) -> str:
     if job.source == standard:
         kind = job.kind or ".csv"
     else:
-        kind = files.ending(job.source, "IN")
+        kind = formats.ending(job.source, "IN")
         if job.kind is not None:
             raise ValueError(f"--format is of standard input; IN is {job.source}")
     for option, value in (("--delimiter", job.delimiter), ("--comment", job.comment)):
@@ -354,18 +354,18 @@ def _check(job: Job) -> str:
             raise OSError("-o -: standard output is closed")
         if kind not in DELIMITERS:
             raise ValueError(f"-o - takes CSV from IN; got {job.source}")
-    elif files.ending(job.out, "-o") != kind:
+    elif formats.ending(job.out, "-o") != kind:
         raise ValueError(f"-o takes a file ending in {kind}, like what is read; got {job.out}")
     outputs = {"-o": job.out, "--plot": job.plot, "--report": job.report}
     if job.row_numbers and kind == ".npy":
         outputs["--row-numbers"] = rows_beside(job.out)
-    places: dict[Path, str] = {files.resolved(job.source): "IN"}
+    places: dict[Path, str] = {formats.resolved(job.source): "IN"}
     for option, path in outputs.items():
         if path is None or (path == standard and option == "-o"):
             continue
         if path == standard:
             raise ValueError(f"{option} takes a file; got -, which is standard output")
-        target = files.resolved(path)
+        target = formats.resolved(path)
         if not target.parent.is_dir():
             raise FileNotFoundError(f"{option} {path}: there is no folder {target.parent}")
         other = places.setdefault(target, option)

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.sources import (
+from thinformer.files.source import (
     STANDARD,
     Chunk,
     Request,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.delimited import open_delimited
-from thinformer.sources import (
+from thinformer.files.csv import open_delimited
+from thinformer.files.source import (
     STANDARD,
     Chunk,
     Request,
