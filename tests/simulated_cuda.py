@@ -56,9 +56,9 @@ from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.thinning.discrepancy import embed
-from thinformer.torch import cuda_landmarks, op
-from thinformer.torch.library import landmarks, select
-from thinformer.torch.op import bits_of_seed
+from thinformer.torch.choose import landmarks_on_gpu, on_cpu
+from thinformer.torch.choose.on_cpu import bits_of_seed
+from thinformer.torch.choose.operators import landmarks, select
 
 THREADS = 32
 FLOAT32_TOLERANCE = 1e-4
@@ -578,7 +578,7 @@ def test_no_memory_for_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
 @pytest.fixture
 def torch_on_the_simulator(monkeypatch):
     """Tensors of the CPU as if they were CUDA tensors: all but torch's and Numba's own devices."""
-    from thinformer.torch import cuda as bridge
+    from thinformer.torch.choose import on_gpu as bridge
 
     gpu = SimpleNamespace(multi_processor_count=1)
     monkeypatch.setattr(bridge, "_current", lambda device: contextlib.nullcontext())
@@ -648,7 +648,7 @@ def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
     value[1, 4, 1] = torch.nan
     expected = select(key, value, valid, torch.tensor(5), 0, 4, 0.7, pre_thin, min_length)
     kept = expected[0].shape[-1]
-    found = op.select(
+    found = on_cpu.select(
         key.as_subclass(OnCuda), value, valid, torch.tensor(bits_of_seed(5)), g=0, size=4,
         scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
     )  # fmt: skip
@@ -658,7 +658,7 @@ def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
             one, other = one.where(good, 0), other.where(good, 0)
         assert torch.equal(one, other)
     assert not found[2][1, 1]
-    none = op.select(
+    none = on_cpu.select(
         key[:0].as_subclass(OnCuda), value[:0], valid[:0], torch.tensor(5), g=0, size=4,
         scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
     )  # fmt: skip
@@ -710,7 +710,7 @@ def poisoned_memory():
 def landmarks_on_gpu(query, key, value, valid=None, *, size, **settings):
     settings = {"scale": 0.5, "correction": "queries", "temperature": None, "min_length": 0,
                 "g": 0, "width": size} | settings  # fmt: skip
-    return op.landmarks(query, key.as_subclass(OnCuda), value, valid,
+    return on_cpu.landmarks(query, key.as_subclass(OnCuda), value, valid,
                         torch.tensor(bits_of_seed(5)), size=size, **settings)  # fmt: skip
 
 
@@ -728,9 +728,9 @@ def test_temperatures(norm):
     query, key = np.random.default_rng(0).standard_normal((2, 9, 3))
     expected = reference_landmarks.temperature(3 * query, norm * key, 0.7)
     query, key = (torch.from_numpy(x[None, :, None]) for x in (3 * query, norm * key))
-    found = cuda_landmarks._temperature(query, key, 0.7)
+    found = landmarks_on_gpu._temperature(query, key, 0.7)
     np.testing.assert_allclose(found, [[expected]], rtol=1e-14)
-    assert cuda_landmarks._temperature(query[:, :0], key, 0.7).tolist() == [[1]]
+    assert landmarks_on_gpu._temperature(query[:, :0], key, 0.7).tolist() == [[1]]
 
 
 PIVOTS = {  # L, E, n_out, proposals
@@ -807,14 +807,14 @@ def test_landmarks_drawn(spread):
     h, numbers = spread * rng.standard_normal((3, 4, 30)), rng.random((4, 1))
     numbers[:2] = [[0], [1 - 2**-53]]
     for n_out in (1, 2, 9, 29):
-        found = cuda_landmarks._draw(torch.from_numpy(h), n_out, torch.from_numpy(numbers))
+        found = landmarks_on_gpu._draw(torch.from_numpy(h), n_out, torch.from_numpy(numbers))
         expected = [
             [reference_landmarks.draw_landmarks(*head, n_out, u) for head, (u,) in
              zip(of_sequence[:, None], numbers, strict=True)]
             for of_sequence in h
         ]  # fmt: skip
         np.testing.assert_array_equal(found, expected)
-    found = cuda_landmarks._draw(torch.full((1, 4, 30), torch.nan), 9, torch.from_numpy(numbers))
+    found = landmarks_on_gpu._draw(torch.full((1, 4, 30), torch.nan), 9, torch.from_numpy(numbers))
     assert (found.diff() > 0).all()
     assert 0 <= found.min() <= found.max() < 30
 
@@ -946,7 +946,7 @@ def test_attention_to_landmarks(torch_on_the_simulator, monkeypatch):
                torch.randn((3, 2, 20, 2, 3), generator=generator, dtype=torch.float64)]  # fmt: skip
     options = {"size": 5, "correction": "queries", "return_weights": True, "return_indices": True,
                "key_padding_mask": torch.arange(20) >= torch.tensor([[20], [14]])}  # fmt: skip
-    on_cpu, results, calls = op.landmarks, [], []
+    on_cpu, results, calls = on_cpu.landmarks, [], []
 
     def on_gpu(query, key, value, valid, seed, **settings):
         calls.append(valid)
@@ -955,7 +955,7 @@ def test_attention_to_landmarks(torch_on_the_simulator, monkeypatch):
         return tuple(x.as_subclass(torch.Tensor) for x in found)
 
     for choose in (on_cpu, on_gpu):
-        monkeypatch.setattr(op, "landmarks", choose)
+        monkeypatch.setattr(on_cpu, "landmarks", choose)
         got = thinformer_attention(*tensors, generator=torch.Generator().manual_seed(3), **options)
         gradients = torch.autograd.grad(got.output.square().sum(), tensors)
         results.append([*got, *gradients])

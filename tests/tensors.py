@@ -4,7 +4,7 @@ import torch
 
 import thinformer.attending.landmarks
 from thinformer import thinformer_attention
-from thinformer.torch import library
+from thinformer.torch.choose import operators
 
 
 def qkv(B=2, T=7, S=300, H=4, E=8, D=5, H_kv=None, dtype=torch.float64, seed=0):
@@ -17,7 +17,7 @@ def qkv(B=2, T=7, S=300, H=4, E=8, D=5, H_kv=None, dtype=torch.float64, seed=0):
 
 def sample_at_most(queries, monkeypatch):
     """For a correction: outputs of sampled queries are exact, and small examples have few."""
-    for module in (thinformer.attending.landmarks, library):
+    for module in (thinformer.attending.landmarks, operators):
         monkeypatch.setattr(module, "QUERIES", queries)
 
 

@@ -28,7 +28,7 @@ from thinformer.cpu.run import plan
 from thinformer.cuda import jit, pivots, run, tiles
 from thinformer.halving.steps import simple_factor
 from thinformer.support.checks import CudaUnavailableError
-from thinformer.torch import op
+from thinformer.torch.choose import on_cpu
 
 ROOT = Path(__file__).parents[1]
 POINTS = np.random.default_rng(0).standard_normal((64, 2))
@@ -171,11 +171,11 @@ def test_arrays_on_a_gpu_that_cannot_be_used(without):
         with pytest.raises(CudaUnavailableError, match=f"K, which is {message}"):
             kernel_halve(OnGpu(), device=device)
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        op.select(SimpleNamespace(is_cuda=True, device="cuda:1"), *(None,) * 3, g=0, size=None,
+        on_cpu.select(SimpleNamespace(is_cuda=True, device="cuda:1"), *(None,) * 3, g=0, size=None,
                   scale=None, pre_thin="even", min_length=0, kept=1)  # fmt: skip
     key = SimpleNamespace(is_cuda=True, device="cuda:1", shape=(1, 4, 1, 2))
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        op.landmarks(key, key, *(None,) * 3, g=0, size=2, width=2, min_length=0)
+        on_cpu.landmarks(key, key, *(None,) * 3, g=0, size=2, width=2, min_length=0)
 
 
 def test_arrays_in_several_memories_are_named():

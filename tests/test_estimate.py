@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, coreset_size, thinformer_attention
 from thinformer.data import ACTIVATIONS, load_activations
-from thinformer.torch.estimate import QUERIES, draw_queries, estimate_error
+from thinformer.torch.attend.estimate import QUERIES, draw_queries, estimate_error
 
 CORRECTIONS = (None, "nystrom", "queries")
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)

@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from thinformer.cli import main
-from thinformer.torch.encoders import read_sounds
-from thinformer.torch.evaluate import compared
+from thinformer.torch.evaluation.encoders import read_sounds
+from thinformer.torch.evaluation.evaluate import compared
 from thinformer.torch.transformers import register
 
 

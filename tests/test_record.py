@@ -21,7 +21,7 @@ from transformers import (
 
 from thinformer import compress_kv
 from thinformer.attending import attention
-from thinformer.torch.record import as_arrays, record, survey
+from thinformer.torch.evaluation.record import as_arrays, record, survey
 from thinformer.torch.transformers import configure, register
 
 TEXT = SMALL | {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -217,7 +217,7 @@ def test_other_default_device():
 
 
 def test_tensors_are_read_in_place():
-    from thinformer.torch.op import _array
+    from thinformer.torch.choose.on_cpu import _array
 
     key = qkv()[1]
     for tensor in (key, key.transpose(1, 2), key[:, ::2], key.float()):

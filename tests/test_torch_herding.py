@@ -13,7 +13,7 @@ from thinformer import ThinformerAttention, thinformer_attention
 from thinformer.attending import attention, herding
 from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.halving.draws import seed_from
-from thinformer.torch.library import herd
+from thinformer.torch.choose.operators import herd
 
 HERDED = {"size": 20, "temperature": "auto"}
 

@@ -19,10 +19,10 @@ from thinformer import ThinformerAttention, coreset_size, thinformer_attention
 from thinformer.attending import attention
 from thinformer.attending.landmarks import CORRECTIONS
 from thinformer.data import load_activations
-from thinformer.torch import landmarks as torch_landmarks
-from thinformer.torch import op
-from thinformer.torch.library import attend_to_landmarks as without_gradient
-from thinformer.torch.library import landmarks
+from thinformer.torch.attend import landmarks as torch_landmarks
+from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose.operators import attend_to_landmarks as without_gradient
+from thinformer.torch.choose.operators import landmarks
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 qkv = partial(make_qkv, S=200, H=2, E=4, D=3)
@@ -55,7 +55,7 @@ def padding(S, *lengths):
 
 
 def by_numpy(tensors, **options):
-    seed = int(op.draw_seed(torch.Generator().manual_seed(0), torch.device("cpu")))
+    seed = int(on_cpu.draw_seed(torch.Generator().manual_seed(0), torch.device("cpu")))
     return attention(*(x.numpy() for x in tensors), rng=seed, return_weights=True,
                      return_indices=True, **options)  # fmt: skip
 

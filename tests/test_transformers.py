@@ -35,7 +35,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from thinformer import thinformer_attention
-from thinformer.torch.record import through
+from thinformer.torch.evaluation.record import through
 from thinformer.torch.transformers import attention_layers, configure, register
 
 register()

@@ -21,8 +21,8 @@ from thinformer.bench import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import make_draws
 from thinformer.torch import ThinformerAttention
-from thinformer.torch.cuda import select
-from thinformer.torch.op import draw_seed
+from thinformer.torch.choose.on_cpu import draw_seed
+from thinformer.torch.choose.on_gpu import select
 
 GRAPH = " in a CUDA graph"
 EAGER, COMPILED = bench.EAGER, bench.COMPILED

@@ -315,7 +315,7 @@ def _eval_model(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         _can_write(arguments.json)
 
-    from thinformer.torch import encoders, evaluate
+    from thinformer.torch.evaluation import encoders, evaluate
 
     with progress() as tell:
         tell("reading", None)
@@ -352,7 +352,7 @@ def _check_model_options(arguments: argparse.Namespace) -> None:
 
 def _read_model(arguments: argparse.Namespace, name: str) -> tuple[str, Any, list[dict[str, Any]]]:
     """Where a model is, the model, and its inputs."""
-    from thinformer.torch import encoders
+    from thinformer.torch.evaluation import encoders
 
     folder = encoders.folder_of(name)
     if arguments.text:
@@ -531,7 +531,7 @@ def _tune_source(arguments: argparse.Namespace, min_length: int) -> tuple[Any, d
         raise ValueError(f"takes one model with its inputs; got {' '.join(arguments.sources)}")
     [name] = arguments.sources
 
-    from thinformer.torch import record
+    from thinformer.torch.evaluation import record
 
     _, model, read = _read_model(arguments, name)
     with _about_models():

@@ -10,12 +10,12 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 from thinformer.attending.attention import check_correction, softmax_scale
 from thinformer.attending.settings import check_fallback
 from thinformer.support import checks
-from thinformer.torch import ragged
-from thinformer.torch.estimate import estimate_error, fall_back
-from thinformer.torch.landmarks import attend_to_landmarks
-from thinformer.torch.library import herd, keys_kept, select
-from thinformer.torch.masks import keys_attended
-from thinformer.torch.op import COMPUTED_IN, draw_seed
+from thinformer.torch.attend import ragged
+from thinformer.torch.attend.estimate import estimate_error, fall_back
+from thinformer.torch.attend.landmarks import attend_to_landmarks
+from thinformer.torch.attend.masks import keys_attended
+from thinformer.torch.choose.on_cpu import COMPUTED_IN, draw_seed
+from thinformer.torch.choose.operators import herd, keys_kept, select
 
 LAYOUTS = ("bshd", "bhsd")
 

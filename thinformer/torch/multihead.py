@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from thinformer.attending.settings import Settings
+from thinformer.torch.attend.masks import keys_attended
 from thinformer.torch.functional import checked_attention
-from thinformer.torch.masks import keys_attended
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):

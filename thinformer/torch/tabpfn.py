@@ -18,8 +18,8 @@ except ImportError as error:
     ) from error
 
 from thinformer.attending.settings import MIN_LENGTH, Settings, checked
+from thinformer.torch.choose.on_cpu import COMPUTED_IN
 from thinformer.torch.functional import checked_attention
-from thinformer.torch.op import COMPUTED_IN
 
 NAME = "thinformer"
 

@@ -17,7 +17,7 @@ from thinformer.attending.landmarks import choose_valid
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import seed_from
 from thinformer.support import threads
-from thinformer.torch.openmp import team
+from thinformer.torch.choose.openmp import team
 
 # what the bodies compute in; half precision is too coarse for the running sums
 COMPUTED_IN = {
@@ -60,7 +60,7 @@ def select(
     min_length: int,
     kept: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.library.select` does, of which at most `kept` a sequence.
+    """Return what `thinformer.torch.choose.operators.select` does, of which at most `kept` a sequence.
 
     The tensors are read in place, but for half precision on the CPU. The results are on their
     device; nothing waits for a GPU but a mask, for its lengths.
@@ -69,16 +69,16 @@ def select(
         from thinformer.cuda.jit import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
-        from thinformer.torch import cuda
+        from thinformer.torch.choose import on_gpu
 
         scale = softmax_scale(scale, key.shape[-1])
         if valid is not None:
-            return cuda.select_valid(
+            return on_gpu.select_valid(
                 key, value, valid, kept, min_length, g=g, size=size, pre_thin=pre_thin,
                 scale=scale, seed=seed,
             )  # fmt: skip
         plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
-        on_gpu = cuda.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
+        on_gpu = on_gpu.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
         return on_gpu[0], torch.full((len(key),), kept, device=key.device), on_gpu[1]
     arrays = (_array(key), _array(value))
     with threads.on(team()):
@@ -107,7 +107,7 @@ def herd(
     min_length: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.library.herd` does, on the CPU."""
+    """Return what `thinformer.torch.choose.operators.herd` does, on the CPU."""
     arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
     with threads.on(team()):
         indices, counts, finite = herd_valid(
@@ -130,13 +130,13 @@ def landmarks(
     min_length: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Return what `thinformer.torch.library.landmarks` does; `select` says what is waited for."""
+    """Return what `thinformer.torch.choose.operators.landmarks` does; `select` says what is waited for."""
     group = query.shape[2] // max(key.shape[2], 1)
     if key.is_cuda:
         from thinformer.cuda.jit import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
-        from thinformer.torch.cuda_landmarks import choose_valid as choose_on_gpu
+        from thinformer.torch.choose.landmarks_on_gpu import choose_valid as choose_on_gpu
 
         wide = COMPUTED_IN[key.dtype]
         queries = grouped(query, key.shape[2]).to(wide)
@@ -165,7 +165,7 @@ def attend_to_landmarks(
     kept: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.library.attend_to_landmarks` does."""
+    """Return what `thinformer.torch.choose.operators.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D) = query.shape, value.shape[2:]
     arrays = _array(grouped(query, H_kv)), _array(key), _array(value)
     with threads.on(team()):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from thinformer.attending.landmarks import QUERIES, SUMMED
-from thinformer.torch import op
+from thinformer.torch.choose import on_cpu
 
 
 @torch.library.custom_op(
@@ -40,7 +40,7 @@ def select(
     token). Sequences of less than `min_length` tokens keep all of theirs.
     """
     S = key.shape[1]
-    return op.select(
+    return on_cpu.select(
         key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
         pre_thin=pre_thin, min_length=min_length,
         kept=keys_kept(S, g, size, pre_thin, min_length, valid is not None),
@@ -91,7 +91,7 @@ def herd(
     for each head if None.
     """
     S = key.shape[1]
-    return op.herd(
+    return on_cpu.herd(
         query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
         temperature=temperature, min_length=min_length,
         width=keys_kept(S, g, size, "even", min_length, valid is not None),
@@ -170,7 +170,7 @@ def landmarks(
     summed over, and temperatures (B, H_kv).
     """
     S = key.shape[1]
-    return op.landmarks(
+    return on_cpu.landmarks(
         query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
         correction=correction, temperature=temperature, min_length=min_length,
         width=keys_kept(S, g, size, "even", min_length, valid is not None),
@@ -229,7 +229,7 @@ def attend_to_landmarks(
     Output (B, T, H, D), weights (B, H, T, n_out) or, unless asked for, nothing, and positions
     (B, H_kv, n_out).
     """
-    return op.attend_to_landmarks(
+    return on_cpu.attend_to_landmarks(
         query, key, value, seed, with_weights, scale=scale, correction=correction,
         temperature=temperature, kept=keys_kept(key.shape[1], g, size, "even", 0, padded=False),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from thinformer.attending.landmarks import (
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import Plan, plan
-from thinformer.torch import cuda
+from thinformer.torch.choose import on_gpu
 
 NEWTON_STEPS = 5  # for all digits of a double
 
@@ -55,12 +55,12 @@ def choose_valid(
     summed = torch.full((B, H, min(S, SUMMED * width) if m else 0), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
-    parts: list[tuple[Plan, cuda.Tokens | None]]
+    parts: list[tuple[Plan, on_gpu.Tokens | None]]
     if valid is None:
         of_all = plan(S, g, S if min_length > S else size, 0.5)
         counts, parts = torch.full((B,), of_all.schedule.size, device=device), [(of_all, None)]
     else:
-        counts, with_tokens = cuda.by_length(valid, min_length, g, size, "even")
+        counts, with_tokens = on_gpu.by_length(valid, min_length, g, size, "even")
         parts = [*with_tokens]
     for of_length, some in parts:
         few = of_length.schedule.size
@@ -107,17 +107,17 @@ def _choose(
     """
     (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
     m = min(T, QUERIES) if correction == "queries" else 0
-    sampled = _strata(T, m, cuda.unit_numbers(seed, H, STREAMS, m + 1)).expand(B, H, m)
+    sampled = _strata(T, m, on_gpu.unit_numbers(seed, H, STREAMS, m + 1)).expand(B, H, m)
     centred = key - key.mean(1, keepdim=True, dtype=torch.float64).to(dtype)
     if temperature is None:
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
     length = min(S, (SUMMED if m else CANDIDATES) * n_out)
-    candidates = _strata(S, length, cuda.unit_numbers(seed, H, STREAMS + 1, length + 1))
+    candidates = _strata(S, length, on_gpu.unit_numbers(seed, H, STREAMS + 1, length + 1))
     candidates = candidates.expand(B, H, length)
     to_x = (math.sqrt(scale) / tau).to(dtype)[..., None, None]
-    numbers = cuda.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
+    numbers = on_gpu.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
     if m:
         keys = centred.transpose(1, 2)
         attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
@@ -128,7 +128,7 @@ def _choose(
     rows = torch.cat([x.mT, x.new_empty((B, H, n_out, length))], dim=2)
     exponents = x.square().sum(-1) / 2
     weights = torch.exp(2 * (exponents.double() - exponents.amax(-1, keepdim=True).double()))
-    taken = cuda.pivots(
+    taken = on_gpu.pivots(
         rows.flatten(0, 1), E, n_out, exponents.flatten(0, 1), weights.flatten(0, 1),
         numbers.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
     )  # fmt: skip

@@ -13,9 +13,9 @@ from torch.autograd import forward_ad
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from thinformer.attending.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
-from thinformer.torch.library import attend_to_landmarks as without_gradient
-from thinformer.torch.library import landmarks
-from thinformer.torch.op import COMPUTED_IN, draw_seed, grouped
+from thinformer.torch.choose.on_cpu import COMPUTED_IN, draw_seed, grouped
+from thinformer.torch.choose.operators import attend_to_landmarks as without_gradient
+from thinformer.torch.choose.operators import landmarks
 
 
 def attend_to_landmarks(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer.torch.op import COMPUTED_IN, grouped
+from thinformer.torch.choose.on_cpu import COMPUTED_IN, grouped
 
 QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
 

@@ -16,8 +16,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from thinformer.attending.settings import Settings
-from thinformer.torch.library import keys_kept
-from thinformer.torch.record import through
+from thinformer.torch.choose.operators import keys_kept
+from thinformer.torch.evaluation.record import through
 from thinformer.torch.transformers import configure, register
 
 NAME = "thinformer-eval"
