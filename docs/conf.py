@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sphinx.util.docutils import SphinxDirective
 
-from thinformer import __version__, bench, bench_points
+from thinformer import __version__
+from thinformer.measuring import points, speed
 
 HERE = Path(__file__).parent
 
@@ -67,12 +68,12 @@ def copy_notebooks(app):
 
 def speed_table(stored):
     """Medians by shape, a row a candidate."""
-    results = [bench.Result(**{k: v for k, v in r.items() if k != "ratios"}) for r in stored]
+    results = [speed.Result(**{k: v for k, v in r.items() if k != "ratios"}) for r in stored]
     rows = [["keys kept", *(str(result.kept) for result in results)]]
     for name in results[0].seconds:
         times = (result.seconds.get(name) for result in results)
         rows.append([name, *("" if time is None else f"{1e3 * time:.1f}" for time in times)])
-    return [["", *(bench.NAMES[result.shape] for result in results)], *rows]
+    return [["", *(speed.NAMES[result.shape] for result in results)], *rows]
 
 
 def cost_table(stored):
@@ -92,7 +93,7 @@ def quality_table(stored):
     rows = [[cell.strip() for cell in head.strip("|").split("|")]]
     for quality in stored:
         if len(quality["errors"]) == 2:
-            line = bench_points.readme_line(bench_points.Quality(**quality))
+            line = points.readme_line(points.Quality(**quality))
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
     return rows
 

@@ -3,7 +3,7 @@
     python -m reference.validate [SEEDS]
 
 Needs thinformer and torch installed. Indices must be equal wherever the NumPy specification's trace
-has no margin within rounding error (see `thinformer.validate`); the others are counted and left
+has no margin within rounding error (see `thinformer.measuring.validate`); the others are counted and left
 out. Exit status 1 if anything differs.
 """
 
@@ -20,7 +20,7 @@ from thinformer import Draws, compress_schedule, make_draws
 from thinformer import kh_compress as fast_kh_compress
 from thinformer.attending import attention
 from thinformer.kernels.catalogue import KERNELS
-from thinformer.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
+from thinformer.measuring.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
 
 SIZES = [(64, 16), (100, 7), (500, 64), (1024, 128)]
 

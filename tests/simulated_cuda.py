@@ -34,7 +34,6 @@ from thinformer import (
     make_draws,
     thin,
     thinformer_attention,
-    validate,
 )
 from thinformer.attending import attention
 from thinformer.attending.landmarks import (
@@ -55,6 +54,7 @@ from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
+from thinformer.measuring import validate
 from thinformer.thinning.discrepancy import embed
 from thinformer.torch.choose import landmarks_on_gpu, on_cpu
 from thinformer.torch.choose.on_cpu import bits_of_seed

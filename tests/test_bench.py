@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer import bench, compress_kv, compress_schedule
+from thinformer import compress_kv, compress_schedule
 from thinformer.cpu import halve
 from thinformer.cpu.run import plan
+from thinformer.measuring import speed
 
 ROOT = Path(__file__).parents[1]
 TINY = (1, 40, 300, 2, 8, 4)
@@ -18,22 +19,22 @@ TINY = (1, 40, 300, 2, 8, 4)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(bench.SHAPES, "t2t", TINY)
-    monkeypatch.setattr(bench, "_matrix_product", lambda dtype: 100.0)
+    monkeypatch.setitem(speed.SHAPES, "t2t", TINY)
+    monkeypatch.setattr(speed, "_matrix_product", lambda dtype: 100.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_result(tiny, dtype):
-    result = bench.run("t2t", dtype, g=1, rounds=3)
+    result = speed.run("t2t", dtype, g=1, rounds=3)
     assert (result.dims, result.kept, result.dtype) == (TINY, 32, dtype)
-    assert {bench.EXACT, bench.KEPT, bench.SELECT, bench.WHOLE, bench.EAGER} <= set(result.seconds)
+    assert {speed.EXACT, speed.KEPT, speed.SELECT, speed.WHOLE, speed.EAGER} <= set(result.seconds)
     for name, seconds in result.seconds.items():
         low, high = result.spread[name]
         assert 0 < low <= seconds <= high
     ratios = result.ratios
-    assert ratios["exact / Thinformer"] == result.seconds[bench.EXACT] / result.seconds[bench.WHOLE]
+    assert ratios["exact / Thinformer"] == result.seconds[speed.EXACT] / result.seconds[speed.WHOLE]
     assert ratios["plain torch / selection"] > 0
-    text = bench.format_result(result)
+    text = speed.format_result(result)
     assert "32 keys kept" in text
     assert f"% of a matrix product's {result.ceiling:.0f}" in text
 
@@ -41,22 +42,22 @@ def test_result(tiny, dtype):
 def test_no_figure_without_the_right_answer(tiny, monkeypatch):
     wrong = np.arange(150).reshape(1, 2, 75)
     with monkeypatch.context() as patch:
-        patch.setattr(bench, "compress_kv", lambda *args, **kwargs: wrong)
+        patch.setattr(speed, "compress_kv", lambda *args, **kwargs: wrong)
         with pytest.raises(RuntimeError, match="the selection differs from plain torch's"):
-            bench.run("t2t", g=1, rounds=1)
+            speed.run("t2t", g=1, rounds=1)
 
     def with_other_keys(*arrays, **options):
         return bench_attention(*arrays, **options)._replace(indices=wrong)
 
-    bench_attention = bench.attention
-    monkeypatch.setattr(bench, "attention", with_other_keys)
+    bench_attention = speed.attention
+    monkeypatch.setattr(speed, "attention", with_other_keys)
     with pytest.raises(RuntimeError, match="attention differs from SDPA over the same keys"):
-        bench.run("t2t", g=1, rounds=1)
+        speed.run("t2t", g=1, rounds=1)
 
 
 def test_operations_are_half_of_each_gram_matrix():
     schedule = compress_schedule(1024, 128)  # 3 rounds of 4 n_out^2 entries each
-    assert bench.kernel_flops(schedule, 64 + 64) == 3 * 4 * 128**2 / 2 * 2 * 128
+    assert speed.kernel_flops(schedule, 64 + 64) == 3 * 4 * 128**2 / 2 * 2 * 128
 
 
 def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
@@ -81,13 +82,13 @@ def test_kernel_values_computed_grow_as_the_schedule_says(monkeypatch):
 
 
 def test_files(tiny, tmp_path):
-    results = [bench.run("t2t", g=1, rounds=1)]
-    bench.save(results, bench.machine(), tmp_path / "figures.json")
+    results = [speed.run("t2t", g=1, rounds=1)]
+    speed.save(results, speed.machine(), tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["machine"]["numpy"] == np.__version__
     assert figures["results"][0]["seconds"] == results[0].seconds
     assert figures["results"][0]["ratios"] == results[0].ratios
-    bench.plot(results, tmp_path / "figures.png")
+    speed.plot(results, tmp_path / "figures.png")
     assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -103,7 +104,7 @@ def test_stored_figures_are_what_the_readme_quotes():
                "exact / Thinformer on NumPy", "plain torch / selection")  # fmt: skip
     assert len(stored) == 5
     for result in stored:
-        name, dims = bench.NAMES[result["shape"]], tuple(result["dims"])
+        name, dims = speed.NAMES[result["shape"]], tuple(result["dims"])
         figures = [f"{result['ratios'][column]:.1f}" for column in columns]
         ratios = of_compiled.get(result["shape"])
         figures.append(f"{ratios['compiled torch / selection']:.1f}" if ratios else "-")

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from arviz_base import load_arviz_data
 
-from thinformer import bench_points, mmd, thin
+from thinformer import mmd, thin
 from thinformer.cli import main
 from thinformer.kernels import gaussian
+from thinformer.measuring import points
 from thinformer.thinning.thin import METHODS
 
 
 def test_the_posterior_is_that_of_the_chains():
     """Independent draws and ArviZ's chains agree within the chains' own error."""
-    drawn = bench_points.eight_schools(20_000, 0)
+    drawn = points.eight_schools(20_000, 0)
     posterior = load_arviz_data("centered_eight")["posterior"].dataset
     chains = np.column_stack(
         [posterior[v].to_numpy().reshape(2000, -1) for v in ("mu", "theta", "tau")]
@@ -24,47 +25,47 @@ def test_the_posterior_is_that_of_the_chains():
     error = (drawn.mean(axis=0) - chains.mean(axis=0)) / chains.std(axis=0)
     assert np.abs(error).max() < 0.25
     assert drawn.std(axis=0) == pytest.approx(chains.std(axis=0), rel=0.2)
-    np.testing.assert_array_equal(drawn, bench_points.eight_schools(20_000, 0))
+    np.testing.assert_array_equal(drawn, points.eight_schools(20_000, 0))
 
 
 def test_samples():
-    for name, sample in bench_points.samples().items():
+    for name, sample in points.samples().items():
         points = sample(3000, 1) if name == "eight schools*" else sample(500, 1)
         assert np.isfinite(points).all()
         assert not np.array_equal(points, sample(len(points), 2))
         assert sample(10**6, 0) is None or name in ("mixture", "eight schools*")
-    assert set(bench_points.samples()) == {
+    assert set(points.samples()) == {
         "mixture", "eight schools", "eight schools*", "photograph",
     }  # fmt: skip
 
 
 def test_costs():
-    found = list(bench_points.costs(range(3, 6)))
+    found = list(points.costs(range(3, 6)))
     assert [cost.method for cost in found] == list(METHODS)
     for cost in found:
         assert list(cost.seconds) == [64, 256, 1024]
         assert np.polyfit(np.log(list(cost.seconds)), np.log(list(cost.seconds.values())), 1)[
             0
         ] == pytest.approx(cost.exponent)
-        assert f"n^{cost.exponent:.2f}" in bench_points.format_cost(cost)
+        assert f"n^{cost.exponent:.2f}" in points.format_cost(cost)
 
 
 def test_errors_are_those_of_the_rows():
-    quality = bench_points._quality("mixture", bench_points.mixture, 256, "compress++", 2, 2)
+    quality = points._quality("mixture", points.mixture, 256, "compress++", 2, 2)
     for seed, error in enumerate(quality.errors["thinformer"]):
-        points, kernel = bench_points.mixture(256, 1000 + seed), gaussian(2**0.5)
+        points, kernel = points.mixture(256, 1000 + seed), gaussian(2**0.5)
         rows = thin(points, 16, kernel=kernel, g=2, rng=seed)
         assert error == mmd(points, rows, kernel=kernel)
     assert quality.method == "compress++, g = 2"
 
 
 def test_a_line_of_the_readme():
-    quality = bench_points.Quality(
+    quality = points.Quality(
         "mixture", 4096, 64, "kernel-thinning",
         {"thinformer": [0.1, 0.3], "goodpoints": [0.2, 0.2]},
         {"thinformer": 0.5, "goodpoints": 6.0},
     )  # fmt: skip
-    assert bench_points.readme_line(quality) == (
+    assert points.readme_line(quality) == (
         "| mixture | 4,096 | kernel-thinning | 0.2000 ± 0.1000 | 0.2000 ± 0.0000 | 12.0 |"
     )
 
@@ -76,7 +77,7 @@ def test_command(tmp_path, capsys):
     stored = json.loads(path.read_text())
     printed = capsys.readouterr().out
     for quality in stored["qualities"]:
-        assert bench_points.format_quality(bench_points.Quality(**quality)) in printed
+        assert points.format_quality(points.Quality(**quality)) in printed
     assert stored["machine"]["thinformer"]
     assert stored["qualities"][-1]["n"] == 65536
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import thinformer
-from thinformer import demo
 from thinformer.cli import main
 from thinformer.data import ACTIVATIONS
+from thinformer.measuring import demo
 
 
 def command(*arguments, **options):

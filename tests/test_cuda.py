@@ -13,8 +13,6 @@ import torch
 
 from thinformer import (
     ThinformerAttention,
-    bench,
-    bench_cuda,
     compress_kv,
     compress_schedule,
     kernel_halve,
@@ -27,6 +25,7 @@ from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import plan
 from thinformer.cuda import jit, pivots, run, tiles
 from thinformer.halving.steps import simple_factor
+from thinformer.measuring import speed, speed_cuda
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch.choose import on_cpu
 
@@ -233,17 +232,17 @@ def test_not_enough_memory_says_how_much(monkeypatch):
 
 def test_crossover_is_where_it_stays_faster(monkeypatch):
     seconds = {256: (1, 2), 512: (3, 2), 1024: (1, 2)} | {2**i: (3, 2) for i in range(11, 17)}
-    monkeypatch.setattr(bench_cuda, "tensors", lambda dims, dtype: (dims[1],) * 3)
+    monkeypatch.setattr(speed_cuda, "tensors", lambda dims, dtype: (dims[1],) * 3)
     monkeypatch.setattr(
         bench_cuda, "attention_candidates",
-        lambda query, key, value, g: {bench_cuda.EXACT: seconds[key][0],
-                                      bench_cuda.WHOLE: seconds[key][1]},
+        lambda query, key, value, g: {speed_cuda.EXACT: seconds[key][0],
+                                      speed_cuda.WHOLE: seconds[key][1]},
     )  # fmt: skip
-    monkeypatch.setattr(bench_cuda, "time_in_turn",
+    monkeypatch.setattr(speed_cuda, "time_in_turn",
                         lambda work, rounds: {name: [t] for name, t in work.items()})  # fmt: skip
-    assert bench_cuda.crossover() == 2048
+    assert speed_cuda.crossover() == 2048
     seconds[2**16] = (1, 2)
-    assert bench_cuda.crossover() is None
+    assert speed_cuda.crossover() is None
 
 
 def test_nothing_of_cuda_is_loaded_before_it_is_used():
@@ -267,7 +266,7 @@ TENSOR = 989e12  # operations a second of tensor cores in half precision
 
 def counted(shape, itemsize):
     """What docs/cuda.md counts of a shape, with g = 2: a row of its table."""
-    B, T, S, H, E, D = bench.SHAPES[shape]
+    B, T, S, H, E, D = speed.SHAPES[shape]
     schedule = plan(S, 2, None, 0.5).schedule
     needed = done = numbers = seconds = 0
     for round_ in schedule.rounds:
@@ -295,7 +294,7 @@ def counted(shape, itemsize):
 def test_the_count_on_paper(shape, itemsize):
     dtype = {2: "bfloat16", 4: "float32"}[itemsize]
     line = " | ".join(
-        [bench.NAMES[shape], str(bench.SHAPES[shape]), dtype, *counted(shape, itemsize)]
+        [speed.NAMES[shape], str(speed.SHAPES[shape]), dtype, *counted(shape, itemsize)]
     )
     assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines()
 

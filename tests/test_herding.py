@@ -8,7 +8,7 @@ from thinformer import compress_schedule, make_draws, set_num_threads
 from thinformer.attending import attention, herding
 from thinformer.cpu.run import Plan, draw, starting_points
 from thinformer.data import load_activations
-from thinformer.demo import relative_error, uniform
+from thinformer.measuring.demo import relative_error, uniform
 
 # sequences, keys, queries, heads, dimensions of keys and values, keys kept
 SHAPES = [

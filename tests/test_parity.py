@@ -16,7 +16,7 @@ from problems import (
 from thinformer import compress_kv, compress_schedule, make_draws
 from thinformer.cpu.run import plan
 from thinformer.kernels.catalogue import KERNELS
-from thinformer.validate import TOLERANCE
+from thinformer.measuring.validate import TOLERANCE
 
 SIZES = [(64, 16), (100, 9), (257, 32), (300, 1), (512, 100), (1024, 128)]
 FLOAT32_TOLERANCE = TOLERANCE["float32"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer import demo, quality
 from thinformer.attending import attention
 from thinformer.cli import main
+from thinformer.measuring import demo, quality
 
 TOKENS, HEADS, DIM = 96, 2, 8
 NAMES = [f"layer{number}_{role}" for number in (2, 10) for role in ("query", "key", "value")]

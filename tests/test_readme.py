@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from documents import ROOT, broken_links, examples, run
 
-from thinformer import bench_points, demo
 from thinformer.attending.attention import attend
+from thinformer.measuring import demo, points
 
 README = (ROOT / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE))
@@ -94,8 +94,8 @@ def test_table_of_the_demo():
 def test_table_beside_goodpoints():
     """Every line of the table is a stored figure."""
     stored = json.loads((ROOT / "docs" / "benchmarks" / "points.json").read_text())
-    measured = [bench_points.Quality(**q) for q in stored["qualities"] if q["errors"]]
-    expected = {bench_points.readme_line(quality) for quality in measured}
+    measured = [points.Quality(**q) for q in stored["qualities"] if q["errors"]]
+    expected = {points.readme_line(quality) for quality in measured}
     lines = [x for x in SECTIONS["Thin a point set"].splitlines() if x.startswith("| mix")]
     lines += [x for x in SECTIONS["Thin a point set"].splitlines() if x.startswith("| eight")]
     assert len(lines) >= 8

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinformer import tune
 from thinformer.attending import attention
 from thinformer.attending.settings import load_settings
 from thinformer.cli import main
+from thinformer.measuring import tune
 
 TOKENS, HEADS, DIM = 256, 2, 16
 COST = {"none": 1, "herding": 1.5, "nystrom": 2, "queries": 3}  # of a key

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import thinformer
-from thinformer import validate
 from thinformer.data import load_vectors
 from thinformer.kernels.catalogue import KERNELS
+from thinformer.measuring import validate
 
 ROOT = Path(__file__).parents[1]
 

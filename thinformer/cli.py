@@ -43,36 +43,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench", help="time exact attention, Thinformer and the plain torch version (needs torch);"
         " with --quality, error and time on activations",
     )  # fmt: skip
-    bench.add_argument(
+    speed.add_argument(
         "--quality", nargs="*", type=Path, metavar="FILE.npz",
         help="instead, measure how close to exact attention Thinformer, its corrections and simple"
         " sampling are: on activations of three trained encoders, or of files with arrays"
         " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
     )  # fmt: skip
-    bench.add_argument(
+    speed.add_argument(
         "--sizes", metavar="N,..",
         help="of --quality: keys kept (default: as many as g = 2 keeps; with --plot all g's)",
     )  # fmt: skip
-    bench.add_argument(
+    speed.add_argument(
         "--shapes",
         help="of t2t,biggan,4k,16k,64k,t2t-b64,64k-h16 (default: first 4; last 2 for a GPU)",
     )  # fmt: skip
-    bench.add_argument("--g", type=int, help="oversampling (default: 2)")
-    bench.add_argument(
+    speed.add_argument("--g", type=int, help="oversampling (default: 2)")
+    speed.add_argument(
         "--dtype", choices=("float32", "float64", "float16", "bfloat16"),
         help="half precision on a GPU only",
     )  # fmt: skip
-    bench.add_argument(
+    speed.add_argument(
         "--threads", type=int, help="threads of all candidates (default: as many as torch takes)"
     )
-    bench.add_argument("--device", choices=("cpu", "cuda"))
-    bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
-    bench.add_argument(
+    speed.add_argument("--device", choices=("cpu", "cuda"))
+    speed.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
+    speed.add_argument(
         "--compiled", action="store_true", help="also torch.compile plain torch (takes minutes)"
     )
-    bench.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
-    bench.set_defaults(run=_bench, **SPEED)
+    speed.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
+    speed.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
+    speed.set_defaults(run=_bench, **SPEED)
 
     points = commands.add_parser(
         "bench-points", help="time and error of thinning point sets, beside goodpoints if installed"
@@ -470,9 +470,9 @@ def _add_tune(commands: Any) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from thinformer import tune
     from thinformer.attending.settings import save_settings
-    from thinformer.quality import machine
+    from thinformer.measuring import tune
+    from thinformer.measuring.quality import machine
     from thinformer.support import checks
     from thinformer.support.progress import progress
 
@@ -513,7 +513,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _tune_source(arguments: argparse.Namespace, min_length: int) -> tuple[Any, dict[str, Any]]:
     """The attention to tune, and what the settings file says of it."""
-    from thinformer import tune
+    from thinformer.measuring import tune
 
     inputs = arguments.text or arguments.image or arguments.audio
     if not inputs:
@@ -642,7 +642,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from thinformer import demo
+    from thinformer.measuring import demo
 
     if arguments.plot is not None:
         _can_plot(arguments.plot)
@@ -673,22 +673,22 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise ImportError("bench needs torch: pip install 'thinformer[torch]'")
     import torch
 
-    from thinformer import bench
+    from thinformer.measuring import speed
     from thinformer.support import checks
 
     if arguments.device == "cuda":
-        from thinformer import bench_cuda
         from thinformer.cuda.jit import check_available
+        from thinformer.measuring import speed_cuda
 
         check_available("--device cuda")
-        run, machine = bench_cuda.run, bench_cuda.machine
+        run, machine = speed_cuda.run, speed_cuda.machine
     elif arguments.dtype in ("float16", "bfloat16"):
         raise ValueError(f"--dtype {arguments.dtype} takes --device cuda")
     else:
-        run, machine = bench.run, bench.machine
+        run, machine = speed.run, speed.machine
     shapes = arguments.shapes.split(",")
     for shape in shapes:
-        checks.choice("--shapes", shape, tuple(bench.SHAPES))
+        checks.choice("--shapes", shape, tuple(speed.SHAPES))
     for path in (arguments.json, arguments.plot):
         if path is not None:
             _can_write(path)
@@ -702,22 +702,22 @@ def _bench(arguments: argparse.Namespace) -> int:
     results = []
     for shape in shapes:
         result = run(shape, arguments.dtype, g, rounds, arguments.compiled)
-        print(bench.format_result(result), end="\n\n", flush=True)
+        print(speed.format_result(result), end="\n\n", flush=True)
         results.append(result)
     if arguments.device == "cuda":
-        n = bench_cuda.crossover(arguments.dtype, g, rounds)
+        n = speed_cuda.crossover(arguments.dtype, g, rounds)
         print(
             f"faster than exact attention from {n} tokens on" if n else "exact attention is faster"
         )
     if arguments.json is not None:
-        bench.save(results, machine(), arguments.json)
+        speed.save(results, machine(), arguments.json)
     if arguments.plot is not None:
-        bench.plot(results, arguments.plot)
+        speed.plot(results, arguments.plot)
     return 0
 
 
 def _bench_quality(arguments: argparse.Namespace) -> int:
-    from thinformer import quality
+    from thinformer.measuring import quality
     from thinformer.support import checks
     from thinformer.support.progress import progress
     from thinformer.support.threads import set_num_threads
@@ -754,7 +754,7 @@ def _bench_quality(arguments: argparse.Namespace) -> int:
 
 
 def _bench_points(arguments: argparse.Namespace) -> int:
-    from thinformer import bench_points
+    from thinformer.measuring import points
     from thinformer.support import checks
 
     largest = checks.integer("--largest", arguments.largest, 5)
@@ -762,22 +762,22 @@ def _bench_points(arguments: argparse.Namespace) -> int:
     sizes = tuple(checks.integer("--sizes", int(n), 4) for n in arguments.sizes.split(","))
     if arguments.json is not None:
         _can_write(arguments.json)
-    print(", ".join(f"{name} {value}" for name, value in bench_points.machine().items()))
+    print(", ".join(f"{name} {value}" for name, value in points.machine().items()))
     print("\ntime in ms, n points in two dimensions to sqrt(n)")
     print(f"{'n':<16}{'fit':>8}" + "".join(f"{4**p:>11}" for p in range(5, largest + 1)))
     costs = []
-    for cost in bench_points.costs(range(5, largest + 1)):
-        print(bench_points.format_cost(cost), flush=True)
+    for cost in points.costs(range(5, largest + 1)):
+        print(points.format_cost(cost), flush=True)
         costs.append(cost)
     print("\nMMD (mean and standard error over seeds) and median time; Gaussian kernel")
     qualities = []
-    for quality in bench_points.qualities(sizes, seeds):
-        print(bench_points.format_quality(quality), flush=True)
+    for quality in points.qualities(sizes, seeds):
+        print(points.format_quality(quality), flush=True)
         qualities.append(quality)
-    qualities.append(bench_points.speed())
-    print(bench_points.format_quality(qualities[-1]))
+    qualities.append(points.speed())
+    print(points.format_quality(qualities[-1]))
     if arguments.json is not None:
-        bench_points.save(costs, qualities, arguments.json)
+        points.save(costs, qualities, arguments.json)
     return 0
 
 
@@ -826,7 +826,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from thinformer.validate import format_table, validate, validate_upstream
+    from thinformer.measuring.validate import format_table, validate, validate_upstream
 
     if arguments.device == "cuda":
         from thinformer.cuda.jit import check_available

@@ -32,7 +32,7 @@ from thinformer.data import ACTIVATIONS, load_activations  # noqa: E402
 from thinformer.halving.draws import Draws, make_draws  # noqa: E402
 from thinformer.halving.schedule import compress_schedule, coreset_size, published_length
 from thinformer.kernels import KERNELS  # noqa: E402
-from thinformer.validate import TOLERANCE  # noqa: E402
+from thinformer.measuring.validate import TOLERANCE  # noqa: E402
 
 OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"
 
@@ -43,7 +43,7 @@ def smallest_margin(traces):
 
 
 def draws_fields(draws):
-    """The arrays of draws, by the names that `thinformer.validate` expects."""
+    """The arrays of draws, by the names that `thinformer.measuring.validate` expects."""
     fields = {f"uniforms{i}": u for i, u in enumerate(draws.uniforms)}
     return fields | {f"coins{i}": c for i, c in enumerate(draws.coins)}
 

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer import bench
 from thinformer.attending.attention import compress_kv
-from thinformer.bench import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.cpu.run import plan
 from thinformer.halving.draws import make_draws
+from thinformer.measuring import speed
+from thinformer.measuring.speed import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.torch import ThinformerAttention
 from thinformer.torch.choose.on_cpu import draw_seed
 from thinformer.torch.choose.on_gpu import select
 
 GRAPH = " in a CUDA graph"
-EAGER, COMPILED = bench.EAGER, bench.COMPILED
+EAGER, COMPILED = speed.EAGER, speed.COMPILED
 LENGTHS = tuple(2**i for i in range(8, 17))
 
 
 def machine() -> dict[str, str]:
     """What the figures are measured on."""
     device = torch.cuda.get_device_properties(0)
-    return bench.machine() | {
+    return speed.machine() | {
         "GPU": device.name,
         "multiprocessors": str(device.multi_processor_count),
         "CUDA": str(torch.version.cuda),
@@ -43,10 +43,10 @@ def run(
     shape: str, dtype: str = "float32", g: int = 2, rounds: int = 9, compiled: bool = False
 ) -> Result:
     """Check what is timed on the first tokens, then time the candidates in turn."""
-    B, _, S, H, E, D = bench.SHAPES[shape]
-    query, key, value = tensors(bench.SHAPES[shape], dtype)
+    B, _, S, H, E, D = speed.SHAPES[shape]
+    query, key, value = tensors(speed.SHAPES[shape], dtype)
     schedule = plan(S, g, None, 0.5).schedule
-    result = Result(shape, bench.SHAPES[shape], schedule.size, dtype, 0)
+    result = Result(shape, speed.SHAPES[shape], schedule.size, dtype, 0)
     agree(key[:, :1024].double(), value[:, :1024].double())
     candidates = attention_candidates(query, key, value, g)
     if importlib.util.find_spec("reference") is None:
@@ -62,7 +62,7 @@ def run(
         ceilings = time_in_turn({"": matrix_product(dtype)}, 5)[""]
     result.seconds = {name: float(np.median(t)) for name, t in times.items()}
     result.spread = {name: (min(t), max(t)) for name, t in times.items()}
-    result.gigaflops = B * H * bench.kernel_flops(schedule, E + D) / result.seconds[SELECT] / 1e9
+    result.gigaflops = B * H * speed.kernel_flops(schedule, E + D) / result.seconds[SELECT] / 1e9
     result.ceiling = 2 * 4096**3 / min(ceilings) / 1e9
     return result
 

@@ -24,9 +24,9 @@ from scipy.special import softmax
 
 from thinformer.attending.attention import attend, attention, check_shapes, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
-from thinformer.demo import relative_error, uniform
 from thinformer.files.source import reading
 from thinformer.halving.schedule import coreset_size
+from thinformer.measuring.demo import relative_error, uniform
 from thinformer.support.machine import processor
 from thinformer.support.threads import available_cores, get_num_threads
 

@@ -2,7 +2,7 @@
 
 Settings are numbers of keys with each correction, with herded keys and with neither, and exact
 attention. They are measured on the NumPy path, all of a layer in turn on the same activations, as
-`thinformer.quality` does it.
+`thinformer.measuring.quality` does it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinformer.attending.attention import attention
 from thinformer.attending.settings import MIN_LENGTH, WAYS
 from thinformer.halving.schedule import coreset_size
-from thinformer.quality import interleaved, load_file
+from thinformer.measuring.quality import interleaved, load_file
 
 Take = Callable[[str, NDArray, NDArray, NDArray], None]
 
