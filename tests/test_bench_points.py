@@ -9,7 +9,7 @@ import pytest
 from arviz_base import load_arviz_data
 
 from thinformer import mmd, thin
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.kernels import gaussian
 from thinformer.measuring import points
 from thinformer.thinning.thin import METHODS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import thinformer
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.data import ACTIVATIONS
 from thinformer.measuring import demo
 

@@ -20,7 +20,7 @@ from thinformer import (
     thin,
 )
 from thinformer.attending import attention
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import plan
 from thinformer.cuda import jit, pivots, run, tiles

@@ -11,7 +11,7 @@ import documents
 import pytest
 
 import thinformer
-from thinformer import cli
+from thinformer.commands import main
 
 PAGES = sorted((documents.ROOT / "docs").rglob("*.md"))
 PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch")
@@ -75,11 +75,11 @@ def test_commands(path, monkeypatch):
         "_eval_model",
         "_tune",
     ):
-        monkeypatch.setattr(cli, command, lambda arguments: called.append(arguments) or 0)
+        monkeypatch.setattr(main, command, lambda arguments: called.append(arguments) or 0)
     lines = "".join(documents.examples(text, "sh")).splitlines()
     ours = [line for line in lines if line.startswith("thinformer ")]
     for line in ours:
-        assert cli.main(shlex.split(line)[1:]) == 0
+        assert main.main(shlex.split(line)[1:]) == 0
     assert len(called) == len(ours)
     for line in set(lines) - set(ours):
         assert re.match(r"(python3 -m venv|(\.venv/bin/)?pip install|\.venv/bin/python$)", line), (

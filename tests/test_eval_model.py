@@ -29,7 +29,7 @@ from transformers import (
     WhisperModel,
 )
 
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.torch.evaluation.encoders import read_sounds
 from thinformer.torch.evaluation.evaluate import compared
 from thinformer.torch.transformers import register

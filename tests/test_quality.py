@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from thinformer.attending import attention
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.measuring import demo, quality
 
 TOKENS, HEADS, DIM = 96, 2, 8
@@ -215,7 +215,7 @@ def test_two_files_of_one_name(tiny, capsys):
 
 def test_torch_is_not_needed(tiny):
     code = (
-        "import sys; sys.modules['torch'] = None; from thinformer.cli import main; "
+        "import sys; sys.modules['torch'] = None; from thinformer.commands.main import main; "
         f"sys.exit(main(['bench', '--quality', {str(tiny)!r}, '--rounds', '2']))"
     )
     result = subprocess.run(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from thinformer import mmd, thin
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.files import csv, thin
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.discrepancy import as_problem, embed

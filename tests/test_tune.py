@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thinformer.attending import attention
 from thinformer.attending.settings import load_settings
-from thinformer.cli import main
+from thinformer.commands.main import main
 from thinformer.measuring import tune
 
 TOKENS, HEADS, DIM = 256, 2, 16
@@ -211,7 +211,7 @@ def test_torch_is_not_needed(tmp_path):
     path = saved(tmp_path / "layers.npz", "alike")
     arguments = ["tune", str(path), "--sizes", "16", "--correction", "none", "--rounds", "1"]
     code = (
-        "import sys; sys.modules['torch'] = None; from thinformer.cli import main; "
+        "import sys; sys.modules['torch'] = None; from thinformer.commands.main import main; "
         f"sys.exit(main({arguments!r}))"
     )
     command = [sys.executable, "-c", code]

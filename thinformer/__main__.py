@@ -1,5 +1,5 @@
 """``python -m thinformer``."""
 
-from thinformer.cli import main
+from thinformer.commands.main import main
 
 raise SystemExit(main())
