@@ -41,20 +41,21 @@ _load_reference()
 @pytest.fixture
 def fill_workspaces(monkeypatch):
     """A function that hands kernels memory full of a number from then on."""
-    from thinformer.cpu import centring, halve, landmarks, softmax, sums
+    from thinformer.cpu import centring, halve, herd, landmarks, softmax, sums
 
-    makers = [(body, "workspace") for body in (centring, halve, landmarks, softmax, sums)]
-    makers = [(*of, getattr(*of)) for of in (*makers, (halve, "herding_workspace"))]
+    makers = [
+        (body, body.workspace) for body in (centring, halve, herd, landmarks, softmax, sums)
+    ]
 
     def fill(number):
-        for body, name, make in makers:
+        for body, make in makers:
 
             def workspace(*sizes, make=make):
                 work = make(*sizes)
                 work[:] = number
                 return work
 
-            monkeypatch.setattr(body, name, workspace)
+            monkeypatch.setattr(body, "workspace", workspace)
 
     return fill
 

@@ -45,17 +45,17 @@ from thinformer.attending.landmarks import (
     SUMMED,
 )
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cpu.run import plan, starting_points
+from thinformer.cpu.run import embed, starting_points
 from thinformer.cuda import arrays, draw, run, tiles
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import SIMULATED, cuda
 from thinformer.cuda.values import make_tabulate
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
+from thinformer.halving.plan import plan
 from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
-from thinformer.thinning.discrepancy import embed
 from thinformer.torch.choose import landmarks_on_gpu, on_cpu
 from thinformer.torch.choose.on_cpu import bits_of_seed
 from thinformer.torch.choose.operators import landmarks, select

@@ -6,7 +6,7 @@ from reference.compress import stratified_thin
 from reference.thinning import kt_compress_levels, kt_split, kt_swap
 from thinformer.halving.draws import make_draws, seed_from
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
-from thinformer.thinning.thin import PASSES, TARGET
+from thinformer.thinning.methods import PASSES, TARGET
 
 
 class Specified:

@@ -10,7 +10,7 @@ import pytest
 
 from thinformer import compress_kv, compress_schedule
 from thinformer.cpu import halve
-from thinformer.cpu.run import plan
+from thinformer.halving.plan import plan
 from thinformer.measuring import speed
 
 ROOT = Path(__file__).parents[1]

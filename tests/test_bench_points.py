@@ -12,7 +12,7 @@ from thinformer import mmd, thin
 from thinformer.commands.main import main
 from thinformer.kernels import gaussian
 from thinformer.measuring import points
-from thinformer.thinning.thin import METHODS
+from thinformer.thinning.methods import METHODS
 
 
 def test_the_posterior_is_that_of_the_chains():

@@ -22,8 +22,8 @@ from thinformer import (
 from thinformer.attending import attention
 from thinformer.commands.main import main
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cpu.run import plan
 from thinformer.cuda import jit, pivots, run, tiles
+from thinformer.halving.plan import plan
 from thinformer.halving.steps import simple_factor
 from thinformer.measuring import speed, speed_cuda
 from thinformer.support.checks import CudaUnavailableError

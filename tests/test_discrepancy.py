@@ -18,7 +18,8 @@ from thinformer import (
     mmd2_unbiased,
     set_num_threads,
 )
-from thinformer.thinning.discrepancy import as_problem, embed, square
+from thinformer.cpu.run import embed, square
+from thinformer.thinning.arguments import as_problem
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 3))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, coreset_size, thinformer_attention
 from thinformer.attending import attention
-from thinformer.cpu.run import plan
+from thinformer.halving.plan import plan
 from thinformer.torch.choose.operators import keys_kept, select
 
 

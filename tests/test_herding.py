@@ -6,8 +6,9 @@ import pytest
 from reference import herding as reference
 from thinformer import compress_schedule, make_draws, set_num_threads
 from thinformer.attending import attention, herding
-from thinformer.cpu.run import Plan, draw, starting_points
+from thinformer.cpu.run import draw_numbers, starting_points
 from thinformer.data import load_activations
+from thinformer.halving.plan import Plan
 from thinformer.measuring.demo import relative_error, uniform
 
 # sequences, keys, queries, heads, dimensions of keys and values, keys kept
@@ -41,7 +42,7 @@ def chosen(query, key, value, size, temperature="auto", rng=0, **settings):
 def specified(query, key, value, size, temperature, seed):
     (B, S, H, E) = key.shape
     schedule = herding.candidate_schedule(S, size)
-    draws = draw(schedule, seed, H)
+    draws = draw_numbers(schedule, seed, H)
     start = starting_points(S, Plan(schedule, "even"), draws, (B, H)).reshape(B, H, -1)
     return [
         [

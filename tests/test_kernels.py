@@ -12,8 +12,9 @@ from sklearn.metrics.pairwise import linear_kernel, polynomial_kernel, rbf_kerne
 
 from reference import kernels as reference_kernels
 from thinformer import kernels, mmd
+from thinformer.cpu.run import diagonal, embed, square
 from thinformer.kernels import catalogue, phi
-from thinformer.thinning.discrepancy import as_problem, diagonal, embed, resolve, square
+from thinformer.thinning.arguments import as_problem, resolve
 
 PHI = {
     phi.LINEAR: phi.phi_linear,

@@ -14,7 +14,7 @@ from problems import (
 )
 
 from thinformer import compress_kv, compress_schedule, make_draws
-from thinformer.cpu.run import plan
+from thinformer.halving.plan import plan
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring.validate import TOLERANCE
 

@@ -16,7 +16,8 @@ from thinformer import (
     make_draws,
     set_num_threads,
 )
-from thinformer.cpu.run import plan, starting_points
+from thinformer.cpu.run import starting_points
+from thinformer.halving.plan import plan
 from thinformer.halving.problem import make_factor
 from thinformer.kernels import gaussian
 from thinformer.kernels.catalogue import KERNELS

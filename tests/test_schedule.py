@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from reference.compress import published_rounds
 from thinformer import compress_schedule, coreset_size
-from thinformer.cpu.run import plan
+from thinformer.halving.plan import plan
 from thinformer.halving.schedule import published_length
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from thinformer import mmd, thin
 from thinformer.commands.main import main
+from thinformer.cpu.run import embed
 from thinformer.files import csv, thin
 from thinformer.kernels.catalogue import as_kernel
-from thinformer.thinning.discrepancy import as_problem, embed
+from thinformer.thinning.arguments import as_problem
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

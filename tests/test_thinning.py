@@ -13,9 +13,10 @@ from numba.core.caching import NullCache
 from reference import kernels as reference_kernels
 from thinformer import kernels, kh_compress, median_distance, mmd, set_num_threads, thin
 from thinformer.cpu import halve, jit, sums
+from thinformer.cpu.run import diagonal, embed
 from thinformer.thinning import thin
-from thinformer.thinning.discrepancy import as_problem, diagonal, embed
-from thinformer.thinning.thin import BLIND, METHODS
+from thinformer.thinning.arguments import as_problem
+from thinformer.thinning.methods import BLIND, METHODS
 
 SWAPPED = ("compress++", "kernel-thinning")
 X = np.random.default_rng(0).normal(size=(300, 2))

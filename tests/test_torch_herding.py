@@ -11,8 +11,9 @@ from tensors import everything, qkv, seeded
 from reference import herding as reference
 from thinformer import ThinformerAttention, thinformer_attention
 from thinformer.attending import attention, herding
-from thinformer.cpu.run import Plan, draw, starting_points
+from thinformer.cpu.run import draw_numbers, starting_points
 from thinformer.halving.draws import seed_from
+from thinformer.halving.plan import Plan
 from thinformer.torch.choose.operators import herd
 
 HERDED = {"size": 20, "temperature": "auto"}
@@ -27,7 +28,7 @@ def drawn(seed=0):
 def specified(query, key, value, size, tau=None, seed=0):
     """Positions (H, size) that the specification keeps of one sequence, without masks."""
     (S, H, E), schedule = key.shape, herding.candidate_schedule(len(key), size)
-    draws = draw(schedule, seed_from(drawn(seed)), H)
+    draws = draw_numbers(schedule, seed_from(drawn(seed)), H)
     start = starting_points(S, Plan(schedule, "even"), draws, (1, H)).reshape(H, -1)
     group = query.shape[1] // H
     return [

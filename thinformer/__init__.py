@@ -25,14 +25,8 @@ from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.kernels import Kernel
 from thinformer.support.threads import get_num_threads, set_num_threads
-from thinformer.thinning.discrepancy import (
-    Comparison,
-    Comparisons,
-    compare,
-    median_distance,
-    mmd,
-    mmd2_unbiased,
-)
+from thinformer.thinning.arguments import median_distance
+from thinformer.thinning.discrepancy import Comparison, Comparisons, compare, mmd, mmd2_unbiased
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize

@@ -1,11 +1,17 @@
-"""Which device a call runs on."""
+"""The one door to the bodies: whether a call runs on the CPU or on a GPU, and the call itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.cpu import run
+from thinformer.halving.draws import Draws
+from thinformer.halving.plan import Plan, check_draws, drawn_numbers, draws_of_problems
+from thinformer.halving.problem import Factor, Problem
+from thinformer.halving.schedule import Schedule
 from thinformer.support import checks
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -62,3 +68,44 @@ def choose(device: str, **arrays: Any) -> str:
 
     check_available(f"{there[0]}, which is on a GPU," if there else 'device="cuda"')
     return "cuda"
+
+
+def run_schedule(
+    device: str,
+    problem: Problem | Factor,
+    schedule: Schedule,
+    draws: Draws,
+    index: NDArray,
+    stack: tuple[int, ...],
+) -> NDArray:
+    """Run a schedule on "cpu" or "cuda"; return the positions kept, (problems, size) int64.
+
+    The arguments are those of `thinformer.cpu.run.run_schedule`.
+    """
+    if device == "cpu":
+        assert not isinstance(problem, Factor)  # a Gram matrix: `halve_gram`
+        return run.run_schedule(problem, schedule, draws, index, stack)[-1]
+    from thinformer.cuda import run as on_cuda  # imports numba.cuda
+
+    return on_cuda.run_schedule(
+        problem, schedule, draws_of_problems(schedule, draws, stack), index, stack
+    )
+
+
+def halve_gram(
+    device: str, gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]
+) -> NDArray:
+    """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
+    check_draws(schedule, draws)
+    if device == "cpu":
+        return run.halve_gram(gram, schedule, draws, stack)
+    index = np.tile(np.arange(schedule.length), (gram.first.size, 1))
+    return run_schedule(device, gram, schedule, draws, index, stack)
+
+
+def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tuple[int, ...]) -> Any:
+    """Return what `thinformer.cuda.arrays` takes draws from: their seed, or what was given."""
+    if isinstance(draws, int):
+        return draws
+    index = run.starting_points(n_points, settings, draws, stack)
+    return index, drawn_numbers(settings.schedule, draws, stack)

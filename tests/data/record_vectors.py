@@ -27,11 +27,11 @@ from reference import kernels as reference_kernels  # noqa: E402
 from reference.attention import thinformer_attention  # noqa: E402
 from reference.compress import kh_compress, stratified_thin  # noqa: E402
 from reference.halving import kernel_halving  # noqa: E402
-from thinformer.cpu.run import plan  # noqa: E402
 from thinformer.data import ACTIVATIONS, load_activations  # noqa: E402
 from thinformer.halving.draws import Draws, make_draws  # noqa: E402
+from thinformer.halving.plan import plan  # noqa: E402
 from thinformer.halving.schedule import compress_schedule, coreset_size, published_length
-from thinformer.kernels import KERNELS  # noqa: E402
+from thinformer.kernels.catalogue import KERNELS  # noqa: E402
 from thinformer.measuring.validate import TOLERANCE  # noqa: E402
 
 OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"

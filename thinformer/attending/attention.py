@@ -16,17 +16,10 @@ from thinformer import bodies
 from thinformer.attending.herding import herd_keys
 from thinformer.attending.landmarks import CORRECTIONS, LEAST, SHARE, Chosen, Fitted, fit_landmarks
 from thinformer.attending.padding import by_length
-from thinformer.cpu.run import (
-    all_rows,
-    compress_on,
-    draw,
-    is_finite,
-    largest_entries,
-    plan,
-    source_on_gpu,
-    starting_points,
-)
+from thinformer.bodies import run_schedule, source_on_gpu
+from thinformer.cpu.run import all_rows, draw_numbers, is_finite, largest_entries, starting_points
 from thinformer.halving.draws import Draws, seed_from
+from thinformer.halving.plan import plan
 from thinformer.halving.problem import CONSTANT, SCALE, Factor, Products, head_factor
 from thinformer.kernels import exponential
 from thinformer.support import checks
@@ -330,7 +323,7 @@ def select(
         B, S = tokens[1].shape
     settings = plan(S, g, size, delta, pre_thin)
     if isinstance(draws, int):
-        draws = draw(settings.schedule, draws, max(H, 1))
+        draws = draw_numbers(settings.schedule, draws, max(H, 1))
     index = starting_points(S, settings, draws, (B, H))
     if tokens is not None:
         index = np.take_along_axis(rows, index, axis=1)
@@ -347,7 +340,7 @@ def select(
     values.parameters[:, SCALE] = power
     values.parameters[:, CONSTANT] = (vmax * power) ** 2
     problem = Products(keys, values)
-    kept = compress_on(device, problem, settings.schedule, draws, index, (B, H))
+    kept = run_schedule(device, problem, settings.schedule, draws, index, (B, H))
     return kept.reshape(B, H, settings.schedule.size), finite.reshape(B, H)
 
 

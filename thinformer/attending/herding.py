@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 
 from thinformer.attending.padding import unpadded
 from thinformer.cpu.run import (
-    Plan,
     all_rows,
-    compress,
-    draw,
+    draw_numbers,
     largest_entries,
-    plan,
+    run_schedule,
     starting_points,
 )
+from thinformer.halving.plan import Plan, plan
 from thinformer.halving.problem import CONSTANT, SCALE, Products, head_factor, make_factor
 from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import exponential
@@ -58,13 +57,13 @@ def herd_keys(
     (B, S, H, E), value (B, S, H, D); n_out is below S. The temperature is that of
     `choose_temperature` if None; ValueError if it is too small.
     """
-    from thinformer.cpu import centring, halve  # import Numba
+    from thinformer.cpu import centring, herd, simd  # import Numba
 
     (B, S, H, E), T, dtype = key.shape, query.shape[1], key.dtype
     problems = B * H
     queries, keys, values = (head_factor(x) for x in (query, key, value))
     centred, squares = np.empty((B, H, S, E), dtype), np.empty((2, problems))
-    positions = np.arange(max(T, S, -(-E // halve.PANEL) * halve.PANEL))
+    positions = np.arange(max(T, S, simd.padded_size(E)))
 
     def centre(first: int, last: int) -> None:
         work = centring.workspace(keys, S)
@@ -95,20 +94,22 @@ def herd_keys(
     values.parameters[:, SCALE], values.parameters[:, CONSTANT] = power, (largest * power) ** 2
     problem = Products(keys, values)
     halvings = Plan(candidate_schedule(S, n_out), "even")
-    draws = draw(halvings.schedule, seed, max(H, 1))
+    draws = draw_numbers(halvings.schedule, seed, max(H, 1))
     greedy = tuple(np.zeros_like(uniform) for uniform in draws.uniforms)
     draws = draws._replace(uniforms=greedy)
     index = starting_points(S, halvings, draws, (B, H))
-    index = compress(problem, halvings.schedule, draws, index, (B, H))[-1]
+    index = run_schedule(problem, halvings.schedule, draws, index, (B, H))[-1]
     points = index.shape[1]
     kept = np.empty((problems, n_out), np.int64)
 
-    def herd(first: int, last: int) -> None:
-        work = halve.herding_workspace(points, E + value.shape[3], dtype)
-        halve.herd(first, last, problem, index, kept, work)
+    def herd_problems(first: int, last: int) -> None:
+        work = herd.workspace(points, E + value.shape[3], dtype)
+        herd.herd(first, last, problem, index, kept, work)
 
     threads.run(
-        herd, problems, 1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out)
+        herd_problems,
+        problems,
+        1.0 * problems * points * (points * (E + value.shape[3]) + 4 * n_out),
     )
     return kept.reshape(B, H, n_out), good
 
@@ -131,9 +132,9 @@ def herd_valid(
     query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
     are the keys' own tokens, and those that do not count say nothing about the temperature.
 
-    Returns what `thinformer.attending.attention.select_valid` does. A sequence shorter than `min_length`, or
-    not longer than its coreset would be, keeps all its tokens. A head whose tokens are not finite
-    keeps some. The other settings are those of `herd_keys`.
+    Returns what `thinformer.attending.attention.select_valid` does. A sequence shorter than
+    `min_length`, or not longer than its coreset would be, keeps all its tokens. A head whose tokens
+    are not finite keeps some. The other settings are those of `herd_keys`.
     """
     B, _, H, _ = key.shape
     indices, finite = np.zeros((B, H, width), np.int64), np.ones((B, H), bool)

@@ -19,10 +19,10 @@ towards what "nystrom" finds. The outputs of those queries themselves are known,
 
 Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
 Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
-(`thinformer.cpu.pivots`); for "queries" they are drawn in key order, in proportion to the root of the
-diagonal (`thinformer.cpu.drawn`), which costs nothing beside the sampled queries' attention and comes
-as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys only,
-with values moved so that their mean is that of all: it says where to shrink to, no more.
+(`thinformer.cpu.pivots`); for "queries" they are drawn in key order, in proportion to the root of
+the diagonal (`thinformer.cpu.drawn`), which costs nothing beside the sampled queries' attention and
+comes as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys
+only, with values moved so that their mean is that of all: it says where to shrink to, no more.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.padding import unpadded
-from thinformer.cpu.run import plan, stratified
+from thinformer.cpu.run import stratified
 from thinformer.halving.draws import head_keys
+from thinformer.halving.plan import plan
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks, threads
 
@@ -162,7 +163,7 @@ def _heads(
     seed: int,
 ) -> tuple[Heads, Draws, NDArray]:
     """What the kernels of `thinformer.cpu.landmarks` take, and a place for landmarks."""
-    from thinformer.cpu import halve, landmarks  # import Numba
+    from thinformer.cpu import draw, landmarks  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
     if temperature is not None:
@@ -173,7 +174,7 @@ def _heads(
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((H, size))
-        halve.unit_numbers(streams, STREAMS + stream, out)
+        draw.unit_numbers(streams, STREAMS + stream, out)
         return out
 
     m = min(T, QUERIES) if correction == "queries" else 0

@@ -1,1 +1,1 @@
-""""""
+"""The ``thinformer`` command: one file a command, with its arguments, help and handler."""

@@ -43,36 +43,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench", help="time exact attention, Thinformer and the plain torch version (needs torch);"
         " with --quality, error and time on activations",
     )  # fmt: skip
-    speed.add_argument(
+    bench.add_argument(
         "--quality", nargs="*", type=Path, metavar="FILE.npz",
         help="instead, measure how close to exact attention Thinformer, its corrections and simple"
         " sampling are: on activations of three trained encoders, or of files with arrays"
         " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
     )  # fmt: skip
-    speed.add_argument(
+    bench.add_argument(
         "--sizes", metavar="N,..",
         help="of --quality: keys kept (default: as many as g = 2 keeps; with --plot all g's)",
     )  # fmt: skip
-    speed.add_argument(
+    bench.add_argument(
         "--shapes",
         help="of t2t,biggan,4k,16k,64k,t2t-b64,64k-h16 (default: first 4; last 2 for a GPU)",
     )  # fmt: skip
-    speed.add_argument("--g", type=int, help="oversampling (default: 2)")
-    speed.add_argument(
+    bench.add_argument("--g", type=int, help="oversampling (default: 2)")
+    bench.add_argument(
         "--dtype", choices=("float32", "float64", "float16", "bfloat16"),
         help="half precision on a GPU only",
     )  # fmt: skip
-    speed.add_argument(
+    bench.add_argument(
         "--threads", type=int, help="threads of all candidates (default: as many as torch takes)"
     )
-    speed.add_argument("--device", choices=("cpu", "cuda"))
-    speed.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
-    speed.add_argument(
+    bench.add_argument("--device", choices=("cpu", "cuda"))
+    bench.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
+    bench.add_argument(
         "--compiled", action="store_true", help="also torch.compile plain torch (takes minutes)"
     )
-    speed.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
-    speed.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
-    speed.set_defaults(run=_bench, **SPEED)
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write figures and machine")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png, .svg)")
+    bench.set_defaults(run=_bench, **SPEED)
 
     points = commands.add_parser(
         "bench-points", help="time and error of thinning point sets, beside goodpoints if installed"

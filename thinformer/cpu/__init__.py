@@ -1,1 +1,1 @@
-""""""
+"""The Numba body: compiled loops for the CPU, and how they run on threads."""

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer.cpu.simd import PANEL, ROWS, squared_norms
+from thinformer.cpu.rows import add
+from thinformer.cpu.simd import PANEL, ROWS, padded_size, squared_norms
 from thinformer.cpu.softmax import write_columns
-from thinformer.cpu.tiles import add, gather_factor
+from thinformer.cpu.tiles import gather_factor
 from thinformer.halving.problem import Factor
 
 
 def workspace(key: Factor, S: int) -> NDArray:
     """Return the memory that one thread of `centre_keys` works in."""
-    padded = (-(-S // PANEL) + 1) * PANEL
+    padded = padded_size(S) + PANEL
     beyond = ROWS * PANEL  # a vector of rows reads past the last
     return np.empty(padded * (key.dim + 1) + PANEL * PANEL + beyond, key.window.dtype)
 
@@ -83,10 +84,3 @@ def centre(panels, mean, scale):
             row = panels[start + d * PANEL : start + (d + 1) * PANEL]
             for c in range(row.size):
                 row[c] = (row[c] - mean[d]) * scale
-
-
-@inner(ELEMENTWISE)
-def multiply(row, factor):
-    """Multiply a row by a number."""
-    for d in range(row.size):
-        row[d] *= factor

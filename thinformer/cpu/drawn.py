@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from thinformer.cpu.jit import ELEMENTWISE, REDUCTION, STRICT, inner
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, transpose
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
 from thinformer.cpu.softmax import divide, exponentials, row_maxima
 from thinformer.cpu.tiles import exp
 
@@ -35,7 +35,7 @@ def attend(x, n, E, queries, m, values, D, positions, top, total, importance, ou
     outputs : panels (m in whole panels, PANEL) of the values' dimensions, written
     """
     width, one = BYTES // x.itemsize, x.dtype.type(1)
-    size = -(-n // PANEL) * PANEL * PANEL
+    size = padded_size(n) * PANEL
     logits, sums = free[:size], free[size : size + PANEL * PANEL]
     importance[:] = 0
     for first in range(0, m, PANEL):
@@ -72,7 +72,7 @@ def add_squares(exponentials, n, total, importance):
 
 
 @inner(STRICT)
-def weigh(importance, squares, balance):
+def weigh_keys(importance, squares, balance):
     """Write e^{h_j}, as much as the largest, over importances; return t and the largest h.
 
     importance, squares : of all keys; h is half the logarithm of exp(2 t) importance + exp(|x|^2)

@@ -14,12 +14,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, inner, kernel
-from thinformer.cpu.simd import BYTES, raise_to_magnitudes, transpose
-from thinformer.cpu.tiles import PANEL, TILE_ROWS, add, columns, load, tabulate
-from thinformer.halving import draws, steps
-
-SCANNED = 8  # rows that are looked at a vector of columns at a time, while they are in cache
+from thinformer.cpu.jit import STRICT, bind, inner, kernel
+from thinformer.cpu.simd import PANEL, padded_size
+from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate
+from thinformer.halving import steps
 
 simple_factor = bind(steps.simple_factor, STRICT)
 adaptive_factor = bind(steps.adaptive_factor, STRICT)
@@ -28,20 +26,12 @@ simple_threshold = bind(steps.simple_threshold, STRICT)
 adaptive_threshold = bind(steps.adaptive_threshold, STRICT)
 next_variance = bind(steps.next_variance, STRICT)
 swaps = bind(steps.swaps, STRICT)
-mix = bind(draws.mix, STRICT)
-unit = bind(draws.unit, STRICT)
 
 
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
-    rows = -(-largest_bucket // PANEL) * PANEL
+    rows = padded_size(largest_bucket)
     return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
-
-
-def herding_workspace(points: int, dims: int, dtype: np.dtype) -> NDArray:
-    """Return the memory that one thread of `herd` works in: a Gram matrix and three rows more."""
-    padded = -(-points // PANEL) * PANEL
-    return np.empty(padded * (padded + 3) + workspace(points, dims, dtype).size, dtype)
 
 
 @kernel
@@ -182,170 +172,3 @@ def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coi
             for c in range(j + 1, points):
                 step = w[row_i + c * gram.column] - w[row_j + c * gram.column]
                 sums[c] += -step if swap else step
-
-
-@kernel
-def herd(first, last, problem, index, kept, work):
-    """Keep the points of problems first .. last-1 whose mean in the Hilbert space is that of all.
-
-    Point by point the best of all that are left; then each is given back once, in the order they
-    came, for the best.
-
-    problem : Products or Points
-    index : (problems, S) int64, the points
-    kept : (problems, n_out) int64, written, increasing
-    work : see `herding_workspace`
-    """
-    points, size = index.shape[1], kept.shape[1]
-    padded = -(-points // PANEL) * PANEL
-    gram, work = work[: padded * padded].reshape(padded, padded), work[padded * padded :]
-    scores, mean, bars = work[:padded], work[padded : 2 * padded], work[2 * padded : 3 * padded]
-    work = work[3 * padded :]
-    far = np.finfo(work.dtype).max / 4  # the bar of a point that is kept, or of none
-    lanes, chosen = np.empty(PANEL, work.dtype), np.empty(size, np.int64)
-    positions = np.arange(TILE_ROWS)
-    for p in range(first, last):
-        fill_gram(problem, p, index[p], positions, gram, work)
-        mean[:] = 0
-        for i in range(points):
-            add(gram[i], mean)
-        mean /= points
-        # a score is the sum of kernel values with those kept, and half of its own, less their means
-        for i in range(points):
-            scores[i] = gram[i, i] / 2 - mean[i]
-        bars[:points], bars[points:], scores[points:], mean[points:] = 0, far, 0, 0
-        low = step(scores, mean, mean, bars, lanes)  # moves nothing: the first least
-        for turn in range(2 * size):
-            best = 0
-            while best < points - 1 and scores[best] + bars[best] != low:
-                best += 1
-            chosen[turn % size], bars[best] = best, far
-            if turn < size - 1:
-                low = step(scores, gram[best], mean, bars, lanes)
-            elif turn < 2 * size - 1:
-                back = chosen[turn - size + 1]
-                bars[back] = 0
-                low = step(scores, gram[best], gram[back], bars, lanes)
-        chosen.sort()
-        for i in range(size):
-            kept[p, i] = index[p, chosen[i]]
-
-
-@inner(STRICT)
-def fill_gram(problem, p, index, positions, gram, work):
-    """Kernel values of some points of a problem, in whole panels: half of them, and mirrored.
-
-    positions : the numbers from 0 on, below TILE_ROWS
-    """
-    points, size, apart = index.size, TILE_ROWS * PANEL, gram.shape[1]
-    tile, other, free = work[:size], work[size : 2 * size], work[2 * size :]
-    loaded, rest = load(problem, p, index, free)
-    flat, one, width = gram.ravel(), work.dtype.type(1), BYTES // work.itemsize
-    for start in range(0, points, PANEL):
-        stop = min(start + PANEL, points)
-        panel = columns(problem, loaded, start, rest)
-        row = 0
-        while row < start:
-            end = min(row + TILE_ROWS, start)
-            tabulate(problem, p, loaded, row, end, start, panel, tile, other)
-            for i in range(row, end):
-                for c in range(PANEL):
-                    gram[i, start + c] = tile[(i - row) * PANEL + c]
-            for i in range(row, end, width):
-                at = start * apart + i
-                transpose(tile, 0, PANEL, positions, i - row, PANEL, one, flat, at, apart)
-            row = end
-        tabulate(problem, p, loaded, start, stop, start, panel, tile, other)
-        for i in range(start, stop):
-            for j in range(i, stop):
-                gram[i, j] = gram[j, i] = tile[(i - start) * PANEL + j - start]
-    gram[:points, points:] = 0  # or scores of no point could be the least
-
-
-@inner(ELEMENTWISE)
-def step(scores, gain, loss, bars, lanes):
-    """Add one row to the scores and take away another; return the least score and its bar.
-
-    Compared side by side, in as many lanes as a panel has points.
-    """
-    for c in range(lanes.size):
-        scores[c] += gain[c] - loss[c]
-        lanes[c] = scores[c] + bars[c]
-    for start in range(PANEL, scores.size, PANEL):
-        score, of_bar = scores[start : start + PANEL], bars[start : start + PANEL]
-        more, less = gain[start : start + PANEL], loss[start : start + PANEL]
-        for c in range(lanes.size):
-            moved = score[c] + (more[c] - less[c])
-            score[c] = moved
-            lanes[c] = min(lanes[c], moved + of_bar[c])
-    low = lanes[0]
-    for c in range(1, lanes.size):
-        low = min(low, lanes[c])
-    return low
-
-
-@kernel
-def scan(first, last, factor, index, largest):
-    """Find the largest magnitude among the rows in index of problems first .. last-1.
-
-    It is NaN where one of the entries is. 5 to 6 ns a row of 64 numbers in float32, where a
-    plain loop takes 12.
-
-    factor : Factor
-    index : (problems, n) int64, or (1, n) where all problems share the rows
-    largest : (problems,), written
-    """
-    width = BYTES // factor.window.itemsize
-    whole = factor.dim // width * width if factor.column == 1 else 0
-    magnitudes = np.empty(width, factor.window.dtype)
-    for problem in range(first, last):
-        positions, corner = index[problem % index.shape[0]], factor.first[problem]
-        magnitudes[:] = 0
-        for i in range(0, positions.size, SCANNED):
-            count = min(SCANNED, positions.size - i)
-            for c in range(0, whole, width):
-                raise_to_magnitudes(
-                    magnitudes, factor.window, corner + c, factor.row, positions, i, count
-                )
-        top = np.max(magnitudes)
-        if whole < factor.dim:
-            for i in range(positions.size):
-                row = corner + positions[i] * factor.row
-                for c in range(whole, factor.dim):
-                    entry = abs(factor.window[row + c * factor.column])
-                    if entry > top or entry != entry:  # nothing is above NaN, which stays
-                        top = entry
-        largest[problem] = top
-
-
-@kernel
-def stratify(n_points, uniforms, positions):
-    """Write positions (heads, length), increasing: one of each of as many strata around a ring.
-
-    uniforms : (heads, length + 1) float64, where the ring begins and where in its stratum each is
-    """
-    (heads, length), rotated = positions.shape, np.empty(positions.shape[1], np.int64)
-    for head in range(heads):
-        start = np.int64(uniforms[head, 0] * n_points)
-        low, beyond = 0, 0
-        for i in range(length):
-            high = (i + 1) * n_points // length
-            rotated[i] = start + low + np.int64(uniforms[head, i + 1] * (high - low))
-            beyond += rotated[i] >= n_points
-            low = high
-        for i in range(length):  # those beyond the end come first
-            last = i >= length - beyond
-            to = i - length + beyond if last else i + beyond
-            positions[head, to] = rotated[i] - n_points if last else rotated[i]
-
-
-@kernel
-def unit_numbers(keys, stream, out):
-    """Write numbers in [0, 1) of a numbered stream of every head's key, as `draws` defines them.
-
-    keys : (heads,) uint64; out : (heads, size) float64
-    """
-    for head in range(keys.size):
-        start = mix(keys[head] + np.uint64(stream))
-        for i in range(out.shape[1]):
-            out[head, i] = unit(mix(start + np.uint64(i + 1) * np.uint64(draws.GOLDEN)))

@@ -18,16 +18,20 @@ from typing import Any
 import numba
 from numba.extending import overload
 
+# the folders whose functions are compiled, and whose named tuples are types of compiled code
+COMPILED = ("kernels", "halving", "cpu")
+
 # What the compiler may do to floating-point arithmetic. None assumes the absence of NaN or inf.
 STRICT: set[str] = set()  # as written: the sums that decide swaps, or a seed does not reproduce
 ELEMENTWISE = {"contract", "nsz"}  # a*b+c may be rounded once
 REDUCTION = {"contract", "nsz", "reassoc"}  # sums may run in another order, to vectorise
 
 
-def _source_hash() -> str:
-    """Eight hex digits that change with any source file of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+@functools.cache
+def source_hash() -> str:
+    """Eight hex digits that change with any source file in a folder of compiled code."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for folder in COMPILED for path in (package / folder).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -37,12 +41,12 @@ def kernel(function: Callable) -> Any:
 
     Numba's own cache does not see that a callee in another file has changed, and would run the old
     code after an upgrade. Its index file is named after the function, so the name carries a hash
-    of the package's sources.
+    of those sources.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
-    function.__qualname__ += f"_{_source_hash()}"
+    function.__qualname__ += f"_{source_hash()}"
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to cache in is writable

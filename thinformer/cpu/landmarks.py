@@ -15,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.centring import centre, largest_square, measure_keys, multiply
-from thinformer.cpu.drawn import attend, draw_landmarks, features, weigh
+from thinformer.cpu.centring import centre, largest_square, measure_keys
+from thinformer.cpu.cholesky import factorise, substitute
+from thinformer.cpu.drawn import attend, draw_landmarks, features, weigh_keys
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer.cpu.pivots import BLOCK, choose_pivots, to_exponentials
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, squared_norms
-from thinformer.cpu.softmax import copy_row, gather_columns
-from thinformer.cpu.tiles import add, exp, gather_factor
+from thinformer.cpu.pivots import BLOCK, choose_pivots
+from thinformer.cpu.rows import add, add_rows, copy_row, copy_within, fill, multiply, subtract
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, squared_norms
+from thinformer.cpu.softmax import gather_columns
+from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import SCALE, Factor
 
 CHUNK = 8 * PANEL  # keys at a time: what is made of them stays in the nearest cache
@@ -83,15 +85,15 @@ class Fits(NamedTuple):
     output: NDArray
 
 
-def whole(size: int) -> int:
-    """As many points as the panels have that hold so many."""
-    return -(-size // PANEL) * PANEL
-
-
 def workspace(heads: Heads, draws: Draws) -> NDArray:
     """Return the memory that one thread works in."""
-    E, D, S, n_out = heads.key.dim, whole(heads.value.dim), whole(heads.S), whole(heads.n_out)
-    L, m = whole(draws.candidates.shape[1]), whole(draws.queries.shape[1])
+    E, D, S, n_out = (
+        heads.key.dim,
+        padded_size(heads.value.dim),
+        padded_size(heads.S),
+        padded_size(heads.n_out),
+    )
+    L, m = padded_size(draws.candidates.shape[1]), padded_size(draws.queries.shape[1])
     of_keys = S * (E + D + 3 + PANEL)
     of_queries = m * (E + D + 2)
     of_pivots = L * (E + n_out + 2 * BLOCK + 2) if m == 0 else 0
@@ -133,8 +135,8 @@ def fit_drawn(first, last, heads, draws, two_rho, balance, nugget, bound, indice
 
     bound : the largest magnitude of masses, and of values over the largest of all keys' values
     """
-    n_out, padded = heads.n_out, -(-draws.queries.shape[1] // PANEL) * PANEL
-    panels, columns = -(-n_out // PANEL) * PANEL, -(-(heads.value.dim + 1) // PANEL) * PANEL
+    n_out, padded = heads.n_out, padded_size(draws.queries.shape[1])
+    panels, columns = padded_size(n_out), padded_size(heads.value.dim + 1)
     h, free = work[:panels], work[panels:]
     f, free = free[: panels * padded], free[panels * padded :]
     right, free = free[: n_out * columns], free[n_out * columns :]
@@ -151,7 +153,7 @@ def fit_drawn(first, last, heads, draws, two_rho, balance, nugget, bound, indice
 def fit_pivoted(first, last, heads, draws, two_rho, nugget, bound, indices, fits, work):
     """Choose the landmarks of problems first .. last-1 as pivots, and fit them."""
     n_out, every = heads.n_out, heads.positions[: heads.S]
-    panels, columns = -(-n_out // PANEL) * PANEL, -(-(heads.value.dim + 1) // PANEL) * PANEL
+    panels, columns = padded_size(n_out), padded_size(heads.value.dim + 1)
     h, free = work[:panels], work[panels:]
     right, free = free[: n_out * columns], free[n_out * columns :]
     for p in range(first, last):
@@ -184,13 +186,6 @@ def fit(p, heads, summed, indices, f, queries, h, top, nugget, bound, right, fit
                 fits.values[p // H, s, p % H, d] = z
             else:
                 fits.masses[p, s] = z
-
-
-@inner(ELEMENTWISE)
-def fill(row, number):
-    """Write one number everywhere; a loop, as assignment to a slice takes a second to compile."""
-    for i in range(row.size):
-        row[i] = number
 
 
 @inner(STRICT)
@@ -252,14 +247,14 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
     """
     S, E, D, n_out = heads.S, heads.key.dim, heads.value.dim, heads.n_out
     head, dtype, m, fitting = draws.head[p], h.dtype.type, draws.queries.shape[1], right.size > 0
-    padded = -(-m // PANEL) * PANEL
+    padded = padded_size(m)
     x, squares, values, to_x, free = load_head(p, heads, two_rho, free)
     squares = squares[:S]
     multiply(x, to_x)
     multiply(squares, to_x * to_x)
     importance, free = free[:S], free[S:]
     top_of, total_of, free = free[:padded], free[padded : 2 * padded], free[2 * padded :]
-    size = padded * -(-D // PANEL) * PANEL
+    size = padded * padded_size(D)
     outputs, free = free[:size], free[size:]
     queries, _, free = gather_factor(heads.query, p, draws.queries[head], free)
     for c in range(m, padded):
@@ -269,7 +264,7 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
         x, S, E, queries, m, values, D if fitting else 0, heads.positions, top_of, total_of,
         importance, outputs, free,
     )  # fmt: skip
-    t, top = weigh(importance, squares, balance)
+    t, top = weigh_keys(importance, squares, balance)
     draw_landmarks(importance, n_out, draws.uniforms[head, 0], indices)
     for i in range(n_out):
         h[i] = top + math.log(importance[indices[i]])
@@ -295,18 +290,11 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
     return dtype(top)
 
 
-@inner(ELEMENTWISE)
-def copy_within(row, low, high, out):
-    """Copy a row, as far as there is a place for it, each number brought into its own range."""
-    for d in range(min(row.size, out.size)):
-        out[d] = min(max(row[d], low[d]), high[d])
-
-
 @inner(STRICT)
 def choose_among(key, p, candidates, mean, to_x, uniforms, nugget, indices, free):
     """Write the pivots among candidates, increasing."""
     E, L = key.dim, candidates.size
-    index = np.empty(-(-L // PANEL) * PANEL, np.int64)
+    index = np.empty(padded_size(L), np.int64)
     index[:L], index[L:] = candidates, candidates[L - 1]
     x, _, free = gather_factor(key, p, index, free)
     centre(x, mean, to_x)
@@ -343,15 +331,6 @@ def mean_of_rows(values, n, average):
         add_rows(values[start * n : (start + PANEL) * n], total)
         multiply(total, values.dtype.type(1 / n))
         copy_row(total, average[start:])
-
-
-@inner(ELEMENTWISE)
-def add_rows(panel, total):
-    """Add all rows of a panel."""
-    for start in range(0, panel.size, PANEL):
-        row = panel[start : start + PANEL]
-        for d in range(total.size):
-            total[d] += row[d]
 
 
 @inner(ELEMENTWISE)
@@ -433,7 +412,7 @@ def add_exponentials(p, heads, summed, indices, h, top, right, free):
     shift, total, free = free[:PANEL], free[PANEL : 2 * PANEL], free[2 * PANEL :]
     rows, free = free[: CHUNK * PANEL], free[CHUNK * PANEL :]
     product, free = free[: PANEL * PANEL], free[PANEL * PANEL :]
-    size = -(-D // PANEL) * PANEL * PANEL
+    size = padded_size(D) * PANEL
     sums, free = free[:size], free[size:]
     for start in range(0, n_out, PANEL):
         count = min(PANEL, n_out - start)
@@ -495,128 +474,3 @@ def solve(p, heads, indices, f, queries, h, nugget, right, free):
     inverses, free = free[: blocks * PANEL * PANEL], free[blocks * PANEL * PANEL :]
     factorise(x, key.dim, f, queries, h, n, nugget, R, inverses, free)
     substitute(R, inverses, n, right, free)
-
-
-@inner(STRICT)
-def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
-    """Write the Cholesky factor of N between landmarks, N = R^T R, PANEL rows at a time.
-
-    x, f : panels (E, PANEL) of scaled keys, and (queries, PANEL) of features
-    R : panels (n, PANEL) of the factor's columns, written
-    inverses : those of the factor's diagonal blocks, rows of PANEL numbers, written
-    """
-    square = PANEL * PANEL
-    tile, product, free = free[:square], free[square : 2 * square], free[2 * square :]
-    for start in range(0, n, PANEL):
-        count = min(PANEL, n - start)
-        inverse = inverses[start * PANEL : start * PANEL + square]
-        for panel in range(start, n, PANEL):
-            product_of_panels(x[start * E :], E, x, panel * E, count, tile)
-            to_exponentials(tile, h[start : start + count], h[panel : panel + PANEL])
-            if queries > 0:
-                product_of_panels(f[start * queries :], queries, f, panel * queries, count, product)
-                subtract(tile, -1, product)
-            if start > 0:
-                product_of_panels(R[start * n :], start, R, panel * n, count, product)
-                subtract(tile, 1, product)
-            rows = R[panel * n + start * PANEL : panel * n + (start + count) * PANEL]
-            if panel == start:
-                for i in range(count):
-                    tile[i * PANEL + i] += nugget
-                cholesky(tile, count)
-                copy_row(tile, rows)
-                invert(tile, count, inverse)
-            else:
-                product_of_panels(inverse, count, tile, 0, count, product)
-                copy_row(product, rows)
-
-
-@inner(STRICT)
-def cholesky(tile, n):
-    """Replace a symmetric block by its upper triangular factor, in rows of PANEL numbers."""
-    for i in range(n):
-        row = tile[i * PANEL : (i + 1) * PANEL]
-        subtract_rows(row, tile, 0, i, tile[i:], PANEL)
-        multiply(row, 1 / np.sqrt(row[i]))
-        row[:i] = 0
-
-
-@inner(STRICT)
-def substitute(R, inverses, n, y, free):
-    """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
-
-    All is products: of what was solved before with rows of R, and of what that leaves with the
-    inverse of R's diagonal block.
-    """
-    square = PANEL * PANEL
-    of_rows, free = free[: n * PANEL], free[n * PANEL :]
-    transposed, tile = free[:square], free[square : 2 * square]
-    for start in range(0, n, PANEL):
-        count = min(PANEL, n - start)
-        for panel in range(0, y.size, n * PANEL):
-            block = y[panel + start * PANEL : panel + (start + count) * PANEL]
-            if start > 0:
-                product_of_panels(R[start * n :], start, y, panel, count, tile)
-                subtract(block, 1, tile)
-            product_of_panels(inverses[start * PANEL :], count, block, 0, count, tile)
-            copy_row(tile, block)
-    for start in range((n - 1) // PANEL * PANEL, -1, -PANEL):
-        count = min(PANEL, n - start)
-        end, inverse = start + count, inverses[start * PANEL : start * PANEL + square]
-        for k in range(end, n):
-            from_panel = R[k // PANEL * PANEL * n + start * PANEL + k % PANEL :]
-            for c in range(count):
-                of_rows[(k - end) * PANEL + c] = from_panel[c * PANEL]
-        for i in range(PANEL):
-            for k in range(PANEL):
-                transposed[i * PANEL + k] = inverse[k * PANEL + i]
-        for panel in range(0, y.size, n * PANEL):
-            block = y[panel + start * PANEL : panel + end * PANEL]
-            if end < n:
-                product_of_panels(of_rows, n - end, y, panel + end * PANEL, count, tile)
-                subtract(block, 1, tile)
-            product_of_panels(transposed, count, block, 0, count, tile)
-            copy_row(tile, block)
-
-
-@inner(STRICT)
-def invert(R, n, inverse):
-    """Write the inverse of an upper triangular block, in rows of PANEL numbers."""
-    inverse[:] = 0
-    for i in range(n - 1, -1, -1):
-        row = inverse[i * PANEL : (i + 1) * PANEL]
-        row[i] = 1
-        subtract_rows(row, inverse, i + 1, n, R[i * PANEL :], 1)
-        multiply(row, 1 / R[i * PANEL + i])
-
-
-@inner(ELEMENTWISE)
-def subtract_rows(row, rows, first, last, factors, apart):
-    """Subtract rows first .. last-1 times factors, of which row k's is at k * apart.
-
-    Two a step: the row is loaded and stored half as often, and a block takes 2 microseconds for 4.
-    """
-    for k in range(first, last - 1, 2):
-        a, b = rows[k * PANEL :], rows[(k + 1) * PANEL :]
-        of_a, of_b = factors[k * apart], factors[(k + 1) * apart]
-        for d in range(PANEL):
-            row[d] -= of_a * a[d] + of_b * b[d]
-    if (last - first) % 2 == 1:
-        a, of_a = rows[(last - 1) * PANEL :], factors[(last - 1) * apart]
-        for d in range(PANEL):
-            row[d] -= of_a * a[d]
-
-
-@inner(STRICT)
-def product_of_panels(rows, dim, columns, at, count, tile):
-    """Write the products of `count` points of one panel with those of another."""
-    for row in range(0, count, ROWS):
-        for column in range(0, PANEL, BYTES // tile.itemsize):
-            inner_products(rows, row, columns, at + column, dim, tile, row * PANEL + column)
-
-
-@inner(ELEMENTWISE)
-def subtract(row, factor, other):
-    """Subtract a multiple of another row."""
-    for d in range(row.size):
-        row[d] -= factor * other[d]

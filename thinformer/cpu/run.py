@@ -1,54 +1,25 @@
-"""KH-Compress: runs a schedule over a list of problems on a body.
+"""The compiled loops over many problems, on threads: schedules, scans, sums, draws.
 
-Draws and problems meet here: a draw's leading axes broadcast to the problems', without a copy for
-each problem.
+Where there are problems for every thread, a thread takes some of them through all rounds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.halving.draws import Draws, from_streams, head_keys
-from thinformer.halving.problem import Factor, Points, Problem, compiled_for, value_cost
-from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size, published_length
-from thinformer.support import checks, threads
-
-PRE_THIN = ("even", "stride")
-
-
-class Plan(NamedTuple):
-    """A schedule and how a sequence is brought to its length."""
-
-    schedule: Schedule
-    pre_thin: str
-
-
-def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = "even") -> Plan:
-    """Check the settings of a compression of `n_points` points and return its plan.
-
-    With g it is the published schedule, from n points for n the largest power of four not above
-    `n_points`; with `size`, or where n points would not be halved, from as many as halve evenly.
-    Where there are no more points than the coreset takes, the plan keeps all of them. The
-    published rule, ``pre_thin="stride"``, has only n points before it.
-    """
-    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
-    pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
-    if size is not None:
-        size = checks.integer("size", size, 1)
-    n = published_length(n_points)
-    if pre_thin == "stride":
-        n_points = n
-    if size is None:
-        size = coreset_size(n_points, g)
-        if size < n:
-            n_points = n
-    return Plan(compress_schedule(n_points, min(n_points, size), delta), pre_thin)
+from thinformer.halving.plan import Plan, check_draws, draw_rows
+from thinformer.halving.problem import Factor, Points, Problem, value_cost
+from thinformer.halving.schedule import Schedule
+from thinformer.kernels import Kernel
+from thinformer.kernels.phi import OF_PRODUCTS, PAIRWISE
+from thinformer.support import threads
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -66,7 +37,7 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
     elif length == n_points:
         positions = np.arange(length)
     else:
-        strata, row = _rows(draws.strata, stack, length + 1, "strata", np.float64)
+        strata, row = draw_rows(draws.strata, stack, length + 1, "strata", np.float64)
         if not ((strata >= 0) & (strata < 1)).all():  # NaN is not
             raise ValueError(
                 f"draws.strata must lie in [0, 1); got {strata.min()} to {strata.max()}"
@@ -82,28 +53,28 @@ def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
     around the sequence as around a ring from a random start; one position of each is taken at
     random. Every position has the same chance, length / n_points.
     """
-    from thinformer.cpu import halve  # imports Numba
+    from thinformer.cpu import draw  # imports Numba
 
     positions = np.empty((len(uniforms), uniforms.shape[1] - 1), np.int64)
-    halve.stratify(n_points, uniforms, positions)
+    draw.stratify(n_points, uniforms, positions)
     return positions
 
 
-def draw(schedule: Schedule, seed: int, heads: int) -> Draws:
+def draw_numbers(schedule: Schedule, seed: int, heads: int) -> Draws:
     """Return what `make_draws` does, in a sixth of the time."""
-    from thinformer.cpu import halve  # imports Numba
+    from thinformer.cpu import draw  # imports Numba
 
     keys = head_keys(seed, heads)
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((keys.size, size))
-        halve.unit_numbers(keys, stream, out)
+        draw.unit_numbers(keys, stream, out)
         return out
 
     return from_streams(schedule, numbers)
 
 
-def compress(
+def run_schedule(
     problem: Problem,
     schedule: Schedule,
     draws: Draws,
@@ -130,22 +101,22 @@ def compress(
     """
     from thinformer.cpu import halve  # imports Numba
 
-    halve = compiled_for(problem, halve.halve_buckets)
+    halve_compiled = compiled_for(problem, halve.halve_buckets)
     factor, dims, cost = _per_value(problem)
     dtype = factor.window.dtype
     problems = len(index)
     rounds = []
     for round_, uniform, coin in zip(schedule.rounds, draws.uniforms, draws.coins, strict=True):
         drawn = (
-            *_rows(uniform, stack, round_.pairs, "uniforms", dtype),
-            *_rows(coin, stack, round_.buckets, "coins", np.bool_),
+            *draw_rows(uniform, stack, round_.pairs, "uniforms", dtype),
+            *draw_rows(coin, stack, round_.buckets, "coins", np.bool_),
         )
         rounds.append((round_, drawn, np.empty((problems, round_.pairs), np.int64)))
 
     def halve_buckets(i: int, work: NDArray, *part: int) -> None:
         round_, drawn, kept = rounds[i]
         points = rounds[i - 1][2] if i else index
-        halve(*part, problem, round_, adaptive, points, kept, *drawn, work)
+        halve_compiled(*part, problem, round_, adaptive, points, kept, *drawn, work)
 
     def compress_problems(first: int, last: int) -> None:
         work = halve.workspace(max(r.largest_bucket for r in schedule.rounds), dims, dtype)
@@ -179,50 +150,6 @@ def compress(
     return [index, *(kept for _, _, kept in rounds)]
 
 
-def compress_on(
-    device: str,
-    problem: Problem,
-    schedule: Schedule,
-    draws: Draws,
-    index: NDArray,
-    stack: tuple[int, ...],
-) -> NDArray:
-    """Run a schedule on "cpu" or "cuda"; return the positions kept, (problems, size) int64.
-
-    The arguments are those of `compress`.
-    """
-    if device == "cpu":
-        return compress(problem, schedule, draws, index, stack)[-1]
-    from thinformer.cuda import run  # imports numba.cuda
-
-    return run.compress(problem, schedule, _of_problems(schedule, draws, stack), index, stack)
-
-
-def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tuple[int, ...]) -> Any:
-    """Return what `thinformer.cuda.arrays` takes draws from: their seed, or what was given."""
-    if isinstance(draws, int):
-        return draws
-    index = starting_points(n_points, settings, draws, stack)
-    return index, drawn_numbers(settings.schedule, draws, stack)
-
-
-def drawn_numbers(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
-    """Return the uniforms and then the coins of all rounds of each problem, (problems, ...)."""
-    drawn = _of_problems(schedule, draws, stack)
-    return np.concatenate(drawn, axis=1) if drawn else np.empty((math.prod(stack), 0))
-
-
-def _of_problems(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> list[NDArray]:
-    """The uniforms of all rounds and then the coins of all rounds, a row a problem."""
-    rows = [
-        *(_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
-          for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
-        *(_rows(coin, stack, round_.buckets, "coins", np.bool_)
-          for round_, coin in zip(schedule.rounds, draws.coins, strict=True)),
-    ]  # fmt: skip
-    return [draw[row] for draw, row in rows]
-
-
 def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
     """A part of the problem with its dtype, the columns of all parts, and a kernel value's cost."""
     if isinstance(problem, Points):
@@ -231,32 +158,24 @@ def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
     return problem.keys, dims, dims
 
 
-def halve_gram(
-    device: str, gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]
-) -> NDArray:
+def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
     """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
     from thinformer.cpu import halve  # imports Numba
 
-    check_draws(schedule, draws)
-    if device == "cuda":
-        from thinformer.cuda import run  # imports numba.cuda
-
-        index = np.tile(np.arange(schedule.length), (gram.first.size, 1))
-        return run.compress(gram, schedule, _of_problems(schedule, draws, stack), index, stack)
     (round_,) = schedule.rounds
     dtype = gram.window.dtype
-    uniforms, uniform_row = _rows(draws.uniforms[0], stack, round_.pairs, "uniforms", dtype)
-    coins, coin_row = _rows(draws.coins[0], stack, 1, "coins", np.bool_)
+    uniforms, uniform_row = draw_rows(draws.uniforms[0], stack, round_.pairs, "uniforms", dtype)
+    coins, coin_row = draw_rows(draws.coins[0], stack, 1, "coins", np.bool_)
     problems = gram.first.size
     kept = np.empty((problems, round_.pairs), np.int64)
 
-    def halve(first: int, last: int) -> None:
+    def halve_problems(first: int, last: int) -> None:
         work = np.empty(2 * round_.pairs, dtype)
         halve.halve_gram(
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
-    threads.run(halve, problems, problems * gram.dim**2)
+    threads.run(halve_problems, problems, problems * gram.dim**2)
     return kept
 
 
@@ -265,14 +184,14 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
 
     A scan is a factor and the rows to look at: (problems, n) int64, or (1, n) for all problems.
     """
-    from thinformer.cpu import halve  # imports Numba
+    from thinformer.cpu import draw  # imports Numba
 
     problems = scans[0][0].first.size
     largest = [np.empty(problems, factor.window.dtype) for factor, _ in scans]
 
     def scan(first: int, last: int) -> None:
         for (factor, index), found in zip(scans, largest, strict=True):
-            halve.scan(first, last, factor, index, found)
+            draw.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
     threads.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations
@@ -290,37 +209,65 @@ def is_finite(factor: Factor, n_points: int) -> bool:
     return bool(np.isfinite(largest).all())
 
 
-def check_draws(schedule: Schedule, draws: Draws) -> None:
-    """Check that draws are Draws with as many rounds as the schedule; `_rows` checks shapes."""
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws must be a thinformer.Draws; got {type(draws).__name__}")
-    for name, arrays in (("uniforms", draws.uniforms), ("coins", draws.coins)):
-        if len(arrays) != len(schedule.rounds):
-            raise ValueError(
-                f"draws.{name} must have one array for each of {len(schedule.rounds)} rounds; "
-                f"got {len(arrays)}"
-            )
+def function_of_points(kernel: Kernel) -> Kernel:
+    """The kernel itself; `of_products` as the function of two points that the loops call."""
+    if kernel.tag != OF_PRODUCTS:
+        return kernel
+    from thinformer.cpu import jit  # imports Numba
+
+    return replace(kernel, tag=PAIRWISE, companion=jit.from_products(kernel.companion))
 
 
-def _rows(
-    draw: NDArray | None, stack: tuple[int, ...], size: int, name: str, dtype: type | np.dtype
-) -> tuple[NDArray, NDArray]:
-    """A draw as (rows, size), and for each problem of the stack the row that is its own."""
-    shape = None if draw is None else np.shape(draw)
-    try:
-        if shape is None or shape[-1:] != (size,):
-            raise ValueError
-        row = _row_numbers(shape[:-1], stack)
-    except ValueError:
-        raise ValueError(
-            f"draws.{name} must have shape (..., {size}) with leading axes that broadcast to "
-            f"{stack}; got {shape}"
-        ) from None
-    return np.array(draw, dtype, order="C").reshape(math.prod(shape[:-1]), size), row
+def compiled_for(problem: Problem, kernel: Callable) -> Callable:
+    """The kernel; where a user's function is compiled into it, a twin that is not stored on disk.
+
+    No other process could find that version again.
+    """
+    from thinformer.cpu import jit  # imports Numba
+
+    with_function = isinstance(problem, Points) and callable(problem.companion)
+    return jit.uncached(kernel) if with_function else kernel
 
 
-@lru_cache(maxsize=64)  # the same for all draws of a schedule
-def _row_numbers(lead: tuple[int, ...], stack: tuple[int, ...]) -> NDArray[np.int64]:
-    """For each problem of a stack, the number of the row it has in an array of leading axes."""
-    rows = np.arange(math.prod(lead), dtype=np.int64).reshape(lead)
-    return np.broadcast_to(rows, stack).flatten()
+def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
+    """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64."""
+    from thinformer.cpu import sums  # imports Numba
+
+    out = np.empty(at.size, np.float64)
+    kernel = compiled_for(problem, sums.embed)
+
+    def task(first: int, last: int) -> None:
+        kernel(first, last, problem, at, index, weights, out, _workspace(problem))
+
+    threads.run(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
+    return out
+
+
+def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
+    """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64."""
+    from thinformer.cpu import sums  # imports Numba
+
+    parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
+    kernel = compiled_for(problem, sums.square)
+
+    def task(first: int, last: int) -> None:
+        kernel(first, last, problem, sets, weights, parts, _workspace(problem))
+
+    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
+    return parts.sum(axis=1)
+
+
+def diagonal(problem: Points, at: NDArray) -> NDArray:
+    """Return k(x, x) for the points x at (n,): (n,) float64."""
+    from thinformer.cpu import sums  # imports Numba
+
+    out = np.empty(at.size, np.float64)
+    kernel = compiled_for(problem, sums.diagonal)
+    kernel(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
+    return out
+
+
+def _workspace(problem: Points) -> NDArray:
+    from thinformer.cpu import sums  # imports Numba
+
+    return sums.workspace(problem.dim, problem.window.dtype)

@@ -21,12 +21,19 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 PANEL = 32  # a whole number of blocks
 
 # bytes of a vector, and rows of a block, which are vectors of sums
 BYTES, ROWS = (64, 16) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (32, 8)
+
+
+@register_jitable
+def padded_size(points):
+    """As many points as whole panels have that hold so many; in Python and in compiled code."""
+    return -(-points // PANEL) * PANEL
+
 
 SIZE, INDEX = ir.IntType(64), ir.IntType(32)
 

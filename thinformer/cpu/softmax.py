@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, transpose
+from thinformer.cpu.rows import copy_row
+from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import Factor
 from thinformer.support import threads
@@ -75,7 +76,7 @@ def softmax_attention(
     order, wanted = np.empty((len(known), T), np.int64), T - known.shape[1]
     put_last(known, order)
     blocks = -(-(wanted if weights is None else T) // PANEL)
-    positions = np.arange(-(-n // PANEL) * PANEL)
+    positions = np.arange(padded_size(n))
 
     def attend(first: int, last: int) -> None:
         work = workspace(n, query.dim, D, output.dtype)
@@ -103,7 +104,7 @@ def put_last(some, order):
 
 def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in."""
-    keys, columns = -(-n // PANEL) * PANEL, -(-D // PANEL) * PANEL
+    keys, columns = padded_size(n), padded_size(D)
     return np.empty(keys * E + n * columns + PANEL * (E + keys + 2 * PANEL + 3), dtype)
 
 
@@ -124,7 +125,7 @@ def attend_blocks(
     work : memory of the thread
     """
     n, width, n_queries = indices.shape[1], BYTES // work.itemsize, order.shape[1]
-    padded = -(-n // PANEL) * PANEL
+    padded = padded_size(n)
     top, total, work = work[:PANEL], work[PANEL : 2 * PANEL], work[2 * PANEL :]
     logits, work = work[: padded * PANEL], work[padded * PANEL :]
     sums, work = work[: PANEL * PANEL], work[PANEL * PANEL :]
@@ -145,7 +146,7 @@ def attend_blocks(
         row_maxima(logits, n, top)
         exponentials(logits, n, top, total)
         if landmarks.masses.size > 0:
-            weigh(logits, landmarks.masses[problem], landmarks.share, landmarks.least, total)
+            weigh_sums(logits, landmarks.masses[problem], landmarks.share, landmarks.least, total)
         count = max(0, min(chosen.size, wanted - start))
         for start_column in range(0, value.dim if count > 0 else 0, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
@@ -175,7 +176,7 @@ def gather_columns(factor, problem, positions, free):
     Returns panels (points, PANEL), the last filled up with zeros, and the memory still free.
     """
     points, dim = positions.size, factor.dim
-    padded = -(-dim // PANEL) * PANEL
+    padded = padded_size(dim)
     panels = free[: points * padded]
     for start in range(0, dim, PANEL):
         for i in range(points):
@@ -189,13 +190,6 @@ def gather_columns(factor, problem, positions, free):
                 row[c] = factor.window[corner + c * factor.column]
             row[end:] = 0
     return panels, free[points * padded :]
-
-
-@inner(ELEMENTWISE)
-def copy_row(row, out):
-    """Copy the shorter of two rows."""
-    for c in range(min(row.size, out.size)):
-        out[c] = row[c]
 
 
 @inner(ELEMENTWISE)
@@ -236,7 +230,7 @@ def exponentials(logits, n, top, total):
 
 
 @inner(ELEMENTWISE)
-def weigh(exponentials, masses, share, least, total):
+def weigh_sums(exponentials, masses, share, least, total):
     """Replace sums of exponentials by sums in which key i counts `masses[i]` times.
 
     Masses may be negative, and where a sum of them nearly cancels, so does what it divides: it is

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.jit import REDUCTION, STRICT, inner, kernel
-from thinformer.cpu.tiles import PANEL, TILE_ROWS, copy_columns, load_points, tabulate_rows
+from thinformer.cpu.simd import PANEL
+from thinformer.cpu.tiles import TILE_ROWS, copy_columns, load_points, tabulate_rows
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
@@ -19,7 +20,7 @@ def workspace(dim: int, dtype: np.dtype) -> NDArray:
 
 
 @inner(STRICT)
-def divide(work):
+def two_tiles(work):
     """Two tiles, and the memory still free."""
     size = TILE_ROWS * PANEL
     return work[:size], work[size : 2 * size], work[2 * size :]
@@ -33,7 +34,7 @@ def embed(first, last, problem, at, index, weights, out, work):
     index : (m,) int64; weights (m,) float64
     work : see `workspace`
     """
-    tile, other, free = divide(work)
+    tile, other, free = two_tiles(work)
     for unit in range(first, last):
         positions = at[unit * PANEL : (unit + 1) * PANEL]
         rows, rest = load_points(problem, 0, positions, free)
@@ -44,12 +45,12 @@ def embed(first, last, problem, at, index, weights, out, work):
             chosen = index[row : row + TILE_ROWS]
             rows, _ = load_points(problem, 0, chosen, rest)
             tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
-            add_rows(tile, weights[row : row + TILE_ROWS], sums)
+            add_weighted_rows(tile, weights[row : row + TILE_ROWS], sums)
         out[unit * PANEL : (unit + 1) * PANEL] = sums[: positions.size]
 
 
 @inner(STRICT)
-def add_rows(tile, weights, sums):
+def add_weighted_rows(tile, weights, sums):
     """sums[x] += sum_j w_j tile[j, x]."""
     for row in range(weights.size):
         values, weight = tile[row * PANEL :], weights[row]
@@ -66,7 +67,7 @@ def square(first, last, problem, sets, weights, out, work):
     sets : (sets, n) int64; weights (n,) float64
     out : (sets, panels) float64; panels are counted over all sets
     """
-    tile, other, free = divide(work)
+    tile, other, free = two_tiles(work)
     panels = out.shape[1]
     for unit in range(first, last):
         index, start = sets[unit // panels], unit % panels * PANEL
@@ -76,13 +77,13 @@ def square(first, last, problem, sets, weights, out, work):
         rest = rest[panel.size :]
         sums = np.zeros(PANEL, np.float64)
         tabulate_rows(problem, rows[: positions.size], panel, tile, other)
-        add_rows(tile, weights[start : start + PANEL], sums)
+        add_weighted_rows(tile, weights[start : start + PANEL], sums)
         twice = np.zeros(PANEL, np.float64)
         for row in range(0, start, TILE_ROWS):
             chosen = index[row : min(row + TILE_ROWS, start)]
             rows, _ = load_points(problem, 0, chosen, rest)
             tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
-            add_rows(tile, weights[row : row + chosen.size], twice)
+            add_weighted_rows(tile, weights[row : row + chosen.size], twice)
         total = 0.0
         for c in range(positions.size):
             total += weights[start + c] * (sums[c] + 2 * twice[c])
@@ -92,7 +93,7 @@ def square(first, last, problem, sets, weights, out, work):
 @kernel
 def diagonal(first, last, problem, at, out, work):
     """Write k(x, x) for the points x of panels first .. last-1."""
-    tile, other, free = divide(work)
+    tile, other, free = two_tiles(work)
     for unit in range(first, last):
         positions = at[unit * PANEL : (unit + 1) * PANEL]
         rows, rest = load_points(problem, 0, positions, free)
@@ -119,7 +120,7 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
     Returns the number of changes.
     """
     size, n = coreset.size, candidates.size
-    tile, other, _ = divide(work)
+    tile, other, _ = two_tiles(work)
     rows, rest = load_points(problem, 0, candidates, memory)
     panels = rest[: rows.size].reshape(rows.shape[0] // PANEL, rows.shape[1], PANEL)
     for i in range(panels.shape[0]):

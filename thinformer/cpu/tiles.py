@@ -5,8 +5,8 @@ matrix product and phi, for each of two factors; one of `Points` is squared dist
 loop of the kernel's own. `load`, `columns` and `tabulate` choose by the type of the problem, so
 each kind is compiled without the other.
 
-Products are held in registers (`thinformer.cpu.simd`), which needs no rows long enough for BLAS to be
-worth calling, leaves out what lies below a panel's diagonal, and starts no threads inside ours.
+Products are held in registers (`thinformer.cpu.simd`), which needs no rows long enough for BLAS to
+be worth calling, leaves out what lies below a panel's diagonal, and starts no threads inside ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import numpy as np
 
 from thinformer.cpu.exp import exp32, exp64
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, squared_norms, transpose
+from thinformer.cpu.simd import (
+    BYTES,
+    PANEL,
+    ROWS,
+    inner_products,
+    padded_size,
+    squared_norms,
+    transpose,
+)
 from thinformer.halving.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
 from thinformer.kernels import phi
 from thinformer.kernels.phi import (
@@ -71,7 +79,7 @@ def gather_factor(factor, p, positions, free):
     and the memory still free. The last panel may have room left; what is there is of no account.
     """
     points, dim = positions.size, factor.dim
-    padded = -(-points // PANEL) * PANEL
+    padded = padded_size(points)
     panels = free[: padded * dim]
     scale, constant = factor.parameters[p, SCALE], factor.parameters[p, CONSTANT]
     width = BYTES // panels.itemsize
@@ -111,7 +119,7 @@ def load_points(problem, p, positions, free):
     Returns rows (S, dim), filled up to whole panels, and the memory still free.
     """
     points, dim = positions.size, problem.dim
-    padded = -(-points // PANEL) * PANEL
+    padded = padded_size(points)
     rows = free[: padded * dim].reshape(padded, dim)
     for i in range(padded):  # with the last point again: any kernel can take it
         place = problem.first[p] + positions[min(i, points - 1)] * problem.row
@@ -162,7 +170,7 @@ def tabulate_products(problem, p, loaded, first, last, start, panel, tile, other
     if factor.dim > 0:
         multiply_panels(values, points, factor.dim, first, last, start, other)
         apply_to_products(factor.tag, other[:size], value_constant, factor.parameters[p, DEGREE])
-        multiply(tile, other, size)
+        multiply_entries(tile, other, size)
 
 
 @inner(STRICT)
@@ -195,7 +203,7 @@ def apply_to_products(tag, tile, constant, degree):
 
 
 @inner(ELEMENTWISE)
-def multiply(tile, other, size):
+def multiply_entries(tile, other, size):
     """Multiply a tile by another, entry by entry."""
     for i in range(size):
         tile[i] *= other[i]
@@ -224,13 +232,6 @@ def tabulate_rows(problem, rows, panel, tile, other):
         elif weight != 1:
             for i in range(size):
                 tile[i] *= weight
-
-
-@inner(ELEMENTWISE)
-def add(row, total):
-    """Add a row to a sum of rows."""
-    for i in range(total.size):
-        total[i] += row[i]
 
 
 @inner(ELEMENTWISE)

@@ -20,7 +20,7 @@ from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda, device_of
 from thinformer.halving.problem import Factor, make_factor, make_points, make_problem
 from thinformer.halving.schedule import Schedule
-from thinformer.kernels import Kernel
+from thinformer.kernels import Kernel, linear
 from thinformer.kernels.phi import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, SOBOLEV
 from thinformer.support import checks
 
@@ -202,7 +202,7 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     if 0 in stack:
         return of_nothing(K, stack, schedule.size + S % 2)
     problems, pairs, dtype = math.prod(stack), schedule.size, K.computed_in
-    matrices = make_factor(np.empty((0, S), dtype), run.kernels.linear())
+    matrices = make_factor(np.empty((0, S), dtype), linear())
     variant, _, parameters, scales = run.describe(matrices, run.LOAD[K.dtype.name])
     left = np.broadcast_to(np.arange(2 * schedule.length), (problems, 2 * schedule.length))
     kept: Any = np.full((problems, pairs + S % 2), S - 1)

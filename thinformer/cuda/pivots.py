@@ -1,4 +1,4 @@
-"""The kernel that chooses pivots, a block of threads for each head: `thinformer.cpu.pivots` on a GPU.
+"""The kernel that chooses pivots, a block of threads for each head: `cpu.pivots` on a GPU.
 
 What a candidate is compared by is a column of `rows`: its key, and below it the rows of the
 Cholesky factor as they come. Which proposals of a round are accepted follows from what

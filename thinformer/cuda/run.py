@@ -2,7 +2,7 @@
 
 `halve_rounds` is for points that are on the GPU already, by whatever library; it allocates nothing
 and waits for nothing, as do `select_pairs` and `select_points`, which draw and measure before.
-`compress` is that for NumPy arrays, from and to the CPU's memory.
+`run_schedule` is that for NumPy arrays, from and to the CPU's memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
 from thinformer.halving.steps import simple_factor
-from thinformer.kernels import phi
+from thinformer.kernels import exponential, phi
 from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, TABLE
 
 PHI = {
@@ -197,7 +197,7 @@ def select_pairs(
     draw_and_measure(stored, keys, values, schedule, tables[0], work, draw_heads=keys[1].heads,
                      sequences=sequences, stream=stream, **drawn)  # fmt: skip
     blocks = -(-problems // draw.THREADS)
-    key_scale = dtype(phi.exponential(scale**-0.5).scale)
+    key_scale = dtype(exponential(scale**-0.5).scale)
     draw.make_scale(dtype)[blocks, draw.THREADS, stream](key_scale, work.largest, work.parameters)
     terms = (
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
@@ -279,7 +279,7 @@ def draw_and_measure(
     )  # fmt: skip
 
 
-def compress(
+def run_schedule(
     problem: Problem | Factor,
     schedule: Schedule,
     drawn: list[NDArray],
@@ -288,7 +288,7 @@ def compress(
 ) -> NDArray:
     """Run a schedule on the GPU; return the positions kept, (problems, size) int64.
 
-    As `thinformer.cpu.run.compress` does on the CPU. The problems, which are copied to the GPU,
+    As `thinformer.cpu.run.run_schedule` does on the CPU. The problems, which are copied to the GPU,
     lie in their window at the distances that a contiguous stack of arrays has.
 
     Parameters

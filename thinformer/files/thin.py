@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.cpu.run import diagonal, embed, square
 from thinformer.files import formats
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.source import STANDARD, Request, Source, printable, shown, title, writing
@@ -28,9 +29,10 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
-from thinformer.thinning.discrepancy import as_problem, diagonal, embed, median_distance, square
+from thinformer.thinning.arguments import as_problem, median_distance
+from thinformer.thinning.methods import METHODS
 from thinformer.thinning.streaming import BLIND, LEAST, merge_and_reduce
-from thinformer.thinning.thin import METHODS, thin
+from thinformer.thinning.thin import thin
 
 EXACT = 50_000  # rows that all are compared with, if that takes at most...
 COST = 5e10  # ...so many products

@@ -1,1 +1,1 @@
-""""""
+"""The algorithm as data and as scalar steps, for every body: no loop over points is here."""

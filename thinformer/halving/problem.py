@@ -23,7 +23,6 @@ from thinformer.kernels.phi import (
     MATERN_3_2,
     MATERN_5_2,
     OF_DISTANCE,
-    OF_PRODUCTS,
     SOBOLEV,
     STEIN,
     TABLE,
@@ -190,8 +189,6 @@ def make_problem(points: NDArray, kernel: Kernel) -> Problem:
 
 def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
     """The points that a kernel of another form takes, and its companion."""
-    from thinformer.cpu import jit  # imports Numba
-
     n, companion = points.shape[-2], kernel.companion
     if kernel.tag == STEIN:
         if np.shape(companion) != points.shape:
@@ -216,9 +213,8 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
             f"kernel must be compiled by numba.njit here (`thin` takes a plain function); "
             f"got {companion!r}"
         )
-    function = jit.from_products(companion) if kernel.tag == OF_PRODUCTS else companion
-    check_function(function, points)
-    return points, function
+    check_function(companion, points)
+    return points, companion
 
 
 def check_function(function: Callable, points: NDArray) -> None:
@@ -235,17 +231,6 @@ def check_function(function: Callable, points: NDArray) -> None:
 def value_cost(problem: Points) -> int:
     """What a kernel value costs, in operations of a matrix product: 1.3 ns are some 64 of them."""
     return len(problem.tags) * (48 + 8 * problem.dim)
-
-
-def compiled_for(problem: Problem, kernel: Callable) -> Callable:
-    """The kernel; where a user's function is compiled into it, a twin that is not stored on disk.
-
-    No other process could find that version again.
-    """
-    from thinformer.cpu import jit  # imports Numba
-
-    with_function = isinstance(problem, Points) and callable(problem.companion)
-    return jit.uncached(kernel) if with_function else kernel
 
 
 def _nothing(dtype: np.dtype) -> NDArray:

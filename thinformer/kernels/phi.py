@@ -4,7 +4,7 @@ Most kernels are phi(<x, y>) or phi(|x - y|^2). Points are divided by the bandwi
 kernels share one hot loop: a matrix product or squared distances, then phi for each entry.
 
 phi is a plain Python function of scalars. Each body compiles it for its own target (`bind` in
-`thinformer.cpu.halve.jit`). An integer tag chooses the kernel: a function as an argument would defeat
+`thinformer.cpu.jit`). An integer tag chooses the kernel: a function as an argument would defeat
 Numba's disk cache. `sobolev`, `stein` and user functions have loops of their own.
 
 A phi holds no number but its arguments: a literal would turn float32 into float64.

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from thinformer.kernels import gaussian
 from thinformer.support.machine import processor
 from thinformer.support.threads import available_cores
-from thinformer.thinning.discrepancy import median_distance, mmd
-from thinformer.thinning.thin import METHODS, thin
+from thinformer.thinning.arguments import median_distance
+from thinformer.thinning.discrepancy import mmd
+from thinformer.thinning.methods import METHODS
+from thinformer.thinning.thin import thin
 
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7

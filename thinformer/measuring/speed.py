@@ -21,8 +21,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.attending.attention import attention, compress_kv
-from thinformer.cpu.run import plan
 from thinformer.halving.draws import Draws, make_draws
+from thinformer.halving.plan import plan
 from thinformer.halving.schedule import Schedule, compress_schedule
 from thinformer.support.machine import peak_megabytes, processor
 from thinformer.support.threads import available_cores, set_num_threads

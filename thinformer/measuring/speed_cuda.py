@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.attending.attention import compress_kv
-from thinformer.cpu.run import plan
 from thinformer.halving.draws import make_draws
+from thinformer.halving.plan import plan
 from thinformer.measuring import speed
 from thinformer.measuring.speed import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.torch import ThinformerAttention

@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.attention import attention
-from thinformer.cpu.run import plan
 from thinformer.data import load_activations, load_vectors
 from thinformer.halving.draws import Draws, make_draws
+from thinformer.halving.plan import plan
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 

@@ -18,8 +18,8 @@ except ImportError as error:
     ) from error
 
 from thinformer.support import checks
-from thinformer.thinning.discrepancy import as_weights
 from thinformer.thinning.thin import thin
+from thinformer.thinning.weights import as_weights
 
 
 class KernelThinner(BaseEstimator):

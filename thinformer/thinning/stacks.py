@@ -6,17 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import (
-    check_draws,
-    compress_on,
-    drawn_numbers,
-    halve_gram,
-    is_finite,
-    plan,
-    source_on_gpu,
-    starting_points,
-)
+from thinformer.cpu.run import function_of_points, is_finite, starting_points
 from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.halving.plan import check_draws, drawn_numbers, plan
 from thinformer.halving.problem import make_factor, make_problem
 from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import Kernel, linear
@@ -105,7 +97,7 @@ def kernel_halve(
     gram = make_factor(K, linear())
     checks.finite("K", is_finite(gram, S))
     checks.symmetric("K", K)
-    kept = halve_gram(device, gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
+    kept = bodies.halve_gram(device, gram, schedule, draws, tuple(stack)).reshape(*stack, pairs)
     if S % 2:
         last = np.full((*stack, 1), S - 1)
         kept = np.concatenate([kept, last], axis=-1)
@@ -197,15 +189,15 @@ def kh_compress(
         from thinformer.cuda import arrays  # imports numba.cuda
 
         given = seed_from(rng) if draws is None else draws
-        source = source_on_gpu(S, settings, given, tuple(stack))
+        source = bodies.source_on_gpu(S, settings, given, tuple(stack))
         return arrays.compress_points(points, kernel, settings.schedule, False, source)
     points = checks.computed(points)
     checks.finite("points", is_finite(make_factor(points, linear()), S))
     if device == "cuda":
         points = np.ascontiguousarray(points)
-    problem = make_problem(points, kernel)
+    problem = make_problem(points, function_of_points(kernel))
     if draws is None:
         draws = make_draws(settings.schedule, seed_from(rng))
     index = starting_points(S, settings, draws, tuple(stack))
-    kept = compress_on(device, problem, settings.schedule, draws, index, tuple(stack))
+    kept = bodies.run_schedule(device, problem, settings.schedule, draws, index, tuple(stack))
     return kept.reshape(*stack, settings.schedule.size)

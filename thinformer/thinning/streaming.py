@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
-from thinformer.thinning.discrepancy import resolve
+from thinformer.thinning.arguments import resolve
 from thinformer.thinning.thin import thin
 
 LEAST = 4096  # rows of a coreset, however few are wanted

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import bisect
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import Plan, compress, compress_on, is_finite, plan, starting_points
-from thinformer.halving.draws import Draws, make_draws, seed_from
-from thinformer.halving.problem import Points, compiled_for, make_factor
-from thinformer.halving.schedule import Round, Schedule, compress_schedule
+from thinformer.cpu.run import is_finite
+from thinformer.halving.draws import seed_from
+from thinformer.halving.problem import make_factor
 from thinformer.kernels import linear
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.kernels.phi import ENERGY
 from thinformer.support import checks
-from thinformer.thinning.discrepancy import (
-    TARGETS,
-    as_problem,
-    as_weights,
-    diagonal,
-    embed,
-    resolve,
-    square,
+from thinformer.thinning.arguments import TARGETS, as_problem, resolve
+from thinformer.thinning.methods import (
+    BLIND,
+    METHODS,
+    ON_GPU,
+    SWAPPED,
+    choose_rows,
+    random_rows,
+    standard_rows,
 )
 from thinformer.thinning.tables import as_points
-
-METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
-ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
-SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
-BLIND = METHODS[4:]  # those that do not look at the points
-COPIES = 2  # weighted points become so many equally weighted ones, times n
-TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
-BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
-PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,500 to 1250 rows)
+from thinformer.thinning.task import Task
+from thinformer.thinning.weights import as_weights, without_repeats
 
 
 def thin(
@@ -145,24 +136,13 @@ def thin(
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    method = checks.choice("method", method, METHODS)
-    target = checks.choice("target", target, TARGETS)
-    device = bodies.choose(device)
-    if device == "cuda" and method not in ON_GPU:
-        raise NotImplementedError(
-            f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
-        )
+    device = _check_options(method, target, refine, device)
     g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
     refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
     generator = np.random.default_rng(seed_from(rng))
     share = None if weights is None else as_weights(weights, n)
     if share is not None and np.ptp(share) == 0:
         share = None
-    if target == "mean-zero" and not (refine and method in SWAPPED):
-        raise ValueError(
-            f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
-            f"got refine={refine!r}, method={method!r}"
-        )
     if isinstance(kernel, str) and kernel != "precomputed":
         as_kernel(kernel)
     if method in BLIND or (size == n and unique):  # whatever the kernel
@@ -170,260 +150,34 @@ def thin(
         if size == n and unique:
             return np.arange(n)
         if method == "standard":
-            rows = _standard(n, size, share)
+            rows = standard_rows(n, size, share)
         else:
-            rows = _random(n, size, share, unique, generator)
-        return _without_repeats(np.sort(rows), n, share) if unique else np.sort(rows)
-    resolved = resolve(kernel, bandwidth, array, generator)
-    if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
-        raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
-    if device == "cuda":
-        array = np.ascontiguousarray(array)
-    problem = as_problem(array, resolved, shift=True)
-    task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
-    if method == "compress++":
-        rows = _compress_plus_plus(task, g)
-    elif method == "kernel-thinning":
-        rows = _kernel_thinning(task, _equal_copies(task), delta, _eligible(task), None)
-    elif method == "kh-compress":
-        rows = _kh_compress(task)
+            rows = random_rows(n, size, share, unique, generator)
     else:
-        rows = _halving(task)
+        resolved = resolve(kernel, bandwidth, array, generator)
+        if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
+            raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
+        if device == "cuda":
+            array = np.ascontiguousarray(array)
+        problem = as_problem(array, resolved, shift=True)
+        task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
+        rows = choose_rows(task, method, g)
     rows = np.sort(rows)
-    return _without_repeats(rows, n, share) if unique else rows
+    return without_repeats(rows, n, share) if unique else rows
 
 
-class Task(NamedTuple):
-    """What is to be thinned, to how many rows, and how; weights are None where they are equal."""
-
-    problem: Points
-    n: int
-    size: int
-    weights: NDArray | None
-    delta: float
-    refine: bool
-    unique: bool
-    target: str
-    generator: np.random.Generator
-    device: str = "cpu"
-
-    def draws(self, schedule: Schedule) -> Draws:
-        """Draws of a schedule, from the next number of the generator."""
-        return make_draws(schedule, seed_from(self.generator))
-
-
-def _compress_plus_plus(task: Task, g: int) -> NDArray:
-    """Compress++ of all rows, in interleaved blocks where there is more to do than in one."""
-    rows = _equal_copies(task)
-    wanted = rows.size if task.size >= rows.size >> g else task.size << g
-    blocks = min(task.size, -(-wanted // BLOCK))
-    if blocks == 1:
-        return _compress_block(task, rows, g, _spare(task, rows), every=True)
-    block_of = np.arange(rows.size) % blocks
-    if task.weights is not None and task.unique:
-        # all copies of a row to one block, or several choose it; in turn, by number of copies
-        _, copies = np.unique(rows, return_counts=True)
-        place = np.argsort(np.argsort(copies, kind="stable"), kind="stable")
-        block_of = np.repeat(place % blocks, copies)
-    # to each block a share of the size as of the copies
-    ends = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=blocks))])
-    sizes = np.diff(np.round(ends * (task.size / rows.size)).astype(np.int64))
-    spare = _spare(task, rows)
-    kept = []
-    for block, size in enumerate(sizes):
-        if size:
-            part = task._replace(size=int(size), delta=task.delta / blocks)
-            own = rows[block_of == block]
-            kept.append(_compress_block(part, own, g, spare[block::blocks], every=False))
-    return np.concatenate(kept)
-
-
-def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bool) -> NDArray:
-    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those.
-
-    spare : other rows that may be chosen
-    every : whether the rows stand for all points
-    """
-    fitting = (rows.size // task.size).bit_length() - 1
-    wanted = math.log2(rows.size / task.size) - g
-    halvings = min(fitting, max(0, round(wanted)))
-    if halvings == 0 and every:
-        return _kernel_thinning(task, rows, task.delta, _eligible(task), None)
-    left = rows.size >> halvings
-    # the paper's shares of the failure probability: m rounds of KT-SPLIT, r halvings of a tree
-    rounds = (left // task.size).bit_length() - 1
-    of_split = rounds / (rounds + 2.0**rounds * halvings) if rounds else 0.0
-    schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split) or task.delta)
-    draws = task.draws(schedule)
-    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
-    levels = compress(task.problem, schedule, draws, start, (), adaptive=True)
-    kept = levels[-1][0]
-    before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
-    candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
-    if task.unique and candidates.size < task.size:  # few points weigh all
-        candidates = _eligible(task)
-    return _kernel_thinning(task, kept, task.delta * of_split, candidates, before)
-
-
-def _kernel_thinning(
-    task: Task, rows: NDArray, delta: float, candidates: NDArray, target: NDArray | None
-) -> NDArray:
-    """Kernel thinning of equally weighted rows: KT-SPLIT, and KT-SWAP among the candidates.
-
-    target : rows to compare with, equally weighted; all points with their weights if None
-    """
-    rounds = (rows.size // task.size).bit_length() - 1
-    even = Schedule(task.size << rounds, task.size, ())
-    start = rows[starting_points(rows.size, Plan(even, "even"), task.draws(even), ())[0]]
-    coresets = _split(task, start, rounds, delta)
-    if not task.refine:
-        return coresets[task.generator.integers(len(coresets))]
-    standard = rows[(np.arange(task.size) + 1) * rows.size // task.size - 1]
-    coresets = np.vstack([coresets, standard])
-    if target is None:
-        target, weights = np.arange(task.n), as_weights(task.weights, task.n)
-    else:
-        weights = np.full(target.size, 1 / target.size)
-    return _swap(task, candidates, coresets, target, weights)
-
-
-def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
-    """KT-SPLIT: halve the rows into two, each of those into two, ...: (2^rounds, size)."""
-    sets = rows[None]
-    for _ in range(rounds):
-        pairs, buckets = sets.size // 2, len(sets)
-        schedule = Schedule(2 * pairs, pairs, (Round(pairs, buckets, delta / rounds),))
-        draws = task.draws(schedule)
-        draws = draws._replace(coins=(np.zeros(buckets, np.bool_),))
-        flat = sets.reshape(1, -1)
-        one = compress(task.problem, schedule, draws, flat, (), adaptive=True)[-1][0]
-        other = flat.reshape(-1, 2).sum(axis=1) - one
-        halves = one.reshape(buckets, -1), other.reshape(buckets, -1)
-        sets = np.stack(halves, axis=1).reshape(2 * buckets, -1)
-    return sets
-
-
-def _swap(
-    task: Task, candidates: NDArray, coresets: NDArray, target: NDArray, weights: NDArray
-) -> NDArray:
-    """KT-SWAP: improve the best of some coresets, row by row, among increasing candidates."""
-    from thinformer.cpu import sums  # imports Numba
-
-    problem, size = task.problem, task.size
-    mean = np.zeros(candidates.size)
-    if task.target == "sample":
-        mean = embed(problem, candidates, target, weights)
-    places = np.searchsorted(candidates, coresets)
-    equal = np.full(size, 1 / size)
-    errors = square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
-    coreset = places[np.argmin(errors)]
-    if task.unique:
-        coreset = _distinct(coreset, candidates.size)
-    potential = diagonal(problem, candidates) / size - 2 * mean
-    potential += 2 * embed(problem, candidates, candidates[coreset], equal)
-    padded = -(-candidates.size // sums.PANEL) * sums.PANEL
-    memory = np.empty(2 * padded * problem.dim, problem.window.dtype)
-    work = sums.workspace(problem.dim, problem.window.dtype)
-    if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
-        raise ValueError("kernel must have finite values; between some of the points it has not")
-    improve = compiled_for(problem, sums.swap)
-    improve(problem, candidates, potential, coreset, task.unique, PASSES, memory, work)
-    return candidates[coreset]
-
-
-def _kh_compress(task: Task) -> NDArray:
-    """KH-Compress, from as many of the points as halve evenly to the size."""
-    rows = _equal_copies(task)
-    settings = plan(rows.size, 0, task.size, task.delta)
-    draws = task.draws(settings.schedule)
-    start = rows[starting_points(rows.size, settings, draws, ())]
-    return compress_on(task.device, task.problem, settings.schedule, draws, start, ())[0]
-
-
-def _halving(task: Task) -> NDArray:
-    """Kernel halving of all points at once, repeated."""
-    rows = _equal_copies(task)
-    rounds = (rows.size // task.size).bit_length() - 1
-    schedule = Schedule(
-        task.size << rounds,
-        task.size,
-        tuple(Round(task.size << i, 1, task.delta / rounds) for i in reversed(range(rounds))),
-    )
-    draws = task.draws(schedule)
-    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
-    return compress_on(task.device, task.problem, schedule, draws, start, ())[0]
-
-
-def _standard(n: int, size: int, weights: NDArray | None) -> NDArray:
-    """Evenly spaced rows that end with the last, or the middles of equal shares of the weight."""
-    if weights is None:
-        return (np.arange(size) + 1) * n // size - 1
-    return _at_shares((np.arange(size) + 0.5) / size, weights)
-
-
-def _random(
-    n: int, size: int, weights: NDArray | None, unique: bool, generator: np.random.Generator
-) -> NDArray:
-    """Rows drawn with chances proportional to their weights."""
-    if not unique:
-        return generator.choice(n, size, p=weights)
-    if weights is None:
-        return generator.choice(n, size, replace=False)
-    with np.errstate(divide="ignore"):
-        keys = np.log(weights) + generator.gumbel(size=n)
-    return np.argsort(-keys, kind="stable")[:size]
-
-
-def _equal_copies(task: Task) -> NDArray:
-    """Rows that weigh the same and stand for the weighted sample: each once, if weights are equal.
-
-    Otherwise 2 n rows by systematic resampling: a row comes as often as its weight says, rounded up
-    or down. Its error is below that of thinning to sqrt(n) rows.
-    """
-    if task.weights is None:
-        return np.arange(task.n)
-    copies = COPIES * task.n
-    return _at_shares((np.arange(copies) + task.generator.random()) / copies, task.weights)
-
-
-def _spare(task: Task, rows: NDArray) -> NDArray:
-    """The rows that weigh too little to have a copy, of which many may be chosen once."""
-    return np.setdiff1d(_eligible(task), rows) if task.weights is not None else rows[:0]
-
-
-def _eligible(task: Task) -> NDArray:
-    """The rows that may come in by swaps: those that weigh, if they are enough."""
-    weighing = np.arange(task.n) if task.weights is None else np.flatnonzero(task.weights)
-    return np.arange(task.n) if task.unique and weighing.size < task.size else weighing
-
-
-def _at_shares(shares: NDArray, weights: NDArray) -> NDArray:
-    """The rows at which the running sum of the weights passes the given shares of it."""
-    reached = np.cumsum(weights)
-    last = np.flatnonzero(weights)[-1]
-    return np.minimum(np.searchsorted(reached, shares * reached[-1], side="right"), last)
-
-
-def _distinct(places: NDArray, n: int) -> NDArray:
-    """The same places with repeats replaced by others, the smallest that are free."""
-    distinct = np.unique(places)
-    free = np.setdiff1d(np.arange(n), distinct)
-    return np.concatenate([distinct, free[: places.size - distinct.size]])
-
-
-def _without_repeats(rows: NDArray, n: int, weights: NDArray | None) -> NDArray:
-    """Increasing rows with each repeat replaced by the nearest free row of those that weigh."""
-    distinct = np.unique(rows)
-    if distinct.size == rows.size:
-        return rows
-    repeats = rows[1:][np.diff(rows) == 0]
-    weighing = np.arange(n) if weights is None else np.flatnonzero(weights)
-    free = np.setdiff1d(weighing, distinct).tolist()
-    if len(free) < repeats.size:
-        free = np.setdiff1d(np.arange(n), distinct).tolist()
-    chosen = []
-    for row in repeats.tolist():
-        at = bisect.bisect(free, row)
-        nearest = [i for i in (at - 1, at) if 0 <= i < len(free)]
-        chosen.append(free.pop(min(nearest, key=lambda i: abs(free[i] - row))))
-    return np.sort(np.concatenate([distinct, chosen]))
+def _check_options(method: str, target: str, refine: bool, device: str) -> str:
+    """Check options that depend on one another; return "cpu" or "cuda"."""
+    checks.choice("method", method, METHODS)
+    checks.choice("target", target, TARGETS)
+    device = bodies.choose(device)
+    if device == "cuda" and method not in ON_GPU:
+        raise NotImplementedError(
+            f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
+        )
+    if target == "mean-zero" and not (refine and method in SWAPPED):
+        raise ValueError(
+            f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
+            f"got refine={refine!r}, method={method!r}"
+        )
+    return device

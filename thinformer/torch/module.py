@@ -7,7 +7,7 @@ from torch import nn
 
 from thinformer.attending.attention import check_correction
 from thinformer.attending.settings import check_fallback
-from thinformer.cpu.run import PRE_THIN
+from thinformer.halving.plan import PRE_THIN
 from thinformer.support import checks
 from thinformer.torch.functional import (
     as_autocast,

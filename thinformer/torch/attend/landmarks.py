@@ -1,4 +1,4 @@
-"""Attention to landmarks in torch's own operations: `thinformer.attending.landmarks`, with gradients.
+"""Attention to landmarks in torch's own operations, with gradients: `attending.landmarks`.
 
 Which keys are landmarks, which queries are sampled and the temperature come from
 `torch.ops.thinformer.landmarks`, and are not differentiated. All that is made of them is.

@@ -1,4 +1,4 @@
-"""The choice of landmarks among CUDA tensors: what `thinformer.attending.landmarks` chooses on the CPU.
+"""The choice of landmarks among CUDA tensors: on the CPU, `thinformer.attending.landmarks`.
 
 Torch's own operations but for the random numbers and the pivots, and nothing is waited for but the
 lengths behind a mask.
@@ -22,7 +22,7 @@ from thinformer.attending.landmarks import (
 )
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cpu.run import Plan, plan
+from thinformer.halving.plan import Plan, plan
 from thinformer.torch.choose import on_gpu
 
 NEWTON_STEPS = 5  # for all digits of a double
@@ -41,7 +41,7 @@ def choose_valid(
     group: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Choose landmarks as `thinformer.attending.landmarks.choose_valid`, whose arguments and results it has.
+    """Choose landmarks as `attending.landmarks.choose_valid`: its arguments and results.
 
     Raises
     ------

@@ -14,8 +14,8 @@ from thinformer.attending.attention import select as select_arrays
 from thinformer.attending.attention import select_valid, softmax_scale
 from thinformer.attending.herding import herd_valid
 from thinformer.attending.landmarks import choose_valid
-from thinformer.cpu.run import plan
 from thinformer.halving.draws import seed_from
+from thinformer.halving.plan import plan
 from thinformer.support import threads
 from thinformer.torch.choose.openmp import team
 
@@ -60,7 +60,7 @@ def select(
     min_length: int,
     kept: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.choose.operators.select` does, of which at most `kept` a sequence.
+    """Return what `operators.select` does, of which at most `kept` a sequence.
 
     The tensors are read in place, but for half precision on the CPU. The results are on their
     device; nothing waits for a GPU but a mask, for its lengths.
@@ -78,8 +78,8 @@ def select(
                 scale=scale, seed=seed,
             )  # fmt: skip
         plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
-        on_gpu = on_gpu.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
-        return on_gpu[0], torch.full((len(key),), kept, device=key.device), on_gpu[1]
+        indices, finite = on_gpu.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
+        return indices, torch.full((len(key),), kept, device=key.device), finite
     arrays = (_array(key), _array(value))
     with threads.on(team()):
         settings: dict[str, Any] = {
@@ -87,13 +87,12 @@ def select(
             "draws": seed_from(int(seed)),
         }  # fmt: skip
         if valid is None:
-            indices, finite = select_arrays(*arrays, **settings)
-            counts = np.full(len(indices), kept)
+            kept_of_all, good = select_arrays(*arrays, **settings)
+            found = kept_of_all, np.full(len(kept_of_all), kept), good
         else:
-            indices, counts, finite = select_valid(
-                *arrays, valid.numpy(), kept, min_length, **settings
-            )
-    return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
+            found = select_valid(*arrays, valid.numpy(), kept, min_length, **settings)
+    positions, counts, of_heads = map(torch.from_numpy, found)
+    return positions, counts, of_heads
 
 
 def herd(
@@ -107,7 +106,7 @@ def herd(
     min_length: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.choose.operators.herd` does, on the CPU."""
+    """Return what `operators.herd` does, on the CPU."""
     arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
     with threads.on(team()):
         indices, counts, finite = herd_valid(
@@ -130,7 +129,7 @@ def landmarks(
     min_length: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Return what `thinformer.torch.choose.operators.landmarks` does; `select` says what is waited for."""
+    """Return what `operators.landmarks` does; `select` says what is waited for."""
     group = query.shape[2] // max(key.shape[2], 1)
     if key.is_cuda:
         from thinformer.cuda.jit import check_available  # imports numba.cuda
@@ -165,7 +164,7 @@ def attend_to_landmarks(
     kept: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `thinformer.torch.choose.operators.attend_to_landmarks` does."""
+    """Return what `operators.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D) = query.shape, value.shape[2:]
     arrays = _array(grouped(query, H_kv)), _array(key), _array(value)
     with threads.on(team()):

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import Plan, plan
 from thinformer.cuda import draw, run
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda
 from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
 from thinformer.cuda.pivots import make_pivots
+from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Schedule
 
 TORCH = {
@@ -105,7 +105,7 @@ def select_valid(
     pre_thin: str,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Select among the tokens that count, valid (B, S), as `thinformer.attending.attention.select_valid`.
+    """Select among the tokens that count, valid (B, S), as `attending.attention.select_valid`.
 
     What is launched depends on the sequences' lengths, which the CPU waits for; once. Sequences of
     one length share their launches.

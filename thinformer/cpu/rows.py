@@ -1,0 +1,55 @@
+"""Rows of numbers: the loops that the compiler vectorises by itself."""
+
+from thinformer.cpu.jit import ELEMENTWISE, inner
+from thinformer.cpu.simd import PANEL
+
+
+@inner(ELEMENTWISE)
+def fill(row, number):
+    """Write one number everywhere; a loop, as assignment to a slice takes a second to compile."""
+    for i in range(row.size):
+        row[i] = number
+
+
+@inner(ELEMENTWISE)
+def copy_row(row, out):
+    """Copy the shorter of two rows."""
+    for c in range(min(row.size, out.size)):
+        out[c] = row[c]
+
+
+@inner(ELEMENTWISE)
+def copy_within(row, low, high, out):
+    """Copy a row, as far as there is a place for it, each number brought into its own range."""
+    for d in range(min(row.size, out.size)):
+        out[d] = min(max(row[d], low[d]), high[d])
+
+
+@inner(ELEMENTWISE)
+def add(row, total):
+    """Add a row to a sum of rows."""
+    for i in range(total.size):
+        total[i] += row[i]
+
+
+@inner(ELEMENTWISE)
+def add_rows(panel, total):
+    """Add all rows of a panel."""
+    for start in range(0, panel.size, PANEL):
+        row = panel[start : start + PANEL]
+        for d in range(total.size):
+            total[d] += row[d]
+
+
+@inner(ELEMENTWISE)
+def multiply(row, factor):
+    """Multiply a row by a number."""
+    for d in range(row.size):
+        row[d] *= factor
+
+
+@inner(ELEMENTWISE)
+def subtract(row, factor, other):
+    """Subtract a multiple of another row."""
+    for d in range(row.size):
+        row[d] -= factor * other[d]

@@ -1,0 +1,102 @@
+"""Which schedule a compression runs, and the draws as rows: one row a problem.
+
+Here the settings of a compression are checked, and draws meet the stack of problems: the leading
+axes of a draw broadcast to the problems, without a copy for each problem.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.halving.draws import Draws
+from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size, published_length
+from thinformer.support import checks
+
+PRE_THIN = ("even", "stride")
+
+
+class Plan(NamedTuple):
+    """A schedule and how a sequence is brought to its length."""
+
+    schedule: Schedule
+    pre_thin: str
+
+
+def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = "even") -> Plan:
+    """Check the settings of a compression of `n_points` points and return its plan.
+
+    With g it is the published schedule, from n points for n the largest power of four not above
+    `n_points`; with `size`, or where n points would not be halved, from as many as halve evenly.
+    Where there are no more points than the coreset takes, the plan keeps all of them. The
+    published rule, ``pre_thin="stride"``, has only n points before it.
+    """
+    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
+    pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
+    if size is not None:
+        size = checks.integer("size", size, 1)
+    n = published_length(n_points)
+    if pre_thin == "stride":
+        n_points = n
+    if size is None:
+        size = coreset_size(n_points, g)
+        if size < n:
+            n_points = n
+    return Plan(compress_schedule(n_points, min(n_points, size), delta), pre_thin)
+
+
+def check_draws(schedule: Schedule, draws: Draws) -> None:
+    """Check that draws are Draws with as many rounds as the schedule; `draw_rows` checks shapes."""
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws must be a thinformer.Draws; got {type(draws).__name__}")
+    for name, arrays in (("uniforms", draws.uniforms), ("coins", draws.coins)):
+        if len(arrays) != len(schedule.rounds):
+            raise ValueError(
+                f"draws.{name} must have one array for each of {len(schedule.rounds)} rounds; "
+                f"got {len(arrays)}"
+            )
+
+
+def draw_rows(
+    draw: NDArray | None, stack: tuple[int, ...], size: int, name: str, dtype: type | np.dtype
+) -> tuple[NDArray, NDArray]:
+    """A draw as (rows, size), and for each problem of the stack the row that is its own."""
+    shape = None if draw is None else np.shape(draw)
+    try:
+        if shape is None or shape[-1:] != (size,):
+            raise ValueError
+        row = _row_numbers(shape[:-1], stack)
+    except ValueError:
+        raise ValueError(
+            f"draws.{name} must have shape (..., {size}) with leading axes that broadcast to "
+            f"{stack}; got {shape}"
+        ) from None
+    return np.array(draw, dtype, order="C").reshape(math.prod(shape[:-1]), size), row
+
+
+def draws_of_problems(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> list[NDArray]:
+    """The uniforms of all rounds and then the coins of all rounds, a row a problem."""
+    rows = [
+        *(draw_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
+          for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
+        *(draw_rows(coin, stack, round_.buckets, "coins", np.bool_)
+          for round_, coin in zip(schedule.rounds, draws.coins, strict=True)),
+    ]  # fmt: skip
+    return [draw[row] for draw, row in rows]
+
+
+def drawn_numbers(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
+    """Return the uniforms and then the coins of all rounds of each problem, (problems, ...)."""
+    drawn = draws_of_problems(schedule, draws, stack)
+    return np.concatenate(drawn, axis=1) if drawn else np.empty((math.prod(stack), 0))
+
+
+@lru_cache(maxsize=64)  # the same for all draws of a schedule
+def _row_numbers(lead: tuple[int, ...], stack: tuple[int, ...]) -> NDArray[np.int64]:
+    """For each problem of a stack, the number of the row it has in an array of leading axes."""
+    rows = np.arange(math.prod(lead), dtype=np.int64).reshape(lead)
+    return np.broadcast_to(rows, stack).flatten()

@@ -1,0 +1,210 @@
+"""The methods of `thin`: Compress++, kernel thinning, KH-Compress, halving, standard, random."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.bodies import run_schedule
+from thinformer.cpu.run import (
+    compiled_for,
+    diagonal,
+    embed,
+    square,
+    starting_points,
+)
+from thinformer.cpu.run import run_schedule as run_on_cpu
+from thinformer.halving.plan import Plan, plan
+from thinformer.halving.schedule import Round, Schedule, compress_schedule
+from thinformer.thinning.task import Task
+from thinformer.thinning.weights import (
+    as_weights,
+    at_shares,
+    distinct,
+    eligible,
+    equal_copies,
+    spare_rows,
+)
+
+METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
+ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
+SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
+BLIND = METHODS[4:]  # those that do not look at the points
+TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
+BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
+PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,500 to 1250 rows)
+
+
+def choose_rows(task: Task, method: str, g: int) -> NDArray:
+    """Rows that a method which looks at the points chooses; g is that of Compress++."""
+    if method == "compress++":
+        return compress_plus_plus(task, g)
+    if method == "kernel-thinning":
+        return kernel_thinning(task, equal_copies(task), task.delta, eligible(task), None)
+    if method == "kh-compress":
+        return kh_compress_rows(task)
+    return halve_repeatedly(task)
+
+
+def compress_plus_plus(task: Task, g: int) -> NDArray:
+    """Compress++ of all rows, in interleaved blocks where there is more to do than in one."""
+    rows = equal_copies(task)
+    wanted = rows.size if task.size >= rows.size >> g else task.size << g
+    blocks = min(task.size, -(-wanted // BLOCK))
+    if blocks == 1:
+        return _compress_block(task, rows, g, spare_rows(task, rows), every=True)
+    block_of = np.arange(rows.size) % blocks
+    if task.weights is not None and task.unique:
+        # all copies of a row to one block, or several choose it; in turn, by number of copies
+        _, copies = np.unique(rows, return_counts=True)
+        place = np.argsort(np.argsort(copies, kind="stable"), kind="stable")
+        block_of = np.repeat(place % blocks, copies)
+    # to each block a share of the size as of the copies
+    ends = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=blocks))])
+    sizes = np.diff(np.round(ends * (task.size / rows.size)).astype(np.int64))
+    spare = spare_rows(task, rows)
+    kept = []
+    for block, size in enumerate(sizes):
+        if size:
+            part = task._replace(size=int(size), delta=task.delta / blocks)
+            own = rows[block_of == block]
+            kept.append(_compress_block(part, own, g, spare[block::blocks], every=False))
+    return np.concatenate(kept)
+
+
+def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bool) -> NDArray:
+    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those.
+
+    spare : other rows that may be chosen
+    every : whether the rows stand for all points
+    """
+    fitting = (rows.size // task.size).bit_length() - 1
+    wanted = math.log2(rows.size / task.size) - g
+    halvings = min(fitting, max(0, round(wanted)))
+    if halvings == 0 and every:
+        return kernel_thinning(task, rows, task.delta, eligible(task), None)
+    left = rows.size >> halvings
+    # the paper's shares of the failure probability: m rounds of KT-SPLIT, r halvings of a tree
+    rounds = (left // task.size).bit_length() - 1
+    of_split = rounds / (rounds + 2.0**rounds * halvings) if rounds else 0.0
+    schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split) or task.delta)
+    draws = task.draws(schedule)
+    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
+    levels = run_on_cpu(task.problem, schedule, draws, start, (), adaptive=True)
+    kept = levels[-1][0]
+    before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
+    candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
+    if task.unique and candidates.size < task.size:  # few points weigh all
+        candidates = eligible(task)
+    return kernel_thinning(task, kept, task.delta * of_split, candidates, before)
+
+
+def kernel_thinning(
+    task: Task, rows: NDArray, delta: float, candidates: NDArray, target: NDArray | None
+) -> NDArray:
+    """Kernel thinning of equally weighted rows: KT-SPLIT, and KT-SWAP among the candidates.
+
+    target : rows to compare with, equally weighted; all points with their weights if None
+    """
+    rounds = (rows.size // task.size).bit_length() - 1
+    even = Schedule(task.size << rounds, task.size, ())
+    start = rows[starting_points(rows.size, Plan(even, "even"), task.draws(even), ())[0]]
+    coresets = _split(task, start, rounds, delta)
+    if not task.refine:
+        return coresets[task.generator.integers(len(coresets))]
+    standard = rows[(np.arange(task.size) + 1) * rows.size // task.size - 1]
+    coresets = np.vstack([coresets, standard])
+    if target is None:
+        target, weights = np.arange(task.n), as_weights(task.weights, task.n)
+    else:
+        weights = np.full(target.size, 1 / target.size)
+    return _swap(task, candidates, coresets, target, weights)
+
+
+def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
+    """KT-SPLIT: halve the rows into two, each of those into two, ...: (2^rounds, size)."""
+    sets = rows[None]
+    for _ in range(rounds):
+        pairs, buckets = sets.size // 2, len(sets)
+        schedule = Schedule(2 * pairs, pairs, (Round(pairs, buckets, delta / rounds),))
+        draws = task.draws(schedule)
+        draws = draws._replace(coins=(np.zeros(buckets, np.bool_),))
+        flat = sets.reshape(1, -1)
+        one = run_on_cpu(task.problem, schedule, draws, flat, (), adaptive=True)[-1][0]
+        other = flat.reshape(-1, 2).sum(axis=1) - one
+        halves = one.reshape(buckets, -1), other.reshape(buckets, -1)
+        sets = np.stack(halves, axis=1).reshape(2 * buckets, -1)
+    return sets
+
+
+def _swap(
+    task: Task, candidates: NDArray, coresets: NDArray, target: NDArray, weights: NDArray
+) -> NDArray:
+    """KT-SWAP: improve the best of some coresets, row by row, among increasing candidates."""
+    from thinformer.cpu import sums  # imports Numba
+
+    problem, size = task.problem, task.size
+    mean = np.zeros(candidates.size)
+    if task.target == "sample":
+        mean = embed(problem, candidates, target, weights)
+    places = np.searchsorted(candidates, coresets)
+    equal = np.full(size, 1 / size)
+    errors = square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
+    coreset = places[np.argmin(errors)]
+    if task.unique:
+        coreset = distinct(coreset, candidates.size)
+    potential = diagonal(problem, candidates) / size - 2 * mean
+    potential += 2 * embed(problem, candidates, candidates[coreset], equal)
+    padded = -(-candidates.size // sums.PANEL) * sums.PANEL
+    memory = np.empty(2 * padded * problem.dim, problem.window.dtype)
+    work = sums.workspace(problem.dim, problem.window.dtype)
+    if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
+        raise ValueError("kernel must have finite values; between some of the points it has not")
+    improve = compiled_for(problem, sums.swap)
+    improve(problem, candidates, potential, coreset, task.unique, PASSES, memory, work)
+    return candidates[coreset]
+
+
+def kh_compress_rows(task: Task) -> NDArray:
+    """KH-Compress, from as many of the points as halve evenly to the size."""
+    rows = equal_copies(task)
+    settings = plan(rows.size, 0, task.size, task.delta)
+    draws = task.draws(settings.schedule)
+    start = rows[starting_points(rows.size, settings, draws, ())]
+    return run_schedule(task.device, task.problem, settings.schedule, draws, start, ())[0]
+
+
+def halve_repeatedly(task: Task) -> NDArray:
+    """Kernel halving of all points at once, repeated."""
+    rows = equal_copies(task)
+    rounds = (rows.size // task.size).bit_length() - 1
+    schedule = Schedule(
+        task.size << rounds,
+        task.size,
+        tuple(Round(task.size << i, 1, task.delta / rounds) for i in reversed(range(rounds))),
+    )
+    draws = task.draws(schedule)
+    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
+    return run_schedule(task.device, task.problem, schedule, draws, start, ())[0]
+
+
+def standard_rows(n: int, size: int, weights: NDArray | None) -> NDArray:
+    """Evenly spaced rows that end with the last, or the middles of equal shares of the weight."""
+    if weights is None:
+        return (np.arange(size) + 1) * n // size - 1
+    return at_shares((np.arange(size) + 0.5) / size, weights)
+
+
+def random_rows(
+    n: int, size: int, weights: NDArray | None, unique: bool, generator: np.random.Generator
+) -> NDArray:
+    """Rows drawn with chances proportional to their weights."""
+    if not unique:
+        return generator.choice(n, size, p=weights)
+    if weights is None:
+        return generator.choice(n, size, replace=False)
+    with np.errstate(divide="ignore"):
+        keys = np.log(weights) + generator.gumbel(size=n)
+    return np.argsort(-keys, kind="stable")[:size]
