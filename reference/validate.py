@@ -3,8 +3,8 @@
     python -m reference.validate [SEEDS]
 
 Needs thinformer and torch installed. Indices must be equal wherever the NumPy specification's trace
-has no margin within rounding error (see `thinformer.measuring.validate`); the others are counted and left
-out. Exit status 1 if anything differs.
+has no margin within rounding error (see `thinformer.measuring.validate`); the others are counted
+and left out. Exit status 1 if anything differs.
 """
 
 import sys
@@ -16,9 +16,8 @@ from reference import kernels
 from reference.attention import thinformer_attention
 from reference.compress import kh_compress
 from reference.torch_version import select
-from thinformer import Draws, compress_schedule, make_draws
+from thinformer import Draws, attention, compress_schedule, make_draws
 from thinformer import kh_compress as fast_kh_compress
-from thinformer.attending import attention
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring.validate import OUTPUT_TOLERANCE, TOLERANCE, Row, format_table
 

@@ -43,9 +43,7 @@ def fill_workspaces(monkeypatch):
     """A function that hands kernels memory full of a number from then on."""
     from thinformer.cpu import centring, halve, herd, landmarks, softmax, sums
 
-    makers = [
-        (body, body.workspace) for body in (centring, halve, herd, landmarks, softmax, sums)
-    ]
+    makers = [(body, body.workspace) for body in (centring, halve, herd, landmarks, softmax, sums)]
 
     def fill(number):
         for body, make in makers:

@@ -27,6 +27,7 @@ from problems import (
 from reference import landmarks as reference_landmarks
 from thinformer import (
     ThinformerAttention,
+    attention,
     compress_kv,
     compress_schedule,
     kernel_halve,
@@ -35,7 +36,6 @@ from thinformer import (
     thin,
     thinformer_attention,
 )
-from thinformer.attending import attention
 from thinformer.attending.landmarks import (
     CANDIDATES,
     CORRECTIONS,
@@ -56,7 +56,8 @@ from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, matern, polynomial, sobolev, stein
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
-from thinformer.torch.choose import landmarks_on_gpu, on_cpu
+from thinformer.torch.choose import landmarks_on_gpu as landmarks_module
+from thinformer.torch.choose import on_cpu
 from thinformer.torch.choose.on_cpu import bits_of_seed
 from thinformer.torch.choose.operators import landmarks, select
 
@@ -728,9 +729,9 @@ def test_temperatures(norm):
     query, key = np.random.default_rng(0).standard_normal((2, 9, 3))
     expected = reference_landmarks.temperature(3 * query, norm * key, 0.7)
     query, key = (torch.from_numpy(x[None, :, None]) for x in (3 * query, norm * key))
-    found = landmarks_on_gpu._temperature(query, key, 0.7)
+    found = landmarks_module._temperature(query, key, 0.7)
     np.testing.assert_allclose(found, [[expected]], rtol=1e-14)
-    assert landmarks_on_gpu._temperature(query[:, :0], key, 0.7).tolist() == [[1]]
+    assert landmarks_module._temperature(query[:, :0], key, 0.7).tolist() == [[1]]
 
 
 PIVOTS = {  # L, E, n_out, proposals
@@ -807,14 +808,14 @@ def test_landmarks_drawn(spread):
     h, numbers = spread * rng.standard_normal((3, 4, 30)), rng.random((4, 1))
     numbers[:2] = [[0], [1 - 2**-53]]
     for n_out in (1, 2, 9, 29):
-        found = landmarks_on_gpu._draw(torch.from_numpy(h), n_out, torch.from_numpy(numbers))
+        found = landmarks_module._draw(torch.from_numpy(h), n_out, torch.from_numpy(numbers))
         expected = [
             [reference_landmarks.draw_landmarks(*head, n_out, u) for head, (u,) in
              zip(of_sequence[:, None], numbers, strict=True)]
             for of_sequence in h
         ]  # fmt: skip
         np.testing.assert_array_equal(found, expected)
-    found = landmarks_on_gpu._draw(torch.full((1, 4, 30), torch.nan), 9, torch.from_numpy(numbers))
+    found = landmarks_module._draw(torch.full((1, 4, 30), torch.nan), 9, torch.from_numpy(numbers))
     assert (found.diff() > 0).all()
     assert 0 <= found.min() <= found.max() < 30
 
@@ -946,15 +947,15 @@ def test_attention_to_landmarks(torch_on_the_simulator, monkeypatch):
                torch.randn((3, 2, 20, 2, 3), generator=generator, dtype=torch.float64)]  # fmt: skip
     options = {"size": 5, "correction": "queries", "return_weights": True, "return_indices": True,
                "key_padding_mask": torch.arange(20) >= torch.tensor([[20], [14]])}  # fmt: skip
-    on_cpu, results, calls = on_cpu.landmarks, [], []
+    of_choice, results, calls = on_cpu.landmarks, [], []
 
     def on_gpu(query, key, value, valid, seed, **settings):
         calls.append(valid)
-        found = on_cpu(query, key.as_subclass(OnCuda), value, valid,
+        found = of_choice(query, key.as_subclass(OnCuda), value, valid,
                        torch.tensor(bits_of_seed(int(seed))), **settings)  # fmt: skip
         return tuple(x.as_subclass(torch.Tensor) for x in found)
 
-    for choose in (on_cpu, on_gpu):
+    for choose in (of_choice, on_gpu):
         monkeypatch.setattr(on_cpu, "landmarks", choose)
         got = thinformer_attention(*tensors, generator=torch.Generator().manual_seed(3), **options)
         gradients = torch.autograd.grad(got.output.square().sum(), tensors)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from reference.attention import exact_attention, thinformer_attention
 from thinformer import (
     Draws,
+    attention,
     compress_kv,
     compress_schedule,
     coreset_size,
     make_draws,
     set_num_threads,
 )
-from thinformer.attending import attention
 from thinformer.data import ACTIVATIONS, load_activations
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

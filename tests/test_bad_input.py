@@ -10,6 +10,7 @@ from thinformer import (
     Draws,
     Kernel,
     ThinformerAttention,
+    attention,
     compress_kv,
     compress_schedule,
     coreset_size,
@@ -18,7 +19,6 @@ from thinformer import (
     make_draws,
     set_num_threads,
 )
-from thinformer.attending import attention
 from thinformer.kernels import gaussian, linear, polynomial
 
 RNG = np.random.default_rng(0)

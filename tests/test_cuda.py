@@ -13,13 +13,13 @@ import torch
 
 from thinformer import (
     ThinformerAttention,
+    attention,
     compress_kv,
     compress_schedule,
     kernel_halve,
     kh_compress,
     thin,
 )
-from thinformer.attending import attention
 from thinformer.commands.main import main
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import jit, pivots, run, tiles
@@ -234,7 +234,7 @@ def test_crossover_is_where_it_stays_faster(monkeypatch):
     seconds = {256: (1, 2), 512: (3, 2), 1024: (1, 2)} | {2**i: (3, 2) for i in range(11, 17)}
     monkeypatch.setattr(speed_cuda, "tensors", lambda dims, dtype: (dims[1],) * 3)
     monkeypatch.setattr(
-        bench_cuda, "attention_candidates",
+        speed_cuda, "attention_candidates",
         lambda query, key, value, g: {speed_cuda.EXACT: seconds[key][0],
                                       speed_cuda.WHOLE: seconds[key][1]},
     )  # fmt: skip

@@ -186,10 +186,10 @@ def test_what_comes_before(stored, tmp_path):
     whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
     numbers, tokens = parameters.dtype[::1], left
     if stored == computed:  # whatever is converted draws the same
-        draw = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
+        drawn = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
                 numbers, finite)  # fmt: skip
         scale = getattr(types, computed), numbers, parameters
-        for _, code in compiled(draw.make_draw(dtype), draw):
+        for _, code in compiled(draw.make_draw(dtype), drawn):
             assert ".local" not in code
         if stored == "float64":
             units = sequences, whole, parameters.dtype[:, ::1]

@@ -133,15 +133,16 @@ def test_cache_is_used_and_follows_the_sources(tmp_path):
             del sys.modules[name]
         sys.path.insert(0, {folder!r})
         import numpy as np
-        from thinformer import cpu, kernel_halve
-        assert cpu.__file__.startswith({folder!r})
+        from thinformer import kernel_halve
+        from thinformer.cpu import halve
+        assert halve.__file__.startswith({folder!r})
         kernel_halve(np.eye(4), rng=0)
-        print(sum(cpu.halve_gram.stats.cache_hits.values()))
+        print(sum(halve.halve_gram.stats.cache_hits.values()))
     """.format(folder=str(tmp_path))
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert run(code, **cache) == "0"
     assert run(code, **cache) == "1"
-    halving = tmp_path / "thinformer" / "halving.py"  # a callee in another file
+    halving = tmp_path / "thinformer" / "halving" / "steps.py"  # a callee in another file
     halving.write_text(halving.read_text() + "\n# edited\n")
     assert run(code, **cache) == "0"
 
@@ -157,16 +158,18 @@ def test_no_writable_cache(tmp_path):
     """)
     run("""
         import numpy as np
-        from thinformer import cpu, kernel_halve
+        from thinformer import kernel_halve
+        from thinformer.cpu import halve
         kernel_halve(np.eye(4), rng=0)
-        assert cpu.halve_gram.stats.cache_path is None
+        assert halve.halve_gram.stats.cache_path is None
     """, THINFORMER_CACHE="0")  # fmt: skip
 
 
 def test_new_shapes_and_layouts_do_not_recompile():
     count = run("""
         import numpy as np
-        from thinformer import Draws, attention, cpu, kernel_halve, kh_compress, softmax
+        from thinformer import Draws, attention, kernel_halve, kh_compress
+        from thinformer.cpu import draw, halve, softmax
         rng = np.random.default_rng(0)
         def calls(dtype):
             for B, S, H, E, D in ((1, 100, 1, 4, 4), (2, 300, 3, 8, 5), (1, 64, 2, 1, 1)):
@@ -186,7 +189,7 @@ def test_new_shapes_and_layouts_do_not_recompile():
         calls(np.float32)
         calls(np.float64)
         calls(np.float16)
-        print([len(f.signatures) for f in (cpu.halve_buckets, cpu.halve_gram, cpu.scan,
+        print([len(f.signatures) for f in (halve.halve_buckets, halve.halve_gram, draw.scan,
                                             softmax.attend_blocks)])
     """)
     assert count == "[4, 2, 2, 2]"  # products and points in two dtypes

@@ -13,8 +13,7 @@ from tensors import everything, qkv, seeded
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from thinformer import ThinformerAttention, coreset_size, thinformer_attention
-from thinformer.attending import attention
+from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.halving.plan import plan
 from thinformer.torch.choose.operators import keys_kept, select
 

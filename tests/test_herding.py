@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reference import herding as reference
-from thinformer import compress_schedule, make_draws, set_num_threads
-from thinformer.attending import attention, herding
+from thinformer import attention, compress_schedule, make_draws, set_num_threads
+from thinformer.attending import herding
 from thinformer.cpu.run import draw_numbers, starting_points
 from thinformer.data import load_activations
 from thinformer.halving.plan import Plan

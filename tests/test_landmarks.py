@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from reference import landmarks as reference
-from thinformer import bodies, compress_schedule, make_draws
-from thinformer.attending import attention, landmarks
+from thinformer import attention, bodies, compress_schedule, make_draws
+from thinformer.attending import landmarks
 from thinformer.attending.landmarks import (
     CANDIDATES,
     CORRECTIONS,

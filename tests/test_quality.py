@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinformer.attending import attention
+from thinformer import attention
 from thinformer.commands.main import main
 from thinformer.measuring import demo, quality
 

@@ -19,8 +19,7 @@ from transformers import (
     ModernBertModel,
 )
 
-from thinformer import compress_kv
-from thinformer.attending import attention
+from thinformer import attention, compress_kv
 from thinformer.torch.evaluation.record import as_arrays, record, survey
 from thinformer.torch.transformers import configure, register
 

@@ -18,7 +18,8 @@ import pytest
 from thinformer import mmd, thin
 from thinformer.commands.main import main
 from thinformer.cpu.run import embed
-from thinformer.files import csv, thin
+from thinformer.files import csv as csv_files
+from thinformer.files import thin as thin_files
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.arguments import as_problem
 
@@ -73,7 +74,7 @@ def arviz(path):
 @pytest.fixture
 def small(monkeypatch):
     """Chunks of as few rows as are asked for."""
-    monkeypatch.setattr(thin, "LEAST", 1)
+    monkeypatch.setattr(thin_files, "LEAST", 1)
 
 
 # formats
@@ -343,10 +344,10 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
         rows = rng.choice(2000, 300, replace=False)
         both = np.concatenate([points[rows], chosen])
         problem = as_problem(both, as_kernel("gaussian", 1.0))
-        every = thin._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
-        part = thin._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
+        every = thin_files._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
+        part = thin_files._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
         (one, noise), (other, none) = (
-            thin._own(problem, *pair) for pair in ((every, part), (part, every))
+            thin_files._own(problem, *pair) for pair in ((every, part), (part, every))
         )
         between = every.weights @ embed(problem, every.rows, part.rows, part.weights)
         squares.append(one - 2 * between + other)
@@ -357,7 +358,9 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
     for _ in range(20):
         rows = rng.choice(2000, 300, replace=False)
         sample = points[rows], weights[rows]
-        value, _ = thin._mmd_held(as_kernel("gaussian", 1.0), (points, weights), sample, chosen)
+        value, _ = thin_files._mmd_held(
+            as_kernel("gaussian", 1.0), (points, weights), sample, chosen
+        )
         held.append(value**2)
     assert np.mean(held) == pytest.approx(true, rel=0.1)
     assert np.std(held) < np.std(squares)
@@ -368,8 +371,8 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
 
 
 def test_what_is_within_the_noise_is_not_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(thin, "EXACT", 2000)
-    monkeypatch.setattr(thin, "SAMPLE", 1000)
+    monkeypatch.setattr(thin_files, "EXACT", 2000)
+    monkeypatch.setattr(thin_files, "SAMPLE", 1000)
     np.save(tmp_path / "in.npy", np.random.default_rng(0).normal(size=(4000, 2)))
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 4000,
             "--seed", 0, "--report", tmp_path / "r.json")  # fmt: skip
@@ -801,7 +804,7 @@ def test_a_loop_of_links_is_named(option, tmp_path, capsys):
 
 @pytest.mark.parametrize("chunk", [4, 1000])
 def test_comments_are_no_rows(chunk, small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(csv, "BLOCK", 3)
+    monkeypatch.setattr(csv_files, "BLOCK", 3)
     head, *lines = TABLE.splitlines(keepends=True)
     lines[7] = '7,1.5,"a\n# no comment\n"\n'
     lines[12] = "12,1.5,# p12\n"
@@ -946,7 +949,7 @@ def test_whatever_is_raised_is_one_line(tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise KeyError("a\nb")
 
-    monkeypatch.setattr(thin, "run", fail)
+    monkeypatch.setattr(thin_files, "run", fail)
     assert run(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 3) == 2
     printed = capsys.readouterr().err
     assert "KeyError" in printed

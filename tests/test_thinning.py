@@ -14,9 +14,10 @@ from reference import kernels as reference_kernels
 from thinformer import kernels, kh_compress, median_distance, mmd, set_num_threads, thin
 from thinformer.cpu import halve, jit, sums
 from thinformer.cpu.run import diagonal, embed
-from thinformer.thinning import thin
+from thinformer.thinning import methods
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.methods import BLIND, METHODS
+from thinformer.thinning.task import Task
 
 SWAPPED = ("compress++", "kernel-thinning")
 X = np.random.default_rng(0).normal(size=(300, 2))
@@ -274,7 +275,7 @@ def test_blocks(monkeypatch, weights, unique):
     points = mixture(2000)
     settings = {"bandwidth": 1.5, "weights": weights}
     whole = thin(points, 200, unique=unique, rng=0, **settings)
-    monkeypatch.setattr(thin, "BLOCK", 1000)
+    monkeypatch.setattr(methods, "BLOCK", 1000)
     rows = thin(points, 200, unique=unique, rng=0, **settings)
     assert_rows(rows, 2000, 200, distinct=unique)
     assert rows.tolist() != whole.tolist()
@@ -291,7 +292,7 @@ def test_blocks(monkeypatch, weights, unique):
 @pytest.mark.parametrize("unique", [True, False])
 def test_blocks_of_any_size(monkeypatch, n, size, g, unique):
     """Blocks that hardly have the rows they are to choose, or fewer to choose than blocks."""
-    monkeypatch.setattr(thin, "BLOCK", 100)
+    monkeypatch.setattr(methods, "BLOCK", 100)
     points = mixture(n)
     few = np.r_[np.ones(30), np.zeros(n - 30)]
     for weights in (None, few, np.r_[1e6, np.ones(n - 1)], np.arange(n) % 2 + 0.5):
@@ -336,7 +337,7 @@ def test_refining_helps():
 
 def task_for(points, size, unique=True, target="sample", kernel=None):
     problem = as_problem(points, kernel or kernels.gaussian(1.0))
-    return thin.Task(
+    return Task(
         problem, len(points), size, None, 0.5, True, unique, target, np.random.default_rng(0)
     )
 
@@ -350,7 +351,7 @@ def test_swaps_never_raise_the_error(unique):
     for size in (1, 7, 33):
         coresets = np.array([rng.choice(200, size, replace=False) for _ in range(4)])
         task = task_for(points, size, unique)
-        rows = thin._swap(task, every, coresets.copy(), every, share)
+        rows = methods._swap(task, every, coresets.copy(), every, share)
         best = min(mmd(points, start, bandwidth=1.0) for start in coresets)
         got = mmd(points, rows, bandwidth=1.0)
         assert got < best

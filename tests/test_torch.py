@@ -9,8 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reference import torch_version
 from reference.attention import thinformer_attention
-from thinformer import Draws, ThinformerAttention, compress_schedule, make_draws
-from thinformer.attending import attention
+from thinformer import Draws, ThinformerAttention, attention, compress_schedule, make_draws
 
 
 def qkv(B=2, T=7, S=300, H=3, E=8, D=5, dtype=torch.float64, seed=0):

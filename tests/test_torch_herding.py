@@ -9,8 +9,8 @@ from compiling import compiled
 from tensors import everything, qkv, seeded
 
 from reference import herding as reference
-from thinformer import ThinformerAttention, thinformer_attention
-from thinformer.attending import attention, herding
+from thinformer import ThinformerAttention, attention, thinformer_attention
+from thinformer.attending import herding
 from thinformer.cpu.run import draw_numbers, starting_points
 from thinformer.halving.draws import seed_from
 from thinformer.halving.plan import Plan

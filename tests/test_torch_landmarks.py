@@ -15,8 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from thinformer import ThinformerAttention, coreset_size, thinformer_attention
-from thinformer.attending import attention
+from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.attending.landmarks import CORRECTIONS
 from thinformer.data import load_activations
 from thinformer.torch.attend import landmarks as torch_landmarks

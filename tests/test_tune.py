@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinformer.attending import attention
+from thinformer import attention
 from thinformer.attending.settings import load_settings
 from thinformer.commands.main import main
 from thinformer.measuring import tune
