@@ -31,7 +31,7 @@ from transformers import (
 
 from thinformer.commands.main import main
 from thinformer.torch.evaluation.encoders import read_sounds
-from thinformer.torch.evaluation.evaluate import compared
+from thinformer.torch.evaluation.metrics import compared
 from thinformer.torch.transformers import register
 
 
