@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.files.messages import listed, shown
 from thinformer.files.source import (
     STANDARD,
     Chunk,
@@ -22,10 +23,8 @@ from thinformer.files.source import (
     Source,
     check_numbered,
     chunk_of,
-    listed,
     matched,
     places,
-    shown,
     title,
 )
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
-import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.files.csv import open_delimited
+from thinformer.files.messages import listed, not_numbers, reading, shown
 from thinformer.files.source import (
     STANDARD,
     Chunk,
@@ -31,19 +30,14 @@ from thinformer.files.source import (
     check_rows,
     chunk_of,
     default_columns,
-    listed,
+    in_memory_source,
     matched,
-    not_numbers,
     optional,
     places,
-    reading,
     row_numbers,
-    shown,
     side_by_side,
     used_columns,
-    whole,
     without_weights,
-    writing,
 )
 from thinformer.thinning.tables import as_points
 
@@ -69,57 +63,6 @@ def open_source(request: Request, kind: str) -> Iterator[Source]:
             raise ValueError(f"{request.path}: is empty")
     with contextlib.ExitStack() as stack:
         yield READERS[kind](request, stack)
-
-
-def resolved(path: Path) -> Path:
-    """The file that a path leads to."""
-    try:
-        target = path.resolve()
-        target.exists()  # raises for a name that is too long
-    except (OSError, RuntimeError) as error:  # of a loop of links, a RuntimeError until Python 3.13
-        reason = getattr(error, "strerror", None) or "is a loop of symbolic links"
-        raise OSError(f"{path}: {reason}") from None
-    return target
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write in place of `path`, which it becomes unless there is an error."""
-    target = resolved(path)
-    mode = _mode(path)
-    temporary = target.with_name(
-        f".thin-{secrets.token_hex(6)}.part"
-    )  # short, as names may be long
-    try:
-        try:
-            temporary.open("xb").close()  # whether it can be written is found out before the work
-        except OSError as error:
-            raise OSError(f"{path}: cannot be written: {error.strerror}") from None
-        if mode is not None:
-            temporary.chmod(mode | stat.S_IWUSR | stat.S_IRUSR)
-        yield temporary
-        with writing(str(path)):
-            if mode is not None:
-                temporary.chmod(mode)
-            temporary.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _mode(path: Path) -> int | None:
-    """The permissions of a file that is there; raises where it is none that can be replaced."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(f"{path}: is a folder; it cannot be written as a file")
-    if not stat.S_ISREG(status.st_mode):  # a device or a pipe would be lost
-        raise OSError(f"{path}: is no regular file; it is not replaced")
-    return stat.S_IMODE(status.st_mode)
 
 
 def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -226,7 +169,7 @@ def _open_npy(request: Request, stack: contextlib.ExitStack) -> Source:
             np.save(stream, array[row_numbers(kept)])
 
     unused = [c for c in names if c not in columns and c != request.weights]
-    return whole(points, columns, columns, unused, [], write)
+    return in_memory_source(points, columns, columns, unused, [], write)
 
 
 def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -280,7 +223,7 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
                     np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
     unused = [c for c in arrays if c not in used]
-    return whole(points, columns, labels, unused, [], write)
+    return in_memory_source(points, columns, labels, unused, [], write)
 
 
 def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -330,7 +273,7 @@ def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
 
     notes = [f"groups copied as they are, not thinned: {listed(left)}"] if left else []
     unused = [v for v in over if v not in used]
-    return whole(points, columns, labels, unused, notes, write)
+    return in_memory_source(points, columns, labels, unused, notes, write)
 
 
 def _sample_dimensions(dataset: Any, path: Path) -> tuple[str, ...]:

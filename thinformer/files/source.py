@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.files.messages import listed, shown
 from thinformer.thinning.tables import as_points
 
 STANDARD = "-"  # standard input, standard output
 CHECKED = 65536  # rows checked for NaN at once
-SHOWN = 60  # characters of a cell or a name that an error shows
 
 
 class Chunk(NamedTuple):
@@ -79,27 +78,13 @@ def title(path: Path) -> str:
     return "standard input" if path == Path(STANDARD) else str(path)
 
 
-def printable(text: Any) -> str:
-    """Text on one line, for any terminal: what cannot be printed as an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in str(text)
-    )
-
-
-def shown(text: Any) -> str:
-    """A cell or a name as errors show it."""
-    short = str(text)[:SHOWN]
-    return repr(short) + ("..." if len(str(text)) > SHOWN else "")
-
-
 def chunk_of(values: NDArray, dimensions: int, records: Any) -> Chunk:
     """Values of which a column after the dimensions, if there is one, is the weights."""
     weights = values[:, dimensions] if values.shape[1] > dimensions else None
     return Chunk(values[:, :dimensions], weights, records)
 
 
-def whole(
+def in_memory_source(
     values: NDArray,
     columns: list[str],
     labels: list[str],
@@ -183,13 +168,6 @@ def places(request: Request, columns: list[str], names: list[str]) -> list[int]:
     return [names.index(c) for c in used_columns(request, columns, names)]
 
 
-def listed(names: Sequence[str], most: int = 30) -> str:
-    """Names, and how many more there are."""
-    return ", ".join(map(shown, names[:most])) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
-
-
 def check_rows(n: int, path: Path) -> None:
     """Raise for a table without rows."""
     if not n:
@@ -225,43 +203,6 @@ def check_finite(values: NDArray, labels: list[str], path: Path, start: int = 0)
                 f"holds {values[first + i, j]}; "
                 "columns that are computed with take finite numbers (--columns says which)"
             )
-
-
-def not_numbers(path: Path, column: str, kind: Any) -> str:
-    """The error about a column of text or the like."""
-    kind = str(kind)[:SHOWN]
-    return f"{path}: column {shown(column)} is of {kind}; --columns and --weights take numbers"
-
-
-@contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a library raises for a broken file into an error of one line."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = _reason(error)
-        if "allow_pickle" in reason or "Python objects" in reason:  # no advice to take pickles
-            reason = "it is another kind of file, or holds Python objects"
-        raise ValueError(f"{path}: cannot be read as {kind}: {reason}") from error
-
-
-@contextlib.contextmanager
-def writing(name: str, verb: str = "written") -> Iterator[None]:
-    """Turn whatever a library raises into an error of one line that names the file."""
-    try:
-        yield
-    except (MemoryError, BrokenPipeError):
-        raise
-    except Exception as error:
-        raise OSError(f"{name}: cannot be {verb}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in a line that is not too long."""
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0][:200]
 
 
 def optional(module: str, kind: str) -> Any:

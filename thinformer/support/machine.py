@@ -1,11 +1,15 @@
-"""Measuring memory, and on what machine."""
+"""What a measurement takes in memory, and the machine that figures belong to."""
 
 from __future__ import annotations
 
 import platform
+import sys
 import tracemalloc
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+
+from thinformer.support.threads import available_cores
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:
@@ -19,6 +23,16 @@ def peak_megabytes(work: Callable[[], object]) -> float:
         tracemalloc.stop()
 
 
+def peak_resident_megabytes() -> float | None:
+    """The most memory in MB that the process had resident, where the system tells it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 def processor() -> str:
     """The processor's name, where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -27,3 +41,13 @@ def processor() -> str:
         if lines:
             return lines[0].split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, str]:
+    """The processor and its cores, by name."""
+    return {"processor": processor(), "cores": str(available_cores())}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed packages, by name."""
+    return {package: version(package) for package in packages}

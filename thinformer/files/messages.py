@@ -1,0 +1,79 @@
+"""Names, cells and errors as users read them: printable, short, and on one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN = 60  # characters of a cell or a name that an error shows
+
+
+def printable(text: Any) -> str:
+    """Return text on one line; characters that no terminal prints become escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text)
+    )
+
+
+def shown(text: Any) -> str:
+    """Return a cell or a name as errors show it."""
+    short = str(text)[:SHOWN]
+    return repr(short) + ("..." if len(str(text)) > SHOWN else "")
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Return the first names, and how many more there are, as errors show them."""
+    return ", ".join(map(shown, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
+
+
+def brief(name: str, most: int = 60) -> str:
+    """Return the begin of a name, for a summary or a plot."""
+    return printable(name[:most]) + ("..." if len(name) > most else "")
+
+
+def few(names: list[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are, for a summary."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(brief, names[:most])) + more
+
+
+def not_numbers(path: Path, column: str, kind: Any) -> str:
+    """Return the error about a column that does not hold numbers."""
+    kind = str(kind)[:SHOWN]
+    return f"{path}: column {shown(column)} is of {kind}; --columns and --weights take numbers"
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises for a broken file into an error of one line."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if "allow_pickle" in reason or "Python objects" in reason:  # no advice to take pickles
+            reason = "it is another kind of file, or holds Python objects"
+        raise ValueError(f"{path}: cannot be read as {kind}: {reason}") from error
+
+
+@contextlib.contextmanager
+def writing(name: str, verb: str = "written") -> Iterator[None]:
+    """Turn whatever a library raises into an error of one line that names the file."""
+    try:
+        yield
+    except (MemoryError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise OSError(f"{name}: cannot be {verb}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, at most 200 characters."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).splitlines()[0][:200]

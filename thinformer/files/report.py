@@ -1,0 +1,114 @@
+"""What ``thinformer thin`` did: a few lines for the terminal, and a report in JSON."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thinformer.files.job import Job
+from thinformer.files.messages import few, printable
+from thinformer.files.source import STANDARD
+
+PACKAGES = ("thinformer", "numpy", "scipy", "numba", "pyarrow", "xarray", "h5netcdf")
+
+
+class Outcome(NamedTuple):
+    """What was done.
+
+    rows_in, rows_out : numbers of rows of the two files
+    chunks : number of chunks that were read
+    row_numbers : those of the chosen rows; the first row of the file is 0
+    columns, unused : columns that the distance is computed on, and columns only written
+    kernel, bandwidth : the kernel, and its bandwidth if it has one
+    bandwidth_from : "given", or the rows whose median distance it is
+    standard_deviations : divisors of the columns, or None without --standardize
+    seed : the seed that reproduces the run
+    mmd : MMD of the coreset to all rows; None where it is not known
+    mmd_below : a bound, where the estimate of the MMD is within its noise
+    standard_mmd, standard_mmd_below : the same for standard thinning to the same size
+    compared_with : the rows that the MMDs are computed with
+    seconds : of reading, thinning, comparing, writing, and in total
+    peak_megabytes : resident memory of the process, or None where the system does not say
+    notes : notes on the file and the comparison
+    """
+
+    rows_in: int
+    rows_out: int
+    chunks: int
+    row_numbers: list[int]
+    columns: list[str]
+    unused: list[str]
+    kernel: str
+    bandwidth: float | list[float] | None
+    bandwidth_from: str
+    standard_deviations: dict[str, float] | None
+    seed: int
+    mmd: float | None
+    mmd_below: float | None
+    standard_mmd: float | None
+    standard_mmd_below: float | None
+    compared_with: str
+    seconds: dict[str, float]
+    peak_megabytes: float | None
+    notes: list[str]
+
+
+def format_outcome(outcome: Outcome, out: Path) -> str:
+    """Return a few lines that say what was done."""
+    where = "standard output" if out == Path(STANDARD) else printable(out)
+    used = f"columns {few(outcome.columns)}"
+    if outcome.unused:
+        used += f" (not used: {few(outcome.unused)})"
+    kernel = f"kernel {outcome.kernel}"
+    if outcome.bandwidth is not None:
+        numbers = np.atleast_1d(outcome.bandwidth).tolist()
+        kernel += f", bandwidth {few([f'{b:.6g}' for b in numbers])} ({outcome.bandwidth_from})"
+    ours = _distance(outcome.mmd, outcome.mmd_below)
+    theirs = _distance(outcome.standard_mmd, outcome.standard_mmd_below)
+    compared = f"MMD to {outcome.compared_with}: {ours}"
+    if theirs != "not known":
+        compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
+    lines = [
+        f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
+        used,
+        f"{kernel}, seed {outcome.seed}",
+        compared,
+    ]
+    if outcome.chunks > 1:
+        lines.append(f"read in {outcome.chunks} chunks")
+    memory = ""
+    if outcome.peak_megabytes is not None:
+        memory = f", peak memory {outcome.peak_megabytes:.0f} MB"
+    return "\n".join([*lines, *outcome.notes, f"time {outcome.seconds['total']:.1f} s{memory}"])
+
+
+def _distance(value: float | None, below: float | None) -> str:
+    if below is not None:
+        return f"below {below:.5f}"
+    return "not known" if value is None else f"{value:.5f}"
+
+
+def report(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Return the report: the settings, what was done, and the versions of the libraries."""
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in job._asdict().items()
+    }
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "settings": settings,
+        **outcome._asdict(),
+        "versions": {"python": platform.python_version()}
+        | {k: v for k, v in versions.items() if v},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

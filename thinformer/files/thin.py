@@ -1,0 +1,304 @@
+"""What ``thinformer thin`` does: read a file, thin its rows, write those chosen, and report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.files.comparison import Compared, Seen, compared, see
+from thinformer.files.csv import DELIMITERS
+from thinformer.files.formats import open_source
+from thinformer.files.job import Job, check, chunk_rows, rows_beside
+from thinformer.files.messages import few, shown, writing
+from thinformer.files.output import replacing
+from thinformer.files.plot import draw
+from thinformer.files.report import Outcome, report
+from thinformer.files.source import STANDARD, Request, Source, title
+from thinformer.halving.draws import seed_from
+from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
+from thinformer.support.machine import peak_resident_megabytes
+from thinformer.thinning.arguments import median_distance
+from thinformer.thinning.streaming import BLIND, merge_and_reduce
+
+
+@dataclass
+class _Reading:
+    """What is known and held while thinning takes one chunk after the other.
+
+    seen : rows to compare the coreset with
+    held : row numbers and records of the rows that may still be chosen, chunk by chunk
+    bandwidth : bandwidth of the kernel, once the first chunk is read
+    deviation : standard deviations of the first chunk's columns, with --standardize
+    seconds : time spent in reading
+    """
+
+    seen: Seen | None = None
+    held: list[tuple[NDArray, Any]] = field(default_factory=list)
+    bandwidth: float | list[float] | None = None
+    deviation: NDArray | None = None
+    seconds: float = 0.0
+
+
+def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
+    """Carry the request out.
+
+    Parameters
+    ----------
+    job : Job
+    tell : callable
+        tell(stage, fraction) receives what is done now, and how much of it, if known.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError, ImportError
+        With one line that says what is wrong and where. No file was written.
+    """
+    start = time.perf_counter()
+    kind = check(job)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # a warning that matters is raised as an error
+        outputs = _outputs(job, kind, stack)
+        with _about(title(job.source)):
+            source = stack.enter_context(open_source(_request(job, kind), kind))
+        reading = _Reading()
+        points, outcome = _thin(job, source, reading, tell)
+        thinned = time.perf_counter()
+        tell("writing", None)
+        _write(job, source, reading, outputs, outcome)
+        if "plot" in outputs:
+            _draw(job, source, reading, points, outputs["plot"])
+        end = time.perf_counter()
+        outcome.seconds.update({"writing": end - thinned, "total": end - start})
+        outcome = outcome._replace(peak_megabytes=peak_resident_megabytes())
+        if "report" in outputs:
+            text = json.dumps(report(job, outcome), indent=1, allow_nan=False) + "\n"
+            with writing(str(job.report)):
+                outputs["report"].write_text(text)
+    return outcome
+
+
+def _outputs(job: Job, kind: str, stack: contextlib.ExitStack) -> dict[str, Path]:
+    """Files to write, by what they hold; each replaces its path when the stack closes."""
+    paths = {"out": job.out, "plot": job.plot, "report": job.report}
+    if job.row_numbers and kind == ".npy":
+        paths["rows"] = rows_beside(job.out)
+    outputs = {}
+    for name, path in paths.items():
+        if path == Path(STANDARD):
+            outputs[name] = path
+        elif path is not None:
+            outputs[name] = stack.enter_context(replacing(path))
+    return outputs
+
+
+def _request(job: Job, kind: str) -> Request:
+    return Request(
+        path=job.source,
+        columns=job.columns,
+        weights=job.weights,
+        rows=chunk_rows(job),
+        numbered=job.row_numbers and kind != ".npy",
+        delimiter=job.delimiter or DELIMITERS.get(kind, ","),
+        comment=job.comment,
+    )
+
+
+def _write(
+    job: Job, source: Source, reading: _Reading, outputs: dict[str, Path], outcome: Outcome
+) -> None:
+    """Write the chosen rows, and for .npy their numbers."""
+    target = outputs["out"]
+    with writing("standard output" if target == Path(STANDARD) else str(job.out)):
+        source.write(target, reading.held, job.row_numbers)
+    if "rows" in outputs:
+        with writing(str(rows_beside(job.out))), outputs["rows"].open("wb") as stream:
+            np.save(stream, np.array(outcome.row_numbers))
+
+
+def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: Path) -> None:
+    """Draw the rows and the coreset in the units of the file."""
+    assert job.plot is not None
+    assert reading.seen is not None
+    scale = 1.0 if reading.deviation is None else reading.deviation
+    every = reading.seen.points * scale
+    with writing(str(job.plot), "drawn"):
+        draw(every, points * scale, source.labels, target, job.plot.suffix.lower())
+
+
+@contextlib.contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Put the name of the file before an error that does not begin with it or an option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if str(error).startswith((f"{name}: ", "--")):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _thin(
+    job: Job,
+    source: Source,
+    reading: _Reading,
+    tell: Callable[[str, float | None], None],
+) -> tuple[NDArray, Outcome]:
+    """Thin the rows of a source, compare, and return the chosen points."""
+    start = time.perf_counter()
+    seed = int(np.random.default_rng().integers(2**32)) if job.seed is None else job.seed
+    _check_bandwidths(job, source)
+    with _about(title(job.source)):
+        coreset = merge_and_reduce(
+            _chunks(job, source, seed, reading, tell),
+            job.size,
+            kernel=job.kernel,
+            bandwidth=job.bandwidth,
+            method=job.method,
+            g=job.g,
+            delta=job.delta,
+            rng=seed,
+            keep=lambda rows: _keep_only(reading.held, rows),
+        )
+    thinned = time.perf_counter()
+    tell("comparing with standard thinning", None)
+    assert reading.seen is not None
+    found = compared(job, reading.seen, coreset.points, reading.bandwidth)
+    seconds = {
+        "reading": reading.seconds,
+        "thinning": thinned - start - reading.seconds,
+        "comparing": time.perf_counter() - thinned,
+    }
+    rows = coreset.rows.tolist()
+    return coreset.points, _outcome(job, source, reading, found, seed, rows, seconds)
+
+
+def _check_bandwidths(job: Job, source: Source) -> None:
+    dimensions = len(source.labels)
+    if isinstance(job.bandwidth, list) and len(job.bandwidth) != dimensions:
+        raise ValueError(
+            f"--bandwidth takes one number or {dimensions}, one for each of "
+            f"{few(source.labels)}; got {len(job.bandwidth)}"
+        )
+
+
+def _outcome(
+    job: Job,
+    source: Source,
+    reading: _Reading,
+    found: Compared,
+    seed: int,
+    rows: list[int],
+    seconds: dict[str, float],
+) -> Outcome:
+    """What is known before the files are written."""
+    seen = reading.seen
+    assert seen is not None
+    first = "all rows" if seen.chunks == 1 else f"the first {chunk_rows(job)} rows"
+    deviations = None
+    if reading.deviation is not None:
+        deviations = dict(zip(source.labels, reading.deviation.tolist(), strict=True))
+    distances = found._asdict()
+    notes = [*source.notes, *distances.pop("notes")]
+    return Outcome(
+        rows_in=seen.rows,
+        rows_out=job.size,
+        chunks=seen.chunks,
+        row_numbers=rows,
+        columns=source.columns,
+        unused=source.unused,
+        kernel=SHORT.get(job.kernel, job.kernel),
+        bandwidth=reading.bandwidth,
+        bandwidth_from=f"median distance of {first}" if job.bandwidth == "median" else "given",
+        standard_deviations=deviations,
+        seed=seed,
+        **distances,
+        seconds=seconds,
+        peak_megabytes=None,
+        notes=notes,
+    )
+
+
+def _chunks(
+    job: Job,
+    source: Source,
+    seed: int,
+    reading: _Reading,
+    tell: Callable[[str, float | None], None],
+) -> Iterator[NDArray | tuple[NDArray, NDArray]]:
+    """Yield points and weights of a source, chunk by chunk, standardised with --standardize."""
+    generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws
+    clock = time.perf_counter()
+    for chunk in source.chunks:
+        points = chunk.points
+        if job.standardize:
+            if reading.deviation is None:
+                deviation = points.std(axis=0, dtype=np.float64)
+                if not np.isfinite(deviation).all():
+                    column = source.labels[int(np.argmin(np.isfinite(deviation)))]
+                    raise ValueError(
+                        f"{title(job.source)}: column {shown(column)} is too large for "
+                        "--standardize; scale it first"
+                    )
+                reading.deviation = np.where(deviation > 0, deviation, 1)
+            points = points / reading.deviation.astype(points.dtype)
+        if reading.seen is None:
+            reading.bandwidth = _bandwidth(job, points, seed)
+        weights = np.ones(len(points)) if chunk.weights is None else chunk.weights
+        if weights.min() < 0:
+            raise ValueError(
+                f"{title(job.source)}: --weights {shown(job.weights)} must not be negative; "
+                f"it holds {weights.min()}"
+            )
+        reading.seen = see(reading.seen, points, weights, job.size, generator)
+        rows = reading.seen.rows
+        reading.held.append((np.arange(rows - len(points), rows), chunk.records))
+        reading.seconds += time.perf_counter() - clock
+        tell("reading and thinning", source.fraction())
+        yield points, weights
+        clock = time.perf_counter()
+    reading.seconds += time.perf_counter() - clock
+    if reading.seen is not None and reading.seen.rows < job.size:
+        raise ValueError(
+            f"{title(job.source)}: --size {job.size} is more than its {reading.seen.rows} rows"
+        )
+    tell("thinning", None)
+
+
+def _bandwidth(job: Job, points: NDArray, seed: int) -> float | list[float] | None:
+    """The bandwidth of the kernel; "median" is what `thin` computes for these points and seed."""
+    if SHORT.get(job.kernel, job.kernel) in WITHOUT_BANDWIDTH:
+        return None
+    if not isinstance(job.bandwidth, str):
+        return job.bandwidth
+    try:
+        return median_distance(points, np.random.default_rng(seed_from(seed)))
+    except ValueError as error:
+        if job.method in BLIND:
+            return None
+        raise ValueError(
+            f"{title(job.source)}: {error} (of the first {len(points)} rows); "
+            "say --bandwidth NUMBER, or a larger --chunk-rows if others differ"
+        ) from None
+
+
+def _keep_only(held: list[tuple[NDArray, Any]], rows: NDArray[np.int64]) -> None:
+    """Drop the records of all rows but these, given by increasing numbers."""
+    left = []
+    for numbers, records in held:
+        among = rows[
+            np.searchsorted(rows, numbers[0]) : np.searchsorted(rows, numbers[-1], "right")
+        ]
+        if among.size == numbers.size:
+            left.append((numbers, records))
+        elif among.size:
+            left.append((among, records.take(np.searchsorted(numbers, among))))
+    held[:] = left
