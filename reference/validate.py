@@ -2,6 +2,9 @@
 
     python -m reference.validate [SEEDS]
 
+This file is the one that knows both the specification and the package, because it compares them:
+`Row`, `TOLERANCE` and the table come from `thinformer.measuring.validate`.
+
 Needs thinformer and torch installed. Indices must be equal wherever the NumPy specification's trace
 has no margin within rounding error (see `thinformer.measuring.validate`); the others are counted
 and left out. Exit status 1 if anything differs.

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.kernels import gaussian
-from thinformer.support.machine import processor
-from thinformer.support.threads import available_cores
+from thinformer.support.machine import hardware, versions
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import mmd
 from thinformer.thinning.methods import METHODS
@@ -142,21 +141,16 @@ def readme_line(quality: Quality) -> str:
     )
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    from importlib.metadata import version
-
-    names = ["thinformer", "numpy", "numba", "scipy"]
-    names += ["goodpoints"] if importlib.util.find_spec("goodpoints") else []
-    return {"processor": processor(), "cores": str(available_cores())} | {
-        name: version(name) for name in names
-    }
+def machine_with_goodpoints() -> dict[str, str]:
+    """The machine, with the version of goodpoints if it is installed."""
+    found = hardware() | versions("thinformer", "numpy", "numba", "scipy")
+    return found | (versions("goodpoints") if importlib.util.find_spec("goodpoints") else {})
 
 
 def save(found: list[Cost], measured: list[Quality], path: Path) -> None:
     """Write the figures and the machine as JSON."""
     content = {
-        "machine": machine(),
+        "machine": machine_with_goodpoints(),
         "costs": [asdict(cost) for cost in found],
         "qualities": [asdict(quality) for quality in measured],
     }

@@ -24,11 +24,11 @@ from scipy.special import softmax
 
 from thinformer.attending.attention import attend, attention, check_shapes, softmax_scale
 from thinformer.data import ACTIVATIONS, load_activations
-from thinformer.files.source import reading
+from thinformer.files.messages import reading
 from thinformer.halving.schedule import coreset_size
 from thinformer.measuring.demo import relative_error, uniform
-from thinformer.support.machine import processor
-from thinformer.support.threads import available_cores, get_num_threads
+from thinformer.support.machine import hardware, versions
+from thinformer.support.threads import get_num_threads
 
 EXACT, PLAIN, BEST = "exact attention", "Thinformer", "best rank"
 OPTIONS: dict[str, dict[str, Any]] = {  # what `attention` is called with
@@ -250,20 +250,12 @@ weights, as this package computes them. best rank: of the matrix of that rank ne
 attention; no method, a mark of what so few keys could do."""
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on, and how busy it was just then."""
-    from importlib.metadata import version
-
-    names = ("thinformer", "numpy", "numba", "scipy")
-    found = {
-        "processor": processor(),
-        "cores": str(available_cores()),
-        "threads": str(get_num_threads()),
-        "python": platform.python_version(),
-    }
+def machine_with_load() -> dict[str, str]:
+    """The machine, with the threads in use and the load at this moment."""
+    found = hardware() | {"threads": str(get_num_threads()), "python": platform.python_version()}
     if hasattr(os, "getloadavg"):
         found["load"] = f"{os.getloadavg()[0]:.1f}"
-    return found | {name: version(name) for name in names}
+    return found | versions("thinformer", "numpy", "numba", "scipy")
 
 
 def save(lines: list[Line], rounds: int, machine: dict[str, str], path: Path) -> None:

@@ -24,8 +24,8 @@ from thinformer.attending.attention import attention, compress_kv
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.plan import plan
 from thinformer.halving.schedule import Schedule, compress_schedule
-from thinformer.support.machine import peak_megabytes, processor
-from thinformer.support.threads import available_cores, set_num_threads
+from thinformer.support.machine import hardware, peak_megabytes, versions
+from thinformer.support.threads import set_num_threads
 from thinformer.torch import ThinformerAttention
 from thinformer.torch.choose.on_cpu import draw_seed
 from thinformer.torch.choose.operators import select
@@ -101,17 +101,13 @@ class Result:
         return found | {"Thinformer / its parts": self.seconds[WHOLE] / parts}
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    from importlib.metadata import version
-
-    names = ("thinformer", "numpy", "numba", "scipy", "torch")
-    return {
-        "processor": processor(),
-        "cores": str(available_cores()),
+def machine_with_torch() -> dict[str, str]:
+    """The machine, with its system and the version of torch."""
+    system = {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-    } | {name: version(name) for name in names}
+    }
+    return hardware() | system | versions("thinformer", "numpy", "numba", "scipy", "torch")
 
 
 def run(

@@ -29,10 +29,10 @@ EAGER, COMPILED = speed.EAGER, speed.COMPILED
 LENGTHS = tuple(2**i for i in range(8, 17))
 
 
-def machine() -> dict[str, str]:
-    """What the figures are measured on."""
+def machine_with_gpu() -> dict[str, str]:
+    """The machine, with torch and its first GPU."""
     device = torch.cuda.get_device_properties(0)
-    return speed.machine() | {
+    return speed.machine_with_torch() | {
         "GPU": device.name,
         "multiprocessors": str(device.multi_processor_count),
         "CUDA": str(torch.version.cuda),
