@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import thinformer
-from thinformer.commands.main import main
+from thinformer.commands.main import COMMANDS, main
 from thinformer.data import ACTIVATIONS
 from thinformer.measuring import demo
+
+
+NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
 
 
 def command(*arguments, **options):
@@ -46,10 +49,24 @@ def test_demo_lines_say_what_was_measured():
 def test_info():
     result = command("info", env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
-    info = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    lines = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
+    info = dict(line.split(maxsplit=1) for line in lines)
     assert info["numpy"] == np.__version__
     assert info["threads"].startswith("1 of ")
     assert "CUDA" in info
+
+
+def test_info_fits_a_terminal(monkeypatch, capsys):
+    """A long reason is wrapped; a path stays on one line, so that it can be copied."""
+    from thinformer.cuda import jit
+
+    reason = "the driver is too old " * 20
+    monkeypatch.setattr(jit, "why_unavailable", lambda: reason)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert reason.strip() in " ".join(printed.split())
+    lines = [line for line in printed.splitlines() if not line.startswith("kernel cache")]
+    assert max(map(len, lines)) <= 100
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H100", b"NVIDIA H100"])
@@ -95,3 +112,25 @@ def test_no_command():
     assert "usage: thinformer" in result.stderr
     assert "validate" in result.stderr
     assert command("--version").stdout.strip() == thinformer.__version__
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_help_fits_a_terminal(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"] if name else ["--help"])
+    assert done.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: thinformer {name}".rstrip())
+    assert max(map(len, lines)) <= 100
+
+
+def test_help_loads_no_compiler():
+    """Nor torch, so that it comes at once."""
+    code = (
+        "import contextlib, sys; from thinformer.commands.main import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "sys.exit(bool({'numba', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd="/")
+    assert result.returncode == 0, result.stderr

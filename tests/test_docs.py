@@ -65,17 +65,8 @@ def test_commands(path, monkeypatch):
     for extras in re.findall(r"install [^`\n]*\.\[([\w,]+)\]", text):
         assert set(extras.split(",")) <= set(setup["options.extras_require"])
     called = []
-    for command in (
-        "_thin",
-        "_demo",
-        "_bench",
-        "_bench_points",
-        "_info",
-        "_validate",
-        "_eval_model",
-        "_tune",
-    ):
-        monkeypatch.setattr(main, command, lambda arguments: called.append(arguments) or 0)
+    for command in main.COMMANDS:
+        monkeypatch.setattr(command, "run", lambda arguments: called.append(arguments) or 0)
     lines = "".join(documents.examples(text, "sh")).splitlines()
     ours = [line for line in lines if line.startswith("thinformer ")]
     for line in ours:

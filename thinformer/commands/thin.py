@@ -1,0 +1,231 @@
+"""``thinformer thin``: choose the rows of a file that represent it best, and write them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from thinformer.commands.options import can_plot
+
+NOTES = """\
+Formats. .csv and .tsv have a header row, and the chosen rows are written as they stand in IN, byte
+for byte; blank lines are no rows. .parquet keeps its schema. .npz holds arrays of one length. .nc
+(NetCDF 4) holds a dataset with one shared dimension, or an ArviZ posterior, whose chosen draws get
+a dimension `sample`. Rows are written in their order in IN. --row-numbers counts rows from 0, and
+rows of a posterior chain after chain. An existing OUT is overwritten, and so are the files of
+--plot and --report.
+
+Columns. The distance is computed on all columns of numbers, also chain, iteration, lp__ or an id,
+but not on the index of a data frame. Choose columns with --columns, and use --standardize where
+their units differ. The chosen rows have equal weights: do not apply the column of --weights again.
+
+Seed. The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
+
+MMD. The command prints the MMD of the chosen rows to all rows. Where there are many rows, 20000 of
+them give an estimate without bias. Where these are too few to tell the MMD from 0, the command
+prints a bound: "below" a number.
+
+Memory. .csv, .tsv and .parquet are read in chunks. If there are several, each chunk is thinned to a
+weighted coreset of at least c = max(2^g * size, 4096) rows. Coresets are merged and halved, and
+those left at the end are thinned to the size; "median" and --standardize are then computed on the
+first chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
+
+    300 MB + (2 * chunk-rows + 6 * sqrt(chunks) * c) * (120 + 24 * columns used + bytes of a row)
+
+.npy is mapped into memory; its columns are copied if only some are used or if they are
+standardised. .npz and .nc are read completely.
+
+exit status: 0 done; 1 files written, but not the summary; 2 an error, no file written; 130, 129 or
+143 interrupted or ended; 141 nobody reads standard output
+
+examples:
+  thinformer thin draws.csv -o chosen.csv --size 500 --columns mu,tau --standardize --seed 1
+  thinformer thin stan.csv -o chosen.csv --size 500 --comment '#' --columns mu,tau --plot chosen.png
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command and its arguments."""
+    parser = commands.add_parser(
+        "thin",
+        help="choose the rows of a file that represent it best",
+        description="Choose the rows of a file that represent it best, and write them.",
+        epilog=NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", metavar="IN", type=Path,
+        help=".csv, .tsv, .parquet, .npy, .npz or .nc file; - reads standard input",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", required=True, type=Path, metavar="OUT",
+        help="file of the same ending, overwritten; - writes CSV to standard output",
+    )  # fmt: skip
+    parser.add_argument("--size", required=True, type=int, metavar="N", help="rows to choose")
+    _add_columns(parser)
+    _add_methods(parser)
+    _add_outputs(parser)
+    _add_formats(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add what the distance between rows is computed on."""
+    parser.add_argument(
+        "--columns", metavar="A,B",
+        help="columns that the distance is computed on: names, or in .npy places, the first 0"
+        " (default: all columns of numbers, also chain, iteration, lp__ or an id)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--standardize", action="store_true",
+        help="divide each of these columns by its standard deviation: for different units",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", metavar="COLUMN",
+        help="column with the weights of the rows of IN; the chosen rows have equal weights",
+    )  # fmt: skip
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    """Add how rows are chosen."""
+    parser.add_argument(
+        "--kernel", default="gaussian", help="gaussian (rbf), laplace, matern, energy, "
+        "inverse_multiquadric (imq), rational_quadratic, linear, polynomial, exponential or "
+        "sobolev (default: gaussian)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bandwidth", default="median", metavar="B",
+        help="bandwidth of the kernel: a number, or one for each column in their order (1,2.5), or"
+        " median, the median distance between rows (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", default="compress++", help="compress++, kernel-thinning (quadratic time), "
+        "kh-compress, halving, standard or random (default: compress++)",
+    )  # fmt: skip
+    parser.add_argument("--g", type=int, default=4, help="oversampling of compress++ (default: 4)")
+    parser.add_argument(
+        "--delta", type=float, default=0.5, help="failure probability of a halving (default: 0.5)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="the same seed chooses the same rows (default: a fresh one)"
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add what is written beside the rows."""
+    parser.add_argument(
+        "--row-numbers", action="store_true",
+        help="also write where rows stood in IN: a column, array or coordinate `row`; for .npy the"
+        " file OUT.rows.npy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="also draw the first four dimensions, rows and coreset (.png, .svg, .pdf)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write what was done, in JSON"
+    )
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    """Add how IN is read."""
+    parser.add_argument(
+        "--chunk-rows", type=int, default=2**18, metavar="N",
+        help="rows read at once, at least 4096 (default: 262144)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("csv", "tsv"), help="format of standard input (default: csv)"
+    )
+    parser.add_argument(
+        "--delimiter", metavar="C", help="delimiter of CSV (default: comma; tab for .tsv)"
+    )
+    parser.add_argument(
+        "--comment", metavar="C",
+        help="lines of CSV that begin with C are no rows, and are not written: # in Stan's files",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Thin the file, and print what was done where no rows are printed."""
+    from thinformer.files import job, report, thin
+    from thinformer.files.messages import printable
+    from thinformer.support.progress import progress
+
+    chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
+    try:
+        with _terminable(), progress() as tell:
+            if arguments.plot is not None:
+                can_plot(arguments.plot)
+            outcome = thin.run(job.job_of(arguments), tell)
+    except MemoryError as error:
+        raise ValueError(
+            f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"
+        ) from error
+    except KeyboardInterrupt:
+        print("thinformer thin: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return 141
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(printable(error)) from error
+    except Exception as error:  # of a library, about a file that nobody thought of
+        raise ValueError(printable(f"{type(error).__name__}: {error}")) from error
+    return _tell(report.format_outcome(outcome, arguments.out), chatter)
+
+
+def _tell(text: str, stream: TextIO | None) -> int:
+    """Print what was done; where that fails, the status is 1, since the files are written."""
+    if stream is None:
+        return 0
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _silence(stream)
+    except (OSError, ValueError) as error:  # a ValueError where it is closed
+        _silence(stream)
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"thinformer thin: the files are written; the summary is not: {error}",
+                file=sys.stderr,
+            )
+        return 1
+    return 0
+
+
+def _silence(stream: TextIO) -> None:
+    """Redirect a stream that nobody reads, so that no flush at the interpreter's end fails."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let signals that end the process unwind the stack, so that no unfinished file is left."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        # a signal that is ignored, as under nohup, stays ignored
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
