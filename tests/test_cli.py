@@ -12,7 +12,6 @@ from thinformer.commands.main import COMMANDS, main
 from thinformer.data import ACTIVATIONS
 from thinformer.measuring import demo
 
-
 NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
 
 

@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(format_table(rows))
     failures = sum(bool(row.failed) for row in rows)
     print(
-        "\nsmallest margin: how near the closest decision was to going the other way, in units of"
-        " the kernel\nvalues it adds up; 0 is a tie (repeated points)"
+        "\nsmallest margin: how far the closest decision was from going the other way, in units of"
+        "\nthe kernel values it adds up; 0 is a tie (repeated points)"
     )
     print(f"\n{'FAIL' if failures else 'PASS'}: {len(rows) - failures} of {len(rows)} rows agree")
     return 1 if failures else 0

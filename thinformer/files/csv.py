@@ -1,4 +1,4 @@
-"""CSV: read in chunks, and some of its records written as they stood, byte for byte."""
+"""CSV: reading in chunks, and writing chosen records as they stood, byte for byte."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class _Form(NamedTuple):
-    """Of a CSV file: its name in errors, delimiter, what begins a comment, and its columns."""
+    """A CSV file: its name in errors, its delimiter, the begin of a comment, and its columns."""
 
     name: str
     delimiter: str
@@ -47,10 +47,10 @@ class _Form(NamedTuple):
 class _Block(NamedTuple):
     """Successive records.
 
-    raws : their text
-    fields : of each; None where nothing is quoted, so that text can be split at the delimiter
-    starts : the lines they begin at
-    lines : read so far
+    raws : the text of each record
+    fields : the fields of each record; None where nothing is quoted, so that a split will do
+    starts : the line at which each record begins
+    lines : number of lines read so far
     """
 
     raws: list[str]
@@ -60,12 +60,12 @@ class _Block(NamedTuple):
 
 
 def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
-    """Open text with a header row; records are raw text."""
+    """Open text with a header row; a record is its raw text."""
     name = title(request.path)
     standard = request.path == Path(STANDARD)
     binary = _standard_input() if standard else stack.enter_context(request.path.open("rb"))
     total = 0 if standard else os.fstat(binary.fileno()).st_size
-    # bytes that are no UTF-8 survive as surrogates
+    # bytes that are not UTF-8 become surrogates, and are written back as they were
     text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
     stack.callback(text.detach)
     stack.callback(csv.field_size_limit, csv.field_size_limit(LONGEST))
@@ -148,7 +148,7 @@ def _output(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _header(lines: Iterator[str], form: _Form) -> tuple[_Form, str, int]:
-    """The form, the header's text, and the lines read; raises where the form is another one."""
+    """The form, the header's text, and the lines read; raises where the text has another form."""
     name, delimiter = form.name, form.delimiter
     header = _parsed(lines, [], 0, 1, form)
     if not header.raws or not header.fields:
@@ -175,14 +175,14 @@ def _header(lines: Iterator[str], form: _Form) -> tuple[_Form, str, int]:
 
 
 def _hint(text: str, form: _Form) -> str:
-    """Advice where a line that was taken for a record looks like a comment."""
+    """Advice where a line that was read as a record looks like a comment."""
     if form.comment is None and text.startswith("#"):
         return "; if lines that begin with # are comments, say --comment '#'"
     return ""
 
 
 def _block(lines: Iterator[str], line: int, limit: int, form: _Form) -> _Block:
-    """The next records, as many as `limit` lines hold; blank lines are none."""
+    """The next records, in at most `limit` lines; blank lines are no records."""
     delimiters = len(form.columns) - 1
     while block := list(itertools.islice(lines, limit)):
         if '"' in "".join(block) or (form.comment and any(map(_is_comment(form), block))):
@@ -213,9 +213,10 @@ def _is_comment(form: _Form) -> Callable[[str], bool]:
 
 
 def _parsed(lines: Iterator[str], block: list[str], line: int, least: int, form: _Form) -> _Block:
-    """Records of the next `least` lines, those of a block first, and of what they go on in.
+    """The records of the next `least` lines, and of the lines that the last record needs.
 
-    At least one record, unless the lines end. Comments are only between records.
+    Lines of the block come first. There is at least one record, unless the lines end. Comments are
+    only between records.
     """
     taken: list[str] = []
     skipped = 0
@@ -253,11 +254,11 @@ def _parsed(lines: Iterator[str], block: list[str], line: int, least: int, form:
 
 
 class _NotANumberError(ValueError):
-    """args[0] is the place of a cell that is no number."""
+    """A cell is no number; args[0] is its place."""
 
 
 def _floats(cells: Sequence[str]) -> NDArray[np.float64]:
-    """Cells as numbers, NaN where the value is missing."""
+    """The numbers in cells, NaN where a value is missing."""
     if "_" not in "".join(cells):  # float takes 1_000
         with contextlib.suppress(ValueError):
             return np.fromiter(map(float, cells), np.float64, len(cells))
@@ -276,7 +277,7 @@ def _floats(cells: Sequence[str]) -> NDArray[np.float64]:
 def _values(block: _Block, wanted: list[int], form: _Form) -> NDArray[np.float64]:
     """The wanted columns of a block: (records, columns)."""
     if block.fields is None:
-        # where a cell is no number, it is found and named below
+        # if a cell is no number, the code below finds and names it
         with contextlib.suppress(ValueError):
             values = np.loadtxt(
                 block.raws, delimiter=form.delimiter, usecols=wanted, comments=None, ndmin=2
@@ -309,7 +310,7 @@ def _fields(block: _Block, form: _Form) -> list[list[str]]:
 
 
 def _numeric(first: _Block, form: _Form, request: Request) -> list[str]:
-    """The columns that hold numbers in the first records; one without a name is an index."""
+    """The columns that hold numbers in the first records; a nameless column is an index."""
     fields = _fields(first, form)
     columns = []
     for j, column in enumerate(form.columns):

@@ -1,8 +1,8 @@
-"""Tables in files: read in chunks of rows, and some of the rows written, every column as it was.
+"""The formats of tables: how each is read in chunks, and how chosen rows are written.
 
-One reader a format, known by the file's ending. Each gives a `Source`; what it holds of a row until
-the row is written, a record, is its text in CSV, its part of an Arrow table in Parquet, and its
-number elsewhere.
+`READERS` has one reader for each ending of a file. A reader returns a `Source`. What a source holds
+of a row until the row is written is its record: in CSV the text, in Parquet a row of an Arrow
+table, elsewhere the row number.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from thinformer.files.source import (
 )
 from thinformer.thinning.tables import as_points
 
-NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file whose draws are other draws
+NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file with other draws
 
 
 def ending(path: Path, option: str) -> str:
-    """The ending of a file that there is a reader for."""
+    """Return the ending of a file; raise where there is no reader for it."""
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{option} takes a file ending in {', '.join(READERS)}; got {path}")
     return path.suffix.lower()
@@ -53,7 +53,7 @@ def ending(path: Path, option: str) -> str:
 
 @contextlib.contextmanager
 def open_source(request: Request, kind: str) -> Iterator[Source]:
-    """Open a file of a kind, which is one of the endings."""
+    """Open a file; `kind` is one of the endings."""
     if request.path != Path(STANDARD):
         if not request.path.exists():
             raise FileNotFoundError(f"{request.path}: there is no such file")
@@ -66,7 +66,7 @@ def open_source(request: Request, kind: str) -> Iterator[Source]:
 
 
 def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
-    """Open a Parquet file; records are tables of its schema."""
+    """Open a Parquet file; records are rows of Arrow tables."""
     pa = optional("pyarrow", "Parquet")
     pq = optional("pyarrow.parquet", "Parquet")
     path = request.path
@@ -128,7 +128,7 @@ def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
 
 
 def _pandas_index(schema: Any) -> list[str]:
-    """The columns that pandas writes its index in."""
+    """The columns in which pandas stored its index."""
     try:
         index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
         return [c for c in index if isinstance(c, str)]  # a range is no column
@@ -137,7 +137,7 @@ def _pandas_index(schema: Any) -> list[str]:
 
 
 def _takeable(pa: Any, schema: Any) -> Any:
-    """A schema without the types of which Arrow cannot take some rows."""
+    """The schema, without types that Arrow cannot take rows of."""
     others = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
     fields = [f.with_type(others.get(str(f.type), f.type)) for f in schema]
     return pa.schema(fields, schema.metadata)
@@ -302,7 +302,7 @@ def _same_draws(name: str, group: Any, main: Any, dims: tuple[str, ...]) -> bool
         return "sample" not in group.dims and all(
             d in group.dims and group[d].equals(main[d]) for d in dims
         )
-    # thinned before, or a dataset: the coordinates of the rows tell
+    # thinned before, or a dataset: equal coordinates mean equal rows
     (dim,) = dims
     labels = [c for c in main.coords if dim in main[c].dims]
     return (
@@ -313,7 +313,7 @@ def _same_draws(name: str, group: Any, main: Any, dims: tuple[str, ...]) -> bool
 
 
 def _chosen_draws(xr: Any, group: Any, dims: tuple[str, ...], rows: NDArray, numbered: bool) -> Any:
-    """Some rows of a group: of its one dimension, or draws in a new dimension `sample`."""
+    """The chosen rows of a group, along its one dimension or a new dimension `sample`."""
     name = dims[0] if len(dims) == 1 else "sample"
     if len(dims) == 1:
         group = group.isel({name: rows})

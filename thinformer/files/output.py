@@ -12,7 +12,7 @@ from thinformer.files.messages import writing
 
 
 def resolved(path: Path) -> Path:
-    """The file that a path leads to."""
+    """Return the file that a path leads to."""
     try:
         target = path.resolve()
         target.exists()  # raises for a name that is too long
@@ -24,7 +24,7 @@ def resolved(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write in place of `path`, which it becomes unless there is an error."""
+    """Yield a temporary file to write, which then replaces `path`, unless there is an error."""
     target = resolved(path)
     mode = _mode(path)
     temporary = target.with_name(
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _mode(path: Path) -> int | None:
-    """The permissions of a file that is there; raises where it is none that can be replaced."""
+    """The permissions of a file that exists; raises where it cannot be replaced."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a reader of files gives, and what the readers share: columns asked for, and errors."""
+"""`Source`, which every reader of files returns, and the checks of columns that readers share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Chunk(NamedTuple):
 
     points : (rows, dimensions) float array
     weights : (rows,) array, or None
-    records : what is written of the rows; ``records.take(index)`` is that of some of them
+    records : what is written of the rows; ``records.take(index)`` selects some
     """
 
     points: NDArray
@@ -33,14 +33,14 @@ class Chunk(NamedTuple):
 class Source(NamedTuple):
     """An open file.
 
-    columns : those used, by name
-    labels : the dimensions of the points, by name
-    unused : other columns, which are only written
-    notes : what a user should know of how the file is taken
-    chunks : the rows, to be read once
-    fraction : how much of the file was read, or None where its length is not known
-    write : write(path, kept, numbered) writes some rows, given the chunks' row numbers and records,
-        with the row numbers if `numbered`
+    columns : names of the columns that the distance is computed on
+    labels : names of the dimensions of the points
+    unused : names of other columns, which are only written
+    notes : notes for the user on how the file is read
+    chunks : the rows, which can be read once
+    fraction : returns the share of the file that was read, or None where that is not known
+    write : write(path, kept, numbered) writes rows, given as row numbers and records, chunk by
+        chunk; with their row numbers if `numbered`
     """
 
     columns: list[str]
@@ -53,15 +53,15 @@ class Source(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is to be read.
+    """What a reader is to read.
 
-    path : of the file; "-" is standard input
-    columns : those the distance is computed on, or None for all of numbers
-    weights : the column of weights, or None
-    rows : of a chunk
+    path : the file; "-" is standard input
+    columns : names of those that the distance is computed on; None for all columns of numbers
+    weights : name of the column of weights, or None
+    rows : number of rows of a chunk
     numbered : whether row numbers will be written
-    delimiter : of CSV
-    comment : what lines of CSV begin with that are no records, or None
+    delimiter : delimiter of CSV
+    comment : begin of the lines of CSV that are no records, or None
     """
 
     path: Path
@@ -74,12 +74,12 @@ class Request(NamedTuple):
 
 
 def title(path: Path) -> str:
-    """What errors call a file."""
+    """Return the name of a file in errors."""
     return "standard input" if path == Path(STANDARD) else str(path)
 
 
 def chunk_of(values: NDArray, dimensions: int, records: Any) -> Chunk:
-    """Values of which a column after the dimensions, if there is one, is the weights."""
+    """Split values into points and, if there is one more column, weights."""
     weights = values[:, dimensions] if values.shape[1] > dimensions else None
     return Chunk(values[:, :dimensions], weights, records)
 
@@ -92,13 +92,13 @@ def in_memory_source(
     notes: list[str],
     write: Callable[[Path, list[tuple[NDArray, Any]], bool], None],
 ) -> Source:
-    """A source that is in memory as a whole."""
+    """Return a source of a single chunk, which is in memory; records are row numbers."""
     chunk = chunk_of(values, len(labels), np.arange(len(values)))
     return Source(columns, labels, unused, notes, iter([chunk]), lambda: None, write)
 
 
 def side_by_side(arrays: dict[str, NDArray]) -> tuple[NDArray, list[str]]:
-    """2-D arrays side by side, and a label for each column: name, or name[0], name[1], ..."""
+    """Join 2-D arrays; return also a label for each column: name, or name[0], name[1], ..."""
     labels = []
     for name, array in arrays.items():
         d = array.shape[1]
@@ -107,12 +107,12 @@ def side_by_side(arrays: dict[str, NDArray]) -> tuple[NDArray, list[str]]:
 
 
 def row_numbers(kept: list[tuple[NDArray, Any]]) -> NDArray:
-    """The numbers of the rows that are to be written."""
+    """Return the numbers of the rows to write."""
     return np.concatenate([rows for rows, _ in kept])
 
 
 def matched(request: Request, names: Sequence[str]) -> Request:
-    """The request with names as the file has them, whatever the spaces around them."""
+    """Return the request with names as in the file, which may differ in spaces around them."""
 
     def match(name: str) -> str:
         alike = [c for c in names if c.strip() == name.strip()]
@@ -131,7 +131,7 @@ def matched(request: Request, names: Sequence[str]) -> Request:
 
 
 def check_numbered(request: Request, names: Sequence[str], where: str = "") -> None:
-    """Raise where row numbers are asked for and their name is taken."""
+    """Raise where row numbers will be written and a column has their name."""
     if request.numbered and "row" in names:
         raise ValueError(
             f"{title(request.path)}: {where}has a column 'row' already; "
@@ -140,7 +140,7 @@ def check_numbered(request: Request, names: Sequence[str], where: str = "") -> N
 
 
 def default_columns(request: Request, numeric: list[str], path: Path) -> list[str]:
-    """The columns asked for, or else all of numbers but the weights."""
+    """Return the columns of the request, or all columns of numbers except the weights."""
     if request.columns is not None:
         return request.columns
     columns = [c for c in numeric if c != request.weights]
@@ -150,7 +150,7 @@ def default_columns(request: Request, numeric: list[str], path: Path) -> list[st
 
 
 def used_columns(request: Request, columns: list[str], names: Sequence[str]) -> list[str]:
-    """The columns to read, that of the weights last; all must be there."""
+    """Return the columns to read, the weights last; raise where one does not exist."""
     options = dict.fromkeys(columns, "--columns")
     if request.weights is not None:
         options[request.weights] = "--weights"
@@ -164,7 +164,7 @@ def used_columns(request: Request, columns: list[str], names: Sequence[str]) -> 
 
 
 def places(request: Request, columns: list[str], names: list[str]) -> list[int]:
-    """The places of the columns to read."""
+    """Return the places of the columns to read."""
     return [names.index(c) for c in used_columns(request, columns, names)]
 
 
@@ -182,7 +182,7 @@ def check_repeated(names: Sequence[str], path: Path) -> None:
 
 
 def without_weights(labels: list[str], request: Request) -> list[str]:
-    """The dimensions but the weights, which come last and must be one number a row."""
+    """Return the labels without the weights, which come last and must be one number a row."""
     if request.weights is None:
         return labels
     if labels[-1] != request.weights:
@@ -193,7 +193,7 @@ def without_weights(labels: list[str], request: Request) -> list[str]:
 
 
 def check_finite(values: NDArray, labels: list[str], path: Path, start: int = 0) -> None:
-    """Raise where a number is missing or infinite, some rows at a time."""
+    """Raise where a number is missing or infinite."""
     for first in range(0, len(values), CHECKED):
         finite = np.isfinite(values[first : first + CHECKED])
         if not finite.all():
@@ -206,7 +206,7 @@ def check_finite(values: NDArray, labels: list[str], path: Path, start: int = 0)
 
 
 def optional(module: str, kind: str) -> Any:
-    """Import what only some formats need."""
+    """Import a library that only some formats need."""
     try:
         return importlib.import_module(module)
     except ImportError:

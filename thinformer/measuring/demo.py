@@ -16,18 +16,18 @@ from thinformer.halving.schedule import coreset_size
 from thinformer.support.machine import peak_megabytes
 
 SEEDS = range(5)
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito's, told apart by colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito's, for colour-blind readers too
 
 
 class Line(NamedTuple):
     """One setting on one encoder's activations.
 
     setting : "exact" or "g = ..."
-    kept, keys : keys attended to, and how many there are
+    kept, keys : number of kept keys, and of all keys
     error : mean over layers, heads and seeds of ||output - exact|| / ||exact||
-    uniform_error : the same for as many keys drawn uniformly
-    seconds : for all recorded heads, best of the seeds
-    megabytes : the most memory held at once beside the inputs, the output included
+    uniform_error : the same for an equal number of keys drawn uniformly
+    seconds : time for all recorded heads, best of the seeds
+    megabytes : the most memory held at once, without the inputs and with the output
     """
 
     encoder: str
@@ -57,7 +57,7 @@ def run() -> Iterator[Line]:
 
 
 def format_line(line: Line) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     kept = f"{line.kept} of {line.keys}"
     errors = (
         f"{line.error:>7.3f}  {line.uniform_error:>7.3f}"
@@ -106,7 +106,7 @@ def plot(lines: list[Line], path: Path) -> None:
 
 
 def _line(encoder: str, g: int | None, layers: list[list[NDArray]], exact: list[NDArray]) -> Line:
-    """Measure one setting; exact attention for g of None."""
+    """Measure one setting; g = None is exact attention."""
     keys = layers[0][1].shape[1]
     kept = keys if g is None else coreset_size(keys, g)
     settings: dict[str, Any] = {"size": keys} if g is None else {"g": g}
@@ -127,7 +127,7 @@ def _line(encoder: str, g: int | None, layers: list[list[NDArray]], exact: list[
 
 
 def uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]:
-    """Attention over keys drawn uniformly without replacement, for every head anew."""
+    """Return attention over keys that are drawn uniformly, without replacement, for each head."""
     rng = np.random.default_rng(seed)
     outputs = []
     for query, key, value in layers:
@@ -138,7 +138,7 @@ def uniform(layers: list[list[NDArray]], kept: int, seed: int) -> list[NDArray]:
 
 
 def relative_error(outputs: list[NDArray], exact: list[NDArray]) -> float:
-    """Mean over layers and heads of ||output - exact|| / ||exact|| in the Frobenius norm."""
+    """Return the mean over layers and heads of ||output - exact|| / ||exact||, Frobenius norm."""
     norms = [
         np.linalg.norm(a - b, axis=(1, 3)) / np.linalg.norm(b, axis=(1, 3))
         for a, b in zip(outputs, exact, strict=True)

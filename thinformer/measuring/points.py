@@ -1,7 +1,7 @@
 """How fast and how good thinning of point sets is, on this machine, beside goodpoints.
 
-Candidates of a line run in one process on the same points, in turn; times are medians over seeds
-and errors are exact MMDs, their mean over seeds with its standard error.
+The candidates of a line run in one process on the same points, in turn. Times are medians over
+seeds. Errors are exact MMDs: their mean over seeds, and its standard error.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from thinformer.thinning.thin import thin
 
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7
-CHAINS = 2000  # draws of the eight schools that ArviZ ships
+CHAINS = 2000  # draws of the eight-schools posterior that ArviZ ships
 
 
 @dataclass
 class Cost:
-    """How long one method takes on n points to sqrt(n).
+    """Times of one method that thins n points to sqrt(n).
 
-    exponent : of n in the time, fitted to the largest three sizes
+    exponent : p where the time grows as n^p, fitted to the largest three sizes
     """
 
     method: str
@@ -42,9 +42,10 @@ class Cost:
 
 @dataclass
 class Quality:
-    """One method on one sample, this package's and, where it is installed, goodpoints'.
+    """One method on one sample, by this package and, if it is installed, by goodpoints.
 
-    errors : MMD by seed; seconds : medians. Both by package.
+    errors : for each package the MMD of each seed
+    seconds : for each package the median time
     """
 
     sample: str
@@ -56,7 +57,7 @@ class Quality:
 
 
 def costs(exponents: range) -> Iterator[Cost]:
-    """Time every method on 4^p points of a mixture in two dimensions, p in the range, g = 4."""
+    """Time every method at g = 4 on 4^p points of a mixture in two dimensions, for each p."""
     for method in METHODS:
         thin(mixture(1024, 0), 32, kernel=gaussian(2**0.5), method=method, rng=0)  # compiles
         seconds = {}
@@ -86,12 +87,12 @@ def qualities(sizes: tuple[int, ...], seeds: int) -> Iterator[Quality]:
 
 
 def speed(n: int = 4**8, g: int = 4) -> Quality:
-    """Compress++ of many points in two dimensions, once."""
+    """Time Compress++ once, on many points in two dimensions."""
     return _quality("mixture", mixture, n, "compress++", g, 1, errors=False)
 
 
 def samples() -> dict[str, Callable[[int, int], NDArray | None]]:
-    """The samples there are: functions of (n, seed), None where n is more than there is."""
+    """Return the samples, by name: functions of (n, seed), None where there are fewer points."""
     found: dict[str, Callable[[int, int], NDArray | None]] = {"mixture": mixture}
     if importlib.util.find_spec("arviz_base") and importlib.util.find_spec("h5py"):
         found["eight schools"] = _drawn_from(_eight_schools_chains())
@@ -104,7 +105,7 @@ def samples() -> dict[str, Callable[[int, int], NDArray | None]]:
 
 
 def mixture(n: int, seed: int) -> NDArray:
-    """Points of eight Gaussians of unit variance around a circle of radius 3."""
+    """Return points of eight Gaussians of unit variance, with means on a circle of radius 3."""
     rng = np.random.default_rng(seed)
     angle = rng.integers(8, size=n) * (np.pi / 4)
     centres = 3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -112,14 +113,14 @@ def mixture(n: int, seed: int) -> NDArray:
 
 
 def format_cost(cost: Cost) -> str:
-    """A line of times in milliseconds."""
+    """Return a line of times in milliseconds."""
     cells = "".join(f"{1e3 * seconds:>11.2f}" for seconds in cost.seconds.values())
     exponent = f"n^{cost.exponent:.2f}"
     return f"{cost.method:<16}{exponent:>8}{cells}"
 
 
 def format_quality(quality: Quality) -> str:
-    """A line of errors and times."""
+    """Return a line of errors and times."""
     line = f"{quality.sample:<14}{quality.n:>6} ->{quality.size:>4}  {quality.method:<22}"
     for package, seconds in quality.seconds.items():
         errors = quality.errors.get(package)
@@ -131,7 +132,7 @@ def format_quality(quality: Quality) -> str:
 
 
 def readme_line(quality: Quality) -> str:
-    """The line as a row of a Markdown table: errors and times of both packages, and their ratio."""
+    """Return the line as a row of a Markdown table: both errors, and the ratio of the times."""
     (ours, theirs), times = quality.errors.values(), quality.seconds
     cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in map(_mean, (ours, theirs))]
     faster = times["goodpoints"] / times["thinformer"]
@@ -195,7 +196,7 @@ def _quality(
 def _goodpoints(
     points: NDArray, size: int, method: str, g: int, bandwidth: float, seed: int
 ) -> Callable[[], NDArray]:
-    """The same by goodpoints: its compiled Compress++, its kernel thinning with a stored matrix."""
+    """The same by goodpoints: compiled Compress++, or kernel thinning with a stored matrix."""
     from goodpoints import compress, kt
 
     square = 2 * bandwidth**2
@@ -216,7 +217,7 @@ def _standardised(rows: NDArray) -> NDArray:
 
 
 def _drawn_from(rows: NDArray) -> Callable[[int, int], NDArray | None]:
-    """Samples of a standardised data set without replacement, in its order."""
+    """A function that draws standardised rows without replacement, in their order."""
     rows = _standardised(rows)
 
     def sample(n: int, seed: int) -> NDArray | None:
@@ -238,7 +239,7 @@ def _eight_schools_chains() -> NDArray:
 
 
 def eight_schools(n: int, seed: int) -> NDArray:
-    """Independent draws (n, 10) of the same posterior, for where the chains are too short.
+    """Return independent draws (n, 10) of the same posterior, where the chains are too short.
 
     Given tau, the schools' effects and their mean mu are Gaussian; tau is drawn from a grid.
     mu ~ N(0, 5^2), tau ~ half-Cauchy(5), as in ArviZ's model.

@@ -1,9 +1,9 @@
 r"""How close to exact attention, and at what time: Thinformer, its options and simple sampling.
 
 Errors are :math:`\|output - exact\| / \|exact\|` in the Frobenius norm, mean over layers and heads.
-All methods and sizes run in one process, in turn, round after round, every round with another
-seed: errors are means over rounds with their standard error, times medians. Arrays are computed in
-float32, on the NumPy path.
+All methods and sizes run in one process, in turn, round after round. Every round has another seed:
+errors are means over rounds with their standard error, times are medians. Arrays are float32, on
+the NumPy path.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what `attention` is called with
     f'{PLAIN}, correction="queries"': {"correction": "queries"},
 }
 METHODS = ("uniform sampling", "evenly spaced", *OPTIONS)
-# of a method: Okabe & Ito's colours, told apart by colour-blind readers, markers and lines
+# for each method a colour (Okabe & Ito's, for colour-blind readers too), a marker and a line
 STYLES = (("#56B4E9", "v", ":"), ("#E69F00", "^", ":"), ("#0072B2", "o", "--"),
           ("#CC79A7", "P", "--"), ("#009E73", "D", "-"), ("#D55E00", "s", "-"))  # fmt: skip
 NAME = re.compile(r"(.+)_(query|key|value|heads)")
@@ -50,13 +50,13 @@ Layers = dict[str, list[NDArray]]  # query, key and value, float32
 class Line(NamedTuple):
     """One method at one size.
 
-    method : of `METHODS`, or EXACT or BEST
-    kept, keys : keys attended to, and how many there are
+    method : one of `METHODS`, or EXACT or BEST
+    kept, keys : number of kept keys, and of all keys
     error : mean over layers, heads and rounds
-    standard_error : of that mean, over rounds; None where nothing is random
-    seconds : for all layers, median over rounds; None for BEST, which nobody would compute
-    ratio : of seconds to those of Thinformer without options at this size; None likewise
-    layers : the errors of the layers
+    standard_error : standard error of that mean over rounds; None where nothing is random
+    seconds : time for all layers, median over rounds; None for BEST, which is no method
+    ratio : `seconds` divided by the time of Thinformer without options at this size, or None
+    layers : the error of each layer
     """
 
     input: str
@@ -71,7 +71,7 @@ class Line(NamedTuple):
 
 
 def packaged() -> dict[str, Layers]:
-    """The activations of three trained encoders that come with the package."""
+    """Return the activations of three trained encoders that come with the package."""
     return {
         name: {
             layer: [arrays[role].astype(np.float32) for role in ("query", "key", "value")]
@@ -82,7 +82,7 @@ def packaged() -> dict[str, Layers]:
 
 
 def load(paths: list[Path]) -> dict[str, Layers]:
-    """Files, by name; without any the packaged activations."""
+    """Return the activations in files, by name; without files the packaged ones."""
     if not paths:
         return packaged()
     inputs: dict[str, Layers] = {}
@@ -103,8 +103,8 @@ def load(paths: list[Path]) -> dict[str, Layers]:
 def load_file(path: Path) -> Layers:
     """Load activations from an .npz file of arrays LAYER_query, LAYER_key and LAYER_value.
 
-    They are (1, tokens, heads, head dim), of float16, float32 or float64. Arrays LAYER_heads may
-    stand beside them.
+    They are (1, tokens, heads, head dim), of float16, float32 or float64. The file may also hold
+    arrays LAYER_heads.
     """
     # opened here: NumPy leaves a broken file open
     with path.open("rb") as stream, reading(path, ".npz"):
@@ -135,7 +135,7 @@ def load_file(path: Path) -> Layers:
 
 
 def choose_sizes(name: str, layers: Layers, sizes: list[int], several: bool) -> list[int]:
-    """The sizes given; else the one of g = 2 or, if several, those of all g that leave out keys."""
+    """Return the sizes given, or that of g = 2; if `several`, those of all g that drop keys."""
     keys = next(iter(layers.values()))[1].shape[1]
     if sizes:
         if max(sizes) > keys:
@@ -156,9 +156,9 @@ def measure(
     rounds: int,
     tell: Callable[[str, float | None], None] = lambda stage, fraction: None,
 ) -> list[Line]:
-    """Return the lines of an input: exact attention, then size by size the methods and the floor.
+    """Return the lines of an input: exact attention, then for each size the methods and BEST.
 
-    Rounds are at least 2. What is done, and how much of it, is told between them.
+    It takes at least 2 rounds. tell(stage, fraction) receives the progress.
     """
     keys = next(iter(layers.values()))[1].shape[1]
     exact = [attention(*layer, size=keys).output for layer in layers.values()]
@@ -201,9 +201,9 @@ def interleaved(
 ) -> tuple[NDArray, NDArray]:
     """Return errors (cases, rounds, layers) and seconds (cases, rounds) of cases, run in turn.
 
-    outputs_of(case, seed) gives the outputs of all layers, which are compared with the exact ones.
-    Every round has another seed. One more comes before them, for what is compiled or loaded at
-    first use. The share of the rounds that is done is told before each.
+    outputs_of(case, seed) returns the outputs of all layers, which are compared with the exact
+    outputs. Every round has another seed. An untimed round comes first, because functions are
+    compiled or loaded at first use. tell(fraction) receives the progress before each round.
     """
     errors = np.empty((len(cases), rounds, len(exact)))
     seconds = np.empty((len(cases), rounds))
@@ -223,7 +223,7 @@ def interleaved(
 
 
 def format_lines(lines: list[Line]) -> str:
-    """The table of an input, from its lines."""
+    """Return the table of an input, from its lines."""
     rows, (exact, *others) = [], lines
     rows.append(
         f"{exact.input}: {exact.keys} keys, {len(exact.layers)} layers;"
@@ -265,7 +265,7 @@ def save(lines: list[Line], rounds: int, machine: dict[str, str], path: Path) ->
 
 
 def plot(lines: list[Line], path: Path) -> None:
-    """Draw error against time, a panel an input and a line a method; the ending is the format."""
+    """Draw error against time, a panel for each input; the ending of `path` is the format."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -310,7 +310,7 @@ def plot(lines: list[Line], path: Path) -> None:
 
 
 def _outputs(method: str, layers: Layers, size: int, seed: int) -> list[NDArray]:
-    """Outputs of all layers by a method."""
+    """The outputs of all layers by a method."""
     if method == "uniform sampling":
         return uniform(list(layers.values()), size, seed)
     if method == "evenly spaced":
@@ -320,7 +320,7 @@ def _outputs(method: str, layers: Layers, size: int, seed: int) -> list[NDArray]
 
 
 def _evenly_spaced(layers: Layers, size: int, seed: int) -> list[NDArray]:
-    """Attention over keys evenly spaced from a random start, for every head anew."""
+    """Attention over evenly spaced keys from a random start, which each head draws."""
     rng = np.random.default_rng(seed)
     outputs = []
     for query, key, value in layers.values():
@@ -332,9 +332,10 @@ def _evenly_spaced(layers: Layers, size: int, seed: int) -> list[NDArray]:
 
 
 def _best_rank(layer: list[NDArray], sizes: list[int]) -> list[float]:
-    """Mean error over heads where attention's matrix P is replaced by the nearest of such ranks.
+    """For each rank, the mean error over heads with the nearest matrix of that rank as attention.
 
-    That is P V V^T for the leading right singular vectors V, eigenvectors of P^T P; in float64.
+    Of attention's matrix P that is P V V^T, with the leading right singular vectors V of P, which
+    are eigenvectors of P^T P; in float64.
     """
     S, E = layer[1].shape[1::2]
     q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3).reshape(-1, *x.shape[1::2])
@@ -352,7 +353,7 @@ def _best_rank(layer: list[NDArray], sizes: list[int]) -> list[float]:
 
 
 def _float32(path: Path, name: str, array: NDArray) -> NDArray:
-    """An array as it is computed with, if it is one of finite floats."""
+    """The array in float32; raises where it does not hold finite floats."""
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = getattr(array, "dtype", "no array")
         raise ValueError(f"{path}: {name} must be of floats; got {got}")

@@ -1,7 +1,7 @@
 """How fast, on this machine: Thinformer beside exact attention and the plain torch version.
 
-All candidates of a shape run in one process, in turn, round after round, so that what disturbs the
-machine disturbs them alike; figures are medians, and comparisons are ratios of medians.
+All candidates of a shape run in one process, in turn, round after round: other work of the machine
+slows them alike. Figures are medians, and comparisons are ratios of medians.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ COMPILED = "selection, plain torch compiled"
 class Result:
     """One shape.
 
-    seconds : medians by candidate
-    spread : (fastest, slowest) by candidate
-    gigaflops : of the selection, counting the kernel values it needs and not how it gets them
-    threads : of the CPU; 0 on a GPU
-    ceiling : of a large matrix product in the same dtype on the same threads or GPU
+    seconds : median time of each candidate
+    spread : (fastest, slowest) time of each candidate
+    gigaflops : GFLOP/s of the selection; the kernel values it needs are counted, each once
+    threads : threads of the CPU; 0 on a GPU
+    ceiling : GFLOP/s of a large matrix product in the same dtype on the same threads or GPU
     megabytes : the most memory the selection holds beside its input, as Python and NumPy count it
     """
 
@@ -84,7 +84,7 @@ class Result:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """The comparisons that can be made."""
+        """The comparisons between candidates that were timed."""
         pairs = {
             "exact / Thinformer": (EXACT, WHOLE),
             "exact / Thinformer with weights": (EXACT, WEIGHTS),
@@ -113,7 +113,7 @@ def machine_with_torch() -> dict[str, str]:
 def run(
     shape: str, dtype: str = "float32", g: int = 2, rounds: int = 9, compiled: bool = False
 ) -> Result:
-    """Check what is timed on the first tokens, then time the candidates in turn."""
+    """Check the candidates on the first tokens, then time them in turn."""
     B, T, S, H, E, D = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -144,7 +144,7 @@ def run(
 
 
 def format_result(result: Result) -> str:
-    """One shape's figures for a terminal."""
+    """Return the figures of one shape, for a terminal."""
     B, T, S, H, E, D = result.dims
     lines = [
         f"{NAMES[result.shape]}: B {B}, T {T}, S {S}, H {H}, E {E}, D {D}, {result.dtype}, "
@@ -209,7 +209,7 @@ def _candidates(
     schedule: Schedule,
     compiled: bool,
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The functions that are timed, by name."""
     _agree(query[:, :100], key[:, :1024], value[:, :1024])
     arrays = [tensor.numpy() for tensor in (query, key, value)]
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -245,7 +245,7 @@ def _candidates(
 
 
 def _agree(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    """No figure without the right answer: attention is that over the keys it says it kept."""
+    """Raise where attention differs from exact attention over the keys that it returns."""
     arrays = [tensor.numpy() for tensor in (query, key, value)]
     size = max(1, key.shape[1] // 4)
     found = attention(*arrays, size=size, rng=0, return_indices=True)
@@ -258,7 +258,7 @@ def _agree(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def _agree_on_selection(select: Callable, key: torch.Tensor, value: torch.Tensor) -> None:
-    """The selection is that of plain torch, in float64."""
+    """Raise where the selection differs from that of plain torch, in float64."""
     schedule = compress_schedule(key.shape[1], max(1, key.shape[1] // 4))
     draws = make_draws(schedule, 0, key.shape[2])
     kept = compress_kv(key.numpy(), value.numpy(), size=schedule.size, draws=draws)
@@ -274,7 +274,7 @@ def _tensors(draws: Draws) -> Any:
 
 
 def kernel_flops(schedule: Schedule, dims: int) -> float:
-    """Operations of a problem's kernel values: each once, half of each bucket's Gram matrix."""
+    """Return the operations of a problem's kernel values: half of each bucket's Gram matrix."""
     return sum(2.0 * dims * r.buckets * r.largest_bucket**2 / 2 for r in schedule.rounds)
 
 

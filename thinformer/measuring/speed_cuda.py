@@ -1,7 +1,7 @@
 """How fast, on a GPU: Thinformer beside exact attention and the plain torch version.
 
-Times are of CUDA events around one call, so they hold the launches too, except where a CUDA graph
-is replayed. All candidates of a shape run in turn, round after round.
+CUDA events around one call give its time, which includes the launches, except where a CUDA graph is
+replayed. All candidates of a shape run in turn, round after round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def machine_with_gpu() -> dict[str, str]:
 def run(
     shape: str, dtype: str = "float32", g: int = 2, rounds: int = 9, compiled: bool = False
 ) -> Result:
-    """Check what is timed on the first tokens, then time the candidates in turn."""
+    """Check the selection on the first tokens, then time the candidates in turn."""
     B, _, S, H, E, D = speed.SHAPES[shape]
     query, key, value = tensors(speed.SHAPES[shape], dtype)
     schedule = plan(S, g, None, 0.5).schedule
@@ -68,9 +68,9 @@ def run(
 
 
 def crossover(dtype: str = "bfloat16", g: int = 2, rounds: int = 9) -> int | None:
-    """The least length, of powers of two, from which on Thinformer is faster than exact attention.
+    """Return the power of two from which on Thinformer is faster than exact attention.
 
-    Of one sequence of 16 heads with 64 columns; both are called, not replayed.
+    Both attend in one sequence of 16 heads with 64 columns; both are called, not replayed.
     """
     faster = {}
     for n in LENGTHS:
@@ -85,7 +85,7 @@ def crossover(dtype: str = "bfloat16", g: int = 2, rounds: int = 9) -> int | Non
 
 
 def tensors(dims: tuple[int, ...], dtype: str) -> tuple[torch.Tensor, ...]:
-    """Gaussian query, key and value of a shape (B, T, S, H, E, D)."""
+    """Return Gaussian query, key and value of a shape (B, T, S, H, E, D)."""
     B, T, S, H, E, D = dims
     generator = torch.Generator("cuda").manual_seed(0)
     return tuple(
@@ -97,7 +97,7 @@ def tensors(dims: tuple[int, ...], dtype: str) -> tuple[torch.Tensor, ...]:
 def attention_candidates(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, g: int
 ) -> dict[str, Callable[[], object]]:
-    """Exact attention, Thinformer and its parts, by name."""
+    """Return exact attention, Thinformer and its parts, by name."""
     settings = plan(key.shape[1], g, None, 0.5)
     size, scale = settings.schedule.size, key.shape[-1] ** -0.5
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -125,7 +125,7 @@ def attention_candidates(
 def plain_candidates(
     key: torch.Tensor, value: torch.Tensor, g: int, compiled: bool
 ) -> dict[str, Callable[[], object]]:
-    """The plain torch version of the selection: eager, in a CUDA graph, and compiled if asked."""
+    """Return plain torch's selection: eager, in a CUDA graph, and with `compiled` compiled too."""
     from reference.torch_version import select as plain
 
     schedule, scale = plan(key.shape[1], g, None, 0.5).schedule, key.shape[-1] ** -0.5
@@ -147,7 +147,7 @@ def plain_candidates(
 
 
 def captured(work: Callable[[], object]) -> Callable[[], None]:
-    """Return the replay of a CUDA graph of some work."""
+    """Return a function that replays `work` from a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):
@@ -161,7 +161,7 @@ def captured(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def time_in_turn(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list]:
-    """Seconds of each candidate, `rounds` of them, after three that are not counted."""
+    """Return `rounds` times of each candidate, in seconds, after three untimed calls."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for work in candidates.values():
         for _ in range(3):
@@ -179,13 +179,13 @@ def time_in_turn(candidates: dict[str, Callable[[], object]], rounds: int) -> di
 
 
 def matrix_product(dtype: str) -> Callable[[], object]:
-    """A product of two matrices of 4096 x 4096."""
+    """Return a product of two matrices of 4096 x 4096, to be timed."""
     a = torch.ones(4096, 4096, dtype=getattr(torch, dtype), device="cuda")
     return lambda: a @ a
 
 
 def agree(key: torch.Tensor, value: torch.Tensor) -> None:
-    """No figure without the right answer: in float64 the GPU keeps what the CPU keeps."""
+    """Raise where the GPU keeps other keys than the CPU, in float64."""
     size = max(1, key.shape[1] // 8)
     found, _ = select(
         key, value, settings=plan(key.shape[1], 0, size, 0.5), scale=key.shape[-1] ** -0.5,

@@ -1,8 +1,8 @@
 """`thinformer tune`: for each attention layer, the settings that no other beats in error and time.
 
-Settings are numbers of keys with each correction, with herded keys and with neither, and exact
-attention. They are measured on the NumPy path, all of a layer in turn on the same activations, as
-`thinformer.measuring.quality` does it.
+Settings are exact attention, and every number of keys with each correction, with herded keys, and
+with neither. They are measured on the NumPy path, in turn on the same activations of a layer, as in
+`thinformer.measuring.quality`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Take = Callable[[str, NDArray, NDArray, NDArray], None]
 
 
 class Setting(NamedTuple):
-    """A size, and one of WAYS; exact attention where size is None."""
+    """A number of keys, and a name in WAYS; size = None is exact attention."""
 
     size: int | None
     way: str = "none"
@@ -35,8 +35,8 @@ EXACT = Setting(None)
 class Source(NamedTuple):
     """Attention layers and what they attend to.
 
-    calls : by layer, the keys of each of its attentions; none of a layer that stays exact
-    left : of layers that stay exact, why
+    calls : for each layer the number of keys of each attention; empty where it stays exact
+    left : for each layer that stays exact the reason
     replay : replay(take) calls take(layer, query, key, value) for each attention, in any order
     """
 
@@ -46,14 +46,14 @@ class Source(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """A layer, and what its settings cost and give.
+    """A layer, with the error and time of its settings.
 
-    keys : of each of its attentions
-    settings : those measured; the last is EXACT
-    errors : of each, mean over heads, rounds and attentions
-    seconds : of each, of all attentions, medians over rounds
-    front : those that no other beats in both, the fastest first
-    chosen : of them the fastest whose error is at most the target; None without a target
+    keys : number of keys of each attention
+    settings : the measured settings; the last is EXACT
+    errors : error of each setting, mean over heads, rounds and attentions
+    seconds : time of each setting for all attentions, median over rounds
+    front : places of the settings that no other beats in both, the fastest first
+    chosen : place of the fastest whose error is at most the target; None without a target
     """
 
     keys: list[int]
@@ -80,12 +80,12 @@ def pareto(errors: Sequence[float], times: Sequence[float]) -> list[int]:
 
 
 def from_files(paths: Sequence[Path], min_length: int = MIN_LENGTH) -> Source:
-    """Activations of one model, in files that have the same layers.
+    """Return the activations of one model, in files that have the same layers.
 
     Raises
     ------
     ValueError
-        A file that is none of activations, or has other layers than the first.
+        Where a file holds no activations, or has other layers than the first.
     """
     files = [load_file(path) for path in paths]
     for path, layers in zip(paths, files, strict=True):
@@ -110,7 +110,7 @@ def from_files(paths: Sequence[Path], min_length: int = MIN_LENGTH) -> Source:
 
 
 def candidates(keys: int, sizes: Sequence[int], ways: Iterable[str]) -> list[Setting]:
-    """Return the settings to measure on so many keys: sizes given, or those of all g, and exact."""
+    """Return the settings to measure: the sizes given, or those of all g, and exact attention."""
     sizes = sizes or [coreset_size(keys, g) for g in range(keys.bit_length())]
     fewer = sorted({size for size in sizes if size < keys})
     return [*(Setting(size, way) for size in fewer for way in ways), EXACT]
@@ -131,20 +131,20 @@ def tune(
     ----------
     source : Source
     sizes : sequence of int
-        Numbers of keys; those of all g if there are none.
+        Numbers of keys; without any, those of all g.
     ways : sequence of str
-        Of WAYS.
+        Names in WAYS.
     target : float, optional
         The largest error that is good enough.
     rounds : int
-        Each has another seed.
+        Each round has another seed.
     tell : callable
-        Is told what is done, and the share of it that is, for a progress bar.
+        tell(stage, fraction) receives what is done now, and how much of it, for a progress bar.
 
     Raises
     ------
     ValueError
-        Sizes that no layer has more keys than; a head whose values are all 0; no layer to tune.
+        Where no layer has more keys than a size, a head returns only 0, or no layer can be tuned.
     """
     calls = {layer: keys for layer, keys in source.calls.items() if keys}
     if not calls:
@@ -212,7 +212,7 @@ def _concluded(
 
 
 def format_layer(layer: str, tuned: Tuned) -> str:
-    """The front of a layer, its chosen setting marked."""
+    """Return the front of a layer, with a mark at the chosen setting."""
     least, most = min(tuned.keys), max(tuned.keys)
     rows = [
         f"{layer}: {'' if least == most else f'{least} to '}{most} keys",
@@ -228,7 +228,7 @@ def format_layer(layer: str, tuned: Tuned) -> str:
 
 
 def format_total(source: Source, tuned: Mapping[str, Tuned]) -> str:
-    """For how many layers something was chosen, and the time of those that were measured."""
+    """Return how many layers are thinned, and the time of all layers that were measured."""
     chosen = [(layer, layer.chosen) for layer in tuned.values() if layer.chosen is not None]
     few = sum(layer.settings[i] != EXACT for layer, i in chosen)
     before = 1e3 * sum(layer.seconds[-1] for layer, _ in chosen)
@@ -238,14 +238,14 @@ def format_total(source: Source, tuned: Mapping[str, Tuned]) -> str:
 
 NOTES = """\
 error: ||output - exact|| / ||exact||, mean over heads, inputs and rounds, each with another seed.
-time: of the layer, all inputs, choosing keys included, median over rounds, all settings in turn, on
-the NumPy path. Settings that another beats in both are left out."""
+time: of the layer for all inputs, including the choice of keys, on the NumPy path; median over
+rounds, in which all settings run in turn. Settings that another one beats in both are left out."""
 
 
 def settings_of(
     source: Source, tuned: Mapping[str, Tuned], min_length: int
 ) -> dict[str, dict[str, Any]]:
-    """Return what was chosen, as `thinformer.attending.settings.save_settings` takes it."""
+    """Return the chosen settings, as `thinformer.attending.settings.save_settings` takes them."""
     return {
         layer: _entry(tuned[layer], min_length) if keys else {"exact": True}
         for layer, keys in source.calls.items()
@@ -253,7 +253,7 @@ def settings_of(
 
 
 def _entry(tuned: Tuned, min_length: int) -> dict[str, Any]:
-    """The setting chosen for a layer, and what was measured of it."""
+    """The chosen setting of a layer, with its measured error and time."""
     i = len(tuned.settings) - 1 if tuned.chosen is None else tuned.chosen
     size, way = tuned.settings[i]
     entry: dict[str, Any] = {"exact": True} if size is None else {"size": size, **WAYS[way]}

@@ -1,18 +1,18 @@
-"""Checks that this installation computes what was recorded, and that its bodies agree.
+"""Checks that this installation computes the recorded results, and that its bodies agree.
 
-A recorded case is one of four kinds and has the indices that are right:
+A recorded case is one of four kinds:
 
 halve : a Gram matrix ``K``
 points : ``points`` and the name of a kernel, for `kh_compress`
 thin : likewise, for `thin`
 attention : ``query``, ``key``, ``value``, or the name of packaged activations
 
-with its settings, the dtype it is computed in, its draws as arrays (``uniforms0``, ``coins0``, ...)
-or as the seed they come from, and its smallest margin: how far the decision that came nearest to
-falling the other way was from it, in units of the kernel values it adds up
+It holds the right indices, its settings, the dtype it is computed in, and its draws, as arrays
+(``uniforms0``, ``coins0``, ...) or as their seed. It also holds its smallest margin: how far the
+closest decision was from going the other way, in units of the kernel values it adds up
 (`reference.halving.Trace`). Sums in another order may turn a decision whose margin is within
-rounding error, and all that follow from it. Cases were recorded whose margins are not, so all must
-be equal.
+rounding error, and all later decisions. No recorded case has such a margin, so all results must be
+equal.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from thinformer.halving.plan import plan
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 
-# The largest margin that rounding may overcome. An exponent of x turns one rounding, 1e-16 or 6e-8,
-# into x of them, and x reaches some hundreds in real attention.
+# The largest margin that rounding may overcome. An exponent x makes one rounding, 1e-16 or 6e-8, x
+# times as large, and x reaches some hundreds in real attention.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 OUTPUT_TOLERANCE = 1e-12
 SEEDS = range(10)
@@ -44,11 +44,11 @@ INPUTS = ("K", "points", "query", "key", "value")
 
 
 class Row(NamedTuple):
-    """One line of the table: what a body was compared with, and how it went.
+    """One line of the table: a comparison of one body, and its outcome.
 
     failed : names of the cases that do not agree
-    margin : the smallest among the cases, NaN where it is not known
-    left_out : how many cases are not among them, since a margin was within rounding error
+    margin : smallest margin of the cases, NaN where it is not known
+    left_out : number of further cases, left out because a margin was within rounding error
     """
 
     checked: str
@@ -63,7 +63,7 @@ class Row(NamedTuple):
 def validate(device: str = "cpu") -> list[Row]:
     """Compare a body of this installation with the recorded vectors, and with the torch module.
 
-    On "cuda" with the cases that it computes: not those of `thin`.
+    On "cuda" the cases of `thin` are left out, which run on the CPU only.
     """
     vectors = load_vectors()
     rows = []
@@ -100,8 +100,8 @@ def format_table(rows: list[Row]) -> str:
 def validate_upstream(folder: Path) -> list[Row]:
     """Compare live with the published torch module, in a clone of its repository at `folder`.
 
-    It draws from torch's global generator, so the same calls after the same seed give its draws
-    back.
+    The module draws from torch's global generator: the same calls after the same seed repeat its
+    draws.
     """
     import torch
 
@@ -198,7 +198,7 @@ def _recorded(fields: dict[str, NDArray]) -> Draws:
 
 
 def _name(case: dict[str, Any]) -> str:
-    """What tells a case from the others of its family."""
+    """A name that no other case of its family has."""
     return " ".join(f"{key}={case[key]}" for key in ("id", "kernel", "layer") if key in case)
 
 

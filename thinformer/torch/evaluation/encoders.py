@@ -1,4 +1,4 @@
-"""Encoders of transformers and what they read, from files: for `thinformer eval-model`."""
+"""Encoders of transformers, and their inputs from files: for `eval-model` and `tune`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TOWERS = {"text": "text_model", "image": "vision_model", "audio": "audio_model"}
 
 
 def folder_of(model: str) -> str:
-    """Return where a model is: a folder, also that in an installed package, or a name of the hub.
+    """Return the folder of a model, which may be in an installed package, or its name on the hub.
 
     Raises
     ------
     FileNotFoundError
-        A folder that is not there or holds no config.json.
+        Where the folder does not exist or holds no config.json.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -47,15 +47,15 @@ def folder_of(model: str) -> str:
 
 
 def load_encoder(folder: str, kind: str) -> nn.Module:
-    """Return a model in evaluation, with the head that its configuration names.
+    """Return a model in evaluation mode, with the head that its configuration names.
 
-    Of encoder-decoders it is the encoder, of models of several kinds of inputs, as CLIP is, the one
-    of this kind: "text", "image" or "audio".
+    An encoder-decoder gives its encoder. A model with several towers, as CLIP, gives the tower for
+    this kind of input: "text", "image" or "audio".
 
     Raises
     ------
     ValueError
-        It cannot be loaded.
+        Where the model cannot be loaded.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -64,7 +64,7 @@ def load_encoder(folder: str, kind: str) -> nn.Module:
         named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
         cls = getattr(transformers, named, transformers.AutoModel)
         model = cls.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
-    except Exception as error:  # of many kinds, and many lines
+    except Exception as error:  # transformers raises errors of many kinds and lines
         raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         model = model.get_encoder()
@@ -72,7 +72,7 @@ def load_encoder(folder: str, kind: str) -> nn.Module:
 
 
 def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> Inputs:
-    """Return the texts of files, one a line, as tokens; longer ones are cut."""
+    """Return the texts of files, one a line, as tokens, cut to `max_length`."""
     tokenizer = _processor(transformers.AutoTokenizer, folder, "tokenizer")
     config = transformers.AutoConfig.from_pretrained(folder)
     if max_length is None:
@@ -137,7 +137,7 @@ def read_sounds(folder: str, paths: Sequence[Path]) -> Inputs:
 
 
 def pooling_of(folder: str) -> str:
-    """Return "first" where a folder of sentence-transformers says so, else "mean"."""
+    """Return "first" where a folder of sentence-transformers asks for it, else "mean"."""
     path = Path(folder) / "1_Pooling" / "config.json"
     first = path.is_file() and _json(path).get("pooling_mode_cls_token", False)
     return "first" if first else "mean"
@@ -160,7 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _processor(cls: Any, folder: str, what: str) -> Any:
     try:
         return cls.from_pretrained(folder)
-    except Exception as error:  # of many kinds, and many lines
+    except Exception as error:  # transformers raises errors of many kinds and lines
         raise ValueError(
             f"{folder} has no {what} that can be loaded: {_first_line(error)}"
         ) from error

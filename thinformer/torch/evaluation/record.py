@@ -1,6 +1,7 @@
 """Queries, keys and values of the attention layers of an encoder of transformers, as arrays.
 
-For `thinformer tune`: one pass says which layers can be thinned, another hands over what they see.
+For `thinformer tune`: one pass finds the layers that can be thinned, another one hands their arrays
+over.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ PROBE = "thinformer-probe"
 
 
 class Survey(NamedTuple):
-    """What a model's attention layers do on some inputs.
+    """The attention layers of a model on some inputs.
 
-    calls : by layer, the keys of each of its attentions; none of a layer that stays exact
-    left : of layers that stay exact, why
+    calls : for each layer the number of keys of each attention; empty where it stays exact
+    left : for each layer that stays exact the reason
     """
 
     calls: dict[str, list[int]]
@@ -33,9 +34,9 @@ class Survey(NamedTuple):
 
 
 def survey(model: nn.Module, inputs: Sequence[dict[str, torch.Tensor]], min_length: int) -> Survey:
-    """Run a model and see which of its attention layers can be thinned.
+    """Run a model and find out which of its attention layers can be thinned.
 
-    Of a single query, and over fewer than `min_length` keys, attention is not counted.
+    Attention of a single query, or over fewer than `min_length` keys, is not counted.
     """
     calls: dict[str, list[int]] = {name: [] for name in attention_layers(model)}
     left: dict[str, str] = {}
@@ -63,9 +64,9 @@ def record(
     min_length: int,
     take: Callable[[str, NDArray, NDArray, NDArray], None],
 ) -> None:
-    """Run a model and hand over what layers of these names attend to, as `as_arrays` returns it.
+    """Run a model and call take(name, query, key, value) for each attention of some layers.
 
-    Those attentions only that `survey` counts.
+    The arrays are as `as_arrays` returns them. Only attentions that `survey` counts are taken.
     """
 
     def see(name: str, module: nn.Module, tensors: list[torch.Tensor], options: Any) -> None:
@@ -79,12 +80,12 @@ def record(
 def as_arrays(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Return what `thinformer.attention` makes the same of with its own scale.
+    """Return float32 arrays of which `thinformer.attention` computes the same with its own scale.
 
     query (B, H, T, E), key and value (B, H_kv, S, dim) -> query (B, T H / H_kv, H_kv, E), key and
-    value (B, S, H_kv, dim), float32. Queries of the heads that share one of keys are queries of
-    that. What is missing in the scale is divided between queries and keys, so that keys also
-    compare with each other as they do in the model.
+    value (B, S, H_kv, dim). Query heads that share a key head become queries of that head. A factor
+    that the scale lacks is divided between queries and keys, so that the keys also compare with
+    each other as in the model.
     """
     (B, H, T, E), H_kv = query.shape, key.shape[1]
     query = query.reshape(B, H_kv, H // H_kv * T, E)
@@ -95,8 +96,8 @@ def as_arrays(
 
 
 def through(attend: Callable, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
-    """A pass in which every attention is computed by a function."""
-    register(PROBE)  # its masks
+    """Run a model with a function in place of its attention."""
+    register(PROBE)  # for its masks
     AttentionInterface.register(PROBE, attend)
     model.set_attn_implementation(PROBE)  # type: ignore[operator]
     with torch.inference_mode():
@@ -104,7 +105,7 @@ def through(attend: Callable, model: nn.Module, inputs: dict[str, torch.Tensor])
 
 
 def _run(model: nn.Module, inputs: Sequence[dict[str, torch.Tensor]], see: Callable) -> None:
-    """Passes with exact attention in which `see` is shown every call of it."""
+    """Run a model with exact attention, and call `see` at each attention."""
     names = {module: name for name, module in attention_layers(model).items()}
 
     def attend(
@@ -130,7 +131,7 @@ def _why_exact(
     scaling: float | None = None,
     **options: Any,
 ) -> str | None:
-    """Why a call cannot be thinned, or not here; None if it can."""
+    """The reason why a call cannot be thinned; None if it can."""
     query, key, _ = tensors
     reason = why_exact(module, query.shape[2], mask, is_causal, options)
     if reason:
