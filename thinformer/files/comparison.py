@@ -20,8 +20,8 @@ from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.thin import thin
 
-EXACT = 50_000  # a comparison with at most so many rows takes all of them, if it takes at most...
-COST = 5e10  # ...so many products
+EXACT = 50_000  # a comparison takes all rows up to this number...
+COST = 5e10  # ...and up to this number of products; beyond, it takes a sample
 HELD = 1e10  # products that a comparison of a sample with all rows may take, where these are held
 SAMPLE = 20_000  # rows drawn at random for the comparison where there are more
 NOISE = 2  # standard deviations that an estimate must be above 0, or a bound is printed

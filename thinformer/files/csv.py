@@ -36,7 +36,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class _Form(NamedTuple):
-    """A CSV file: its name in errors, its delimiter, the begin of a comment, and its columns."""
+    """A CSV file: its name in errors, its delimiter, the start of a comment, and its columns."""
 
     name: str
     delimiter: str

@@ -1,4 +1,4 @@
-"""What ``thinformer thin`` is asked to do, and what of it cannot be done."""
+"""The request to ``thinformer thin``: read from its options, and checked before the work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Job(NamedTuple):
     seed : None for a fresh seed
     kind : format of standard input, as an ending; None for CSV
     delimiter : delimiter of CSV; None for the one that belongs to the ending
-    comment : begin of the lines of CSV that are no records, or None
+    comment : start of the lines of CSV that are no records, or None
     """
 
     source: Path

@@ -32,7 +32,7 @@ def listed(names: Sequence[str], most: int = 30) -> str:
 
 
 def brief(name: str, most: int = 60) -> str:
-    """Return the begin of a name, for a summary or a plot."""
+    """Return the start of a name, for a summary or a plot."""
     return printable(name[:most]) + ("..." if len(name) > most else "")
 
 

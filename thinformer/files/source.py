@@ -61,7 +61,7 @@ class Request(NamedTuple):
     rows : number of rows of a chunk
     numbered : whether row numbers will be written
     delimiter : delimiter of CSV
-    comment : begin of the lines of CSV that are no records, or None
+    comment : start of the lines of CSV that are no records, or None
     """
 
     path: Path
