@@ -31,9 +31,9 @@ class Attended(NamedTuple):
     output : (B, T, H, D) array
         In the inputs' dtype.
     weights : (B, H, T, n_out) array or None
-        None where they were not asked for.
+        None unless ``return_weights=True``.
     indices : (B, H, n_out) int64 array or None
-        None where they were not asked for.
+        None unless ``return_indices=True``.
     """
 
     output: NDArray
@@ -156,7 +156,7 @@ def attention(
     """Approximate softmax attention by attention over few keys.
 
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063): `compress_kv` chooses the
-    keys, and every query attends to those alone, with equal weights. With S <= n_out keys, for
+    keys, and every query attends to these keys alone, with equal weights. With S <= n_out keys, for
     instance ``size=S``, this is exact attention (unless ``pre_thin="stride"``).
 
     Parameters
@@ -165,34 +165,33 @@ def attention(
     key, value, g, size, scale, delta, pre_thin, rng, draws, device
         As in `compress_kv`. All arrays have one dtype, and are in the CPU's memory.
     correction : {None, "nystrom", "queries"}
-        How the keys kept make up for those that are not. None is the published method: they do not.
-        Otherwise they are landmarks: keys chosen for it, with values and masses fitted so that
-        attention to them comes near attention to all keys, be it for the worst of all queries
-        ("nystrom") or for queries like some that are sampled ("queries", which comes
-        nearer). Outputs of the sampled queries, at most 160 a head, are exact.
-        `thinformer.attending.landmarks` has the formulas. `g` and `size` say how many they are;
-        `pre_thin`, `delta` and `draws` belong to thinning and may not be given.
+        `correction` fits a value and a mass to each kept key, to compensate for the dropped keys.
+        None is the published method: all kept keys have equal weight, and nothing is fitted.
+        "nystrom" minimises the error of the worst of all queries. "queries" minimises the error of
+        queries like a sample of the given ones; it is nearer, and the outputs of the sampled
+        queries, at most 160 a head, are exact. `thinformer.attending.landmarks` has the formulas.
+        `g` and `size` give the number of kept keys; `pre_thin`, `delta` and `draws` belong to
+        thinning and may not be given.
     temperature : float or "auto", optional
-        That of a correction's kernel on keys, positive. By default, and for "auto", WildCat's
-        formula for each head (arXiv 2602.10056).
+        With a correction: the temperature of its kernel on keys, positive. By default, and for
+        "auto", WildCat's formula gives one for each head (arXiv 2602.10056).
 
-        Without a correction it chooses the keys by herding, on centred keys at that temperature or,
-        "auto", at one that goes by the norms of keys and queries. They weigh the same, as
-        by default, and mostly represent attention better, but there is no guarantee, and their
-        choice has no use for `pre_thin`, `delta` and `draws`, which may not be given.
-        `thinformer.attending.herding` has the formulas.
+        Without a correction: keys are selected by herding, on centred keys at this temperature.
+        With "auto" the norms of keys and queries give one for each head. The kept keys have equal
+        weight, as by default. They mostly represent attention better, but without a guarantee.
+        `pre_thin`, `delta` and `draws` may not be given. `thinformer.attending.herding` has the
+        formulas.
     return_weights : bool
         Also return the attention weights (B, H, T, n_out). With a correction they may be
-        negative; they sum to 1, save where masses nearly cancel. Those of sampled queries are what
-        such a query would pay to landmarks: what it paid to all keys has no place there.
+        negative; they sum to 1, except where masses nearly cancel. A sampled query's weights are
+        those of attention to the kept keys, although its output is exact.
     return_indices : bool
-        Also return the positions of the keys they belong to, (B, H, n_out).
+        Also return the positions of the kept keys, (B, H, n_out).
 
     Returns
     -------
     Attended
-        ``output`` (B, T, H, D) in the inputs' dtype, ``weights`` and ``indices``, each None
-        unless asked for.
+        ``output`` (B, T, H, D) in the inputs' dtype; ``weights`` and ``indices``, or None.
 
     Raises
     ------
@@ -203,16 +202,20 @@ def attention(
 
     Notes
     -----
-    Beside `compress_kv`, T n_out (E + D) multiply-adds a head, against T S (E + D) for exact
-    attention. Weights that are not returned are held for a few queries at a time.
+    Attention takes T n_out (E + D) multiply-adds a head, where exact attention takes T S (E + D).
+    Weights that are not returned exist for a few queries at a time.
 
-    With a temperature alone, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D) in place of
-    `compress_kv`; each thread holds 9 n_out^2 numbers.
+    The selection takes, in multiply-adds a head:
 
-    With a correction, in place of `compress_kv`, about m S (E + D) + n_out^2 (m / 2 + 4 E + 4 D +
-    n_out / 6) for "queries", m = min(T, 160) of them, and n_out S (E + D) + n_out^2 (6 E + D +
-    3 n_out) for "nystrom". Each thread holds about S (E + D + 35) + n_out (n_out + E + D + m)
-    numbers, and for "nystrom" 4 n_out^2 more.
+    - by halving, what `compress_kv` takes;
+    - by herding, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D), and 9 n_out^2 numbers of
+      memory a thread;
+    - for "queries", about m S (E + D) + n_out^2 (m / 2 + 4 E + 4 D + n_out / 6), with
+      m = min(T, 160) sampled queries;
+    - for "nystrom", about n_out S (E + D) + n_out^2 (6 E + D + 3 n_out).
+
+    With a correction a thread holds about S (E + D + 35) + n_out (n_out + E + D + m) numbers, and
+    for "nystrom" 4 n_out^2 more.
 
     Examples
     --------

@@ -1,19 +1,19 @@
-r"""Herding: few keys of equal weight whose mean in a kernel's Hilbert space is that of many.
+r"""Herding selects few keys of equal weight whose kernel mean is near that of all keys.
 
-Where keys of equal weight stand for all, the error of a query's output is to first order
-:math:`\sum_j (w_j - 1)\,p_j\,(v_j - o)`, for its attention weights p and output o, and w
-:math:`n / n_{out}` for a key kept and 0 for another. That is the distance of two means in a Hilbert
-space, whose kernel is
+Let a query have the attention weights p and the output o, and let w be :math:`n / n_{out}` for a
+kept key and 0 for a dropped one. The error of the output is, to first order,
+:math:`\sum_j (w_j - 1)\,p_j\,(v_j - o)`. Its size is the distance of two means in the Hilbert space
+of a kernel. The kernel here is that of *Low-Rank Thinning* (arXiv 2502.12063),
 
-.. math:: e^{\langle x, x'\rangle} \bigl(\langle v, v'\rangle + \|V\|_{\max}^2\bigr)
+.. math:: e^{\langle x, x'\rangle} \bigl(\langle v, v'\rangle + \|V\|_{\max}^2\bigr),
 
-here, that of *Low-Rank Thinning* (arXiv 2502.12063) on centred keys x over a temperature: x are
-free to be shifted and scaled, as softmax does not see a shift of keys, nor keys over c with queries
-times c.
+on keys x that are centred and divided by a temperature. Softmax does not change when all keys are
+shifted, nor when keys are divided by c and queries multiplied by c; so shift and temperature are
+free to choose.
 
-Greedy halvings leave three times as many keys as are wanted. Of those, herding takes one by one the
-key that brings the mean nearest, and goes over them once more. Queries are not looked at, but for
-their norms. Unlike random halvings, it has no guarantee of *Low-Rank Thinning*.
+Greedy halvings first reduce the keys to :math:`3 n_{out}` candidates. Herding then adds the best
+candidate, one by one, and replaces each kept key once. Of the queries only the norms are used.
+Unlike random halving, herding has no guarantee of *Low-Rank Thinning*.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import exponential
 from thinformer.support import checks, threads
 
-CANDIDATES = 3  # times as many as keys kept
-NORM = 1.6  # root mean square of the norms of keys that the kernel sees, at most
+CANDIDATES = 3  # candidates of herding, times n_out
+NORM = 1.6  # largest root mean square of the norms of keys over the temperature
 
 
 def herd_keys(
@@ -190,9 +190,9 @@ def herd_valid_keys(
 
 
 def candidate_schedule(n_points: int, n_out: int) -> Schedule:
-    """The halvings from as many points as halve evenly to CANDIDATES * n_out, or to all there are.
+    """The halvings that leave CANDIDATES * n_out of n_points points, or all if they are fewer.
 
-    The last is of buckets of n_out / 2 points; those before are half as long, round by round.
+    The last round has buckets of n_out / 2 points; each round before it has buckets half as long.
     """
     size = min(n_points, CANDIDATES * n_out)
     halvings = (n_points // size).bit_length() - 1
@@ -205,11 +205,11 @@ def candidate_schedule(n_points: int, n_out: int) -> Schedule:
 
 
 def choose_temperature(query: NDArray, key: NDArray) -> NDArray:
-    """What centred keys are divided by, from mean squared norms of queries and keys of each head.
+    """The temperature (problems,) of each head, from mean squared norms of its queries and keys.
 
-    The softmax scale is in them. It makes the root mean square of the keys' norms NORM; or, where
-    attention is smoother, the geometric mean of that of queries and that of keys. It is 1 where all
-    keys or all queries are 0.
+    The norms include the softmax scale. Keys over the temperature have a root mean square norm of
+    NORM; where attention is smoother, of the geometric mean of the queries' and the keys'. The
+    temperature is 1 where all keys or all queries are 0.
     """
     q, k = np.sqrt(query), np.sqrt(key)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,28 +1,30 @@
-r"""Landmarks: few keys with values and masses of their own, fitted to stand for all keys.
+r"""Landmarks: few keys whose values and masses are fitted to compensate for the dropped keys.
 
-Thinned keys weigh the same. A landmark :math:`k_s` has a value :math:`z_s` and a mass :math:`m_s`,
-and the output of a query is
+Thinned keys have equal weight. A landmark :math:`k_s` has a fitted value :math:`z_s` and a fitted
+mass :math:`m_s`, and the output of a query q is
 
 .. math:: \sum_s e^{\langle q,k_s\rangle} z_s \big/ \sum_s e^{\langle q,k_s\rangle} m_s.
 
-Both sums should be what they are over all keys: functions of q, in the span of
-:math:`e^{\langle q,k_j\rangle}` for all j, are to be approximated in the span of a few. That is
-Nystrom's problem, for a kernel on keys, and the kernel says which queries matter:
+Both sums should equal the sums over all keys. As functions of q, those lie in the span of
+:math:`e^{\langle q,k_j\rangle}` for all j; they are approximated in the span of the landmarks. This
+is the Nystrom approximation for a kernel N on keys, and the kernel decides which queries matter.
 
-"nystrom" : :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
+"nystrom" : N is :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
 temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
 
-"queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
-weights that some sampled queries give to key j. Queries like those matter; the first term keeps
-the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
-towards what "nystrom" finds. The outputs of those queries themselves are known, and written.
+"queries" : N also has the term :math:`\langle p, p'\rangle`, where :math:`p_j` are the attention
+weights of key j for a sample of the queries. Queries like the sampled ones matter. The fit is a
+ridge regression of the sampled queries' exact outputs, shrunk towards the fit of "nystrom". The
+outputs of the sampled queries are known exactly, and are written as they are.
 
-Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
-Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
-(`thinformer.cpu.pivots`); for "queries" they are drawn in key order, in proportion to the root of
-the diagonal (`thinformer.cpu.drawn`), which costs nothing beside the sampled queries' attention and
-comes as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys
-only, with values moved so that their mean is that of all: it says where to shrink to, no more.
+Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, after N is scaled to a diagonal of 1.
+
+The landmarks of "nystrom" are the pivots of a randomised Cholesky factorisation
+(`thinformer.cpu.pivots`). The landmarks of "queries" are drawn in key order, with probabilities
+proportional to the root of the diagonal of N (`thinformer.cpu.drawn`): the sampled queries'
+attention gives it, and the error is as small. For "queries", the exponential term of
+:math:`N_{sn} (V, 1)` is summed over few keys, whose values are shifted to the mean of all values:
+this term only sets what the fit is shrunk towards.
 """
 
 from __future__ import annotations
@@ -42,16 +44,16 @@ from thinformer.support import checks, threads
 if TYPE_CHECKING:
     from thinformer.cpu.landmarks import Draws, Heads
 
-QUERIES = 160  # sampled at most
-SUMMED = 3  # keys that the exponential kernel is summed over where landmarks are drawn, times n_out
-CANDIDATES = 4  # keys that may be pivots, times n_out
-PROPOSALS = 8  # at most, times n_out
-STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
-BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
-NUGGET = 0.03  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
-BOUND = 1e8  # of masses, and of values over the largest of all; beyond are landmarks without weight
-SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
-LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
+QUERIES = 160  # sampled queries at most
+SUMMED = 3  # keys that the exponential term of "queries" is summed over, times n_out
+CANDIDATES = 4  # candidates for pivots, times n_out
+PROPOSALS = 8  # proposals of pivots at most, times n_out
+STREAMS = 2**32  # number of the first stream of random numbers that landmarks use
+BALANCE = 0.3  # trace of the exponential term over the trace of the sampled queries' term
+NUGGET = 0.03  # added to the diagonal of N for "queries", whose landmarks may be nearly equal
+BOUND = 1e8  # largest mass, and largest value over the largest of all values
+SHARE = 0.3125  # least sum of masses over the sum of their magnitudes
+LEAST = 1e-6  # least weighted mean of masses
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
 
 
@@ -60,9 +62,9 @@ class Chosen(NamedTuple):
 
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
-    summed : (B, H, L) int64, the keys that the exponential kernel is summed over; L is 0 for all
+    summed : (B, H, L) int64, keys that the exponential term is summed over; L is 0 for all keys
     temperature : (B, H)
-    finite : (B, H) bool, whether all of its tokens are
+    finite : (B, H) bool, whether all tokens of the head are finite
     """
 
     indices: NDArray
@@ -73,7 +75,7 @@ class Chosen(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What the landmarks of each head stand for.
+    """The fitted values and masses of each head's landmarks.
 
     values : (B, n_out, H, D)
     masses : (B, H, n_out)

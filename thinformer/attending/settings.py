@@ -1,6 +1,6 @@
-"""Which attention layers of a model are thinned, and how: by arguments, or by layer in a file.
+"""Settings files: the options of each attention layer of a model, as `thinformer tune` writes them.
 
-The file is what `thinformer tune` writes, and people edit::
+People may edit such a file::
 
     {
      "version": 1,
@@ -10,8 +10,7 @@ The file is what `thinformer tune` writes, and people edit::
      }
     }
 
-``measured``, beside ``layers`` and in each of them, says where the settings come from; nothing
-reads it.
+``measured``, beside ``layers`` and in each layer, says how the settings were found. It is not read.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from thinformer.attending.options import (
 
 VERSION = 1  # of the file
 SHOWN = 3  # names in an error
-# what commands call a correction, or that there is none, and the arguments it stands for
+# the names that commands give to the methods, and the settings of each
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},
     "herding": {"temperature": "auto"},
@@ -43,16 +42,17 @@ WAYS: dict[str, dict[str, Any]] = {
 def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Load the settings of a model's attention layers from a file of `thinformer tune`.
 
-    `convert` and `thinformer.torch.transformers.configure` take the path as it is, or what this
-    returns, changed or not.
+    `convert` and `thinformer.torch.transformers.configure` take the path itself, or the returned
+    dict, changed or not.
 
     Parameters
     ----------
     path : str or path
-        JSON: ``version``, which is 1, and ``layers``, an object for each layer. That has ``g``,
-        ``size`` or ``"exact": true``, and may have ``correction``, ``temperature``, ``fallback``
-        with ``error_threshold``, and ``min_length`` (256 where it does not). ``measured``, beside
-        ``layers`` and in each of them, is not read.
+        JSON: ``version``, which is 1, and ``layers``, an object for each layer. The object has
+        ``g``, ``size`` or ``"exact": true``. It may have the other fields of `KeySelection` and
+        `LayerOptions`: ``pre_thin``, ``correction``, ``temperature``, ``min_length`` (256 by
+        default), and ``fallback`` with ``error_threshold``. ``measured``, beside ``layers`` and in
+        each layer, is not read.
 
     Returns
     -------

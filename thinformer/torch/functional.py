@@ -1,4 +1,4 @@
-"""`thinformer_attention`: what `scaled_dot_product_attention` takes, over the few keys kept."""
+"""`thinformer_attention`: scaled dot-product attention over few keys, a function of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thinformer.torch.attend.layer import Estimated, checked_attention
 
 
 class Attended(NamedTuple):
-    """What `thinformer_attention` returns where weights or indices are asked for.
+    """The result of `thinformer_attention` with ``return_weights`` or ``return_indices``.
 
     Attributes
     ----------
@@ -56,8 +56,8 @@ def thinformer_attention(
 
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063), with the arguments of
     ``torch.nn.functional.scaled_dot_product_attention``. Of every key-value head of every sequence
-    :math:`2^g \sqrt n` keys are chosen, n the largest power of four not above its number of
-    tokens, and all queries attend to those. With ``size >= S`` this is exact attention.
+    :math:`2^g \sqrt n` keys are kept, n the largest power of four not above its number of tokens,
+    and all queries attend to these keys. With ``size >= S`` this is exact attention.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def thinformer_attention(
     key : (B, S, H_kv, E) tensor
     value : (B, S, H_kv, D) tensor
         float16, bfloat16, float32 or float64, all three the same (under autocast they are brought
-        to its dtype where they differ), on the CPU or one CUDA device. Heads before tokens with
-        ``layout="bhsd"``.
+        to its dtype where they differ), on the CPU or one CUDA device. With ``layout="bhsd"`` the
+        shapes are (B, H, T or S, dim).
     g : int
         Oversampling. The error falls as :math:`2^{-g}`, the time to choose grows as :math:`4^g`.
     size : int, optional
@@ -74,46 +74,47 @@ def thinformer_attention(
     scale : float, optional
         Softmax scale, positive; 1 / sqrt(E) by default.
     key_padding_mask : (B, S) bool tensor, optional
-        **True is padding**, which is ignored: as in ``torch.nn.MultiheadAttention``, where the name
-        comes from. (The ``attention_mask`` of tokenizers says the reverse: pass
-        ``attention_mask == 0``.)
+        **True is padding**, which is left out, as in ``torch.nn.MultiheadAttention``. (The
+        ``attention_mask`` of tokenizers means the reverse: pass ``attention_mask == 0``.)
     attn_mask : tensor that broadcasts to (B, H, T, S), optional
         bool, where **True takes part**, or floating, 0 where a key takes part and -inf (or the
-        dtype's least number) where not: as in ``scaled_dot_product_attention``. It must be the same
-        for every query and every head, as a mask of padding is. With both masks, a key counts where
-        both let it.
+        dtype's least number) where it does not, as in ``scaled_dot_product_attention``. It must be
+        the same for every query and every head, as a mask of padding is. With both masks, a key
+        takes part where both masks allow it.
     is_causal : bool
-        Must be False: a coreset of all keys has no order.
+        Must be False: the kept keys represent all keys, whatever their order.
     enable_gqa : bool
-        Let every key-value head serve H / H_kv query heads. Keys are chosen once a key-value head.
+        Let every key-value head serve H / H_kv query heads. Each key-value head selects its keys
+        once.
     dropout_p : float
         Probability, in [0, 1), that an attention weight is dropped. Pass 0 in evaluation.
     layout : {"bshd", "bhsd"}
-        The order of the tensors' axes, the output's too. ``scaled_dot_product_attention`` has
-        "bhsd"; the published module, and linear projections by themselves, "bshd".
+        The order of the tensors' axes, and of the output's. ``scaled_dot_product_attention`` takes
+        "bhsd"; the published module takes "bshd", which linear projections return.
     generator : torch.Generator, optional
-        Where one seed is drawn from; torch's default generator of the tensors' device if None, as
-        it must be under `torch.compile`. One of the CPU draws the same for tensors on a GPU.
+        The source of one seed; torch's default generator of the tensors' device if None. It must
+        be None under `torch.compile`. A generator of the CPU draws the same seed for tensors on a
+        GPU.
     correction : {None, "nystrom", "queries"}
-        How the keys kept make up for those that are not: as in `thinformer.attention`. With
-        "queries", the queries of masked positions are not sampled where T = S, and outputs of the
-        sampled ones are exact, but under dropout.
+        `correction` fits a value and a mass to each kept key, to compensate for the dropped keys,
+        as in `thinformer.attention`. With "queries" and T = S, queries of masked positions are not
+        sampled. The outputs of sampled queries are exact, except under dropout.
     temperature : float or "auto", optional
-        That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
+        With a correction: the temperature of its kernel on keys; None and "auto" use WildCat's
+        formula for each head.
 
-        Without a correction it chooses the keys by herding, as in `thinformer.attention`, which
-        says what that costs: mostly nearer than by default, and without a guarantee. "auto" goes by
-        the norms of all queries of a group of heads, with T = S but those of masked positions.
-        Not on a GPU.
+        Without a correction: keys are selected by herding, as in `thinformer.attention`. The output
+        is mostly nearer than by default, without a guarantee. "auto" uses the norms of all queries
+        of a group of heads; with T = S, queries of masked positions are left out. Not on a GPU.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
         Also return the positions of the keys kept.
     return_error_estimate : bool
-        Also return an estimate of each head's error, from 32 of its queries: below.
+        Also return an estimate of each head's error, from 32 of its queries; see Notes.
     fallback : {None, "exact"}
-        What to do where that estimate is above `error_threshold`, or is NaN: with "exact", the
-        output of that head of that sequence is exact attention, and gradients flow through it.
+        What to do for a head of a sequence whose estimated error is above `error_threshold`, or is
+        NaN. "exact" computes exact attention for it, and gradients flow through that.
     error_threshold : float, optional
         Not negative; required by a fallback.
 
@@ -121,10 +122,11 @@ def thinformer_attention(
     -------
     output : (B, T, H, D) tensor
         In the layout of the inputs. If weights or indices are asked for, a named tuple ``output``,
-        ``weights`` (B, H, T, n_out), ``indices`` (B, H_kv, n_out). n_out is what S tokens earn; of
-        a sequence with fewer, the weights that are left over are 0 and the indices -1. The output
-        is nested where query is; T and S are then the longest. If an estimate is asked for, a
-        fourth field is ``error_estimate`` (B, H), without gradient.
+        ``weights`` (B, H, T, n_out), ``indices`` (B, H_kv, n_out), where n_out is the number of
+        keys that S tokens keep. A shorter sequence keeps fewer keys: its other weights are 0, and
+        its other indices -1. The output is nested where query is nested; T and S are then the
+        longest lengths. With ``return_error_estimate`` a fourth field is ``error_estimate`` (B, H),
+        without gradient.
 
     Raises
     ------
@@ -142,29 +144,32 @@ def thinformer_attention(
 
     Notes
     -----
-    Masked tokens are never kept and have no influence, whatever they hold. A sequence keeps the
-    same keys alone and in a padded batch, for the same seed; not so, with a temperature or a
-    correction, where nested queries differ in length and are not the keys' own tokens: some of
-    other sequences then count. A sequence that is masked entirely gets zeros. NaN or infinity
-    elsewhere among the keys and values of a head makes its output NaN; among its queries too, if
-    they have a say, as with a temperature or a correction.
-    On CUDA tensors the CPU waits for the sequences' lengths where there is a mask, and for nothing
-    otherwise.
+    Masked tokens are never kept and have no influence, whatever they hold. For one seed, a sequence
+    keeps the same keys alone and in a padded batch. There is one exception: with a temperature or a
+    correction, where nested queries have other lengths than nested keys, queries of other sequences
+    have an influence. A sequence that is masked entirely gets zeros. NaN or infinity in an unmasked
+    key or value of a head makes the head's output NaN; so does NaN or infinity in its queries with
+    a temperature or a correction, which use them.
+    On CUDA tensors with a mask, the CPU waits for the sequences' lengths; otherwise it waits for
+    nothing.
 
-    Gradients flow to the queries and to the keys and values kept; the choice itself is not
-    differentiated. It is made in float32 for float16 and bfloat16. `torch.utils.checkpoint`
-    recomputes the same choice, except from a `generator` of your own: torch restores its default
-    ones only.
+    Gradients flow to the queries and to the kept keys and values; the selection itself is not
+    differentiated. Keys are selected in float32 for float16 and bfloat16. `torch.utils.checkpoint`
+    recomputes the same selection, but not with a `generator` of your own: torch restores its
+    default generators only.
 
-    The error estimated is :math:`(\sum_t \|o_t - e_t\|^2 / \sum_t \|e_t\|^2)^{1/2}`, of a head's
-    rows :math:`o_t` and the exact ones :math:`e_t`, with sums over 32 queries: one at random of
-    each of 32 equal strata, whether or not a correction was fitted to it, drawn after the keys (the
-    output is the same with and without). With T = S, queries of masked positions do not count. It
-    is the error itself where there are at most 32 queries, 0 where all keys of a sequence are kept,
-    and NaN where one of those rows is not finite. On the packaged activations at g = 2, nine in ten
-    estimates were within 15 % of the error of all queries, and with a correction within a third;
-    errors in few queries are missed more often than overrated. It takes 32 S (E + D)
-    multiplications a head, and each head of a sequence that falls back T S (E + D).
+    The error estimate is :math:`(\sum_t \|o_t - e_t\|^2 / \sum_t \|e_t\|^2)^{1/2}` for a head's
+    output rows :math:`o_t` and the exact rows :math:`e_t`. The sums are over 32 queries, one drawn
+    at random from each of 32 equal strata. The estimate may sample queries that the correction was
+    fitted to: their rows are part of the output too. The queries are drawn after the keys, so the
+    output is the same with and without an estimate. With T = S, queries of masked positions are
+    left out. The estimate is the error itself where there are at most 32 queries, 0 where a
+    sequence keeps all its keys, and NaN where one of the rows is not finite.
+
+    On the packaged activations at g = 2, nine in ten estimates were within 15 % of the error of all
+    queries, and with a correction within a third. An error that only few queries have is missed
+    more often than it is overrated. The estimate takes 32 S (E + D) multiplications a head, and a
+    fallback T S (E + D) for each head of a sequence.
 
     Examples
     --------

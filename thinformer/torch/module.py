@@ -27,12 +27,12 @@ from thinformer.torch.choose.heads import Heads
 
 
 class ThinformerAttention(nn.Module):
-    r"""Softmax attention over the few keys and values that represent all of them.
+    r"""Softmax attention over few keys and values that represent all keys and values.
 
-    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass chooses
-    :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of
-    four not above S, and lets all queries attend to those. Where S <= n_out nothing is thinned and
-    the result is exact attention.
+    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass selects
+    :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of four
+    not above S, and all queries attend to these keys. Where S <= n_out, the result is exact
+    attention.
 
     It is unmasked attention: there is no causal or padding mask, and no parameter to train.
 
@@ -52,22 +52,24 @@ class ThinformerAttention(nn.Module):
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
     correction : {None, "nystrom", "queries"}
-        How the keys kept make up for those that are not: as in `thinformer.attention`. The weights
-        then may be negative; they sum to 1, save where masses nearly cancel.
+        `correction` fits a value and a mass to each kept key, to compensate for the dropped keys,
+        as in `thinformer.attention`. The weights may then be negative; they sum to 1, except where
+        masses nearly cancel.
     temperature : float or "auto", optional
-        That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
-        Without a correction it chooses the keys by herding, as in `thinformer.attention`, which
-        says what that costs: mostly nearer than by default, without a guarantee, and not on a GPU.
+        With a correction: the temperature of its kernel on keys; None and "auto" use WildCat's
+        formula for each head. Without a correction: keys are selected by herding, as in
+        `thinformer.attention`: mostly nearer than by default, without a guarantee, not on a GPU.
     generator : torch.Generator, optional
-        Where each forward pass takes its seed from; torch's default generator of the tensors'
-        device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
-        for tensors on a GPU as for tensors on the CPU.
+        The source of each forward pass's seed; torch's default generator of the tensors' device if
+        None, so ``torch.manual_seed`` reproduces a result. A generator of the CPU draws the same
+        seeds for tensors on a GPU as for tensors on the CPU.
     estimate_error : bool
         Estimate the error of each head in each forward pass, for `last_error_estimate`.
     fallback : {None, "exact"}
-        What to do where the estimate is above `error_threshold`, or is NaN: with "exact", the
-        output of that head of that sequence is exact attention, and gradients flow through it. It
-        estimates too, and returns no weights, as exact attention has those of all keys.
+        What to do for a head of a sequence whose estimated error is above `error_threshold`, or is
+        NaN. "exact" computes exact attention for it, and gradients flow through that. A fallback
+        also estimates the error, and returns no weights, as exact attention has weights of all
+        keys.
     error_threshold : float, optional
         Not negative; required by a fallback.
     options : LayerOptions, optional
@@ -80,9 +82,9 @@ class ThinformerAttention(nn.Module):
     options : LayerOptions
         The settings. Each can also be read and replaced by its name, as in ``module.size = 64``.
     last_error_estimate : (B, H) tensor or None
-        Of the last forward pass that returned, the estimated relative error of each head's output,
-        before any fallback: float64 for float64 tensors, else float32, without gradient. None
-        before the first pass, and if that pass was not asked for one.
+        The estimated relative error of each head's output in the last forward pass, before any
+        fallback: float64 for float64 tensors, else float32, without gradient. None before the first
+        pass, and where neither `estimate_error` nor a fallback is set.
 
     Shape
     -----
@@ -92,16 +94,16 @@ class ThinformerAttention(nn.Module):
 
     Notes
     -----
-    Gradients flow to the queries and to the keys and values kept; the choice itself is not
-    differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
-    NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
+    Gradients flow to the queries and to the kept keys and values; the selection itself is not
+    differentiated. Keys are selected in float32 for float16 and bfloat16. A head with NaN or
+    infinity among its keys or values has NaN in its output and weights; other heads do not.
 
-    What the estimate is, costs and is worth says `thinformer_attention`. A fallback makes the CPU
-    wait for a GPU, and breaks the graph of `torch.compile`.
+    `thinformer_attention` says what the error estimate is and what it costs. A fallback makes the
+    CPU wait for a GPU, and breaks the graph of `torch.compile`.
 
-    CUDA tensors take ``thinformer[cuda13]`` or ``[cuda12]``. The work is put on torch's current
-    stream, and the CPU does not wait for it. The first call compiles; one after it, of the same
-    shapes, can be captured by ``torch.cuda.graph``.
+    CUDA tensors need ``thinformer[cuda13]`` or ``[cuda12]``. The work runs on torch's current
+    stream, and the CPU does not wait for it. The first call compiles; a later call of the same
+    shapes can be captured by ``torch.cuda.graph``.
 
     Raises
     ------
@@ -111,7 +113,7 @@ class ThinformerAttention(nn.Module):
         Tensors of another device; a temperature without a correction on a GPU; a fallback under
         ``torch.compile(fullgraph=True)``.
     RuntimeError
-        CUDA tensors without what they take; says what to install.
+        CUDA tensors without the packages that they need; says what to install.
 
     Examples
     --------

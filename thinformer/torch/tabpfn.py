@@ -66,12 +66,12 @@ def register(
 
 
 def unregister() -> None:
-    """Leave all attention to TabPFN again."""
+    """Undo `register`: TabPFN computes all attention itself."""
     unregister_attention_backend(NAME)
 
 
 class _Backend:
-    """What TabPFN asks whether it takes a call, and calls."""
+    """The backend that TabPFN calls, after `is_preferred` said that it takes a call."""
 
     name = NAME
 
@@ -79,7 +79,7 @@ class _Backend:
         self.layer = layer
 
     def is_preferred(self, spec: Any) -> bool:
-        """Whether a call of these shapes is thinned; TabPFN's own attention takes the others."""
+        """Whether a call of these shapes is thinned; TabPFN's own attention takes other calls."""
         if spec.seq_len_q is None or spec.seq_len_kv is None:
             return False
         known = spec.device.type in ("cpu", "cuda") and spec.dtype in COMPUTED_IN

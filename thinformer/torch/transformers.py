@@ -28,7 +28,7 @@ from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.convert import names_in
 
-# what models hand over that changes nothing about the scores; all else raises
+# arguments of models that do not change the scores; any other argument raises
 HARMLESS = {
     "position_ids", "cache_position", "use_cache", "deterministic", "num_items_in_batch",
     "output_hidden_states", "output_router_logits", "return_dict", "encoder_hidden_states",
@@ -56,11 +56,11 @@ def register(
     Parameters
     ----------
     name : str
-        Several may be registered, with other settings each.
+        Several names may be registered, each with its own settings.
     g, size : int
         As in `thinformer.thinformer_attention`.
     min_length : int
-        Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
+        Attention over fewer keys stays exact, and so does a sequence with fewer tokens in a batch.
         Attention of a single query, a step of decoding, is exact too.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
@@ -72,14 +72,14 @@ def register(
 
     Notes
     -----
-    Padding is honoured: a text gets the same keys alone and in a padded batch. Each layer draws a
-    seed from torch's default generator, so ``torch.manual_seed`` before a forward pass makes it
-    reproducible. `configure` changes the settings of single layers.
+    A text keeps the same keys alone and in a padded batch. Each layer draws a seed from torch's
+    default generator, so ``torch.manual_seed`` before a forward pass makes it reproducible.
+    `configure` changes the settings of single layers.
 
-    What is not supported raises NotImplementedError in the forward pass, and names the layer:
-    causal attention of more than one query, whatever its length; ``position_bias``, ``softcap``,
-    ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
-    that is not known to be harmless; masks that differ by query.
+    The forward pass raises NotImplementedError, and names the layer, for causal attention of more
+    than one query; for ``position_bias``, ``softcap``, ``s_aux``, ``sliding_window``,
+    ``cu_seq_lens_q``, ``output_attentions`` and every other argument that is not known to be
+    harmless; and for a mask that differs by query.
     """
     of_model = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,
@@ -115,9 +115,9 @@ def configure(
     exact: bool = False,
     options: LayerOptions | None = None,
 ) -> None:
-    """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
+    """Give a layer, and all modules in it, settings of its own instead of those of `register`.
 
-    Or give a model those of a file, each of its attention layers its own.
+    With `settings`, give each attention layer of a model its own settings, from a file.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def configure(
     Raises
     ------
     ValueError
-        Settings out of their range, or that are not those of the model's attention layers.
+        A setting is out of its range, or the settings name other layers than the model has.
     """
     alone = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,
@@ -148,7 +148,7 @@ def configure(
         return
     attending = attention_layers(layer)
     each = of_layers(settings, alone, attending)
-    for module in layer.modules():  # whatever else might attend stays exact
+    for module in layer.modules():  # a module that hides its attention stays exact
         module.thinformer = LayerOptions(exact=True)  # type: ignore[assignment]
     for name, module in attending.items():
         module.thinformer = each[name]  # type: ignore[assignment]
@@ -170,7 +170,7 @@ def why_exact(
     is_causal: bool | None,
     options: Mapping[str, Any],
 ) -> str | None:
-    """Why a module's attention cannot be thinned, from what it is called with; None if it can."""
+    """Why a call of a module's attention cannot be thinned; None if it can."""
     layer = layer_name(module)
     unknown = [
         name
@@ -192,7 +192,7 @@ def why_exact(
 
 
 def layer_name(module: nn.Module) -> str:
-    """What errors call a module, which does not know its name in the model."""
+    """A module's name in errors; the module does not know its name in the model."""
     index = getattr(module, "layer_idx", None)
     return type(module).__name__ + ("" if index is None else f" (layer {index})")
 
@@ -235,7 +235,7 @@ def _forward(
 def _mask(
     *, q_length: int, mask_function: Callable, use_vmap: bool = False, **options: Any
 ) -> torch.Tensor | None:
-    """The mask of ``"sdpa"``; where it is the same for every query, for one: (B, 1, 1, S)."""
+    """The mask of ``"sdpa"``, for one query, (B, 1, 1, S), where all queries have the same mask."""
     if mask_function is bidirectional_mask_function and not use_vmap:
         q_length = 1
     return sdpa_mask(q_length=q_length, mask_function=mask_function, use_vmap=use_vmap, **options)

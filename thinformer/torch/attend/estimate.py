@@ -1,12 +1,13 @@
-r"""How far an attention output is from the exact one, from a few of its queries; and a way back.
+r"""The error of an attention output, estimated from few queries; and exact attention as fallback.
 
-The relative error of a head's output :math:`o_t` over all T queries, :math:`e_t` the exact rows, is
+The relative error of a head, with output rows :math:`o_t` and exact rows :math:`e_t` for all T
+queries, is
 
 .. math:: \Big(\sum_t \|o_t - e_t\|^2 \big/ \sum_t \|e_t\|^2\Big)^{1/2}.
 
-Both sums are estimated from the same few queries. Every query is as likely as any other to be one
-of them, also one that a correction was fitted to: its row is part of the output too. All that is
-needed is that they are drawn independently of what the output was made with.
+Both sums are estimated from the same few queries. All queries are equally likely. The estimate may
+sample queries that the correction was fitted to: their rows are part of the output too. The only
+condition is that the queries are drawn independently of the random numbers behind the output.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
-QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
+QUERIES = 32  # queries a head; the spread of estimates falls as one over the root
 
 
 def estimate_error(
@@ -111,7 +112,8 @@ def draw_queries(
 def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
     """Return the output (B, T, H, D) with exact attention where `above`, (B, H) bool.
 
-    Computes that for those heads of those sequences only, so their number has to be known.
+    Exact attention is computed for these heads of these sequences only, so the CPU reads how many
+    they are.
     """
     if torch.compiler.is_compiling():
         raise NotImplementedError(
@@ -139,10 +141,10 @@ def exact_attention(
     valid: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """Softmax attention (B, H, T, D) to all keys (B, H, S, E) that are valid (B, S); 0 for none."""
+    """Softmax attention (B, H, T, D) to the valid keys (B, H, S, E); 0 where none is valid."""
     if valid is None:
         return scaled_dot_product_attention(query, key, value, scale=scale)
-    # NaN may stand behind a mask, and 0 times NaN is not 0
+    # a masked key may be NaN, and 0 times NaN is not 0
     key, value = (x.masked_fill(~valid[:, None, :, None], 0) for x in (key, value))
     present = valid | ~valid.any(-1, keepdim=True)
     return scaled_dot_product_attention(query, key, value, present[:, None, None], scale=scale)

@@ -1,7 +1,7 @@
 """Attention to landmarks in torch's own operations, with gradients: `attending.landmarks`.
 
-Which keys are landmarks, which queries are sampled and the temperature come from
-`torch.ops.thinformer.landmarks`, and are not differentiated. All that is made of them is.
+`torch.ops.thinformer.landmarks` chooses the landmarks, the sampled queries and the temperature,
+which are not differentiated. Everything computed from them is differentiated.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def attend_to_landmarks(
 
 
 def _differentiated(*tensors: torch.Tensor) -> bool:
-    """Whether torch has to see the operations: for a gradient, a GPU, a mapped axis or a graph."""
+    """Whether torch must see each operation: for a gradient, a GPU, `torch.vmap` or a graph."""
     if forward_ad._current_level >= 0 or any(x.is_cuda for x in tensors):
         return True
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -87,14 +87,27 @@ def fit(
     tau: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the landmarks' values (B, H, n_out, D) and masses (B, H, n_out).
+    """Fit the values and masses of landmarks.
 
-    Also the exact outputs (B, H, m, D) of the sampled queries, if there are any.
+    Parameters
+    ----------
+    query : (B, H, T, E) tensor
+    key, value : (B, H, S, dim) tensors
+        0 where they are not valid, (B, S).
+    indices, used : (B, H, n_out) and (B, n_out) tensors
+        The landmarks, and which of these slots a sequence uses.
+    sampled, summed : (B, H, m) and (B, H, L) tensors
+        The sampled queries, and the keys that the exponential term is summed over; -1 for none.
+    tau : (B, H) tensor
+        The temperatures.
 
-    query (B, H, T, E), key and value (B, H, S, dim), 0 where they are not valid (B, S); `used`
-    (B, n_out) says which of the indices count; sampled (B, H, m) and summed (B, H, L), keys that
-    the exponential kernel is summed over, are -1 where there is none.
-    A sequence whose tokens are all landmarks gets back its own values, and masses of 1.
+    Returns
+    -------
+    values : (B, H, n_out, D) tensor
+    masses : (B, H, n_out) tensor
+        A sequence whose tokens are all landmarks has its own values, and masses of 1.
+    known : (B, H, m, D) tensor or None
+        The exact outputs of the sampled queries.
     """
     limits = torch.finfo(key.dtype)
     tokens = valid[:, None, :, None].to(key.dtype)  # (B, 1, S, 1)
@@ -161,9 +174,9 @@ def _balance(P: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Values and masses of some keys, which stand for all: of their mean, and as many.
+    """Values and masses of the summed keys, shifted and scaled to the mean and number of all keys.
 
-    V1 (B, H, S, D + 1) is 0 where there is no token, and so is what is returned where summed is -1.
+    V1 (B, H, S, D + 1) is 0 where there is no token; the result is 0 where summed is -1.
     """
     there = (summed >= 0)[..., None]
     count = there.sum(2, keepdim=True).clamp(min=1)
@@ -173,13 +186,14 @@ def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> to
 
 
 def _with_known(output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-    """Put known outputs (B, H_kv, m, D) of sampled queries in the place of others (B, H, T, D)."""
+    """Replace the rows of sampled queries in output (B, H, T, D) by known (B, H_kv, m, D)."""
     if output.numel() == 0:
         return output
     by_group = output.unflatten(1, (sampled.shape[1], -1)).transpose(2, 3)  # (B, H_kv, T, group, D)
     rows = by_group.flatten(2, 3)
     place = sampled.where(sampled >= 0, rows.shape[2])[..., None].expand_as(known)
-    rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]  # one more for those of none
+    # one more row takes what has no query
+    rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]
     return rows.unflatten(2, by_group.shape[2:4]).transpose(2, 3).flatten(1, 2)
 
 
@@ -194,9 +208,9 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weighted softmax attention: (B, H, T, D), and weights that sum to 1 if asked for.
 
-    Masses are two more columns of the values, they and their magnitudes: one softmax makes
-    numerator, denominator and the floor below it, and a mass may be negative, whose logarithm
-    could not be added to the logits.
+    Masses and their magnitudes are two more columns of the values, so one softmax gives numerator,
+    denominator and the floor of the denominator. A mass may be negative, so its logarithm could not
+    be added to the logits.
     """
     sums = torch.stack([masses, masses.abs()], dim=-1)
     if wanted.weights or wanted.dropout_p > 0:

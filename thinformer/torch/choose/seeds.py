@@ -9,10 +9,10 @@ from thinformer.halving.draws import seed_from
 
 
 def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-    """Draw the seed of a selection on a device: an int64 without axes.
+    """Draw the seed of a selection: an int64 tensor without axes, on a device.
 
-    From torch's own generator of the device if None; in a CUDA graph, one of the GPU draws anew in
-    each replay. A generator of the CPU gives what it gives there.
+    None stands for torch's default generator of the device. In a CUDA graph, a generator of the GPU
+    draws anew in each replay. A generator of the CPU draws the same seed for every device.
     """
     if device.type == "cuda" and generator is not None and generator.device.type == "cpu":
         drawn = int(draw_seed(generator, generator.device))
@@ -23,5 +23,5 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.
 
 
 def bits_of_seed(drawn: int) -> int:
-    """What a GPU takes for a seed drawn on the CPU: the bits of its 64, as an int64."""
+    """The 64 bits of a seed drawn on the CPU, as the int64 that a GPU reads."""
     return int(np.uint64(seed_from(drawn)).astype(np.int64))
