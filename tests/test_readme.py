@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from documents import ROOT, broken_links, examples, run
 
-from thinformer.attending.attention import attend
+from thinformer.attending.softmax import attend
 from thinformer.measuring import demo, points, quality
 
 README = (ROOT / "README.md").read_text()

@@ -377,7 +377,8 @@ def _about_models() -> Iterator[None]:
 
 def _eval_settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What `thinformer.torch.transformers.configure` is to be given, one after the other."""
-    from thinformer.attending.settings import MIN_LENGTH, WAYS, load_settings
+    from thinformer.attending.options import MIN_LENGTH
+    from thinformer.attending.settings import WAYS, load_settings
     from thinformer.support import checks
 
     if arguments.settings is not None:

@@ -17,8 +17,10 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
-from thinformer.torch.functional import checked_attention
+from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.settings import of_layers
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.multihead import ThinnedMultiheadAttention
 
 # one of these is in the code of processors of diffusers that can be thinned
@@ -51,6 +53,7 @@ def convert(
     temperature: float | str | None = None,
     fallback: str | None = None,
     error_threshold: float | None = None,
+    options: LayerOptions | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
@@ -77,6 +80,8 @@ def convert(
     fallback : {None, "exact"}
     error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
+    options : LayerOptions, optional
+        All of these settings as one object; they are left out then.
 
     Returns
     -------
@@ -97,9 +102,9 @@ def convert(
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
-    alone = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold,
+    alone = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
     )  # fmt: skip
     revert(model)
     swapped, left = [], {}
@@ -181,7 +186,7 @@ def _through_sdpa(cls: type) -> type:
 
 
 class _ThroughSDPA:
-    thinformer: Settings
+    thinformer: LayerOptions
 
     def forward(self, *args: Any, **options: Any) -> Any:
         calls = _Instead(self.thinformer)
@@ -207,21 +212,21 @@ def _unpickled(cls: type) -> Any:
 class _Instead(TorchFunctionMode):
     """Calls of scaled_dot_product_attention become thinned ones."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, layer: LayerOptions) -> None:
         super().__init__()
-        self.settings = settings
+        self.layer = layer
         self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is scaled_dot_product_attention:
             self.seen = True
-            return _attend(self.settings, *args, **options)
+            return _attend(self.layer, *args, **options)
         return func(*args, **options)
 
 
 def _attend(
-    settings: Settings,
+    layer: LayerOptions,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -231,15 +236,13 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """scaled_dot_product_attention, thinned where the settings say so."""
-    if settings.leaves_exact(query.shape[-2], key.shape[-2]):
+    """scaled_dot_product_attention, thinned where its options say so."""
+    if layer.leaves_exact(query.shape[-2], key.shape[-2]):
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if attn_mask is not None and attn_mask.is_floating_point():
         # diffusers' masks hold it; its exponential is 0
         attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
-    return checked_attention(
-        query, key, value, scale=scale, attn_mask=attn_mask, is_causal=is_causal,
-        enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd", **settings.options(),
-    ).output  # fmt: skip
+    call = Call(scale, None, attn_mask, is_causal, enable_gqa, layout="bhsd")
+    return checked_attention(query, key, value, layer, call, Wanted(dropout_p=dropout_p)).output

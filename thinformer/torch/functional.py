@@ -5,19 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from thinformer.attending.attention import check_correction, softmax_scale
-from thinformer.attending.settings import check_fallback
+from thinformer.attending.options import KeySelection, LayerOptions
 from thinformer.support import checks
 from thinformer.torch.attend import ragged
-from thinformer.torch.attend.estimate import estimate_error, fall_back
-from thinformer.torch.attend.landmarks import attend_to_landmarks
-from thinformer.torch.attend.masks import keys_attended
-from thinformer.torch.choose.on_cpu import COMPUTED_IN, draw_seed
-from thinformer.torch.choose.operators import herd, keys_kept, select
-
-LAYOUTS = ("bshd", "bhsd")
+from thinformer.torch.attend.arguments import LAYOUTS, Call, Wanted
+from thinformer.torch.attend.layer import Estimated, checked_attention
 
 
 class Attended(NamedTuple):
@@ -34,21 +27,6 @@ class Attended(NamedTuple):
     output: torch.Tensor
     weights: torch.Tensor | None
     indices: torch.Tensor | None
-
-
-class Estimated(NamedTuple):
-    """What it returns where an estimate of the error is asked for: `Attended`, and that.
-
-    Attributes
-    ----------
-    error_estimate : (B, H) tensor or None
-        float64 for float64 tensors, else float32.
-    """
-
-    output: torch.Tensor
-    weights: torch.Tensor | None
-    indices: torch.Tensor | None
-    error_estimate: torch.Tensor | None
 
 
 def thinformer_attention(
@@ -197,6 +175,8 @@ def thinformer_attention(
     >>> thinformer_attention(query, key, value, key_padding_mask=padding, layout="bhsd").shape
     torch.Size([2, 8, 1024, 16])
     """
+    selection = KeySelection(g, size, correction=correction, temperature=temperature, min_length=0)
+    layer = LayerOptions(selection, fallback=fallback, error_threshold=error_threshold)
     checks.choice("layout", layout, LAYOUTS)
     given = query
     query, key, value, key_padding_mask = ragged.padded(
@@ -207,13 +187,12 @@ def thinformer_attention(
         raise ValueError(
             f"{name} must be False with a fallback: exact attention has weights of all keys"
         )
-    attended = checked_attention(
-        query, key, value, g=g, size=size, scale=scale, key_padding_mask=key_padding_mask,
-        attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa, dropout_p=dropout_p,
-        layout=layout, generator=generator, correction=correction, temperature=temperature,
-        with_weights=return_weights, with_error=return_error_estimate, fallback=fallback,
-        error_threshold=error_threshold, asked=ragged.asked(given, query, layout),
+    call = Call(scale, key_padding_mask, attn_mask, is_causal, enable_gqa, layout)
+    wanted = Wanted(
+        return_weights, return_error_estimate, dropout_p, generator,
+        query_mask=ragged.query_mask(given, query, layout),
     )  # fmt: skip
+    attended = checked_attention(query, key, value, layer, call, wanted)
     if given.is_nested:
         attended = attended._replace(
             output=ragged.like(given, attended.output, layout),
@@ -226,280 +205,3 @@ def thinformer_attention(
     if not (return_weights or return_indices):
         return attended.output
     return Attended(*attended[:3])
-
-
-def checked_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    g: int,
-    size: int | None,
-    scale: float | None = None,
-    key_padding_mask: torch.Tensor | None = None,
-    attn_mask: torch.Tensor | None = None,
-    is_causal: bool = False,
-    enable_gqa: bool = False,
-    dropout_p: float = 0.0,
-    layout: str = "bshd",
-    generator: torch.Generator | None = None,
-    correction: str | None = None,
-    temperature: float | str | None = None,
-    min_length: int = 0,
-    with_weights: bool = False,
-    with_error: bool = False,
-    fallback: str | None = None,
-    error_threshold: float | None = None,
-    asked: torch.Tensor | None = None,
-) -> Estimated:
-    """Return output, indices and, if asked for, weights and error of `thinformer_attention`.
-
-    Sequences of less than `min_length` tokens keep all of theirs. asked (B, T) says which queries
-    there are, where that is not what the masks say.
-    """
-    g = checks.integer("g", g, 0)
-    size = None if size is None else checks.integer("size", size, 1)
-    scale = None if scale is None else checks.positive("scale", scale)
-    checks.choice("layout", layout, LAYOUTS)
-    if not 0 <= checks.finite_number("dropout_p", dropout_p) < 1:
-        raise ValueError(f"dropout_p must lie in [0, 1); got {dropout_p}")
-    check_generator(generator)
-    check_correction(correction, temperature)
-    check_fallback(fallback, error_threshold)
-    if dropout_p and (with_error or fallback is not None):
-        raise ValueError(
-            f"dropout_p must be 0 with an error estimate or a fallback, as what is dropped would "
-            f"count as error; got {dropout_p}"
-        )
-    if checks.boolean("is_causal", is_causal):
-        raise NotImplementedError(
-            "is_causal must be False: the keys that are kept stand for all of them, whatever their "
-            "order; use scaled_dot_product_attention for causal attention"
-        )
-    check_tensors(query, key, value, layout)
-    query, key, value = as_autocast(query, key, value)
-    if layout == "bhsd":
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    if H_kv != H and not checks.boolean("enable_gqa", enable_gqa):
-        raise ValueError(
-            f"query must have the {H_kv} heads of key unless enable_gqa is True; got {H}"
-        )
-    if H_kv != H and (H_kv == 0 or H % H_kv):
-        raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
-    valid = keys_attended(key_padding_mask, attn_mask, (B, H, T, S), key.device)
-    attended = attend(
-        query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
-        correction=correction, temperature=temperature, min_length=min_length,
-        dropout_p=dropout_p, with_weights=with_weights, with_error=with_error,
-        error_threshold=error_threshold, asked=asked,
-    )  # fmt: skip
-    if layout == "bhsd":
-        return attended._replace(output=attended.output.transpose(1, 2))
-    return attended
-
-
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    *,
-    g: int,
-    size: int | None,
-    scale: float | None,
-    generator: torch.Generator | None = None,
-    pre_thin: str = "even",
-    correction: str | None = None,
-    temperature: float | str | None = None,
-    min_length: int = 0,
-    dropout_p: float = 0.0,
-    with_weights: bool = False,
-    with_error: bool = False,
-    error_threshold: float | None = None,
-    asked: torch.Tensor | None = None,
-) -> Estimated:
-    """Attend, once arguments are checked: query (B, T, H, E), key and value (B, S, H_kv, dim).
-
-    valid (B, S) says which keys there are, asked (B, T) which queries, by valid if None. Sequences
-    of less than `min_length` keep all of theirs. Where the error is above `error_threshold`,
-    attention is exact.
-    """
-    herding = correction is None and temperature is not None
-    if herding and key.is_cuda:
-        raise NotImplementedError(
-            f"temperature must be None without a correction on a GPU, where keys are not herded; "
-            f"got {temperature!r}. Use temperature=None, or a correction, or tensors on the CPU"
-        )
-    tau = None if temperature is None or temperature == "auto" else float(temperature)
-    scale = softmax_scale(scale, query.shape[-1])
-    (B, T, H, _), S = query.shape, key.shape[1]
-    # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
-    exact = valid is None and not torch.compiler.is_compiling()
-    exact = exact and keys_kept(S, g, size, pre_thin, min_length, padded=False) == S
-    if correction is not None and not exact:
-        output, weights, indices = attend_to_landmarks(
-            query, key, value, valid, g=g, size=size, scale=scale, correction=correction,
-            temperature=tau, generator=generator, min_length=min_length,
-            dropout_p=dropout_p, with_weights=with_weights,
-        )  # fmt: skip
-    else:
-        output, weights, indices = _attend_to_few(
-            query, key, value, valid, g=g, size=size, scale=scale, generator=generator,
-            pre_thin=pre_thin, herding=herding, temperature=tau, min_length=min_length,
-            dropout_p=dropout_p, with_weights=with_weights,
-        )  # fmt: skip
-    if not with_error and error_threshold is None:
-        return Estimated(output, weights, indices, None)
-    if exact:
-        zeros = query.new_zeros((B, H), dtype=COMPUTED_IN[value.dtype])
-        return Estimated(output, weights, indices, zeros)
-    if asked is None and valid is not None and T == S:
-        asked = valid
-    error = estimate_error(
-        query, key, value, valid, output, indices, scale=scale, generator=generator,
-        asked=asked,
-    )  # fmt: skip
-    if error_threshold is not None:
-        above = ~(error <= error_threshold)  # NaN is
-        output = fall_back(query, key, value, valid, output, above, scale)
-    return Estimated(output, weights, indices, error)
-
-
-def _attend_to_few(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    *,
-    g: int,
-    size: int | None,
-    scale: float,
-    generator: torch.Generator | None,
-    pre_thin: str,
-    herding: bool,
-    temperature: float | None,
-    min_length: int,
-    dropout_p: float,
-    with_weights: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Attend to thinned or herded keys, all of which weigh the same."""
-    seed, keys, values = draw_seed(generator, key.device), key.detach(), value.detach()
-    if herding:
-        indices, counts, finite = herd(
-            query.detach(), keys, values, valid, seed, g, size, scale, temperature, min_length
-        )
-    else:
-        indices, counts, finite = select(
-            keys, values, valid, seed, g, size, scale, pre_thin, min_length
-        )
-    key, value = _gather(key, indices), _gather(value, indices)
-    used = slots = None
-    if valid is not None:
-        slot = torch.arange(indices.shape[-1], device=indices.device)
-        used = slot < counts[:, None]
-        slots = (slot < counts.clamp(min=1)[:, None])[:, None, None]  # of none, one key of zeros
-        key, value = (x.masked_fill(~used[:, None, :, None], 0) for x in (key, value))
-        indices = indices.masked_fill(~used[:, None], -1)
-    # NaN may have stood where no key was kept; one in each key makes the whole output NaN
-    key = key.masked_fill(~finite[:, :, None, None], float("nan"))
-    query = query.transpose(1, 2)
-    if (group := query.shape[1] // max(key.shape[1], 1)) > 1:
-        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-    if not with_weights:
-        output = scaled_dot_product_attention(
-            query, key, value, slots, dropout_p=dropout_p, scale=scale
-        )
-        return output.transpose(1, 2), None, indices
-    # half precision would round logits to a few hundredths; autocast would bring it back
-    wide = COMPUTED_IN[value.dtype]
-    with torch.autocast(query.device.type, enabled=False):
-        logits = query.to(wide) @ (key.to(wide) * scale).mT
-        if slots is not None:
-            logits = logits.masked_fill(~slots, -torch.inf)
-        weights = torch.softmax(logits, dim=-1)
-        dropped = dropout(weights, dropout_p) if dropout_p else weights
-        output = (dropped @ value.to(wide)).to(value.dtype)
-    weights = weights.to(value.dtype)
-    if used is not None:
-        weights = weights.masked_fill(~used[:, None, None], 0)
-    return output.transpose(1, 2), weights, indices
-
-
-def _gather(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, S, H, dim) at positions (B, H, n_out), as (B, H, n_out, dim)."""
-    sequence, head = (
-        torch.arange(n, device=indices.device).reshape(shape)
-        for n, shape in ((indices.shape[0], (-1, 1, 1)), (indices.shape[1], (1, -1, 1)))
-    )
-    return tokens[sequence, indices, head]  # in half the time of torch.gather
-
-
-def as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Bring tensors of several dtypes to one where autocast is on, as it does for SDPA."""
-    device, dtypes = tensors[0].device.type, {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1 and torch.float64 not in dtypes and torch.is_autocast_enabled(device):
-        return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
-    names = ("query", "key", "value")
-    checks.one_dtype(**{n: t.dtype for n, t in zip(names, tensors, strict=True)})
-    return tensors
-
-
-def check_tensors(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: str = "bshd"
-) -> None:
-    """Check that three tensors make an attention that can be computed here; heads may differ."""
-    tensors = {"query": query, "key": key, "value": value}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
-        if tensor.is_nested:
-            raise NotImplementedError(
-                f"{name} is a nested tensor, which thinformer_attention takes; here, pad it "
-                f"(torch.nested.to_padded_tensor)"
-            )
-        if tensor.dtype not in COMPUTED_IN:
-            raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64; got dtype {tensor.dtype}"
-            )
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"query, key, value must be on one device; got {got}")
-    if query.device.type not in ("cpu", "cuda"):
-        raise NotImplementedError(
-            f"query is on device {query.device}; thinformer takes tensors on the CPU, where .cpu() "
-            f"moves them, or on a CUDA device"
-        )
-    axes = {"S": "(B, S, H, {})", "T": "(B, T, H, {})"}
-    if layout == "bhsd":
-        axes = {"S": "(B, H, S, {})", "T": "(B, H, T, {})"}
-    tokens = layout.index("s")
-    if key.ndim != 4:
-        raise ValueError(f"key must have shape {axes['S'].format('E')}; got shape {shape(key)}")
-    if value.ndim != 4 or value.shape[:3] != key.shape[:3]:
-        raise ValueError(
-            f"value must have shape {axes['S'].format('D')} with the B, S and H of key "
-            f"{shape(key)}; got shape {shape(value)}"
-        )
-    for name, tensor in (("key", key), ("value", value)):
-        if tensor.shape[tokens] == 0 or tensor.shape[3] == 0:
-            raise ValueError(
-                f"{name} must have at least one token and column; got shape {shape(tensor)}"
-            )
-    if query.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ValueError(
-            f"query must have shape {axes['T'].format('E')} with the B and E of key {shape(key)}; "
-            f"got shape {shape(query)}"
-        )
-
-
-def check_generator(generator: torch.Generator | None) -> None:
-    """Check that a generator is one of torch, or None."""
-    if not isinstance(generator, torch.Generator | None):
-        raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
-
-
-def shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor's shape, printed as a tuple."""
-    return tuple(tensor.shape)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from thinformer.attending.attention import check_correction
-from thinformer.attending.settings import check_fallback
-from thinformer.halving.plan import PRE_THIN
+from thinformer.attending.arguments import softmax_scale
+from thinformer.attending.options import (
+    SETTING_NAMES,
+    LayerOptions,
+    given_options,
+    layer_options,
+)
 from thinformer.support import checks
-from thinformer.torch.functional import (
+from thinformer.torch.attend.arguments import (
+    Wanted,
     as_autocast,
-    attend,
     check_generator,
     check_tensors,
     shape,
 )
+from thinformer.torch.attend.layer import attend
+from thinformer.torch.choose.heads import Heads
 
 
 class ThinformerAttention(nn.Module):
@@ -62,9 +70,15 @@ class ThinformerAttention(nn.Module):
         estimates too, and returns no weights, as exact attention has those of all keys.
     error_threshold : float, optional
         Not negative; required by a fallback.
+    options : LayerOptions, optional
+        All of these settings but `scale`, `use_torch_spda`, `generator` and `estimate_error` as one
+        object; they are left out then. Attention over fewer keys than its ``min_length``, 256 by
+        default, is exact; without the object, sequences of any length are thinned.
 
     Attributes
     ----------
+    options : LayerOptions
+        The settings. Each can also be read and replaced by its name, as in ``module.size = 64``.
     last_error_estimate : (B, H) tensor or None
         Of the last forward pass that returned, the estimated relative error of each head's output,
         before any fallback: float64 for float64 tensors, else float32, without gradient. None
@@ -123,35 +137,30 @@ class ThinformerAttention(nn.Module):
         estimate_error: bool = False,
         fallback: str | None = None,
         error_threshold: float | None = None,
+        options: LayerOptions | None = None,
     ) -> None:
         super().__init__()
-        self.g = checks.integer("g", g, 0)
+        settings: dict[str, Any] = {
+            "g": g, "size": size, "pre_thin": pre_thin, "correction": correction,
+            "temperature": temperature, "fallback": fallback, "error_threshold": error_threshold,
+        }  # fmt: skip
+        if options is None:
+            self.options = layer_options(**settings, min_length=0)
+        else:
+            self.options = given_options(options, **settings)
         self.scale = None if scale is None else checks.positive("scale", scale)
         self.use_torch_spda = use_torch_spda
-        self.size = None if size is None else checks.integer("size", size, 1)
-        self.pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
-        check_correction(correction, temperature)
-        if (correction is not None or temperature is not None) and pre_thin != "even":
-            special = "temperature" if correction is None else "correction"
-            raise ValueError(
-                f"pre_thin must be 'even' with a {special}, which does not thin; got {pre_thin!r}"
-            )
-        self.correction, self.temperature = correction, temperature
         check_generator(generator)
         self.generator = generator
         self.estimate_error = checks.boolean("estimate_error", estimate_error)
-        check_fallback(fallback, error_threshold)
-        self.fallback, self.error_threshold = fallback, error_threshold
         self.last_error_estimate: torch.Tensor | None = None
 
     def extra_repr(self) -> str:
         """Say how the module was made."""
-        return (
-            f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
-            f"size={self.size}, pre_thin={self.pre_thin!r}, correction={self.correction!r}, "
-            f"temperature={self.temperature!r}, estimate_error={self.estimate_error}, "
-            f"fallback={self.fallback!r}, error_threshold={self.error_threshold}"
-        )
+        settings = self.options.settings()
+        own = {"scale": self.scale, "use_torch_spda": self.use_torch_spda}
+        shown = {"g": settings["g"], **own, **settings, "estimate_error": self.estimate_error}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -164,12 +173,25 @@ class ThinformerAttention(nn.Module):
                 f"query must have shape (B, T, H, E) with the B, H and E of key {shape(key)}; "
                 f"got shape {shape(query)}"
             )
-        attended = attend(
-            query, key, value, None, g=self.g, size=self.size, scale=self.scale,
-            generator=self.generator, pre_thin=self.pre_thin, correction=self.correction,
-            temperature=self.temperature, with_error=self.estimate_error,
-            with_weights=not self.use_torch_spda and self.fallback is None,
-            error_threshold=self.error_threshold,
-        )  # fmt: skip
+        heads = Heads(query, key, value, None, softmax_scale(self.scale, query.shape[-1]))
+        weights = not self.use_torch_spda and self.options.fallback is None
+        wanted = Wanted(weights, self.estimate_error, generator=self.generator)
+        attended = attend(heads, self.options, wanted)
         self.last_error_estimate = attended.error_estimate
         return attended.output, attended.weights
+
+
+def _setting(name: str) -> property:
+    """A setting of the module's options, which is checked when it is replaced."""
+
+    def read(module: ThinformerAttention) -> Any:
+        return module.options.settings()[name]
+
+    def replace(module: ThinformerAttention, value: Any) -> None:
+        module.options = layer_options(**{**module.options.settings(), name: value})
+
+    return property(read, replace)
+
+
+for _name in SETTING_NAMES:
+    setattr(ThinformerAttention, _name, _setting(_name))

@@ -6,15 +6,16 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from thinformer.attending.settings import Settings
+from thinformer.attending.options import LayerOptions
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.attend.masks import keys_attended
-from thinformer.torch.functional import checked_attention
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention, thinned as its settings say, with the same parameters."""
 
-    thinformer: Settings
+    thinformer: LayerOptions
 
     def forward(
         self,
@@ -58,11 +59,9 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
                 attn_mask = ~attn_mask  # True is ignored here, and takes part there
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(B, H, T, S)
-        attended = checked_attention(
-            query, key, value, key_padding_mask=key_padding_mask, attn_mask=attn_mask,
-            is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0,
-            with_weights=need_weights, **self.thinformer.options(),
-        )  # fmt: skip
+        call = Call(key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal)
+        wanted = Wanted(need_weights, dropout_p=self.dropout if self.training else 0.0)
+        attended = checked_attention(query, key, value, self.thinformer, call, wanted)
         output, weights = self.out_proj(attended.output.flatten(-2)), None
         if attended.weights is not None and attended.indices is not None:
             places = attended.indices.clamp(min=0)[:, :, None].expand_as(attended.weights)

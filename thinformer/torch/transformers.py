@@ -22,9 +22,11 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
-from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
+from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.settings import of_layers
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.convert import names_in
-from thinformer.torch.functional import checked_attention
 
 # what models hand over that changes nothing about the scores; all else raises
 HARMLESS = {
@@ -43,6 +45,7 @@ def register(
     temperature: float | str | None = None,
     fallback: str | None = None,
     error_threshold: float | None = None,
+    options: LayerOptions | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
 
@@ -64,6 +67,8 @@ def register(
     fallback : {None, "exact"}
     error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
+    options : LayerOptions, optional
+        All of these settings as one object; they are left out then.
 
     Notes
     -----
@@ -76,9 +81,9 @@ def register(
     ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
     that is not known to be harmless; masks that differ by query.
     """
-    settings = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold,
+    of_model = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
     )  # fmt: skip
 
     def thinformer(
@@ -87,10 +92,10 @@ def register(
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        **options: Any,
+        **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        of_layer = getattr(module, "thinformer", settings)
-        return _forward(of_layer, module, query, key, value, attention_mask, **options)
+        layer = getattr(module, "thinformer", of_model)
+        return _forward(layer, module, query, key, value, attention_mask, **others)
 
     AttentionInterface.register(name, thinformer)
     AttentionMaskInterface.register(name, _mask)
@@ -108,6 +113,7 @@ def configure(
     fallback: str | None = None,
     error_threshold: float | None = None,
     exact: bool = False,
+    options: LayerOptions | None = None,
 ) -> None:
     """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
 
@@ -124,15 +130,17 @@ def configure(
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
+    options : LayerOptions, optional
+        All of these settings but `settings` as one object; they are left out then.
 
     Raises
     ------
     ValueError
         Settings out of their range, or that are not those of the model's attention layers.
     """
-    alone = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold, exact=exact,
+    alone = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold, exact=exact,
     )  # fmt: skip
     if settings is None:
         for module in layer.modules():
@@ -141,7 +149,7 @@ def configure(
     attending = attention_layers(layer)
     each = of_layers(settings, alone, attending)
     for module in layer.modules():  # whatever else might attend stays exact
-        module.thinformer = Settings(exact=True)  # type: ignore[assignment]
+        module.thinformer = LayerOptions(exact=True)  # type: ignore[assignment]
     for name, module in attending.items():
         module.thinformer = each[name]  # type: ignore[assignment]
 
@@ -190,7 +198,7 @@ def layer_name(module: nn.Module) -> str:
 
 
 def _forward(
-    settings: Settings,
+    layer: LayerOptions,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -203,23 +211,22 @@ def _forward(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
-    if not settings.exact:
+    if not layer.exact:
         reason = why_exact(module, query.shape[2], attention_mask, is_causal, options)
         if reason:
             raise NotImplementedError(
                 f"{reason}; leave it exact with "
                 f"thinformer.torch.transformers.configure(layer, exact=True)"
             )
-    if settings.leaves_exact(query.shape[2], key.shape[2]):
+    if layer.leaves_exact(query.shape[2], key.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
             is_causal=is_causal, **options,
         )  # fmt: skip
     try:
-        attended = checked_attention(
-            query, key, value, scale=scaling, attn_mask=attention_mask, enable_gqa=True,
-            dropout_p=dropout, layout="bhsd", **settings.options(),
-        )  # fmt: skip
+        call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
+        wanted = Wanted(dropout_p=dropout)
+        attended = checked_attention(query, key, value, layer, call, wanted)
     except NotImplementedError as error:
         raise NotImplementedError(f"{layer_name(module)}: {error}") from None
     return attended.output.transpose(1, 2).contiguous(), None

@@ -14,37 +14,49 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer.torch.choose.on_cpu import COMPUTED_IN, grouped
+from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
 QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
 
 
 def estimate_error(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
+    heads: Heads,
     output: torch.Tensor,
     indices: torch.Tensor,
     *,
-    scale: float,
     generator: torch.Generator | None = None,
-    asked: torch.Tensor | None = None,
+    query_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Estimate the relative error of an output (B, T, H, D): (B, H), float32 or float64, detached.
+    """Estimate the relative error of an output: (B, H), float32 or float64, without gradient.
 
-    query (B, T, H, E), key and value (B, S, H_kv, dim), valid (B, S) the keys that there are, asked
-    (B, T) the queries that there are; indices (B, H_kv, n_out) of the keys kept, -1 for none. It is
-    0 where all keys of a sequence are kept, or no query is asked, and NaN where a row is not
-    finite. Draws once from the generator, the same for every sequence. Takes B H m S (E + D)
-    multiplications for m = `QUERIES`.
+    Parameters
+    ----------
+    heads : Heads
+    output : (B, T, H, D) tensor
+    indices : (B, H_kv, n_out) int64 tensor
+        The keys kept, -1 for none.
+    generator : torch.Generator, optional
+        Draws once, and the same for every sequence.
+    query_mask : (B, T) bool tensor, optional
+        Which queries there are; all of them by default.
+
+    Returns
+    -------
+    (B, H) tensor
+        0 where all keys of a sequence are kept, or no query is there; NaN where a row is not
+        finite.
+
+    Notes
+    -----
+    B H m S (E + D) multiplications for m = `QUERIES`.
     """
+    query, key, value, valid, scale = heads
     (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    wide, group = COMPUTED_IN[value.dtype], max(H // max(H_kv, 1), 1)
+    wide, group = COMPUTED_IN[value.dtype], max(heads.group, 1)
     if T == 0:
         return output.new_zeros((B, H), dtype=wide)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        positions, counted = draw_queries(B, T, H, asked, generator, query.device)
+        positions, counted = draw_queries(B, T, H, query_mask, generator, query.device)
         few, approximate = (
             torch.take_along_dim(x, positions.transpose(1, 2)[..., None], dim=1)
             for x in (query, output)
@@ -70,41 +82,33 @@ def draw_queries(
     B: int,
     T: int,
     H: int,
-    asked: torch.Tensor | None,
+    query_mask: torch.Tensor | None,
     generator: torch.Generator | None,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw positions (B, H, m), and which of them count (B, m): one of each of m equal strata.
 
-    Strata are laid around a ring that begins anywhere, so that all queries are as likely. A
-    sequence that is asked fewer than m queries has strata of none and of one: all its queries count
-    once. The same numbers serve all sequences, so that one has the queries it has alone.
+    The strata lie around a ring that begins anywhere, so that all queries are equally likely. A
+    sequence with fewer than m queries has strata of no query and of one: each of its queries counts
+    once. All sequences share the random numbers, so that a sequence has the queries it has alone.
     """
     drawn_on = device if generator is None else generator.device
     room = torch.empty((H, QUERIES + 1), dtype=torch.float64, device=drawn_on)
     uniforms = room.uniform_(generator=generator).to(device)
     everyone = torch.full((B, 1), T, device=device)
-    lengths = everyone if asked is None else asked.sum(-1, keepdim=True)
+    lengths = everyone if query_mask is None else query_mask.sum(-1, keepdim=True)
     bounds = torch.arange(QUERIES + 1, device=device) * lengths // QUERIES
     widths = bounds.diff()
     start = (uniforms[:, :1] * lengths[:, None]).long()
     inside = (uniforms[:, 1:] * widths[:, None]).long()
     ranks = (start + bounds[:, None, :-1] + inside) % lengths.clamp(min=1)[:, None]
-    if asked is None:
+    if query_mask is None:
         return ranks, widths > 0
-    order = asked.int().argsort(descending=True, stable=True)
+    order = query_mask.int().argsort(descending=True, stable=True)
     return order[:, None].expand(-1, H, -1).gather(2, ranks), widths > 0
 
 
-def fall_back(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    output: torch.Tensor,
-    above: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
     """Return the output (B, T, H, D) with exact attention where `above`, (B, H) bool.
 
     Computes that for those heads of those sequences only, so their number has to be known.
@@ -115,16 +119,17 @@ def fall_back(
             "would have to be known; compile with fullgraph=False, or leave the attention out of "
             "it with torch.compiler.disable"
         )
-    sequences, heads = above.nonzero(as_tuple=True)
+    query, key, value, valid, scale = heads
+    sequences, chosen = above.nonzero(as_tuple=True)
     if len(sequences) == 0:
         return output
-    shared = heads // (query.shape[2] // key.shape[2])
+    shared = chosen // heads.group
     there = None if valid is None else valid[sequences]
     exact = exact_attention(
-        query[sequences, None, :, heads], key[sequences, None, :, shared],
+        query[sequences, None, :, chosen], key[sequences, None, :, shared],
         value[sequences, None, :, shared], there, scale,
     )[:, 0].to(output.dtype)  # fmt: skip
-    return output.transpose(1, 2).index_put((sequences, heads), exact).transpose(1, 2)
+    return output.transpose(1, 2).index_put((sequences, chosen), exact).transpose(1, 2)
 
 
 def exact_attention(

@@ -63,7 +63,7 @@ def like(query: Any, output: torch.Tensor, layout: str) -> torch.Tensor:
     return torch.nested.nested_tensor_from_jagged(rows, offsets).transpose(1, tokens)
 
 
-def asked(given: Any, query: torch.Tensor, layout: str) -> torch.Tensor | None:
+def query_mask(given: Any, query: torch.Tensor, layout: str) -> torch.Tensor | None:
     """Return which queries there are, (B, T) bool, where those given were nested; else None."""
     return _present(_lengths(given), query.shape[layout.index("s")]) if _is_nested(given) else None
 

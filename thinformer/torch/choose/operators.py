@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.landmarks import QUERIES, SUMMED
+from thinformer.attending.options import KeySelection
 from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose.heads import Heads
 
 
 @torch.library.custom_op(
@@ -39,12 +42,11 @@ def select(
     fewer than n_out keys has them first, and then repeats one of them (position 0 where it has no
     token). Sequences of less than `min_length` tokens keep all of theirs.
     """
-    S = key.shape[1]
-    return on_cpu.select(
-        key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        pre_thin=pre_thin, min_length=min_length,
-        kept=keys_kept(S, g, size, pre_thin, min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None)
+    no_query = key[:, :0]  # halving does not look at queries
+    heads = Heads(no_query, key, value, valid, softmax_scale(scale, key.shape[-1]))
+    selection = KeySelection(g, size, pre_thin, min_length=min_length)
+    return on_cpu.select(heads, selection, seed, kept)
 
 
 @select.register_fake
@@ -90,12 +92,12 @@ def herd(
     query (B, T, H, E), of whose heads a group shares one of the keys'; temperature, by the formula
     for each head if None.
     """
-    S = key.shape[1]
-    return on_cpu.herd(
-        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        temperature=temperature, min_length=min_length,
-        width=keys_kept(S, g, size, "even", min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
+    heads = Heads(query, key, value, valid, scale)
+    selection = KeySelection(
+        g, size, temperature="auto" if temperature is None else temperature, min_length=min_length
+    )
+    return on_cpu.herd(heads, selection, seed, kept)
 
 
 @herd.register_fake
@@ -169,12 +171,12 @@ def landmarks(
     (B, H_kv, m) among those of a head's group, keys (B, H_kv, L) that the exponential kernel is
     summed over, and temperatures (B, H_kv).
     """
-    S = key.shape[1]
-    return on_cpu.landmarks(
-        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        correction=correction, temperature=temperature, min_length=min_length,
-        width=keys_kept(S, g, size, "even", min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
+    heads = Heads(query, key, value, valid, scale)
+    selection = KeySelection(
+        g, size, correction=correction, temperature=temperature, min_length=min_length
+    )
+    return on_cpu.landmarks(heads, selection, seed, kept)
 
 
 @landmarks.register_fake
@@ -229,10 +231,10 @@ def attend_to_landmarks(
     Output (B, T, H, D), weights (B, H, T, n_out) or, unless asked for, nothing, and positions
     (B, H_kv, n_out).
     """
-    return on_cpu.attend_to_landmarks(
-        query, key, value, seed, with_weights, scale=scale, correction=correction,
-        temperature=temperature, kept=keys_kept(key.shape[1], g, size, "even", 0, padded=False),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", 0, padded=False)
+    heads = Heads(query, key, value, None, scale)
+    selection = KeySelection(g, size, correction=correction, temperature=temperature, min_length=0)
+    return on_cpu.attend_to_landmarks(heads, selection, seed, kept, with_weights)
 
 
 @attend_to_landmarks.register_fake

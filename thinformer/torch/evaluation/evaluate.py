@@ -15,8 +15,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from thinformer.attending.settings import Settings
-from thinformer.torch.choose.operators import keys_kept
+from thinformer.attending.options import LayerOptions
+from thinformer.torch.choose.calls import keys_kept
 from thinformer.torch.evaluation.record import through
 from thinformer.torch.transformers import configure, register
 
@@ -208,17 +208,17 @@ def _configure(model: nn.Module, setting: dict[str, Any], exactly: list[nn.Modul
         configure(module, exact=True)
 
 
-def _settings(module: nn.Module) -> Settings:
+def _settings(module: nn.Module) -> LayerOptions:
     return module.thinformer  # type: ignore[return-value]
 
 
 def _check_thinned(
-    probed: list[list[_Call]], setting: dict[str, Any], of_layers: list[Settings]
+    probed: list[list[_Call]], setting: dict[str, Any], of_layers: list[LayerOptions]
 ) -> None:
     """Raise where nothing is thinned; calls of each input."""
     if any(call.kept < call.keys for calls in probed for call in calls):
         return
-    least = [settings.min_length for settings in of_layers if not settings.exact]
+    least = [layer.selection.min_length for layer in of_layers if not layer.exact]
     if not least:
         raise ValueError("nothing would be thinned: all layers are left exact")
     raise ValueError(
@@ -315,10 +315,8 @@ def _of_heads(thinned: torch.Tensor, exact: torch.Tensor) -> float:
     return float(((thinned - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))).mean())
 
 
-def _kept(keys: int, settings: Settings) -> int:
-    if settings.exact:
-        return keys
-    return keys_kept(keys, settings.g, settings.size, "even", settings.min_length, False)
+def _kept(keys: int, layer: LayerOptions) -> int:
+    return keys if layer.exact else keys_kept(keys, layer.selection, padded=False)
 
 
 def _mean(values: Sequence[float]) -> float:
