@@ -1,1 +1,1 @@
-"""The paper's experiments, to be run from the root of the checkout; not part of the package."""
+"""The paper's experiments. They run from the root of a checkout and are no part of the package."""

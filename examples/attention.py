@@ -1,8 +1,8 @@
-"""Attention by name: what the models of the examples attend with.
+"""The attentions that the models of the examples can use, by name.
 
-Each is a callable of (query, key, value) in the layout (B, T, H, E), (B, S, H, E), (B, S, H, D),
-that returns (output, weights): output (B, T, H, D), weights or None. Its softmax scale is
-1 / sqrt(E); `scaled` brings a model's own scale to that.
+An attention is a callable of query (B, T, H, E), key (B, S, H, E) and value (B, S, H, D). It
+returns output (B, T, H, D) and weights, or None for the weights. Its softmax scale is 1 / sqrt(E);
+`scaled` is for models that have another scale.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def exact(query, key, value):
 
 
 class Uniform:
-    """Attend to `size` keys drawn without replacement, anew for each head and each call."""
+    """Attend to `size` keys, drawn without replacement for each head in each call."""
 
     def __init__(self, size: int):
         if size < 1:
@@ -44,7 +44,7 @@ class Uniform:
 
 
 class Strided:
-    """Attend to `size` evenly spaced keys, the same ones in each call."""
+    """Attend to `size` evenly spaced keys, the same keys in each call."""
 
     def __init__(self, size: int):
         if size < 1:
@@ -55,7 +55,8 @@ class Strided:
         """Attend: see the module."""
         S = key.shape[1]
         size = min(self.size, S)
-        kept = (torch.arange(size, device=key.device) * S + S // 2) // size  # middles of the parts
+        # the middle keys of `size` equal parts
+        kept = (torch.arange(size, device=key.device) * S + S // 2) // size
         return exact(query, key[:, kept], value[:, kept])
 
 
@@ -65,27 +66,27 @@ class Attends(nn.Module):
     Attributes
     ----------
     attend : callable
-        Any, be it a module or not, at any time.
+        The attention. It may be set at any time, to a module or to a function.
     """
 
     def __setattr__(self, name, value):
         if name == "attend" and hasattr(self, name):
-            delattr(self, name)  # torch does not let a function take the place of a module
+            delattr(self, name)  # torch does not allow a function in the place of a module
         super().__setattr__(name, value)
 
 
 def scaled(attend: Attention, query, key, value, scale: float):
-    """Attend with a softmax scale that is not 1 / sqrt(E).
+    """Attend with the softmax scale `scale`, which may differ from 1 / sqrt(E).
 
-    Queries and keys share the factor equally, so that key-key products have it too, and an
-    approximation that looks at those sees what it would see with that scale.
+    Queries and keys are multiplied by the same factor. So the inner products of two keys have the
+    scale too, which matters to an approximation that chooses keys by them.
     """
     factor = math.sqrt(scale * math.sqrt(query.shape[-1]))
     return attend(factor * query, factor * key, value)
 
 
 def by_name(name: str) -> Attention:
-    """Make an attention from what is written on the command line.
+    """Make an attention from its name on the command line.
 
     ``exact``, ``uniform:size=64``, ``strided:size=64``, ``thinformer`` with any argument of
     `ThinformerAttention` (``thinformer:g=2``, ``thinformer:size=64,pre_thin=stride``), or
@@ -94,7 +95,7 @@ def by_name(name: str) -> Attention:
     Raises
     ------
     ValueError
-        An unknown name, or arguments that it does not take.
+        The name is unknown, or the attention does not take an argument.
     """
     kind, _, rest = name.partition(":")
     try:
@@ -120,7 +121,7 @@ def by_name(name: str) -> Attention:
 
 
 def draws(name: str) -> bool:
-    """Say whether an attention is random, so that more than one seed tells something."""
+    """Whether an attention is random, so that several seeds give different results."""
     return not name.startswith(("exact", "strided"))
 
 

@@ -1,4 +1,4 @@
-"""How long attention takes: CUDA events on a GPU, a clock elsewhere."""
+"""The run time of attention, by CUDA events on a GPU and by a clock elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.attention import Attention
 
 
 def milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    """Run a call once and say how long it took."""
+    """Run a call once; return its time in milliseconds."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -28,28 +28,28 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
 def measure(
     attentions: dict[str, list[Attention]], batches, warmup: int
 ) -> dict[str, list[np.ndarray]]:
-    """Time each attention in each layer, in turn on each batch.
+    """Time each attention in each layer; the attentions take turns on each batch.
 
     Parameters
     ----------
     attentions : dict
-        A list by name, one attention for each layer.
+        For each name a list, with one attention for each layer.
     batches : iterable
-        A batch is a list by layer of (query, key, value).
+        A batch is a list of (query, key, value), one for each layer.
     warmup : int
-        So many first batches do not count; in them things are compiled.
+        The number of first batches whose times are dropped, because code is compiled in them.
 
     Returns
     -------
     dict
-        By name and layer, the milliseconds a batch.
+        For each name a list with one array for each layer: the milliseconds of each batch.
     """
     times = {name: [[] for _ in layers] for name, layers in attentions.items()}
     with torch.inference_mode():
         for number, batch in enumerate(batches):
             for name, layers in attentions.items():
                 for attend, inputs, row in zip(layers, batch, times[name], strict=True):
-                    # a new draw for a batch, the same one whatever else is measured
+                    # a new draw for each batch; it does not depend on what else is timed
                     torch.manual_seed(number)
                     taken = milliseconds(lambda a=attend, x=inputs: a(*x), inputs[0].device)
                     if number >= warmup:
@@ -58,7 +58,7 @@ def measure(
 
 
 def table(times: dict[str, list[np.ndarray]], layers: list[str]) -> str:
-    """Medians, and how many times as long exact attention takes."""
+    """A table of median times, and of the time of exact attention divided by each."""
     width = max(map(len, [*times, "attention"]))
     head = "".join(f"  {layer + ', ms':>14}  {'exact takes':>12}" for layer in layers)
     lines = [f"{'attention':{width}}{head}"]

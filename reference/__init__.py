@@ -1,5 +1,4 @@
 """The executable specification of thinformer: slow, short, in the papers' order and notation.
 
-Read `README.md` in this folder first. Nothing here imports `thinformer`, except `validate`,
-which compares the two.
+Read `README.md` in this folder first. Only `validate` imports `thinformer`: it compares the two.
 """

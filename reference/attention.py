@@ -1,7 +1,7 @@
 """Thinformer: attention over the keys and values that KH-Compress keeps.
 
 Low-Rank Thinning (arXiv 2502.12063), Algorithm 1. Arrays are query (B, T, H, E), key (B, S, H, E)
-and value (B, S, H, D); each head of each sequence is thinned by itself.
+and value (B, S, H, D). Each head of each sequence is thinned by itself.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from reference.compress import kh_compress, standard_thin, stratified_thin
 
 
 def exact_attention(query, key, value, scale):
-    """softmax(scale q k^T) v for every head: output (B, T, H, D), weights (B, H, T, S)."""
+    """softmax(scale q k^T) v for every head; returns output (B, T, H, D), weights (B, H, T, S)."""
     logits = scale * np.einsum("bthe,bshe->bhts", query, key)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -18,34 +18,39 @@ def exact_attention(query, key, value, scale):
 
 
 def power_of_two(vmax):
-    """The power of two that brings vmax into [1/2, 1), as far as its dtype has it."""
+    """The power of two that brings vmax into [1/2, 1), or the nearest one that its dtype has."""
     largest = np.finfo(vmax.dtype).maxexp - 2
     return np.ldexp(vmax.dtype.type(1), -np.clip(np.frexp(vmax)[1], -largest, largest))
 
 
 def attention_kernel(key, value, vmax):
-    """exp(<k, k'> - shift) (<v, v'> + vmax^2) on keys (S, E), already times sqrt(scale).
+    """exp(<k, k'> - shift) (<v, v'> + vmax^2), (S, S), of keys (S, E) and values (S, D).
 
-    The first factor makes exp(<q, k>) a function in the kernel's Hilbert space, the second makes
-    room for the numerator's values and the denominator's ones, on one footing.
-    The shift keeps exp from overflowing. It multiplies the kernel by a constant, to which KH is
-    blind, so each bucket may have its own, the least that does: its largest |k|^2.
+    The keys are already multiplied by sqrt(scale).
+
+    With the first factor, exp(<q, k>) is a function in the kernel's Hilbert space. With the second
+    factor, so are the numerator (its values) and the denominator (its ones) of attention, on the
+    same scale.
+
+    The shift keeps exp from overflowing. It multiplies the kernel by a constant, which does not
+    change the choice of KH. So each bucket may have its own shift: the smallest that suffices is
+    its largest |k|^2.
     """
     shift = np.max(np.sum(key**2, axis=1))
     return np.exp(key @ key.T - shift) * (value @ value.T + vmax**2)
 
 
 def select(key, value, scale, schedule, uniforms, coins, strata=None):
-    """Positions (n_out,) that one head keeps, from key (S, E) and value (S, D), and the traces.
+    """Positions (n_out,) that one head keeps, and the traces, from key (S, E) and value (S, D).
 
-    `strata` (schedule.length + 1 draws from [0, 1)) chooses the stratified pre-thinning;
-    without it, it is the published stride.
+    strata : (schedule.length + 1,) draws from [0, 1) for the stratified pre-thinning; None for the
+        published stride
     """
     S, n = len(key), schedule.length
     start = standard_thin(S, n) if strata is None else stratified_thin(S, n, strata)
     E = key.shape[1]
     pairs = np.concatenate([key * np.sqrt(scale).astype(key.dtype), value], axis=1)[start]
-    # ||V||_max, brought below 1 by a power of two, which is exact: its square cannot overflow
+    # ||V||_max times a power of two, which is exact, is below 1, so its square cannot overflow
     vmax = np.max(np.abs(pairs[:, E:]))
     power = power_of_two(vmax)
     pairs[:, E:] *= power
@@ -59,16 +64,16 @@ def select(key, value, scale, schedule, uniforms, coins, strata=None):
 
 
 def thinformer_attention(query, key, value, scale, schedule, draws):
-    """Thinformer attention and all it was made from.
+    """Thinformer attention: the output, and what it was computed from.
 
     Parameters
     ----------
     query, key, value : arrays (B, T, H, E), (B, S, H, E), (B, S, H, D)
     scale : float
         Usually 1 / sqrt(E).
-    schedule : has length (n) and rounds, a sequence of (pairs, buckets, delta)
-    draws : has uniforms, coins and strata, as `select` takes them for one head; each array with
-        leading axes that broadcast to (B, H)
+    schedule : an object with length (n) and rounds, a sequence of (pairs, buckets, delta)
+    draws : an object with uniforms, coins and strata
+        They are as `select` takes them for one head, with leading axes that broadcast to (B, H).
 
     Returns
     -------

@@ -3,9 +3,9 @@
 Low-Rank Thinning (arXiv 2502.12063), KH-Compress(g); Distribution Compression (Shetty, Dwivedi &
 Mackey, arXiv 2111.07941), Algorithm Compress, unrolled from the leaves to the root.
 
-A round is a triple (pairs, buckets, delta): the points that are left, in order, make up that many
-pairs, the pairs are cut into that many consecutive buckets, and each bucket is halved with failure
-probability delta. Four halved buckets make one bucket of the next round, of twice the length.
+A round is a triple (pairs, buckets, delta). The points that are left, in order, form `pairs` pairs.
+The pairs are cut into `buckets` consecutive buckets. Each bucket is halved with failure probability
+delta. Four halved buckets make one bucket of the next round, of twice the length.
 """
 
 from itertools import pairwise
@@ -32,7 +32,7 @@ def published_rounds(n, g, delta):
 
 
 def bucket_bounds(pairs, buckets):
-    """First pair of every bucket and the end of the last: lengths differ by one pair at most."""
+    """The first pair of every bucket, and the end of the last; lengths differ by at most 1."""
     return [b * pairs // buckets for b in range(buckets + 1)]
 
 
@@ -44,11 +44,11 @@ def kh_compress(gram, points, rounds, uniforms, coins, halving=kernel_halving):
     gram : callable
         gram(points) -> (S, S), the Gram matrix of the given points.
     points : (n, ...) array
-        The points, or whatever stands for them: gram gets slices of this array.
+        The points, or their row numbers: gram gets slices of this array.
     rounds : sequence of (pairs, buckets, delta)
-    uniforms : sequence of (pairs,) arrays, one a round
+    uniforms : sequence of (pairs,) arrays, one for each round
         Draws from [-1, 1).
-    coins : sequence of (buckets,) arrays of bool, one a round
+    coins : sequence of (buckets,) arrays of bool, one for each round
     halving : callable
         The halving algorithm: `kernel_halving` for KH-Compress.
 
@@ -57,7 +57,7 @@ def kh_compress(gram, points, rounds, uniforms, coins, halving=kernel_halving):
     kept : (n_out,) int array, increasing
         Positions in `points`.
     traces : list of Trace
-        One a halving, in the order they were made.
+        One for each halving, in the order of the halvings.
     """
     kept = np.arange(len(points))
     traces = []
@@ -79,15 +79,16 @@ def standard_thin(S, n):
 
 
 def stratified_thin(S, n, uniform):
-    """One position at random from each of n strata; every position has the same chance, n / S.
+    """One position at random from each of n strata; every position has probability n / S.
 
-    The strata are consecutive runs of floor(S/n) or ceil(S/n) positions, laid around the sequence
-    as around a ring, from a starting position that is random too: a position then falls into a
-    short or a long stratum in proportion to how many positions those hold.
+    The sequence of S positions is treated as a ring. The strata are consecutive runs of floor(S/n)
+    or ceil(S/n) positions on it, from a random start. So a position falls into a short or a long
+    stratum with probability proportional to the number of positions in such strata.
 
     Parameters
     ----------
-    uniform : (n + 1,) array of draws from [0, 1): the start, then one for every stratum.
+    uniform : (n + 1,) array of draws from [0, 1)
+        The first gives the start, the others one position in each stratum.
     """
     if n == S:
         return np.arange(S)

@@ -3,9 +3,9 @@
 Low-Rank Thinning (arXiv 2502.12063), Algorithm KH; its thresholds come from kernel thinning
 (Dwivedi & Mackey, arXiv 2105.05842).
 
-From S points, kernel halving keeps one of every two consecutive ones, x_0 or x_1, x_2 or x_3, ...,
-so that the kept half represents all of them in the kernel's Hilbert space. It walks over the
-pairs and leans, at every step, towards the choice that shrinks the difference so far.
+Kernel halving keeps one point of each consecutive pair: x_0 or x_1, x_2 or x_3, ... The kept half
+represents all S points in the kernel's Hilbert space. The algorithm goes over the pairs in order.
+At each pair it prefers the choice that reduces the difference between the halves so far.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,16 @@ import numpy as np
 
 
 class Trace(NamedTuple):
-    """What each of the S/2 decisions of a halving was made of.
+    """The numbers behind the S/2 decisions of a halving; each array is (S/2,).
 
-    b : |f_i|, the distance of the two points of a pair in the Hilbert space.
+    b : |f_i|, the distance between the two points of a pair in the Hilbert space.
     a : the swapping threshold.
-    alpha : <psi, f_i>, how far the walk so far points towards f_i.
+    alpha : <psi, f_i>, the inner product of the walk so far with f_i.
     margin : |alpha - u a| over the sum of the magnitudes of the kernel values in alpha and b.
-        Implementations that sum in another order may differ from the first decision on whose
-        margin is within rounding error. Infinite where nothing is decided or nothing can be
-        rounded: for pair 0, and where all those kernel values are 0.
+        If the margin of a decision is within rounding error, an implementation that sums in
+        another order may decide differently, and then all later decisions may differ too. The
+        margin is infinite where nothing is decided or nothing can be rounded: for pair 0, and where
+        all these kernel values are 0.
     """
 
     b: np.ndarray
@@ -37,13 +38,13 @@ def kernel_halving(K, delta, uniform, coin=False):
     Parameters
     ----------
     K : (S, S) array
-        Gram matrix of the points, S even; the computation is in its dtype.
+        Gram matrix of the points, S even. The computation is in the dtype of K.
     delta : float
         Failure probability: with probability at least 1 - delta/2 no |alpha_i| exceeds a_i.
     uniform : (S/2,) array
-        One draw from [-1, 1) for every pair; that of pair 0 is not used.
+        One draw from [-1, 1) for every pair; the draw of pair 0 is not used.
     coin : bool
-        Return the other half. A fair coin makes the result unbiased ("symmetrized").
+        Whether to return the other half. A fair coin makes the result unbiased ("symmetrized").
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Reproducing kernels k(x, y), each as the formula that defines it.
+"""Reproducing kernels k(x, y), each written as its formula.
 
 Every function takes points x (n, d) and y (m, d) and returns the Gram matrix (n, m).
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def squared_distance(x, y):
-    """|x_i - y_j|^2, by the definition rather than by expanding the square."""
+    """|x_i - y_j|^2, computed from the difference, without expanding the square."""
     return np.sum((x[:, None, :] - y[None, :, :]) ** 2, axis=-1)
 
 

@@ -3,8 +3,8 @@
 Kernel thinning (Dwivedi & Mackey, arXiv 2105.05842): KT-SPLIT, KT-SWAP. Distribution Compression
 (Shetty, Dwivedi & Mackey, arXiv 2111.07941): Compress, Compress++.
 
-Where thinformer goes beyond the papers, it is here as well: KT-SWAP may pass over the coreset more
-than once, and its target and its candidates need not be the points that KT-SPLIT halved.
+Two extensions beyond the papers, which thinformer uses, are here too. KT-SWAP may pass over the
+coreset more than once. Its target and its candidates need not be the points that KT-SPLIT halved.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ from reference.halving import Trace
 def kt_halving(K, delta, uniform, coin=False):
     """Keep one point of every consecutive pair, with adaptive thresholds: a round of KT-SPLIT.
 
-    Parameters and results are those of `reference.halving.kernel_halving`, from which it differs
-    in the thresholds, and in that pair 0 is drawn as the others are.
+    Parameters and results are those of `reference.halving.kernel_halving`. Two things differ: the
+    thresholds, and pair 0, which is decided by its draw like all others.
     """
     S = len(K)
     G = K[0::2, 0::2] - K[0::2, 1::2] - K[1::2, 0::2] + K[1::2, 1::2]
@@ -48,15 +48,15 @@ def kt_halving(K, delta, uniform, coin=False):
 
 
 def kt_split(K, delta, uniforms):
-    """KT-SPLIT: split n points into two halves, those into two halves each, and so on.
+    """KT-SPLIT: split n points into two halves, split each half into two halves, and so on.
 
     Parameters
     ----------
     K : (n, n) array
     delta : float
-        Failure probability; each of the m rounds takes delta / m.
+        Failure probability; each of the m rounds uses delta / m.
     uniforms : sequence of m arrays (n/2,)
-        Draws from [-1, 1), the halves of a round one after the other.
+        Draws from [-1, 1); in a round, the draws of its sets one after the other.
 
     Returns
     -------
@@ -76,29 +76,30 @@ def kt_split(K, delta, uniforms):
 
 
 def kt_swap(K, mean, coresets, unique=True, passes=1):
-    """KT-SWAP: take the best coreset, and replace each of its points in turn by the best of all.
+    """KT-SWAP: take the best coreset; replace each of its points in turn by the best candidate.
 
     Parameters
     ----------
     K : (n, n) array
         Gram matrix of the candidates.
     mean : (n,) array
-        The target's mean embedding at them: sum_j w_j k(x_j, .); 0 for the zero measure.
+        The target's mean embedding sum_j w_j k(x_j, .) at the candidates; 0 for the zero measure.
     coresets : (any, s) int array
+        Each row is a coreset of s candidates.
     unique : bool
-        Take no candidate twice.
+        Whether a candidate may be chosen only once.
     passes : int
-        Go over the coreset so many times, or until nothing changes.
+        The largest number of passes over the coreset; a pass that changes nothing is the last.
 
     Returns
     -------
     coreset : (s,) int array
     margin : float
-        How much worse the second best choice was, in the closest of all choices.
+        The difference between the best and the second best choice, the smallest over all choices.
     """
     size = coresets.shape[1]
 
-    def squared_mmd(coreset):  # up to the target's own norm
+    def squared_mmd(coreset):  # without the term of the target alone
         return K[np.ix_(coreset, coreset)].mean() - 2 * mean[coreset].mean()
 
     coresets = np.unique(np.sort(coresets, axis=1), axis=0)
@@ -109,7 +110,7 @@ def kt_swap(K, mean, coresets, unique=True, passes=1):
         before = coreset.copy()
         for i in range(size):
             others = np.delete(coreset, i)
-            # s times the squared MMD with candidate y at place i, up to what y does not change
+            # s times the squared MMD with candidate y at place i, without terms free of y
             change = (np.diagonal(K) + 2 * K[:, others].sum(axis=1)) / size - 2 * mean
             if unique:
                 change[others] = np.inf
@@ -124,9 +125,9 @@ def kt_swap(K, mean, coresets, unique=True, passes=1):
 
 
 def compress(halve, rows, g=0):
-    """Compress: halve the concatenation of four compressed quarters; 2^g sqrt(n) of n = 4^p rows.
+    """Compress: keep 2^g sqrt(n) of n = 4^p rows, by halving four compressed quarters together.
 
-    halve : callable, rows -> half of them
+    halve : callable, rows -> half of these rows
     """
     if len(rows) <= 4**g:
         return rows
@@ -135,14 +136,20 @@ def compress(halve, rows, g=0):
 
 
 def compress_plus_plus(halve, thin, rows, g):
-    """Compress++: thin the 2^g sqrt(n) rows that Compress leaves to sqrt(n)."""
+    """Compress++: Compress leaves 2^g sqrt(n) rows, and `thin` thins them to sqrt(n)."""
     return thin(compress(halve, rows, g))
 
 
 def kt_compress_levels(gram, points, rounds, uniforms, coins):
-    """Compress with the halving of KT-SPLIT, from the leaves to the root: the rows of each round.
+    """Compress with the halving of KT-SPLIT, from the leaves to the root.
 
-    Parameters are those of `reference.compress.kh_compress`; the first level is all rows.
+    Parameters are those of `reference.compress.kh_compress`.
+
+    Returns
+    -------
+    levels : list of int arrays
+        All rows, then the rows that are left after each round.
+    traces : list of Trace
     """
     levels, traces = [np.arange(len(points))], []
     for round_, uniform, coin in zip(rounds, uniforms, coins, strict=True):

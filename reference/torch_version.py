@@ -1,7 +1,7 @@
-"""Thinformer as a torch user would write it: batched over heads, differentiable, no kernels.
+"""Thinformer as a torch user would write it: batched over heads, differentiable, in plain torch.
 
-The same algorithm as in the NumPy files of this folder, step by step; tensors are query
-(B, T, H, E), key (B, S, H, E), value (B, S, H, D). Draws are given, so results compare.
+The steps are those of the NumPy files in this folder. Tensors are query (B, T, H, E), key
+(B, S, H, E), value (B, S, H, D). The draws are arguments, so results can be compared.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 
 
 def exact_attention(query, key, value, scale):
-    """softmax(scale q k^T) v for every head: output (B, T, H, D), weights (B, H, T, S)."""
+    """softmax(scale q k^T) v for every head; returns output (B, T, H, D), weights (B, H, T, S)."""
     weights = torch.softmax(scale * torch.einsum("bthe,bshe->bhts", query, key), dim=-1)
     return torch.einsum("bhts,bshd->bthd", weights, value), weights
 
@@ -45,9 +45,9 @@ def kh_compress(gram, points, rounds, uniforms, coins):
     gram : callable
         gram(list of tensors (..., buckets, S, dim)) -> (..., buckets, S, S).
     points : list of tensors (..., n, dim)
-        What the kernel is a function of, for instance keys and values.
+        The arguments of the kernel, for instance keys and values.
     rounds, uniforms, coins
-        As in `reference.compress`, the draws with the problems' leading axes.
+        As in `reference.compress`; the draws have the leading axes of the problems.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def kh_compress(gram, points, rounds, uniforms, coins):
         halves = torch.empty(*problems, pairs, dtype=kept.dtype, device=kept.device)
         for length in set(lengths):  # buckets of one length are halved together
             of_length = [b for b in range(buckets) if lengths[b] == length]
-            if len(of_length) == buckets:  # a list would go to a GPU, which no CUDA graph captures
+            if len(of_length) == buckets:  # a CUDA graph cannot capture the copy of a list to a GPU
                 of_length = slice(None)
             bucket = torch.arange(buckets, device=device)[of_length]
             # (buckets, length)
@@ -89,7 +89,7 @@ def attention_gram(rows, vmax):
 
 
 def stratified_thin(S, n, uniform):
-    """Positions (..., n), one at random from each of n strata; uniform (..., n + 1) in [0, 1)."""
+    """Positions (..., n), one from each of n strata at random; uniform (..., n + 1) in [0, 1)."""
     if n == S:
         return torch.arange(S, device=uniform.device).expand(*uniform.shape[:-1], S)
     start = (uniform[..., :1] * S).long()
@@ -99,7 +99,7 @@ def stratified_thin(S, n, uniform):
 
 
 def select(key, value, scale, schedule, draws):
-    """Positions (B, H, n_out) of the keys that are kept; draws are torch tensors."""
+    """Positions (B, H, n_out) of the kept keys; the draws are torch tensors."""
     B, S, H, _ = key.shape
     n = schedule.length
     with torch.no_grad():
@@ -113,7 +113,7 @@ def select(key, value, scale, schedule, draws):
             for x in (key * math.sqrt(scale), value)
         ]
         vmax = points[1].abs().amax((-2, -1))[..., None, None, None]
-        # a power of two, which is exact, brings it below 1: its square cannot overflow
+        # vmax times a power of two, which is exact, is below 1, so its square cannot overflow
         power = torch.ldexp(torch.ones_like(vmax), -torch.frexp(vmax).exponent.clamp(-125, 125))
         points[1] = points[1] * power[..., 0]
         vmax = vmax * power

@@ -1,13 +1,13 @@
-"""Compare thinformer live with both specifications, over many seeds.
+"""Run thinformer and both specifications over many seeds, and compare the results.
 
     python -m reference.validate [SEEDS]
 
-This file is the one that knows both the specification and the package, because it compares them:
-`Row`, `TOLERANCE` and the table come from `thinformer.measuring.validate`.
+This file alone knows both the specification and the package, because it compares them: `Row`,
+`TOLERANCE` and the table come from `thinformer.measuring.validate`.
 
-Needs thinformer and torch installed. Indices must be equal wherever the NumPy specification's trace
-has no margin within rounding error (see `thinformer.measuring.validate`); the others are counted
-and left out. Exit status 1 if anything differs.
+thinformer and torch must be installed. Indices must be equal in every run whose trace, in the NumPy
+specification, has no margin within rounding error (see `thinformer.measuring.validate`). The other
+runs are counted and left out. The exit status is 1 if anything differs.
 """
 
 import sys
@@ -28,7 +28,7 @@ SIZES = [(64, 16), (100, 7), (500, 64), (1024, 128)]
 
 
 def compare_points(kernel, dtype, seeds):
-    """Point sets under one kernel."""
+    """Compare point sets under one kernel; returns a row of the table."""
     failed, left_out, smallest = [], 0, np.inf
     gram = getattr(kernels, kernel)
     for seed in range(seeds):
@@ -53,7 +53,10 @@ def compare_points(kernel, dtype, seeds):
 
 
 def compare_attention(dtype, seeds):
-    """Attention: one row for each body that is compared with the NumPy specification."""
+    """Compare attention; returns a row for each of "numba" and "torch".
+
+    Both are compared with the NumPy specification.
+    """
     failed, left_out, smallest = {"numba": [], "torch": []}, 0, np.inf
     for seed in range(seeds):
         S, size = SIZES[seed % len(SIZES)]
@@ -94,7 +97,7 @@ def compare_attention(dtype, seeds):
 
 
 def main():
-    """Print one table; return 1 if any row fails."""
+    """Print the table; return 1 if any row fails."""
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     rows = []
     for dtype in TOLERANCE:

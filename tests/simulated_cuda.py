@@ -36,14 +36,8 @@ from thinformer import (
     thin,
     thinformer_attention,
 )
-from thinformer.attending.landmarks import (
-    CANDIDATES,
-    CORRECTIONS,
-    PROPOSALS,
-    QUERIES,
-    STREAMS,
-    SUMMED,
-)
+from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED
+from thinformer.attending.options import CORRECTIONS
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cpu.run import embed, starting_points
 from thinformer.cuda import arrays, draw, run, tiles
@@ -58,8 +52,8 @@ from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
 from thinformer.torch.choose import landmarks_on_gpu as landmarks_module
 from thinformer.torch.choose import on_cpu
-from thinformer.torch.choose.on_cpu import bits_of_seed
 from thinformer.torch.choose.operators import landmarks, select
+from thinformer.torch.choose.seeds import bits_of_seed
 
 THREADS = 32
 FLOAT32_TOLERANCE = 1e-4

@@ -41,7 +41,7 @@ def test_builds(tmp_path):
         "thinformer.torch.transformers.configure",
     } <= there
     benchmarks = (tmp_path / "benchmarks.html").read_text()
-    assert benchmarks.count("<table") == 4
+    assert benchmarks.count("<table") == 7
     assert "compress++" in benchmarks
 
 

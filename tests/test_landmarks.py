@@ -14,14 +14,8 @@ from scipy.stats import chisquare
 from reference import landmarks as reference
 from thinformer import attention, bodies, compress_schedule, make_draws
 from thinformer.attending import landmarks
-from thinformer.attending.landmarks import (
-    CANDIDATES,
-    CORRECTIONS,
-    PROPOSALS,
-    STREAMS,
-    SUMMED,
-    fit_landmarks,
-)
+from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, STREAMS, SUMMED, fit_landmarks
+from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.support import threads

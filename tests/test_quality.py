@@ -225,12 +225,12 @@ def test_torch_is_not_needed(tiny):
     assert "32 of 96 keys" in result.stdout
 
 
-def test_the_readme_shows_the_stored_run():
+def test_the_page_shows_the_stored_run():
     root = Path(__file__).resolve().parents[1]
     stored = json.loads((root / "docs" / "benchmarks" / "quality.json").read_text())
-    readme = (root / "README.md").read_text()
+    page = (root / "docs" / "choose.md").read_text()
     for name, kept in (("text", 64), ("vision", 128), ("audio", 128)):
-        (row,) = re.findall(rf"^\| {name}, {kept} of \d+ \|(.*)\|$", readme, re.MULTILINE)
+        (row,) = re.findall(rf"^\| {name}, {kept} of \d+ \|(.*)\|$", page, re.MULTILINE)
         lines = {line["method"]: line for line in stored["lines"]
                  if (line["input"], line["kept"]) == (name, kept)}  # fmt: skip
         shown = [float(cell) for cell in row.split("|")]

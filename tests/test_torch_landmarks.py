@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
-from thinformer.attending.landmarks import CORRECTIONS
+from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
 from thinformer.torch.attend import landmarks as torch_landmarks
 from thinformer.torch.choose import on_cpu

@@ -1,21 +1,34 @@
-"""Thinning of point sets and of attention, fast on NumPy arrays and torch tensors.
+"""Fast thinning of point sets and of attention, on NumPy arrays and torch tensors.
 
-- `thin` chooses the rows that represent a point set best: kernel thinning, Compress++ and others;
-  `KernelThinner` is that for scikit-learn users.
-- `mmd`, `mmd2_unbiased` and `compare` say how well; `Comparison`, `Comparisons` are its result.
-  `median_distance` is the bandwidth taken where none is given.
-- `compress` runs Compress or Compress++ with a halving algorithm of your own, `symmetrize` makes
-  one unbiased.
-- `kh_compress` is KH-Compress alone, on stacks of point sets; `kernel_halve` keeps one of every two
-  points, given their Gram matrix.
-- `attention` is softmax attention over few keys that represent all; `compress_kv` chooses them.
-- `thinformer_attention` is that on torch tensors, with the arguments of torch's own function;
-  `ThinformerAttention` is a module.
-- `coreset_size`, `compress_schedule`, `make_draws`: what will be done, and its random numbers.
-- `set_num_threads`, `get_num_threads`.
+Thinning picks a small subset that represents the whole set.
 
-Importing the package loads neither Numba nor torch nor scikit-learn: the first is loaded when
-something is computed, the others with what needs them.
+Point sets:
+
+- `thin` chooses rows of a point set by kernel thinning, Compress++ and other methods.
+  `KernelThinner` does the same as a scikit-learn estimator.
+- `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
+  several subsets and returns `Comparisons`, a table with one `Comparison` for each subset.
+- `median_distance` is the default bandwidth of `thin`.
+- `kh_compress` runs KH-Compress on stacks of point sets. `kernel_halve` keeps one of every two
+  points, from their Gram matrix.
+- `compress` runs Compress or Compress++ with your own halving algorithm. `symmetrize` makes such an
+  algorithm unbiased.
+
+Attention:
+
+- `attention` is softmax attention over a small subset of the keys. `compress_kv` returns this
+  subset.
+- `thinformer_attention` does the same on torch tensors, with the arguments of torch's own
+  `scaled_dot_product_attention`. `ThinformerAttention` is the torch module.
+
+Both:
+
+- `coreset_size` and `compress_schedule` tell the size of the subset and the halvings that lead to
+  it. `make_draws` makes their random numbers.
+- `set_num_threads` and `get_num_threads` are the number of CPU threads.
+
+Importing the package loads neither Numba nor torch nor scikit-learn. Numba is loaded by the first
+computation, torch and scikit-learn by the first use of a name that needs them.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,10 +1,11 @@
-"""Images of a BigGAN under an attention.
+"""Generate images with BigGAN-deep-512 and a chosen attention.
 
 python -m examples.biggan.generate --weights biggan-deep-512 --attention thinformer:g=2 --out g2
 python -m examples.biggan.generate --random --images 4 --out try
 
-Images of the same number have the same class and the same noise under every attention, so that two
-folders can be laid side by side. Interrupt it and run it again: what is there is not made again.
+Image number n has the same class and the same noise under every attention, so two folders can be
+compared image by image. An interrupted command goes on when it is run again: it keeps the images
+that exist.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ GRID = 4  # images in a row of grid.png
 
 
 def noise(number: int, width: int, truncation: float, seed: int) -> torch.Tensor:
-    """The input (width,) of one image: a normal cut off at two deviations, times `truncation`."""
+    """The input (width,) of one image: a normal truncated at 2 deviations, times `truncation`."""
     rng = np.random.default_rng((seed, number))
     drawn = truncnorm.rvs(-2, 2, size=width, random_state=rng)
     return torch.from_numpy(truncation * drawn).float()
 
 
 def generate(model, out: Path, count: int, truncation: float, seed: int, batch: int) -> None:
-    """Write images 00000.png, 00001.png, ... and grid.png of the first; classes take turns."""
+    """Write images 00000.png, 00001.png, ... and grid.png, the first 16; classes take turns."""
     out.mkdir(parents=True, exist_ok=True)
     config = model.config
     device = next(model.parameters()).device
@@ -45,10 +46,10 @@ def generate(model, out: Path, count: int, truncation: float, seed: int, batch: 
                 z = torch.stack([noise(x, config.z_dim, truncation, seed) for x in part])
                 label = torch.zeros(len(part), config.num_classes)
                 label[range(len(part)), [x % config.num_classes for x in part]] = 1
-                torch.manual_seed(seed * 10**6 + first)  # of the attention's draws
+                torch.manual_seed(seed * 10**6 + first)  # the seed of the attention's draws
                 images = model(z.to(device), label.to(device), truncation)
                 for number, pixels in zip(part, _pixels(images), strict=True):
-                    # under its name only when it is whole
+                    # a file gets its name only when it is complete
                     unfinished = out / "unfinished.png"
                     Image.fromarray(pixels).save(unfinished)
                     unfinished.replace(names[number])
@@ -62,7 +63,7 @@ def _pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def grid(paths: list[Path], out: Path, side: int = 256) -> None:
-    """Draw images in rows of four."""
+    """Write a picture of the images, four in a row."""
     rows = -(-len(paths) // GRID)
     sheet = Image.new("RGB", (min(len(paths), GRID) * side, rows * side))
     for number, path in enumerate(paths):

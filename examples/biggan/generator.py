@@ -1,7 +1,8 @@
 """BigGAN-deep-512 (Brock et al. 2019) from `pytorch-pretrained-biggan`, with any attention.
 
-It has one self-attention, where the image is 64 x 64 with 512 channels: 4096 queries of 64, and
-1024 keys of 64 and values of 256, max-pooled to 32 x 32. The softmax scale is 1.
+The generator has one layer of self-attention, on an image of 64 x 64 with 512 channels. The layer
+has 4096 queries of dimension 64. Keys and values are max-pooled to 32 x 32: 1024 keys of dimension
+64 and values of dimension 256. The softmax scale is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from examples.attention import Attends, Attention, scaled
 
-# The package imports these to download weights with, which are read from a folder here.
+# The package imports these to download weights. Here weights are read from a folder instead.
 _absent = [name for name in ("boto3", "botocore", "requests") if find_spec(name) is None]
 sys.modules |= {name: ModuleType(name) for name in _absent}
 if "botocore" in _absent:
@@ -40,12 +41,13 @@ POWER_ITERATIONS = 5
 
 
 class SelfAttention(Attends):
-    """The package's layer, its weights and all, with another attention in it.
+    """The layer of the package with its weights, and with an attention that can be replaced.
 
     Attributes
     ----------
     attend : callable
-        Of (query, key, value), (B, T, 1, E), (B, S, 1, E), (B, S, 1, D); see `examples.attention`.
+        The attention: a function of query (B, T, 1, E), key (B, S, 1, E) and value (B, S, 1, D);
+        see `examples.attention`.
     """
 
     def __init__(self, layer: SelfAttn, attend: Attention):
@@ -70,7 +72,7 @@ def _tokens(image: torch.Tensor) -> torch.Tensor:
 
 
 def swap(model: BigGAN, attend: Attention) -> SelfAttention:
-    """Put another attention into a generator, in place; returns its layer."""
+    """Put another attention into a generator, in place; return the layer that uses it."""
     layers = model.generator.layers
     place = model.config.attention_layer_position
     layer = layers[place]
@@ -79,12 +81,12 @@ def swap(model: BigGAN, attend: Attention) -> SelfAttention:
 
 
 def load(folder: Path | str) -> BigGAN:
-    """The generator from a folder with the published config.json and pytorch_model.bin.
+    """Load the generator from a folder with the published config.json and pytorch_model.bin.
 
     Raises
     ------
     ValueError
-        A file is missing or not what it should be; weights do not fit. The message is one line.
+        A file is missing or cannot be read, or the weights do not fit. The message is one line.
     """
     folder = Path(folder)
     for name in ("config.json", "pytorch_model.bin"):
@@ -94,17 +96,18 @@ def load(folder: Path | str) -> BigGAN:
         model = BigGAN(BigGANConfig.from_json_file(folder / "config.json"))
         state = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except Exception as error:  # anything at all, by what the bytes happen to say
+    except Exception as error:  # a damaged file can raise anything
         lines = " ".join(line.strip() for line in str(error).splitlines())
         raise ValueError(f"{folder}: the weights do not fit: {lines[:400]}") from error
     return model.eval()
 
 
 def random(channel_width: int = 128, seed: int = 0) -> BigGAN:
-    """A generator that nobody trained, to try the code and to time it.
+    """A generator with random weights, to try the code and to time it.
 
-    The package leaves two of its parameters unset and starts the attention at a weight of 0; its
-    spectral norms are right only after steps of their power iteration.
+    The package leaves two parameters unset and gives the attention a weight of 0; both are set
+    here. The spectral norms are right only after some steps of their power iteration; see
+    `settled`.
     """
     torch.manual_seed(seed)
     model = BigGAN(
@@ -117,7 +120,7 @@ def random(channel_width: int = 128, seed: int = 0) -> BigGAN:
 
 
 def settled(module: nn.Module) -> nn.Module:
-    """Let the spectral norms of a module come near to what they are; returns it for evaluation."""
+    """Run the power iterations of a module's spectral norms; return the module in eval mode."""
     for part in module.modules():
         for normalise in part._forward_pre_hooks.values():
             for _ in range(POWER_ITERATIONS):

@@ -1,4 +1,4 @@
-"""Run time of the attention of BigGAN-deep-512 on random weights.
+"""Run time of the attention of BigGAN-deep-512, with random weights.
 
 python -m examples.biggan.runtime
 """
@@ -18,7 +18,7 @@ PUBLISHED = ("thinformer:g=2", "uniform:size=128", "strided:size=128")
 
 
 def recorded(layer, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What the layer attends with for an image (B, 512, 64, 64): (query, key, value)."""
+    """The query, key and value of the layer for images (B, 512, 64, 64)."""
     seen = []
 
     def record(query, key, value):
@@ -37,10 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m examples.biggan.runtime",
         description="Run time of the attention of BigGAN-deep-512.",
     )
-    parser.add_argument("--attention", action="append", metavar="NAME", help="beside exact")
+    parser.add_argument("--attention", action="append", metavar="NAME", help="in addition to exact")
     parser.add_argument("--batch", type=count, default=32)
-    parser.add_argument("--batches", type=count, default=50, help="that are timed")
-    parser.add_argument("--warmup", type=int, default=5, help="batches before those")
+    parser.add_argument("--batches", type=count, default=50, help="batches that are timed")
+    parser.add_argument("--warmup", type=int, default=5, help="batches before the timed ones")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     try:

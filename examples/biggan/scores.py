@@ -2,7 +2,7 @@
 
 python -m examples.biggan.scores --real ILSVRC2012/val exact g2
 
-Its Inception network is downloaded by it, or given by --inception.
+torch-fidelity downloads its Inception network; --inception names a file to use instead.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SIDE = 512
 
 
 class Images(Dataset):
-    """The images below a folder as (3, 512, 512) uint8, cropped to a square and resized.
+    """The images below a folder, cropped to a square and resized: (3, 512, 512) uint8 each.
 
     Raises
     ------
     ValueError
-        There are none; one cannot be decoded.
+        The folder has no images, or an image cannot be decoded.
     """
 
     def __init__(self, folder: Path, pattern: str):
@@ -53,7 +53,9 @@ class Images(Dataset):
 
 
 def score(folder: Path, real: Images, name: str, inception: Path | None, device: str) -> dict:
-    """FID against `real`, whose statistics are kept under `name`, and Inception Score in 10 parts.
+    """Compute FID against `real`, and the Inception Score in 10 parts.
+
+    torch-fidelity stores the statistics of `real` under `name`.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("folders", type=Path, nargs="+", help="written by generate")
     parser.add_argument("--real", type=Path, required=True, help="ImageNet's validation images")
-    parser.add_argument("--real-pattern", default="*.JPEG", help="which files those are")
+    parser.add_argument("--real-pattern", default="*.JPEG", help="the names of its files")
     parser.add_argument("--inception", type=Path, help="weights of torch-fidelity's network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)

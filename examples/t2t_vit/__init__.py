@@ -1,1 +1,1 @@
-"""T2T-ViT on ImageNet, and a miniature of it on handwritten digits."""
+"""T2T-ViT on ImageNet, and a small version of it on handwritten digits."""

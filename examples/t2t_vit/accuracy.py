@@ -3,7 +3,7 @@
 python -m examples.t2t_vit.accuracy --checkpoint 82.6_T2T_ViTt_24.pth.tar --images ILSVRC2012/val
 python -m examples.t2t_vit.accuracy --digits
 
-Interrupt it and run it again: it goes on from the last whole batch in the CSV.
+An interrupted command goes on when it is run again: it keeps the batches that are in the CSV.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from examples.command import count, stop
 from examples.t2t_vit import digits, images, weights
 from examples.t2t_vit.model import Config, T2TViT
 
-# the published setting, and as many keys without thinning
+# the published setting, and sampling of as many keys
 PUBLISHED = (
     "exact",
     "thinformer:g=2,pre_thin=stride/thinformer:g=4,pre_thin=stride",
@@ -45,10 +45,10 @@ COLUMNS = ("weights", "images", "batch", "attention", "seed", "first", "correct"
 
 
 def measure(model, data, runs, batch: int, out: Path, weights_of: str) -> None:
-    """Classify all images in each of `runs`, (attention, seed), and add what is new to a CSV.
+    """Classify all images in each run (attention, seed), and append new batches to a CSV.
 
-    A row is a batch. Each batch has a seed of its own, from that of the run and its place, so that
-    a run that goes on later draws what it would have drawn.
+    A row is a batch. The seed of a batch depends on the seed of the run and on the position of the
+    batch, so an interrupted run that goes on later makes the same draws.
     """
     identity = (weights_of, str(len(data)), str(batch))
     done = {tuple(row[3:6]) for row in read(out, identity)}
@@ -72,7 +72,7 @@ def measure(model, data, runs, batch: int, out: Path, weights_of: str) -> None:
             for layer, attend in zip(layers, attentions(name), strict=True):
                 layer.attend = attend
             for first, pixels, labels in _ahead(data, firsts, batch):
-                torch.manual_seed(seed * 10**6 + first)  # 32 bits count on the CPU
+                torch.manual_seed(seed * 10**6 + first)  # the CPU uses only 32 bits of a seed
                 found = model(pixels.to(device)).argmax(1).cpu()
                 correct = int((found == labels).sum())
                 rows.writerow([*identity, name, seed, first, correct])
@@ -81,13 +81,13 @@ def measure(model, data, runs, batch: int, out: Path, weights_of: str) -> None:
 
 
 def attentions(name: str):
-    """Make the attention of both layers: one name for both, or two with a slash between them."""
+    """Make the attentions of the two layers, from one name for both or from "first/second"."""
     first, _, second = name.partition("/")
     return by_name(first), by_name(second or first)
 
 
 def _ahead(data, firsts, batch) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Read a batch while the model has the one before it."""
+    """Read each batch while the model works on the previous one."""
     with ThreadPoolExecutor(1) as reader:
         coming = None
         for first in [*firsts, None]:
@@ -99,12 +99,12 @@ def _ahead(data, firsts, batch) -> Iterator[tuple[int, torch.Tensor, torch.Tenso
 
 
 def read(out: Path, identity: tuple[str, str, str]) -> list[list[str]]:
-    """Rows of a CSV of earlier runs; cuts off a last line that was not written to its end.
+    """Rows of a CSV of earlier runs; an incomplete last line is removed from the file.
 
     Raises
     ------
     ValueError
-        Rows of another model, other images or another size of batch.
+        The rows are of another model, other images or another batch size.
     """
     if not out.exists():
         return []
@@ -125,7 +125,7 @@ def read(out: Path, identity: tuple[str, str, str]) -> list[list[str]]:
 
 
 def summary(rows: list[list[str]], n: int) -> dict[str, np.ndarray]:
-    """Top-1 accuracy in percent of each attention, one a seed that is complete."""
+    """Top-1 accuracy in percent of each attention: an array with a value for each complete seed."""
     correct, seen = defaultdict(int), defaultdict(int)
     for *_, size, name, seed, first, right in rows:
         correct[name, seed] += int(right)
@@ -138,7 +138,7 @@ def summary(rows: list[list[str]], n: int) -> dict[str, np.ndarray]:
 
 
 def table(found: dict[str, np.ndarray]) -> str:
-    """What is printed: the mean over seeds and its standard error, and what is lost to exact."""
+    """A table of mean accuracies over seeds, standard errors, and losses against exact."""
     width = max(map(len, found))
     lines = [f"{'attention':{width}}  seeds  {'top-1 %':>15}  {'drop, points':>15}"]
     for name, values in found.items():
@@ -157,7 +157,7 @@ def _mean(values: np.ndarray | None) -> str:
 
 
 def plot(found: dict[str, np.ndarray], path: Path) -> None:
-    """Draw accuracy against the number of keys, for the attentions that are named by a size."""
+    """Plot accuracy against the number of keys, for the attentions whose name has a size."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -196,8 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="the published 82.6_T2T_ViTt_24.pth.tar")
-    source.add_argument("--digits", action="store_true", help="the miniature, which is here")
-    parser.add_argument("--images", type=Path, help="folder with one folder of images a class")
+    source.add_argument("--digits", action="store_true", help="the small model in this folder")
+    parser.add_argument("--images", type=Path, help="folder with one folder of images per class")
     parser.add_argument(
         "--attention",
         action="append",
@@ -205,10 +205,12 @@ def main(argv: list[str] | None = None) -> None:
         help="exact, uniform:size=64, strided:size=64, thinformer:g=2, module.function; "
         "A/B for another one in the second layer; may be given several times",
     )
-    parser.add_argument("--sizes", type=count, nargs="+", default=SIZES, help="with --digits")
-    parser.add_argument("--seeds", type=count, default=5, help="of the attentions that draw")
+    parser.add_argument(
+        "--sizes", type=count, nargs="+", default=SIZES, help="numbers of keys, with --digits"
+    )
+    parser.add_argument("--seeds", type=count, default=5, help="seeds of each random attention")
     parser.add_argument("--batch", type=count, default=64)
-    parser.add_argument("--limit", type=count, help="only so many images, evenly spaced")
+    parser.add_argument("--limit", type=count, help="number of images, evenly spaced; default all")
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", help="a GPU if there is one; with --digits the CPU")
     parser.add_argument("--out", type=Path, help="the CSV; accuracy.csv or digits.csv")
@@ -247,7 +249,7 @@ def _run(arguments: argparse.Namespace) -> None:
             )
     names = arguments.attention or names
     for name in names:
-        attentions(name)  # a wrong one is an error before the work starts
+        attentions(name)  # a wrong name is an error before the work starts
     model = T2TViT(config)
     weights.load(model, path)
     model.eval().to(arguments.device)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as images of 112 px: 784 tokens in the first layer."""
+"""scikit-learn's handwritten digits as images of 112 x 112 px: 784 tokens in the first layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).with_name("digits.pt")
 
 
 def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 1347 digits to train with or the 450 to test with: (n, 1, 8, 8) in [0, 1], and labels."""
+    """The 1347 training or 450 test digits: images (n, 1, 8, 8) in [0, 1], and labels (n,)."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -34,12 +34,12 @@ def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def enlarge(images: torch.Tensor) -> torch.Tensor:
-    """Bring 8 x 8 images to what the model takes, (n, 1, 112, 112) in [-1, 1]."""
+    """Enlarge images (n, 1, 8, 8) to the input of the model, (n, 1, 112, 112) in [-1, 1]."""
     return _sample(images, torch.eye(2, 3).expand(len(images), -1, -1))
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Enlarge with random turns (15 degrees), shifts (a pixel of the 8), scales and shears."""
+    """Enlarge with random rotations (15 degrees), shifts (1 pixel of 8), scales and shears."""
     n = len(images)
     angle, shear = (torch.empty(n).uniform_(-1, 1) * x for x in (math.radians(15), 0.15))
     scale = torch.empty(n).uniform_(0.85, 1.15)
@@ -57,7 +57,7 @@ def _sample(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 
 
 class HeldOut:
-    """The digits to test with, as the accuracy command takes images."""
+    """The test digits, with the methods that the accuracy command needs."""
 
     classes = CONFIG.classes
 
@@ -70,5 +70,5 @@ class HeldOut:
         return len(self.labels)
 
     def batch(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (n, 1, 112, 112) and labels (n,) of a part."""
+        """Images (n, 1, 112, 112) and labels (n,) of the digits first .. end-1."""
         return enlarge(self.images[first:end]), self.labels[first:end]

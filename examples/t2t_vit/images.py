@@ -1,4 +1,4 @@
-"""A folder of images, a folder a class, as ImageNet's validation set comes out of its archive."""
+"""Images in one folder per class, such as the validation set of ImageNet."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ENDINGS = {".jpeg", ".jpg", ".png"}
 
 
 class Folder:
-    """The images of a folder that has one folder a class; classes count in order of their names.
+    """The images of a folder that has one folder per class; labels follow the order of the names.
 
     Parameters
     ----------
     root : Path
         The folder.
     side : int
-        What the model takes; images are resized to 256 / 224 of it and cropped.
+        The side of the model's input. An image is resized to 256 / 224 of it and cropped.
     limit : int, optional
-        Only so many images, evenly spaced.
+        The number of images, evenly spaced; all by default.
 
     Raises
     ------
     ValueError
-        No such folder, or none with images in it.
+        The folder does not exist, or none of its folders has images.
     """
 
     def __init__(self, root: Path | str, side: int, limit: int | None = None):
@@ -53,7 +53,7 @@ class Folder:
         return len(self.files)
 
     def batch(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (n, 3, side, side) and labels (n,) of a part; decodes on several threads."""
+        """Images (n, 3, side, side) and labels (n,) of first .. end-1, decoded on threads."""
         paths, labels = zip(*self.files[first:end], strict=True)
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(lambda path: prepare(path, self.side), paths))
@@ -61,7 +61,7 @@ class Folder:
 
 
 def spaced(n: int, limit: int | None) -> list[int]:
-    """Evenly spaced numbers below n, `limit` of them if there are more."""
+    """`limit` evenly spaced numbers below n; all n if `limit` is None or not below n."""
     return list(range(n)) if limit is None or limit >= n else [i * n // limit for i in range(limit)]
 
 
@@ -71,7 +71,7 @@ def prepare(path: Path, side: int) -> torch.Tensor:
     Raises
     ------
     ValueError
-        A file that cannot be decoded; names it.
+        The file cannot be decoded; the message names it.
     """
     try:
         with Image.open(path) as file:
@@ -80,7 +80,7 @@ def prepare(path: Path, side: int) -> torch.Tensor:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     wide, high = image.size
     short = side * 256 // 224
-    # the longer side is rounded down and the corner of the crop to even, as torchvision does
+    # as torchvision does: the longer side is rounded down, the corner of the crop half to even
     size = (short * wide // min(wide, high), short * high // min(wide, high))
     left, top = (round((length - side) / 2) for length in size)
     image = image.resize(size, Image.Resampling.BICUBIC)

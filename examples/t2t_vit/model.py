@@ -1,12 +1,13 @@
 """T2T-ViT with token transformers (Yuan et al. 2021, arXiv 2101.11986).
 
-An image becomes overlapping 7 x 7 patches, a token each. Twice a small transformer mixes the
-tokens, they are laid out as an image again and 3 x 3 neighbours are joined to one token. What is
-left goes through an ordinary vision transformer. Names of parameters are those of the published
-checkpoints.
+An image is cut into overlapping 7 x 7 patches; each patch is a token. Then, twice, a small
+transformer mixes the tokens, the tokens are arranged as an image, and 3 x 3 neighbours are joined
+to one token. The remaining tokens go through an ordinary vision transformer. The names of the
+parameters are those of the published checkpoints.
 
-The two token transformers see the long sequences, 3136 and 784 tokens at 224 px, and attend with
-any callable (query, key, value) -> (output, weights), (B, T, H, E): see `examples.attention`.
+The two token transformers see the long sequences: 3136 and 784 tokens for an image of 224 px. Their
+attention can be any callable (query, key, value) -> (output, weights) on arrays (B, T, H, E); see
+`examples.attention`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from examples.attention import Attends, Attention, exact, scaled
 
 @dataclass(frozen=True)
 class Config:
-    """The size of a T2T-ViT; by default T2T-ViT_t-24 for ImageNet."""
+    """The size of a T2T-ViT; the default is T2T-ViT_t-24 for ImageNet."""
 
     image: int = 224
     channels: int = 3
@@ -36,7 +37,7 @@ class Config:
 
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
-    """Position embeddings (1, positions, width): sines at even places, cosines at odd ones."""
+    """Position embeddings (1, positions, width): sines in even columns, cosines in odd columns."""
     rate = 10000.0 ** -(torch.arange(width).div(2, rounding_mode="floor") * 2 / width)
     angle = torch.arange(positions)[:, None] * rate
     return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())[None]
@@ -56,7 +57,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leave a residual branch out for a random part of the batch, in training only."""
+    """Drop a residual branch for a random part of the batch, in training only."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -71,9 +72,10 @@ class DropPath(nn.Module):
 
 
 class TokenAttention(Attends):
-    """One head from `dim` to `inner` channels, in front of which there is nothing to skip to.
+    """One head of attention from `dim` to `inner` channels.
 
-    So the skip connection adds the values, and the softmax scale is that of the input dimension.
+    Input and output differ in dimension, so the skip connection adds the values instead of the
+    input. The softmax scale is 1 / sqrt(dim).
     """
 
     def __init__(self, dim: int, inner: int, attend: Attention):
@@ -91,7 +93,7 @@ class TokenAttention(Attends):
 
 
 class TokenTransformer(nn.Module):
-    """The layer that mixes tokens before they are joined."""
+    """The transformer layer that mixes tokens before they are joined."""
 
     def __init__(self, dim: int, inner: int, attend: Attention):
         super().__init__()
@@ -107,7 +109,7 @@ class TokenTransformer(nn.Module):
 
 
 class TokensToToken(nn.Module):
-    """An image (B, channels, image, image) to tokens (B, (image / 16)^2, width)."""
+    """Turn an image (B, channels, image, image) into tokens (B, (image / 16)^2, width)."""
 
     def __init__(self, config: Config, attention: tuple[Attention, Attention]):
         super().__init__()
@@ -168,9 +170,9 @@ class T2TViT(nn.Module):
     Parameters
     ----------
     config : Config
-        Its size.
+        The size of the model.
     attention : tuple of two callables
-        What the two token transformers attend with.
+        The attentions of the two token transformers.
     """
 
     def __init__(self, config: Config, attention: tuple[Attention, Attention] = (exact, exact)):
@@ -187,7 +189,7 @@ class T2TViT(nn.Module):
 
     @property
     def token_attention(self) -> tuple[TokenAttention, TokenAttention]:
-        """The two layers whose attention can be replaced: set their `attend`."""
+        """The two layers whose attention can be replaced, by setting `attend`."""
         return self.tokens_to_token.attention1.attn, self.tokens_to_token.attention2.attn
 
     def forward(self, image):

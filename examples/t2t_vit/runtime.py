@@ -2,8 +2,8 @@
 
 python -m examples.t2t_vit.runtime
 
-Queries, keys and values are those of the layers, on random images. Time goes by their shapes and
-not by what is in them.
+Queries, keys and values are those of the layers, for random images. The time depends on their
+shapes, not on their entries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from examples.t2t_vit.model import Config, T2TViT
 
 
 def recorded(model: T2TViT, images: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    """What the two layers attend with: (query, key, value) of each, (B, T, 1, E)."""
+    """The query, key and value of each of the two layers, each (B, T, 1, E)."""
     seen = []
 
     def record(query, key, value):
@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> None:
         description="Run time of attention in the two token transformers of T2T-ViT_t-24.",
     )
     parser.add_argument(
-        "--attention", action="append", metavar="NAME", help="beside exact; as for accuracy"
+        "--attention", action="append", metavar="NAME", help="in addition to exact; as in accuracy"
     )
     parser.add_argument("--batch", type=count, default=64)
-    parser.add_argument("--batches", type=count, default=50, help="that are timed")
-    parser.add_argument("--warmup", type=int, default=5, help="batches before those")
+    parser.add_argument("--batches", type=count, default=50, help="batches that are timed")
+    parser.add_argument("--warmup", type=int, default=5, help="batches before the timed ones")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     config = Config()

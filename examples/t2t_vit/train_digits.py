@@ -1,7 +1,8 @@
-"""Train the miniature with exact attention: ``python -m examples.t2t_vit.train_digits``.
+"""Train the small model with exact attention: ``python -m examples.t2t_vit.train_digits``.
 
-It writes digits.pt, float16 weights under the names of the published checkpoints, and prints what
-digits.log holds. The test digits decide nothing: the schedule is fixed and the last weights count.
+It writes digits.pt, float16 weights with the names of the published checkpoints. digits.log holds
+what it printed. The test digits influence nothing: the schedule is fixed, and the last weights are
+written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from examples.t2t_vit.model import T2TViT
 
 
 def accuracy(model: T2TViT, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The part of enlarged images that is classified rightly, in percent."""
+    """The share of enlarged images that are classified correctly, in percent."""
     model.eval()
     with torch.inference_mode():
         found = torch.cat([model(part).argmax(1) for part in images.split(50)])
@@ -28,7 +29,7 @@ def accuracy(model: T2TViT, images: torch.Tensor, labels: torch.Tensor) -> float
 
 
 def train(epochs: int, batch: int = 48, rate: float = 2e-3, seed: int = 0) -> T2TViT:
-    """Train a model; the result is the running mean of its weights."""
+    """Train a model; return a model with the running mean of its weights."""
     torch.manual_seed(seed)
     images, labels = digits.load("train")
     held_out, held_out_labels = digits.load("test")

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint, strictly: every name and every shape, or an error that says which."""
+"""Load a checkpoint strictly: all names and shapes must fit, or an error lists what does not."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-SHOWN = 5  # names in an error; a checkpoint of another model has hundreds
+SHOWN = 5  # names in an error; a checkpoint of another model has hundreds that do not fit
 
 
 def load(model: nn.Module, path: Path | str) -> None:
-    """Load a checkpoint of the form that is published, its running mean `state_dict_ema`.
+    """Load a checkpoint in the published form: the running mean of the weights, `state_dict_ema`.
 
     Raises
     ------
     ValueError
-        A file that is missing or is no checkpoint; names that are missing or extra; shapes that
-        differ. The message is one line and names them.
+        The file is missing or is no checkpoint; names are missing or extra; or shapes differ. The
+        message is one line and lists them.
     """
     state = _state(Path(path))
     own = model.state_dict()
@@ -50,10 +50,10 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file; it must be a checkpoint")
     try:
-        # published ones hold the arguments of their training too
+        # published checkpoints hold the arguments of their training too
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anything at all, by what the bytes happen to say
+    except Exception as error:  # a damaged file can raise anything
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"{path} is no checkpoint that torch can read: {first}") from error
     if not isinstance(checkpoint, dict) or "state_dict_ema" not in checkpoint:

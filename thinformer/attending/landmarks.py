@@ -1,58 +1,59 @@
-r"""Landmarks: few keys with values and masses of their own, fitted to stand for all keys.
+r"""Landmarks: few keys whose values and masses are fitted to compensate for the dropped keys.
 
-Thinned keys weigh the same. A landmark :math:`k_s` has a value :math:`z_s` and a mass :math:`m_s`,
-and the output of a query is
+Thinned keys have equal weight. A landmark :math:`k_s` has a fitted value :math:`z_s` and a fitted
+mass :math:`m_s`, and the output of a query q is
 
 .. math:: \sum_s e^{\langle q,k_s\rangle} z_s \big/ \sum_s e^{\langle q,k_s\rangle} m_s.
 
-Both sums should be what they are over all keys: functions of q, in the span of
-:math:`e^{\langle q,k_j\rangle}` for all j, are to be approximated in the span of a few. That is
-Nystrom's problem, for a kernel on keys, and the kernel says which queries matter:
+Both sums should equal the sums over all keys. As functions of q, those lie in the span of
+:math:`e^{\langle q,k_j\rangle}` for all j; they are approximated in the span of the landmarks. This
+is the Nystrom approximation for a kernel N on keys, and the kernel decides which queries matter.
 
-"nystrom" : :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
+"nystrom" : N is :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
 temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
 
-"queries" : to that, :math:`\langle p, p'\rangle` is added, where :math:`p_j` are the attention
-weights that some sampled queries give to key j. Queries like those matter; the first term keeps
-the fit sober elsewhere. It is a ridge regression of the sampled queries' exact outputs, shrunk
-towards what "nystrom" finds. The outputs of those queries themselves are known, and written.
+"queries" : N also has the term :math:`\langle p, p'\rangle`, where :math:`p_j` are the attention
+weights of key j for a sample of the queries. Queries like the sampled ones matter. The fit is a
+ridge regression of the sampled queries' exact outputs, shrunk towards the fit of "nystrom". The
+outputs of the sampled queries are known exactly, and are written as they are.
 
-Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, for the kernel N once its diagonal is 1.
-Landmarks are for "nystrom" the pivots of a randomised Cholesky factorisation
-(`thinformer.cpu.pivots`); for "queries" they are drawn in key order, in proportion to the root of
-the diagonal (`thinformer.cpu.drawn`), which costs nothing beside the sampled queries' attention and
-comes as near. There, too, the second term's part of :math:`N_{sn} (V, 1)` is summed over a few keys
-only, with values moved so that their mean is that of all: it says where to shrink to, no more.
+Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, after N is scaled to a diagonal of 1.
+
+The landmarks of "nystrom" are the pivots of a randomised Cholesky factorisation
+(`thinformer.cpu.pivots`). The landmarks of "queries" are drawn in key order, with probabilities
+proportional to the root of the diagonal of N (`thinformer.cpu.drawn`): the sampled queries'
+attention gives it, and the error is as small. For "queries", the exponential term of
+:math:`N_{sn} (V, 1)` is summed over few keys, whose values are shifted to the mean of all values:
+this term only sets what the fit is shrunk towards.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.attending.options import KeySelection
 from thinformer.attending.padding import unpadded
 from thinformer.cpu.run import stratified
 from thinformer.halving.draws import head_keys
-from thinformer.halving.plan import plan
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks, threads
 
 if TYPE_CHECKING:
     from thinformer.cpu.landmarks import Draws, Heads
 
-CORRECTIONS = ("nystrom", "queries")
-QUERIES = 160  # sampled at most
-SUMMED = 3  # keys that the exponential kernel is summed over where landmarks are drawn, times n_out
-CANDIDATES = 4  # keys that may be pivots, times n_out
-PROPOSALS = 8  # at most, times n_out
-STREAMS = 2**32  # from which on a head's streams of random numbers are those of landmarks
-BALANCE = 0.3  # the exponential kernel's trace beside that of the sampled queries' attention
-NUGGET = 0.03  # added to the diagonal of the kernel where landmarks are drawn, and may be alike
-BOUND = 1e8  # of masses, and of values over the largest of all; beyond are landmarks without weight
-SHARE = 0.3125  # of the sum of magnitudes, below which a sum of masses may not fall
-LEAST = 1e-6  # of a key's mass, below which no weighted mean of masses may fall
+QUERIES = 160  # sampled queries at most
+SUMMED = 3  # keys that the exponential term of "queries" is summed over, times n_out
+CANDIDATES = 4  # candidates for pivots, times n_out
+PROPOSALS = 8  # proposals of pivots at most, times n_out
+STREAMS = 2**32  # number of the first stream of random numbers that landmarks use
+BALANCE = 0.3  # trace of the exponential term over the trace of the sampled queries' term
+NUGGET = 0.03  # added to the diagonal of N for "queries", whose landmarks may be nearly equal
+BOUND = 1e8  # largest mass, and largest value over the largest of all values
+SHARE = 0.3125  # least sum of masses over the sum of their magnitudes
+LEAST = 1e-6  # least weighted mean of masses
 TWO_RHO = 6.383202050647408  # 2 sqrt(1 + exp(2 W(2 / e^2) + 2)), arXiv 2602.10056
 
 
@@ -61,9 +62,9 @@ class Chosen(NamedTuple):
 
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
-    summed : (B, H, L) int64, the keys that the exponential kernel is summed over; L is 0 for all
+    summed : (B, H, L) int64, keys that the exponential term is summed over; L is 0 for all keys
     temperature : (B, H)
-    finite : (B, H) bool, whether all of its tokens are
+    finite : (B, H) bool, whether all tokens of the head are finite
     """
 
     indices: NDArray
@@ -74,7 +75,7 @@ class Chosen(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What the landmarks of each head stand for.
+    """The fitted values and masses of each head's landmarks.
 
     values : (B, n_out, H, D)
     masses : (B, H, n_out)
@@ -87,14 +88,25 @@ class Fitted(NamedTuple):
     high: NDArray
 
 
-def choose_landmarks(query: NDArray, key: NDArray, value: NDArray, **settings: Any) -> Chosen:
+def choose_landmarks(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    selection: KeySelection,
+    *,
+    n_out: int,
+    scale: float,
+    seed: int,
+) -> Chosen:
     """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), with value (B, S, H, D).
 
-    The settings are those of `fit_landmarks`.
+    The arguments are those of `fit_landmarks`.
     """
     from thinformer.cpu import landmarks  # imports Numba
 
-    heads, draws, indices = _heads(query, key, value, **settings)
+    heads, draws, indices = _heads(
+        query, key, value, selection, n_out=n_out, scale=scale, seed=seed
+    )
     problems = len(indices)
 
     def choose(first: int, last: int) -> None:
@@ -114,25 +126,39 @@ def fit_landmarks(
     key: NDArray,
     value: NDArray,
     output: NDArray,
+    selection: KeySelection,
     *,
     n_out: int,
-    correction: str,
-    temperature: float | None,
     scale: float,
     seed: int,
 ) -> tuple[Chosen, Fitted]:
-    """Choose landmarks for query (B, T, H, E) among key (B, S, H, E), and fit value (B, S, H, D).
+    """Choose n_out of S keys as landmarks, and fit their values and masses.
 
-    The exact outputs of the sampled queries are written to their rows of output (B, T, H, D), and
-    nothing to others. n_out is below S. They are those that a sequence has alone. A head that is
-    not finite gets some. ValueError if a temperature is too small.
+    The choice does not depend on the batch. A head with a non-finite entry gets arbitrary
+    landmarks.
+
+    Parameters
+    ----------
+    query : (B, T, H, E) array
+    key : (B, S, H, E) array
+    value : (B, S, H, D) array
+    output : (B, T, H, D) array
+        The exact outputs of the sampled queries are written to their rows; other rows stay.
+    selection : KeySelection
+        Its correction and temperature.
+    n_out : int
+        Below S.
+
+    Raises
+    ------
+    ValueError
+        The temperature is too small.
     """
     from thinformer.cpu import landmarks  # imports Numba
 
     heads, draws, indices = _heads(
-        query, key, value, n_out=n_out, correction=correction, temperature=temperature,
-        scale=scale, seed=seed,
-    )  # fmt: skip
+        query, key, value, selection, n_out=n_out, scale=scale, seed=seed
+    )
     (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
     values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
     fits = landmarks.Fits(values, masses, output)
@@ -155,10 +181,9 @@ def _heads(
     query: NDArray,
     key: NDArray,
     value: NDArray,
+    selection: KeySelection,
     *,
     n_out: int,
-    correction: str,
-    temperature: float | None,
     scale: float,
     seed: int,
 ) -> tuple[Heads, Draws, NDArray]:
@@ -166,6 +191,7 @@ def _heads(
     from thinformer.cpu import draw, landmarks  # import Numba
 
     (B, T, H, E), (S, D), dtype = query.shape, value.shape[1::2], key.dtype
+    temperature = selection.tau
     if temperature is not None:
         with np.errstate(invalid="ignore"):  # of infinity, which is found later
             centred = key - key.mean(axis=1, keepdims=True)
@@ -177,7 +203,7 @@ def _heads(
         draw.unit_numbers(streams, STREAMS + stream, out)
         return out
 
-    m = min(T, QUERIES) if correction == "queries" else 0
+    m = min(T, QUERIES) if selection.correction == "queries" else 0
     length = min(S, (SUMMED if m else CANDIDATES) * n_out)
     draws = landmarks.Draws(
         stratified(T, numbers(0, m + 1)),
@@ -227,44 +253,56 @@ def _rounding(dtype: np.dtype) -> float:
     return float(np.sqrt(np.finfo(dtype).eps))
 
 
-def choose_valid(
+def choose_valid_landmarks(
     query: NDArray,
     key: NDArray,
     value: NDArray,
     valid: NDArray | None,
     width: int,
-    min_length: int,
+    selection: KeySelection,
     *,
-    g: int,
-    size: int | None,
     group: int,
-    **settings: Any,
+    scale: float,
+    seed: int,
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """Choose landmarks among the tokens that count, valid (B, S) bool: each sequence's as alone.
+    """Choose landmarks among the valid tokens, (B, S) bool: each sequence's are those it has alone.
 
-    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
-    are the keys' own tokens, and those that do not count are not sampled.
+    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S the
+    queries belong to the same tokens as the keys, and those of invalid tokens are not sampled.
 
-    Returns positions (B, H, width), of which a sequence has the first ones; how many those are,
-    (B,); which heads are finite; the queries that were sampled, (B, H, m), and the keys that the
-    exponential kernel is summed over, (B, H, L), -1 where there are fewer; and the temperature
-    (B, H). A sequence that is shorter than `min_length`, or not longer
-    than its coreset would be, keeps all its tokens, and no query is sampled.
+    Returns
+    -------
+    positions : (B, H, width) int64
+        A sequence has the first ones.
+    counts : (B,) int64
+        How many positions are a sequence's own.
+    finite : (B, H) bool
+        Which heads are finite.
+    sampled : (B, H, m) int64
+        The sampled queries, -1 where there are fewer.
+    summed : (B, H, L) int64
+        The keys that the exponential kernel is summed over, -1 where there are fewer.
+    temperature : (B, H)
+
+    Notes
+    -----
+    A sequence that is shorter than `min_length`, or not longer than its coreset, keeps all its
+    tokens, and no query is sampled.
     """
     (B, S, H, _), n_queries = key.shape, query.shape[1]
-    m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
+    m = min(n_queries, QUERIES) if selection.correction == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
     summed = np.full((B, H, min(S, SUMMED * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     for some in unpadded(query, key, value, valid, group):
         (b, length), (_, keys, values) = some.tokens.shape, some.arrays
-        few = plan(length, g, length if length < min_length else size, 0.5).schedule.size
+        few = selection.plan(length).schedule.size
         kept[some.numbers] = few
         if few == length:
             indices[some.numbers, :, :few] = some.tokens[:, None]
             finite[some.numbers] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
             continue
-        chosen = choose_landmarks(*some.arrays, n_out=few, **settings)
+        chosen = choose_landmarks(*some.arrays, selection, n_out=few, scale=scale, seed=seed)
         tau[some.numbers], finite[some.numbers] = chosen.temperature, chosen.finite
         for of_all, own, places in (
             (indices, some.tokens, chosen.indices),

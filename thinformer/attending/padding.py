@@ -1,4 +1,4 @@
-"""A padded batch as sequences without padding, those of one length together."""
+"""From a mask to positions: a padded batch as sequences without padding, length by length."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 
 class Sequences(NamedTuple):
-    """Some sequences of a batch, of one length, and what is left of them without padding.
+    """The sequences of a batch that have one length, without their padding.
 
-    numbers : (b,), theirs in the batch
+    numbers : (b,), their places in the batch
     tokens : (b, L), the positions of their tokens
     queries : (b, T'), the positions of their queries
     arrays : query (b, T', H, E), key (b, L, H, E), value (b, L, H, D)
@@ -25,9 +25,10 @@ class Sequences(NamedTuple):
 
 
 def by_length(valid: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
-    """Numbers (b,) of sequences of one length and positions (b, L) of tokens, length by length.
+    """Yield for each length the numbers (b,) of its sequences, and their tokens' positions (b, L).
 
-    valid (B, S) bool says which tokens count. Sequences without any are left out.
+    valid (B, S) bool is True for a token, False for padding. A sequence without a token is left
+    out.
     """
     lengths = valid.sum(axis=1)
     for length in np.unique(lengths[lengths > 0]).tolist():
@@ -38,10 +39,11 @@ def by_length(valid: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
 def unpadded(
     query: NDArray, key: NDArray, value: NDArray, valid: NDArray | None, group: int
 ) -> Iterator[Sequences]:
-    """The sequences of a batch, length by length; valid (B, S) bool, the tokens that count, if any.
+    """Yield the sequences of a batch without padding, length by length.
 
-    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S they
-    are the keys' own tokens, and those that do not count have no queries.
+    query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S the
+    queries belong to the same tokens as the keys, and those of padding are left out.
+    valid (B, S) bool is True for a token, False for padding; None for no padding.
     """
     (B, S), n_queries = key.shape[:2], query.shape[1]
     if valid is None:
@@ -55,7 +57,7 @@ def unpadded(
 
 
 def _of(array: NDArray, numbers: NDArray, tokens: NDArray) -> NDArray:
-    """Some tokens (b, L) of some sequences (b,); the array itself where they are all."""
+    """Tokens (b, L) of sequences (b,); the array itself where these are all tokens."""
     if tokens.shape == array.shape[:2]:
         return array
     return array[numbers[:, None], tokens]

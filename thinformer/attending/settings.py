@@ -1,6 +1,6 @@
-"""Which attention layers of a model are thinned, and how: by arguments, or by layer in a file.
+"""Settings files: the options of each attention layer of a model, as `thinformer tune` writes them.
 
-The file is what `thinformer tune` writes, and people edit::
+People may edit such a file::
 
     {
      "version": 1,
@@ -10,8 +10,7 @@ The file is what `thinformer tune` writes, and people edit::
      }
     }
 
-``measured``, beside ``layers`` and in each of them, says where the settings come from; nothing
-reads it.
+``measured``, beside ``layers`` and in each layer, says how the settings were found. It is not read.
 """
 
 from __future__ import annotations
@@ -20,17 +19,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from thinformer.attending.attention import check_correction
-from thinformer.attending.landmarks import CORRECTIONS
-from thinformer.support import checks
+from thinformer.attending.options import (
+    CORRECTIONS,
+    SETTING_NAMES,
+    LayerOptions,
+    layer_options,
+    left_out,
+)
 
-MIN_LENGTH = 256  # tokens below which attention stays exact
 VERSION = 1  # of the file
 SHOWN = 3  # names in an error
-FALLBACKS = ("exact",)
-# what commands call a correction, or that there is none, and the arguments it stands for
+# the names that commands give to the methods, and the settings of each
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},
     "herding": {"temperature": "auto"},
@@ -38,88 +39,20 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Settings(NamedTuple):
-    """How a layer attends: arguments of `thinformer_attention`, and where it stays exact.
-
-    Attention over fewer than `min_length` keys is exact, and so are sequences of fewer tokens in a
-    padded batch. A single query, a step of decoding, is exact, as is all of an `exact` layer.
-    """
-
-    g: int = 2
-    size: int | None = None
-    min_length: int = MIN_LENGTH
-    exact: bool = False
-    correction: str | None = None
-    temperature: float | str | None = None
-    fallback: str | None = None
-    error_threshold: float | None = None
-
-    def options(self) -> dict[str, Any]:
-        """What `checked_attention` takes of them."""
-        return {name: value for name, value in self._asdict().items() if name != "exact"}
-
-    def leaves_exact(self, queries: int, keys: int) -> bool:
-        """Whether attention of that many tokens to that many is exact."""
-        return self.exact or queries == 1 or keys < self.min_length
-
-
-def checked(
-    *,
-    g: int,
-    size: int | None,
-    min_length: int,
-    correction: str | None,
-    temperature: float | str | None,
-    fallback: str | None,
-    error_threshold: float | None,
-    exact: bool = False,
-) -> Settings:
-    """Return settings, or raise for one that is out of its range."""
-    check_correction(correction, temperature)
-    check_fallback(fallback, error_threshold)
-    return Settings(
-        checks.integer("g", g, 0),
-        None if size is None else checks.integer("size", size, 1),
-        checks.integer("min_length", min_length, 0),
-        checks.boolean("exact", exact),
-        correction,
-        temperature,
-        fallback,
-        error_threshold,
-    )
-
-
-def check_fallback(fallback: str | None, error_threshold: float | None) -> None:
-    """Check that a fallback and its threshold belong together."""
-    if fallback is None:
-        if error_threshold is not None:
-            raise ValueError(
-                f"error_threshold belongs to a fallback, which is None; got {error_threshold!r}"
-            )
-        return
-    checks.choice("fallback", fallback, FALLBACKS)
-    if error_threshold is None:
-        raise ValueError(
-            f"error_threshold must be a number with fallback={fallback!r}: the estimated error "
-            f"above which the output is exact attention; got None"
-        )
-    if checks.finite_number("error_threshold", error_threshold) < 0:
-        raise ValueError(f"error_threshold must not be negative; got {error_threshold!r}")
-
-
 def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Load the settings of a model's attention layers from a file of `thinformer tune`.
 
-    `convert` and `thinformer.torch.transformers.configure` take the path as it is, or what this
-    returns, changed or not.
+    `convert` and `thinformer.torch.transformers.configure` take the path itself, or the returned
+    dict, changed or not.
 
     Parameters
     ----------
     path : str or path
-        JSON: ``version``, which is 1, and ``layers``, an object for each layer. That has ``g``,
-        ``size`` or ``"exact": true``, and may have ``correction``, ``temperature``, ``fallback``
-        with ``error_threshold``, and ``min_length`` (256 where it does not). ``measured``, beside
-        ``layers`` and in each of them, is not read.
+        JSON: ``version``, which is 1, and ``layers``, an object for each layer. The object has
+        ``g``, ``size`` or ``"exact": true``. It may have the other fields of `KeySelection` and
+        `LayerOptions`: ``pre_thin``, ``correction``, ``temperature``, ``min_length`` (256 by
+        default), and ``fallback`` with ``error_threshold``. ``measured``, beside ``layers`` and in
+        each layer, is not read.
 
     Returns
     -------
@@ -172,16 +105,25 @@ def save_settings(
 
 
 def of_layers(
-    settings: str | os.PathLike | Mapping[str, Any], others: Settings, names: Iterable[str]
-) -> dict[str, Settings]:
-    """Return the settings of a model's attention layers, which are those of these names.
+    settings: str | os.PathLike | Mapping[str, Any], others: LayerOptions, names: Iterable[str]
+) -> dict[str, LayerOptions]:
+    """Return the options of a model's attention layers, by name.
 
-    settings : a file, or what is loaded from one
-    others : made of the other arguments, which must have been left out
+    Parameters
+    ----------
+    settings : path or dict
+        A file, or what is loaded from one.
+    others : LayerOptions
+        Made of the other arguments of a public function, which must have been left out.
+    names : iterable of str
+        The names of all attention layers of the model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The settings are no settings, or not those of these layers; another argument is given.
     """
-    for name, value in others._asdict().items():
-        if value != getattr(Settings(), name):
-            raise ValueError(f"settings are of each layer: {name} must be left out; got {value!r}")
+    left_out("settings are of each layer", others)
     if isinstance(settings, Mapping):
         title = "settings"
         layers = {name: _of_layer(f"{title}: {name}", layer) for name, layer in settings.items()}
@@ -204,25 +146,25 @@ def of_layers(
             f'{title}: has nothing for {_listed(missing)} of the model; {{"exact": true}} leaves a '
             f"layer as it is"
         )
-    return {name: Settings(**layers[name]) for name in names}
+    return {name: layer_options(**layers[name]) for name in names}
 
 
 def _of_layer(title: str, layer: Any) -> dict[str, Any]:
     """The settings of a layer, if they are some."""
     if not isinstance(layer, Mapping):
         raise ValueError(f"{title}: must be an object of settings; got {layer!r}")
-    _known(title, layer, (*Settings._fields, "measured"))
+    _known(title, layer, (*SETTING_NAMES, "measured"))
     settings = {name: value for name, value in layer.items() if name != "measured"}
     try:
-        made = checked(**{**Settings()._asdict(), **settings})
+        made = layer_options(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{title}: {error}") from None
     others = [name for name, value in settings.items() if name != "exact" and value is not None]
     if made.exact and others:
         raise ValueError(f"{title}: is exact, so {others[0]} has no meaning; leave out one of them")
-    if "g" in settings and made.size is not None:
+    if "g" in settings and made.selection.size is not None:
         raise ValueError(f"{title}: takes g or size; got both")
-    if not made.exact and "g" not in settings and made.size is None:
+    if not made.exact and "g" not in settings and made.selection.size is None:
         raise ValueError(f'{title}: must have g, size or "exact": true')
     return settings
 

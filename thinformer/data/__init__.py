@@ -1,4 +1,4 @@
-"""Files that come with the package: real activations, and recorded vectors to validate against."""
+"""Data files of the package: activations of trained encoders, and recorded results to validate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ ACTIVATIONS = ("text", "vision", "audio")
 
 
 def load_activations(name: str) -> dict[str, dict[str, NDArray]]:
-    """Return the packaged activations of an encoder, by layer and then query, key and value.
+    """Return the packaged activations of an encoder: ``layers[layer]["query"]``, "key", "value".
 
-    The arrays are float16, (1, tokens, heads, head dim); ``activations/README.md`` says of what.
+    The arrays are float16, (1, tokens, heads, head dim). ``activations/README.md`` describes the
+    encoders and their inputs.
+
+    Parameters
+    ----------
+    name : str
+        One of `ACTIVATIONS`.
     """
     layers: dict[str, dict[str, NDArray]] = {}
     for entry, array in _load(HERE / "activations" / f"{name}.npz").items():
@@ -29,7 +35,10 @@ def load_activations(name: str) -> dict[str, dict[str, NDArray]]:
 
 
 def load_vectors(path: Path | None = None) -> list[tuple[dict[str, Any], dict[str, NDArray]]]:
-    """Return the recorded cases, the description and the arrays of each: see `validate`."""
+    """Return the recorded cases for `thinformer validate`: a description and the arrays of each.
+
+    `path` names a file to read instead of the packaged ``vectors.npz``.
+    """
     arrays = _load(path or HERE / "vectors.npz")
     return [
         (case, {field: arrays[f"{i}_{field}"] for field in case["fields"]})

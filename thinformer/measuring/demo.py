@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.attending.attention import attend, attention, softmax_scale
+from thinformer.attending.arguments import softmax_scale
+from thinformer.attending.attention import attention
+from thinformer.attending.softmax import attend
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.halving.schedule import coreset_size
 from thinformer.support.machine import peak_megabytes

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.special import softmax
 
-from thinformer.attending.attention import attend, attention, check_shapes, softmax_scale
+from thinformer.attending.arguments import check_shapes, softmax_scale
+from thinformer.attending.attention import attention
+from thinformer.attending.softmax import attend
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.files.messages import reading
 from thinformer.halving.schedule import coreset_size

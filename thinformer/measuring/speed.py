@@ -27,8 +27,8 @@ from thinformer.halving.schedule import Schedule, compress_schedule
 from thinformer.support.machine import hardware, peak_megabytes, versions
 from thinformer.support.threads import set_num_threads
 from thinformer.torch import ThinformerAttention
-from thinformer.torch.choose.on_cpu import draw_seed
 from thinformer.torch.choose.operators import select
+from thinformer.torch.choose.seeds import draw_seed
 
 # (B, T, S, H, E, D)
 SHAPES = {

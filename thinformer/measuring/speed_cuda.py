@@ -21,8 +21,8 @@ from thinformer.halving.plan import plan
 from thinformer.measuring import speed
 from thinformer.measuring.speed import EXACT, KEPT, SELECT, WEIGHTS, WHOLE, Result
 from thinformer.torch import ThinformerAttention
-from thinformer.torch.choose.on_cpu import draw_seed
 from thinformer.torch.choose.on_gpu import select
+from thinformer.torch.choose.seeds import draw_seed
 
 GRAPH = " in a CUDA graph"
 EAGER, COMPILED = speed.EAGER, speed.COMPILED

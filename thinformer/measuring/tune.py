@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.attention import attention
-from thinformer.attending.settings import MIN_LENGTH, WAYS
+from thinformer.attending.options import MIN_LENGTH
+from thinformer.attending.settings import WAYS
 from thinformer.halving.schedule import coreset_size
 from thinformer.measuring.quality import interleaved, load_file
 

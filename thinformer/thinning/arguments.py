@@ -1,4 +1,7 @@
-"""What `points`, `kernel`, `bandwidth` and `weights` mean: checked, and brought to one form."""
+"""The arguments `kernel`, `bandwidth` and `weights`: each is checked and brought to one form.
+
+`points` is read in `tables`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from thinformer.cpu.run import diagonal, function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
@@ -19,13 +22,16 @@ from thinformer.support import checks
 from thinformer.thinning.tables import as_points
 
 TARGETS = ("sample", "mean-zero")
-MEDIAN_ROWS = 1000  # of which the median distance is taken
+MEDIAN_ROWS = 1000  # the median distance is that of at most so many rows
 
 
 def resolve(
     kernel: Any, bandwidth: Any, points: NDArray, rng: int | np.random.Generator | None
 ) -> Kernel:
-    """Return the kernel that arguments `kernel` and `bandwidth` mean for some points."""
+    """Return the `Kernel` that the arguments `kernel` and `bandwidth` mean for points (n, d).
+
+    `rng` draws the rows for a median bandwidth.
+    """
     if isinstance(kernel, str) and kernel == "precomputed":
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
@@ -37,30 +43,31 @@ def resolve(
                 f"or it has none; got {bandwidth!r} besides"
             )
         return as_kernel(kernel)
-    as_kernel(kernel)
+    as_kernel(kernel)  # an unknown name is an error before the bandwidth is looked at
     if bandwidth is None or isinstance(bandwidth, str):
         if bandwidth != "median":
             raise ValueError(
                 "bandwidth must be a positive number, one for each dimension or 'median'; "
                 f"got {bandwidth!r}"
             )
-        if len(points) == 1:  # any will do
+        if len(points) == 1:  # one point has no distance; any bandwidth gives the same result
             return as_kernel(kernel, 1.0)
         bandwidth = median_distance(points, rng)
     return as_kernel(kernel, bandwidth)
 
 
 def median_distance(points: Any, rng: int | np.random.Generator | None = None) -> float:
-    """Return the median distance between distinct points, of at most 1000 drawn from `rng`.
+    """Return the median distance between distinct points.
 
-    What ``bandwidth="median"`` stands for.
+    This is the bandwidth that ``bandwidth="median"`` means. Where there are more than 1000 points,
+    the median is that of 1000 of them, drawn without replacement.
 
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
     rng : None, int or numpy.random.Generator
-        Where the points are drawn from, if there are more than 1000 (SPEC 7).
+        Draws the 1000 points, if there are more (SPEC 7).
 
     Returns
     -------
@@ -70,7 +77,11 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     Raises
     ------
     TypeError, ValueError
-        As in `thin`; all points drawn are equal.
+        As in `thin`; or all the points that are compared are equal.
+
+    Notes
+    -----
+    O(m^2 d) time and O(m^2) memory, m = min(n, 1000).
     """
     from scipy.spatial.distance import pdist
 
@@ -79,7 +90,7 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]
     checks.finite("points", bool(np.isfinite(array).all()))
-    # scaled by a power of two, which is exact, or their squares may leave the range
+    # scaling by a power of two is exact; without it the squares may overflow or underflow
     _, exponent = np.frexp(np.abs(array).max())
     distances = pdist(np.ldexp(array.astype(np.float64), -exponent))
     distances = distances[distances > 0]
@@ -92,9 +103,13 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
 
 
 def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
-    """Return points under a kernel as a problem; checks that both are finite and fit."""
+    """Return points (n, d) and a kernel as a problem.
+
+    It checks that the points and k(x, x) are finite, and that a Gram matrix is (n, n) and
+    symmetric. `shift` is that of `make_points`.
+    """
     n = len(points)
-    checks.finite("points", is_finite(make_factor(points, linear()), n))
+    check_finite(points)
     if kernel.tag == TABLE:
         if points.shape != (n, n):
             raise ValueError(
@@ -114,8 +129,32 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     return problem
 
 
+def check_finite(points: NDArray) -> None:
+    """Check that points (..., n, d) hold no NaN and no infinity."""
+    checks.finite("points", is_finite(make_factor(points, linear()), points.shape[-2]))
+
+
+def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDArray:
+    """Return the weights (n,) of n points, scaled to a sum of 1; equal ones for None."""
+    if weights is None:
+        return np.full(n, 1 / n)
+    array = np.asarray(weights)
+    if array.dtype.kind not in "biuf" or array.shape != (n,):
+        raise ValueError(
+            f"{name} must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
+        )
+    array = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        total = array.sum()
+    if not np.isfinite(total) or array.min() < 0 or total == 0:
+        raise ValueError(
+            f"{name} must be finite and have a finite sum, none of them negative and not all zero"
+        )
+    return array / total
+
+
 def _tabulated(function: Callable, points: NDArray) -> NDArray:
-    """The Gram matrix of a plain Python function."""
+    """The Gram matrix (n, n) of points under a plain Python function, with a warning."""
     n = len(points)
     warnings.warn(
         f"kernel is plain Python: it is called {n * (n + 1) // 2} times, and the matrix of its "
@@ -132,7 +171,7 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
 
 
 def _depth() -> int:
-    """Stack levels up to the first caller outside this package, for a warning's place."""
+    """The `stacklevel` of a warning that names the first caller outside this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,4 @@
-"""How well a coreset represents a point set: maximum mean discrepancy (MMD)."""
+"""The error of a coreset: `mmd`, `mmd2_unbiased`, and the table of `compare`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
-from thinformer.thinning.arguments import TARGETS, as_problem, resolve
+from thinformer.thinning.arguments import TARGETS, as_problem, as_weights, resolve
 from thinformer.thinning.tables import as_points
-from thinformer.thinning.weights import as_weights
 
 
 def mmd(
@@ -28,39 +27,40 @@ def mmd(
     target: str = "sample",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
-    r"""Return the maximum mean discrepancy between points and a coreset.
+    r"""Return the maximum mean discrepancy (MMD) between points x (n, d) and a coreset y (s, d).
 
-    The largest difference of means, :math:`\max_f |\sum_i w_i f(x_i) - \frac1s \sum_j f(y_j)|`
-    over functions f in the unit ball of the kernel's Hilbert space.
+    The MMD is the largest difference between the two means of a function,
+    :math:`\max_f |\sum_i w_i f(x_i) - \frac1s \sum_j f(y_j)|`, over the functions f in the unit
+    ball of the kernel's Hilbert space (Gretton et al., 2012).
 
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
     coreset : (s,) int array of rows of `points`, or (s, d) float array of points
-        Equally weighted.
+        The coreset; its points are equally weighted.
     kernel, bandwidth
-        See `thin`. A median bandwidth is of `points`; it depends on `rng` where there are more
-        than 1000 of them, so compare values with the same seed, or give a number.
+        See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
+        depends on `rng`: compare values with the same seed, or give a number.
     weights : (n,) array, optional
-        Of the points; equal unless given.
+        The weights of the points; equal by default.
     target : "sample" or "mean-zero"
-        Compare with the points, or with a measure whose mean embedding is zero: with a `stein`
-        kernel, the kernel Stein discrepancy of the coreset.
+        What the coreset is compared with: the points, or the measure whose mean embedding is zero.
+        With a `stein` kernel the latter is the kernel Stein discrepancy of the coreset.
     rng : int, numpy.random.Generator or None
-        Where the rows for a median bandwidth are drawn from (SPEC 7).
+        Draws the rows for a median bandwidth (SPEC 7).
 
     Returns
     -------
     float
-        In float64, whatever the points' dtype, as the root of a difference of sums: below some
-        1e-8 times the root of the largest k(x, x) it is rounding. Zero where that makes the
-        square negative.
+        Computed in float64, whatever the dtype of the points. It is the root of a difference of
+        sums, so values below about 1e-8 times the root of the largest k(x, x) are rounding error.
+        It is 0 where rounding makes the square negative.
 
     Raises
     ------
     TypeError, ValueError
-        As in `thin`; the rows are out of range.
+        As in `thin`; or rows of the coreset are out of range.
 
     Notes
     -----
@@ -90,7 +90,7 @@ def mmd(
         return _root(square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0])
     share = as_weights(weights, n)
     of_points = square(problem, np.arange(n)[None], share)[0]
-    return _root(of_points + _relative(problem, rows, share))
+    return _root(of_points + _terms_of_coreset(problem, rows, share))
 
 
 def mmd2_unbiased(
@@ -101,27 +101,28 @@ def mmd2_unbiased(
     bandwidth: Any = "median",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
-    r"""Return the unbiased estimate of the squared MMD of two distributions from samples of them.
+    r"""Return the unbiased estimate of the squared MMD between two distributions, from samples.
 
-    :math:`\frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
-    - \frac{2}{nm} \sum_{ij} k(x_i, y_j)` (Gretton et al., 2012, eq. 3). It can be negative.
+    For samples x and y of n and m points it is :math:`\frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j)
+    + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j) - \frac{2}{nm} \sum_{ij} k(x_i, y_j)`
+    (Gretton et al., 2012, eq. 3). It can be negative.
 
     Parameters
     ----------
     x : (n, d) array, data frame or posterior, n >= 2
     y : (m, d) likewise, m >= 2
     kernel, bandwidth, rng
-        See `mmd`; a median bandwidth is of both samples together.
+        See `mmd`; a median bandwidth is computed from both samples together.
 
     Returns
     -------
     float
-        In float64, whatever the samples' dtype.
+        Computed in float64, whatever the dtype of the samples.
 
     Raises
     ------
     TypeError, ValueError
-        As in `thin`; a sample of one point.
+        As in `thin`; or a sample has only one point.
 
     Notes
     -----
@@ -154,22 +155,22 @@ def mmd2_unbiased(
 
 
 class Comparison(NamedTuple):
-    """How well one coreset represents the points; a row of `compare`.
+    """The errors of one coreset; a row of `compare`.
 
     Attributes
     ----------
     name : str
-        Of the coreset.
+        The name of the coreset.
     size : int
-        Its number of rows.
+        The number of its rows.
     mmd : float
-        Its MMD under the kernel.
+        Its MMD to the points, under the kernel.
     energy : float
-        Its energy distance.
+        Its energy distance to the points.
     mean : float
-        The largest error of a mean, in standard deviations of its dimension.
+        The largest error of its mean over the dimensions, in standard deviations of the dimension.
     covariance : float
-        The error of the covariance matrix relative to the matrix, in the Frobenius norm.
+        The relative error of its covariance matrix, in the Frobenius norm.
     """
 
     name: str
@@ -181,7 +182,7 @@ class Comparison(NamedTuple):
 
 
 class Comparisons(list[Comparison]):
-    """The rows of a comparison; prints as a table."""
+    """A list of `Comparison` that prints as a table."""
 
     def __str__(self) -> str:
         width = max([len("coreset"), *(len(row.name) for row in self)])
@@ -212,19 +213,19 @@ def compare(
     points : (n, d) array, data frame or posterior
         See `thin`.
     coresets : dict of (s,) int arrays
-        Rows of `points`, by name.
+        For each name, the rows of `points` that are the coreset.
     kernel, bandwidth, rng
         See `mmd`.
 
     Returns
     -------
     Comparisons
-        A list of `Comparison`, one a coreset, that prints as a table.
+        A list with one `Comparison` for each coreset; it prints as a table.
 
     Raises
     ------
     TypeError, ValueError
-        As in `mmd`.
+        As in `mmd`; or a coreset is not given by its rows, or the kernel is "precomputed".
 
     Notes
     -----
@@ -247,7 +248,9 @@ def compare(
     for each in kernels:
         problem = as_problem(array, each)
         of_points = square(problem, every[None], share)[0]
-        distances.append([of_points + _relative(problem, rows, share) for rows in chosen.values()])
+        distances.append(
+            [of_points + _terms_of_coreset(problem, rows, share) for rows in chosen.values()]
+        )
     deviation = array.std(axis=0)
     deviation[deviation == 0] = 1
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
@@ -270,22 +273,29 @@ def compare(
     return table
 
 
-def _relative(problem: Points, rows: NDArray, weights: NDArray) -> float:
-    """The squared MMD of a coreset, up to the points' own norm; they come first in the problem."""
+def _terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray) -> float:
+    """The two terms of a squared MMD that depend on the coreset.
+
+    rows : (s,) the coreset's rows in `problem`
+    weights : (n,) of the points, which are the first n rows of `problem`
+    """
     equal = np.full(rows.size, 1 / rows.size)
     between = embed(problem, rows, np.arange(weights.size), weights).mean()
     return square(problem, rows[None], equal)[0] - 2 * between
 
 
 def _root(squared: float) -> float:
-    """The MMD from its square, which rounding can push below zero."""
+    """The root of a squared MMD; 0 where rounding made the square negative."""
     if not np.isfinite(squared):
         raise ValueError("kernel must have finite values; between some of the points it has not")
     return float(np.sqrt(max(squared, 0)))
 
 
 def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[NDArray, NDArray]:
-    """A coreset's rows, and the points with those of the coreset appended if it brings its own."""
+    """Return the coreset's rows, and the points they are rows of.
+
+    A coreset of rows leaves the points as they are; a coreset of points is appended to them.
+    """
     n = len(array)
     rows = np.asarray(coreset)
     if rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size:

@@ -1,4 +1,4 @@
-"""Thinning as a scikit-learn estimator; the one module that imports scikit-learn."""
+"""`KernelThinner`: `thin` as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ except ImportError as error:
     ) from error
 
 from thinformer.support import checks
+from thinformer.thinning.arguments import as_weights
 from thinformer.thinning.thin import thin
-from thinformer.thinning.weights import as_weights
 
 
 class KernelThinner(BaseEstimator):
-    r"""Choose the rows of X that represent all of them best, as `thinformer.thin` does.
+    r"""Choose rows of X (n, d) that represent all n, as `thinformer.thin` does.
 
-    A scikit-learn transformer keeps the number of rows, so this is none: `fit` finds the rows, and
-    `fit_resample` returns them, as in pipelines of imbalanced-learn.
+    A scikit-learn transformer must keep the number of rows, so this class is not a transformer:
+    `fit` finds the rows, and `fit_resample` returns them, as in pipelines of imbalanced-learn.
 
     Parameters
     ----------
     n_samples : int or float
-        Rows to choose: a number from 1 to those X has, or a share of them in (0, 1), rounded to the
-        nearest number and at least 1.
+        Rows to choose: a number from 1 to n, or a share of n in (0, 1), which is rounded to the
+        nearest number of rows, at least 1.
     kernel, bandwidth, method, g, delta, refine, target
         See `thinformer.thin`. With ``kernel="precomputed"``, X is the Gram matrix.
     random_state : int, numpy.random.RandomState or None
-        An int gives the rows of ``thin(..., rng=random_state)``, the same each time; a RandomState,
-        or NumPy's global one with None, gives a new seed to every `fit`.
+        With an int, every `fit` chooses the rows of ``thin(..., rng=random_state)``. With a
+        RandomState, or with None for NumPy's global one, every `fit` draws a new seed from it.
 
     Attributes
     ----------
     coreset_indices_ : (size,) int64 array
-        The rows chosen, increasing and distinct.
+        The chosen rows, increasing and distinct.
     n_features_in_ : int
-        Columns of X.
+        The number of columns of X.
     feature_names_in_ : (d,) object array
-        Their names, where X is a data frame whose columns all have a name that is a string.
+        The names of the columns; set only if X is a data frame and every name is a string.
 
     Notes
     -----
-    Time and memory are those of `thinformer.thin`; the default is kernel thinning in a tree of
-    buckets, Compress++ (arXiv 2111.07941).
+    Time and memory are those of `thinformer.thin`. The default method is Compress++
+    (arXiv 2111.07941).
 
     Examples
     --------
@@ -93,11 +93,11 @@ class KernelThinner(BaseEstimator):
         Parameters
         ----------
         X : (n, d) array-like or data frame, n >= 2
-            float32 is computed in float32, everything else in float64.
+            float32 is computed in float32, every other dtype in float64.
         y : ignored
         sample_weight : (n,) array, optional
-            What the rows weigh in the sample that is to be represented; those chosen weigh the
-            same.
+            The weights of the rows in the sample that is represented. The chosen rows are equally
+            weighted.
 
         Returns
         -------
@@ -107,10 +107,10 @@ class KernelThinner(BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            X is not a matrix of finite numbers, has fewer rows than `n_samples`, or a parameter is
-            out of its range.
+            X is not a matrix of finite numbers, or has fewer rows than `n_samples`; or a parameter
+            is out of its range.
         """
-        # one row has no median distance, and nothing to choose
+        # a single row has no median distance, and there is nothing to choose
         points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         n = len(points)
         state = check_random_state(self.random_state)
@@ -138,25 +138,25 @@ class KernelThinner(BaseEstimator):
     def fit_resample(
         self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> tuple[Any, Any]:
-        """Find the rows that represent X, and return them and their targets.
+        """Find the rows that represent X, and return these rows of X and of y.
 
         Parameters
         ----------
         X, sample_weight
             See `fit`.
         y : (n, ...) array-like, series or frame, optional
-            Not looked at.
+            The targets. They do not influence the choice.
 
         Returns
         -------
         X, y
-            The rows chosen of each, as an array, frame, series or list, as it came; None where y
-            is.
+            The chosen rows of each, in the type that was given: array, frame, series or list. y is
+            None if None was given.
 
         Raises
         ------
         TypeError, ValueError
-            As in `fit`; X and y have different numbers of rows.
+            As in `fit`; or X and y have different numbers of rows.
         """
         check_consistent_length(X, y)
         self.fit(X, y, sample_weight)
@@ -169,7 +169,7 @@ class KernelThinner(BaseEstimator):
 
 
 def _size(n_samples: Any, n: int) -> int:
-    """The rows to choose of n."""
+    """The number of rows to choose from n."""
     if isinstance(n_samples, numbers.Real) and not isinstance(n_samples, numbers.Integral):
         share = float(n_samples)
         if not 0 < share < 1:
@@ -184,7 +184,7 @@ def _size(n_samples: Any, n: int) -> int:
 
 
 def _take(data: Any, rows: np.ndarray) -> Any:
-    """Some rows of what users hold data in."""
+    """The given rows of an array, frame, series, list or tuple."""
     if data is None:
         return None
     if hasattr(data, "iloc"):

@@ -7,38 +7,32 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.bodies import run_schedule
-from thinformer.cpu.run import (
-    compiled_for,
-    diagonal,
-    embed,
-    square,
-    starting_points,
-)
-from thinformer.cpu.run import run_schedule as run_on_cpu
+from thinformer import bodies
+from thinformer.cpu.run import compiled_for, diagonal, embed, run_schedule, square, starting_points
+from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
+from thinformer.thinning.arguments import as_weights
 from thinformer.thinning.task import Task
 from thinformer.thinning.weights import (
-    as_weights,
     at_shares,
-    distinct,
     eligible,
     equal_copies,
+    repeats_to_first_free,
     spare_rows,
 )
 
 METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
 ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
-BLIND = METHODS[4:]  # those that do not look at the points
-TARGET = 181  # times as many points as are chosen, at most, is what Compress++ compares with
-BLOCK = 2**14  # rows that kernel thinning gets at once from Compress++, about
+BLIND = METHODS[4:]  # the methods that do not look at the points
+TARGET = 181  # Compress++ compares with at most TARGET * size rows
+BLOCK = 2**14  # Compress++ leaves kernel thinning about so many rows at once
 PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,500 to 1250 rows)
 
 
 def choose_rows(task: Task, method: str, g: int) -> NDArray:
-    """Rows that a method which looks at the points chooses; g is that of Compress++."""
+    """Return the rows that one of the first four methods chooses; g is that of Compress++."""
     if method == "compress++":
         return compress_plus_plus(task, g)
     if method == "kernel-thinning":
@@ -48,8 +42,13 @@ def choose_rows(task: Task, method: str, g: int) -> NDArray:
     return halve_repeatedly(task)
 
 
+def halvings_to(n_rows: int, size: int) -> int:
+    """How often `n_rows` rows can be halved so that at least `size` are left."""
+    return max(0, (n_rows // size).bit_length() - 1)
+
+
 def compress_plus_plus(task: Task, g: int) -> NDArray:
-    """Compress++ of all rows, in interleaved blocks where there is more to do than in one."""
+    """Compress++ of all rows: in one block, or in interleaved blocks if one would be too large."""
     rows = equal_copies(task)
     wanted = rows.size if task.size >= rows.size >> g else task.size << g
     blocks = min(task.size, -(-wanted // BLOCK))
@@ -57,11 +56,12 @@ def compress_plus_plus(task: Task, g: int) -> NDArray:
         return _compress_block(task, rows, g, spare_rows(task, rows), every=True)
     block_of = np.arange(rows.size) % blocks
     if task.weights is not None and task.unique:
-        # all copies of a row to one block, or several choose it; in turn, by number of copies
+        # all copies of a row go to one block, or several blocks would choose the row; rows are
+        # dealt out in the order of their number of copies, so that blocks are of similar size
         _, copies = np.unique(rows, return_counts=True)
         place = np.argsort(np.argsort(copies, kind="stable"), kind="stable")
         block_of = np.repeat(place % blocks, copies)
-    # to each block a share of the size as of the copies
+    # a block chooses the same share of `size` as it has of the copies
     ends = np.concatenate([[0], np.cumsum(np.bincount(block_of, minlength=blocks))])
     sizes = np.diff(np.round(ends * (task.size / rows.size)).astype(np.int64))
     spare = spare_rows(task, rows)
@@ -75,28 +75,28 @@ def compress_plus_plus(task: Task, g: int) -> NDArray:
 
 
 def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bool) -> NDArray:
-    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of those.
+    """Compress++: a tree of halvings to about 2^g size rows, then kernel thinning of these.
 
+    rows : equally weighted
     spare : other rows that may be chosen
-    every : whether the rows stand for all points
+    every : whether `rows` represent all points, not only a block of them
     """
-    fitting = (rows.size // task.size).bit_length() - 1
     wanted = math.log2(rows.size / task.size) - g
-    halvings = min(fitting, max(0, round(wanted)))
+    halvings = min(halvings_to(rows.size, task.size), max(0, round(wanted)))
     if halvings == 0 and every:
         return kernel_thinning(task, rows, task.delta, eligible(task), None)
     left = rows.size >> halvings
     # the paper's shares of the failure probability: m rounds of KT-SPLIT, r halvings of a tree
-    rounds = (left // task.size).bit_length() - 1
+    rounds = halvings_to(left, task.size)
     of_split = rounds / (rounds + 2.0**rounds * halvings) if rounds else 0.0
     schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split) or task.delta)
     draws = task.draws(schedule)
-    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
-    levels = run_on_cpu(task.problem, schedule, draws, start, (), adaptive=True)
+    start = _starting_rows(rows, schedule, draws)
+    levels = run_schedule(task.problem, schedule, draws, start, (), adaptive=True)
     kept = levels[-1][0]
     before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
     candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
-    if task.unique and candidates.size < task.size:  # few points weigh all
+    if task.unique and candidates.size < task.size:  # a few rows carry all the weight
         candidates = eligible(task)
     return kernel_thinning(task, kept, task.delta * of_split, candidates, before)
 
@@ -106,16 +106,15 @@ def kernel_thinning(
 ) -> NDArray:
     """Kernel thinning of equally weighted rows: KT-SPLIT, and KT-SWAP among the candidates.
 
-    target : rows to compare with, equally weighted; all points with their weights if None
+    target : equally weighted rows that KT-SWAP compares with; None for all points and their weights
     """
-    rounds = (rows.size // task.size).bit_length() - 1
-    even = Schedule(task.size << rounds, task.size, ())
-    start = rows[starting_points(rows.size, Plan(even, "even"), task.draws(even), ())[0]]
+    rounds = halvings_to(rows.size, task.size)
+    no_rounds = Schedule(task.size << rounds, task.size, ())
+    start = _starting_rows(rows, no_rounds, task.draws(no_rounds))[0]
     coresets = _split(task, start, rounds, delta)
     if not task.refine:
         return coresets[task.generator.integers(len(coresets))]
-    standard = rows[(np.arange(task.size) + 1) * rows.size // task.size - 1]
-    coresets = np.vstack([coresets, standard])
+    coresets = np.vstack([coresets, rows[standard_rows(rows.size, task.size, None)]])
     if target is None:
         target, weights = np.arange(task.n), as_weights(task.weights, task.n)
     else:
@@ -124,7 +123,7 @@ def kernel_thinning(
 
 
 def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
-    """KT-SPLIT: halve the rows into two, each of those into two, ...: (2^rounds, size)."""
+    """KT-SPLIT: halve the rows, halve both halves, and so on; returns (2^rounds, size)."""
     sets = rows[None]
     for _ in range(rounds):
         pairs, buckets = sets.size // 2, len(sets)
@@ -132,7 +131,7 @@ def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
         draws = task.draws(schedule)
         draws = draws._replace(coins=(np.zeros(buckets, np.bool_),))
         flat = sets.reshape(1, -1)
-        one = run_on_cpu(task.problem, schedule, draws, flat, (), adaptive=True)[-1][0]
+        one = run_schedule(task.problem, schedule, draws, flat, (), adaptive=True)[-1][0]
         other = flat.reshape(-1, 2).sum(axis=1) - one
         halves = one.reshape(buckets, -1), other.reshape(buckets, -1)
         sets = np.stack(halves, axis=1).reshape(2 * buckets, -1)
@@ -142,8 +141,12 @@ def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
 def _swap(
     task: Task, candidates: NDArray, coresets: NDArray, target: NDArray, weights: NDArray
 ) -> NDArray:
-    """KT-SWAP: improve the best of some coresets, row by row, among increasing candidates."""
-    from thinformer.cpu import sums  # imports Numba
+    """KT-SWAP: take the best coreset; replace each of its rows in turn by the best candidate.
+
+    candidates : (m,) increasing rows; coresets : (any, size) rows, all of them candidates
+    target, weights : (t,) rows to compare with and their weights
+    """
+    from thinformer.cpu import simd, sums  # imports Numba
 
     problem, size = task.problem, task.size
     mean = np.zeros(candidates.size)
@@ -154,11 +157,10 @@ def _swap(
     errors = square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
     coreset = places[np.argmin(errors)]
     if task.unique:
-        coreset = distinct(coreset, candidates.size)
+        coreset = repeats_to_first_free(coreset, candidates.size)
     potential = diagonal(problem, candidates) / size - 2 * mean
     potential += 2 * embed(problem, candidates, candidates[coreset], equal)
-    padded = -(-candidates.size // sums.PANEL) * sums.PANEL
-    memory = np.empty(2 * padded * problem.dim, problem.window.dtype)
+    memory = np.empty(2 * simd.padded_size(candidates.size) * problem.dim, problem.window.dtype)
     work = sums.workspace(problem.dim, problem.window.dtype)
     if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
         raise ValueError("kernel must have finite values; between some of the points it has not")
@@ -168,30 +170,40 @@ def _swap(
 
 
 def kh_compress_rows(task: Task) -> NDArray:
-    """KH-Compress, from as many of the points as halve evenly to the size."""
+    """KH-Compress, from as many of the rows as halve evenly to the size."""
     rows = equal_copies(task)
-    settings = plan(rows.size, 0, task.size, task.delta)
-    draws = task.draws(settings.schedule)
-    start = rows[starting_points(rows.size, settings, draws, ())]
-    return run_schedule(task.device, task.problem, settings.schedule, draws, start, ())[0]
+    return _run(task, rows, plan(rows.size, 0, task.size, task.delta).schedule)
 
 
 def halve_repeatedly(task: Task) -> NDArray:
-    """Kernel halving of all points at once, repeated."""
+    """Kernel halving of all rows in one bucket, repeated until `size` are left."""
     rows = equal_copies(task)
-    rounds = (rows.size // task.size).bit_length() - 1
+    rounds = halvings_to(rows.size, task.size)
     schedule = Schedule(
         task.size << rounds,
         task.size,
         tuple(Round(task.size << i, 1, task.delta / rounds) for i in reversed(range(rounds))),
     )
+    return _run(task, rows, schedule)
+
+
+def _run(task: Task, rows: NDArray, schedule: Schedule) -> NDArray:
+    """Run a schedule with kernel halving, on the task's device; returns (size,) rows."""
     draws = task.draws(schedule)
-    start = rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
-    return run_schedule(task.device, task.problem, schedule, draws, start, ())[0]
+    start = _starting_rows(rows, schedule, draws)
+    return bodies.run_schedule(task.device, task.problem, schedule, draws, start, ())[0]
+
+
+def _starting_rows(rows: NDArray, schedule: Schedule, draws: Draws) -> NDArray:
+    """The (1, length) rows that a schedule starts from: one from each stratum of `rows`."""
+    return rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
 
 
 def standard_rows(n: int, size: int, weights: NDArray | None) -> NDArray:
-    """Evenly spaced rows that end with the last, or the middles of equal shares of the weight."""
+    """Standard thinning: evenly spaced rows, the last row included.
+
+    With weights (n,), the rows at the middles of `size` equal shares of the total weight.
+    """
     if weights is None:
         return (np.arange(size) + 1) * n // size - 1
     return at_shares((np.arange(size) + 0.5) / size, weights)
@@ -200,7 +212,7 @@ def standard_rows(n: int, size: int, weights: NDArray | None) -> NDArray:
 def random_rows(
     n: int, size: int, weights: NDArray | None, unique: bool, generator: np.random.Generator
 ) -> NDArray:
-    """Rows drawn with chances proportional to their weights."""
+    """Rows drawn with probabilities proportional to their weights."""
     if not unique:
         return generator.choice(n, size, p=weights)
     if weights is None:

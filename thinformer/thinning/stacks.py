@@ -1,4 +1,4 @@
-"""Thinning of point sets held as NumPy arrays."""
+"""`kernel_halve` and `kh_compress`: the paper's two algorithms, on one problem or a stack."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import Kernel, linear
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.support import checks
+from thinformer.thinning.arguments import check_finite
 
 
 def kernel_halve(
@@ -24,33 +25,33 @@ def kernel_halve(
     draws: Draws | None = None,
     device: str = "auto",
 ) -> NDArray[np.int64]:
-    r"""Keep one of every two consecutive points so that the kept half represents the whole.
+    r"""Keep one of every two consecutive points so that the kept half represents all S points.
 
-    Kernel halving KH(:math:`\delta`) of *Low-Rank Thinning* (arXiv 2502.12063), symmetrized: a
-    fair coin decides between the chosen half and the other. With probability at least
-    :math:`1 - \delta/2` the kept half is sub-Gaussian with
+    This is kernel halving KH(:math:`\delta`) of *Low-Rank Thinning* (arXiv 2502.12063),
+    symmetrized: a fair coin decides whether the chosen half or the other half is kept. With
+    probability at least :math:`1 - \delta/2` the kept half is sub-Gaussian with
     :math:`\nu^2 \le \max_i K_{ii} (1/2 + L)^2 / (2 L (S/2)^2)`, :math:`L = \log(2S/\delta)`.
 
     Parameters
     ----------
     K : (..., S, S) float array
-        Symmetric positive semidefinite Gram matrix of S points, or a stack of them.
+        Symmetric positive semidefinite Gram matrix of S points, or a stack of such matrices.
         float32 and float64 are computed in their own precision, float16 in float32.
     delta : float
         Failure probability, in (0, 1].
     rng : None, int or numpy.random.Generator
-        Where the draws come from (SPEC 7): fresh ones, a seed, or a generator, which is advanced
-        by one number. The matrices of a stack share their draws.
+        The source of the draws (SPEC 7): None for fresh ones, a seed, or a generator, which is
+        advanced by one number. The matrices of a stack share their draws.
     draws : Draws, optional
-        The draws themselves, of one round of S // 2 pairs in one bucket; `rng` is not used then.
+        The draws themselves, for one round of S // 2 pairs in one bucket; `rng` is then not used.
     device : {"auto", "cpu", "cuda"}
-        Where it is computed, as in `kh_compress`; on a GPU a matrix is one block's work.
+        Where to compute, as in `kh_compress`. On a GPU one block of threads halves one matrix.
 
     Returns
     -------
     (..., ceil(S / 2)) int64 array
-        Positions kept, increasing. Where S is odd, the last point is carried over. On the GPU where
-        K is on one.
+        Positions of the kept points, increasing. If S is odd, the last point is kept too. If K is
+        on a GPU, so is the result.
 
     Raises
     ------
@@ -58,11 +59,11 @@ def kernel_halve(
         K is not a stack of symmetric, finite, non-empty float matrices; delta lies outside
         (0, 1]; the draws have another shape.
     RuntimeError, MemoryError
-        There is no GPU, and why; it has too little memory.
+        On a GPU: there is none, and why; too little memory.
 
     Notes
     -----
-    O(S^2) time and O(S) memory a matrix.
+    O(S^2) time and O(S) memory for each matrix.
 
     Examples
     --------
@@ -115,11 +116,12 @@ def kh_compress(
     draws: Draws | None = None,
     device: str = "auto",
 ) -> NDArray[np.int64]:
-    r"""Choose a few points that represent all of them, in near-linear time.
+    r"""Choose a small subset of points that represents all S points, in near-linear time.
 
-    KH-Compress(g) of *Low-Rank Thinning* (arXiv 2502.12063): kernel halving over a tree of
-    buckets. Consecutive points are paired, and one of each pair is kept: an order in which
-    neighbours resemble each other, as in a time series or after sorting, helps, and none is needed.
+    This is KH-Compress(g) of *Low-Rank Thinning* (arXiv 2502.12063): kernel halving over a tree of
+    buckets. Consecutive points form a pair, and one point of each pair is kept. No order of the
+    points is required, but an order in which neighbours are similar, as in a time series or after
+    sorting, reduces the error.
 
     Parameters
     ----------
@@ -127,33 +129,36 @@ def kh_compress(
         S points in d dimensions, or a stack of such sets, each thinned by itself.
         float32 and float64 are computed in their own precision, float16 in float32.
     g : int
-        Oversampling: :math:`2^g \sqrt n` points are kept, n the largest power of four not
-        above S. More points and a smaller error for a time that grows as :math:`4^g`.
+        Oversampling: :math:`2^g \sqrt n` points are kept, where n is the largest power of four not
+        above S. A larger g keeps more points with a smaller error; the time grows as :math:`4^g`.
     size : int, optional
-        The number of points to keep, instead of the one that g gives, chosen from as many as halve
-        evenly to it.
+        The number of points to keep; g is then not used. Halving starts from `size` times a power
+        of two points, the largest such number not above S.
     delta : float
         Failure probability of the whole, in (0, 1].
     kernel : str or Kernel
-        One of `thinformer.kernels`, or its name for the default bandwidth of 1, in the units of the
-        points: standardise them, or give a bandwidth near the distance of typical points. With one
-        far too small all points look alike, and the choice is no better than a uniform one.
+        A kernel made by `thinformer.kernels`, or the name of one, with bandwidth 1 in the units of
+        the points: standardise them, or give a bandwidth near the typical distance between points.
+        With a bandwidth that is far too small, all points look equally distant and the choice is
+        no better than a uniform one.
     rng : None, int or numpy.random.Generator
-        Where the draws come from (SPEC 7): fresh ones, a seed, or a generator, which is advanced
-        by one number. The sets of a stack share their draws: each gets what it would get alone.
+        The source of the draws (SPEC 7): None for fresh ones, a seed, or a generator, which is
+        advanced by one number. The sets of a stack share their draws: the result for each set does
+        not depend on the rest of the stack.
     draws : Draws, optional
-        The draws themselves; `rng` is not used then.
+        The draws themselves; `rng` is then not used.
     device : {"auto", "cpu", "cuda"}
-        Where it is computed. On a GPU, "cuda", for all kernels but `stein` and your own, with the
-        same draws; arrays go there and the positions come back. Points that are on a GPU already,
-        of CuPy or any library with ``__cuda_array_interface__``, are read there, in place. "auto"
-        is the GPU for those, and the CPU otherwise.
+        Where to compute. A GPU, "cuda", computes all kernels except `stein` and your own functions,
+        with the same draws; the points are copied there and the positions are copied back. Points
+        that are on a GPU already, in an array of CuPy or of any library with
+        ``__cuda_array_interface__``, are read in place. "auto" is the GPU for such points, and the
+        CPU otherwise.
 
     Returns
     -------
     (..., size) int64 array
-        Positions kept, increasing. All of them where S <= size. On the GPU where the points are on
-        one: an array of CuPy if they are, otherwise of numba.cuda.
+        Positions of the kept points, increasing; all positions where S <= size. If the points are
+        on a GPU, so is the result: an array of CuPy for points of CuPy, otherwise of numba.cuda.
 
     Raises
     ------
@@ -184,20 +189,20 @@ def kh_compress(
     checks.not_empty("points", points, -2, "point")
     checks.not_empty("points", points, -1, "dimension")
     kernel = as_kernel(kernel)
-    settings = plan(S, g, size, delta)
+    planned = plan(S, g, size, delta)
     if resident:
         from thinformer.cuda import arrays  # imports numba.cuda
 
         given = seed_from(rng) if draws is None else draws
-        source = bodies.source_on_gpu(S, settings, given, tuple(stack))
-        return arrays.compress_points(points, kernel, settings.schedule, False, source)
+        source = bodies.source_on_gpu(S, planned, given, tuple(stack))
+        return arrays.compress_points(points, kernel, planned.schedule, False, source)
     points = checks.computed(points)
-    checks.finite("points", is_finite(make_factor(points, linear()), S))
+    check_finite(points)
     if device == "cuda":
         points = np.ascontiguousarray(points)
     problem = make_problem(points, function_of_points(kernel))
     if draws is None:
-        draws = make_draws(settings.schedule, seed_from(rng))
-    index = starting_points(S, settings, draws, tuple(stack))
-    kept = bodies.run_schedule(device, problem, settings.schedule, draws, index, tuple(stack))
-    return kept.reshape(*stack, settings.schedule.size)
+        draws = make_draws(planned.schedule, seed_from(rng))
+    index = starting_points(S, planned, draws, tuple(stack))
+    kept = bodies.run_schedule(device, problem, planned.schedule, draws, index, tuple(stack))
+    return kept.reshape(*stack, planned.schedule.size)

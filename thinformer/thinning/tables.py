@@ -1,6 +1,6 @@
-"""Points from what people hold them in: arrays, data frames, and draws of a posterior.
+"""The argument `points`: an array, a data frame or a posterior becomes a float array (n, d).
 
-Nothing is imported that the caller has not: a frame is known by its methods.
+No data library is imported here. A frame and a posterior are recognised by their methods.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from thinformer.support import checks
 
 
 def as_points(points: Any, name: str = "points") -> NDArray:
-    """Return points as a finite-dimensional float array (n, d), float32 or float64.
+    """Return points as a float array (n, d), float32 or float64.
 
     Parameters
     ----------
     points : array-like (n, d), pandas or polars frame, xarray Dataset, DataArray or DataTree, or an
         ArviZ posterior
-        The columns of a frame are the dimensions. Draws of a posterior are its chains one after
-        the other, and the elements of its variables, in their order, are the dimensions.
+        The columns of a frame are the dimensions. The rows of a posterior are its draws, chain
+        after chain; its dimensions are the elements of its variables, in their order.
+    name : str
+        What error messages call the argument.
 
     Raises
     ------
     TypeError, ValueError
-        They are not numbers, or have another shape.
+        The points are not numbers, or have another shape.
     """
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return _of_frame(points, name)
     if hasattr(points, "to_series") and {"chain", "draw"} <= set(getattr(points, "dims", ())):
-        points = points.to_dataset(name="points")  # a variable of a posterior
+        points = points.to_dataset(name="points")  # a DataArray: one variable of a posterior
     draws = _posterior(points)
     if hasattr(draws, "data_vars"):
         return _stacked(draws, name)
@@ -48,17 +50,17 @@ def as_points(points: Any, name: str = "points") -> NDArray:
 
 
 def _real(name: str, array: NDArray) -> NDArray:
-    """Numbers in the dtype they are computed in: integers and booleans as float64."""
+    """An array of numbers in the dtype of its computation: integers and booleans as float64."""
     if array.dtype.kind in "biu":
         return array.astype(np.float64)
     return checks.computed(checks.float_array(name, array))
 
 
 def _of_frame(frame: Any, name: str) -> NDArray:
-    """The columns of a data frame, all of which must be numbers."""
+    """A data frame as an array (n, d); every column must hold numbers."""
     columns = []
     for i, label in enumerate(frame.columns):
-        # by place: two columns of a pandas frame may have one label
+        # by position: two columns of a pandas frame may have the same label
         series = frame.iloc[:, i] if hasattr(frame, "iloc") else frame[label]
         column = series.to_numpy()
         if column.dtype.kind not in "biuf":
@@ -72,7 +74,7 @@ def _of_frame(frame: Any, name: str) -> NDArray:
 
 
 def _posterior(points: Any) -> Any:
-    """The Dataset of a posterior: the group of that name, or what is one already."""
+    """The Dataset in the group "posterior"; a Dataset, and anything else, is returned as it is."""
     if hasattr(points, "data_vars") and points.data_vars:
         return points
     try:
@@ -83,7 +85,10 @@ def _posterior(points: Any) -> Any:
 
 
 def _stacked(dataset: Any, name: str) -> NDArray:
-    """The draws of a Dataset as rows: chain and draw stacked, or its one shared dimension."""
+    """A Dataset as an array (n, d): one row for each draw, chain after chain.
+
+    A Dataset without chains has one dimension that all its variables share; this gives the rows.
+    """
     variables = {label: dataset[label] for label in dataset.data_vars}
     if not variables:
         raise ValueError(f"{name} must have at least one variable")

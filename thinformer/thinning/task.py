@@ -1,4 +1,4 @@
-"""`Task`: a point set under a kernel, and what `thin` is to do with it."""
+"""`Task`: one call of `thin`, with its arguments checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from thinformer.halving.schedule import Schedule
 
 
 class Task(NamedTuple):
-    """What is to be thinned, to how many rows, and how; weights are None where they are equal."""
+    """What `thin` is to do.
+
+    problem : the points under their kernel
+    n : the number of points; size : the number of rows to choose
+    weights : (n,) float64 with a sum of 1; None where they are equal
+    delta, refine, unique, target : the arguments of `thin`
+    generator : the source of all draws
+    device : "cpu" or "cuda"
+    """
 
     problem: Points
     n: int
@@ -27,5 +35,5 @@ class Task(NamedTuple):
     device: str = "cpu"
 
     def draws(self, schedule: Schedule) -> Draws:
-        """Draws of a schedule, from the next number of the generator."""
+        """Draws for a schedule; their seed is the next number of the generator."""
         return make_draws(schedule, seed_from(self.generator))

@@ -1,4 +1,4 @@
-"""Thinning a point set to any number of its rows: kernel thinning, Compress++ and simpler ways."""
+"""`thin`: it checks the arguments, builds a `Task` and calls the method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import is_finite
 from thinformer.halving.draws import seed_from
-from thinformer.halving.problem import make_factor
-from thinformer.kernels import linear
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.kernels.phi import ENERGY
 from thinformer.support import checks
-from thinformer.thinning.arguments import TARGETS, as_problem, resolve
+from thinformer.thinning.arguments import (
+    TARGETS,
+    as_problem,
+    as_weights,
+    check_finite,
+    resolve,
+)
 from thinformer.thinning.methods import (
     BLIND,
     METHODS,
@@ -27,7 +30,7 @@ from thinformer.thinning.methods import (
 )
 from thinformer.thinning.tables import as_points
 from thinformer.thinning.task import Task
-from thinformer.thinning.weights import as_weights, without_repeats
+from thinformer.thinning.weights import repeats_to_nearest_free
 
 
 def thin(
@@ -46,52 +49,59 @@ def thin(
     rng: int | np.random.Generator | None = None,
     device: str = "auto",
 ) -> NDArray[np.int64]:
-    r"""Choose the rows that represent a point set best.
+    r"""Choose `size` rows of a point set that represent all n.
+
+    The error is the maximum mean discrepancy (MMD) between the rows and the point set.
 
     Parameters
     ----------
     points : (n, d) array, pandas or polars frame, xarray or ArviZ posterior
         float32 is computed in float32, float64 and integers in float64. A memory-mapped array is
-        read in place. Of a posterior, rows are its draws, chain after chain, and columns
+        read in place. The rows of a posterior are its draws, chain after chain; its columns are
         the elements of its variables.
     size : int
         Rows to choose, from 1 to n.
     kernel : str, Kernel, function or "precomputed"
-        The name of a kernel, or one made by `thinformer.kernels`. Your own: k(x, y) compiled by
-        ``numba.njit``, or in plain Python, which is slow. With "precomputed", `points` is the
-        symmetric (n, n) Gram matrix.
+        The name of a kernel; a kernel made by `thinformer.kernels`; or your own function k(x, y),
+        compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
+        is the symmetric (n, n) Gram matrix.
     bandwidth : float, sequence of d floats, or "median"
-        Of a kernel given by name: in the units of the points, one for all dimensions or one for
-        each. "median" is the median distance between distinct points, of 1000 drawn from `rng`.
-        Dimensions in different units want bandwidths of their own, or standardised points.
+        The bandwidth of a kernel given by name, in the units of the points: one for all dimensions
+        or one for each. "median" is `median_distance`, with 1000 rows drawn from `rng`.
+        If the dimensions have different units, give one bandwidth for each, or standardise the
+        points.
     method : str
-        - "compress++": Compress++ (arXiv 2111.07941), kernel halving over a tree of buckets to
-          :math:`2^g` times `size` rows, then kernel thinning of those. Near-linear in n.
+        - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
+          :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
         - "kernel-thinning": KT-SPLIT with adaptive thresholds, then KT-SWAP (arXiv 2105.05842).
-          Mostly a smaller error; quadratic in n.
-        - "kh-compress": KH-Compress (arXiv 2502.12063), near-linear, no swaps.
-        - "halving": kernel halving KH of all points, again and again; quadratic in n.
-        - "standard": evenly spaced rows, ending with the last. "random": drawn uniformly.
+          Usually a smaller error; quadratic in n.
+        - "kh-compress": KH-Compress (arXiv 2502.12063), without swaps. Near-linear in n.
+        - "halving": kernel halving of all points, repeated. Quadratic in n.
+        - "standard": evenly spaced rows, the last row included.
+        - "random": rows drawn uniformly, or in proportion to the weights.
     g : int
-        Oversampling of "compress++": a smaller error for a time that grows as :math:`4^g`.
+        Oversampling of "compress++". A larger g gives a smaller error; the time grows as
+        :math:`4^g`.
     delta : float
         Failure probability of the halvings, in (0, 1].
     refine : bool
-        End "compress++" and "kernel-thinning" with KT-SWAP: each row chosen is replaced in turn by
-        the one that makes the MMD least, in up to eight passes. Without, the result is one of the
-        halves at random, as the unbiased guarantees want it.
+        End "compress++" and "kernel-thinning" with KT-SWAP: each chosen row in turn is replaced by
+        the row that makes the MMD smallest, in up to eight passes. If False, the result is one of
+        the coresets of KT-SPLIT, drawn at random, as the guarantees for unbiased thinning require.
     unique : bool
         Choose no row twice.
     weights : (n,) array, optional
-        What the points weigh in the sample that is to be represented; rows chosen weigh the same.
+        The weights of the points in the sample that the rows represent. The chosen rows are
+        equally weighted.
     target : "sample" or "mean-zero"
-        Represent the points; or the measure whose mean embedding is zero, for `stein` kernels.
+        What the rows represent: the points, or the measure whose mean embedding is zero, for
+        `stein` kernels.
     rng : None, int or numpy.random.Generator
-        Where all random numbers come from (SPEC 7): fresh ones, a seed, or a generator, which is
-        advanced by one number.
+        The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
+        which is advanced by one number.
     device : {"auto", "cpu", "cuda"}
-        Where to compute; "auto" is the CPU. On a GPU, "cuda", for the methods "kh-compress" and
-        "halving" under all kernels but `stein` and your own, with the same draws.
+        Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
+        "halving" with the same draws, under all kernels except `stein` and your own functions.
 
     Returns
     -------
@@ -101,22 +111,28 @@ def thin(
     Raises
     ------
     TypeError, ValueError
-        The points are not finite numbers of shape (n, d); another argument is out of its range, or
-        does not go with the others.
+        The points are not finite numbers of shape (n, d); another argument is out of its range or
+        contradicts the others.
+    RuntimeError, NotImplementedError, MemoryError
+        On a GPU: there is none, and why; the method or the kernel cannot be computed there, or
+        the points are there already; too little memory.
 
     Notes
     -----
-    With c = :math:`2^g` size rows left by the tree, "compress++" computes about
-    :math:`2 c^2 \log_2(n / c)` kernel values in the tree, at most 181 c `size` to compare with,
-    and :math:`c^2` in KT-SPLIT. Beyond the papers, KT-SWAP goes on for up to eight passes, of at
-    most 2 c `size` values each, and in "compress++" its target is not the c rows but those before
-    some of the halvings, 90 to 181 times as many as are chosen. Where c would be above 16,384, the
-    rows are dealt out to blocks for which it is not, each is thinned to its share, and time is
-    linear in n.
+    The tree of "compress++" leaves c = :math:`2^g` size rows. The number of kernel values is
 
-    Halvings start from `size` times a power of two of the rows they get, evenly spread: in
-    "kernel-thinning", "kh-compress" and "halving" of all n, and up to half of them are left out.
-    With `refine`, KT-SWAP makes up for it.
+    - in the tree about :math:`2 c^2 \log_2(n / c)`;
+    - in KT-SPLIT :math:`c^2`;
+    - in KT-SWAP at most 181 c `size` for its target, and at most 2 c `size` in each pass.
+
+    Two things go beyond the papers. KT-SWAP makes up to eight passes. In "compress++" its target is
+    not the c rows that the tree leaves but the rows before some of the halvings, 90 to 181 times
+    `size`. Where c would be above 16,384, the rows are divided into blocks with a smaller c, each
+    block is thinned to its share of `size`, and the time is linear in n.
+
+    Halvings start from `size` times a power of two rows, evenly spaced. In "kernel-thinning",
+    "kh-compress" and "halving" they start from all n rows, and up to half of the rows are left
+    out. In "kernel-thinning" KT-SWAP compensates: it compares with all rows and may choose any.
 
     Examples
     --------
@@ -145,8 +161,8 @@ def thin(
         share = None
     if isinstance(kernel, str) and kernel != "precomputed":
         as_kernel(kernel)
-    if method in BLIND or (size == n and unique):  # whatever the kernel
-        checks.finite("points", is_finite(make_factor(array, linear()), n))
+    if method in BLIND or (size == n and unique):  # the kernel changes nothing
+        check_finite(array)
         if size == n and unique:
             return np.arange(n)
         if method == "standard":
@@ -163,11 +179,11 @@ def thin(
         task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
         rows = choose_rows(task, method, g)
     rows = np.sort(rows)
-    return without_repeats(rows, n, share) if unique else rows
+    return repeats_to_nearest_free(rows, n, share) if unique else rows
 
 
 def _check_options(method: str, target: str, refine: bool, device: str) -> str:
-    """Check options that depend on one another; return "cpu" or "cuda"."""
+    """Check the options that depend on each other; return "cpu" or "cuda"."""
     checks.choice("method", method, METHODS)
     checks.choice("target", target, TARGETS)
     device = bodies.choose(device)

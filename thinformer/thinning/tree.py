@@ -1,4 +1,4 @@
-"""Compress and Compress++ around a halving algorithm of your own, for points of any kind."""
+"""Compress and Compress++ with your own halving algorithm, for points of any kind."""
 
 from __future__ import annotations
 
@@ -20,45 +20,51 @@ def compress(
     thin: Callable[[NDArray], ArrayLike] | None = None,
     g: int = 0,
 ) -> NDArray[np.int64]:
-    r"""Thin with your own halving algorithm in a tree of buckets: Compress, or Compress++.
+    r"""Thin with your own halving algorithm over a tree of buckets: Compress or Compress++.
 
-    *Distribution Compression in Near-linear Time* (Shetty, Dwivedi & Mackey, arXiv 2111.07941). Of
-    n = :math:`4^p` points, each quarter is compressed, and the four results together are halved;
-    :math:`4^g` points are left as they are. That keeps :math:`2^g \sqrt n` of them with about the
-    error of halving all at once: a quadratic `halve` takes near-linear time, a :math:`n^3` one
+    The algorithms are those of *Distribution Compression in Near-linear Time* (Shetty, Dwivedi &
+    Mackey, arXiv 2111.07941). For n = :math:`4^p` points, Compress compresses each quarter, joins
+    the four results and halves them; a set of :math:`4^g` points is returned as it is. Compress
+    keeps :math:`2^g \sqrt n` points, with about the error of repeated halving of all n points. If
+    `halve` takes quadratic time, Compress takes near-linear time; for :math:`n^3` it takes
     :math:`n^{3/2}`.
 
     Parameters
     ----------
     points : (n, ...) array-like of any dtype
-        Rows are points; nothing but rows is ever taken of it, so they may be anything.
+        The points, one a row. They may be anything, because `compress` only selects rows.
     halve : function
-        Of an even number m of rows (m, ...) in the order of `points`, it returns which half is
-        kept: m / 2 distinct row numbers.
+        It gets an even number m of rows, (m, ...), in the order of `points`, and returns the half
+        that is kept: m / 2 distinct row numbers.
     thin : function, optional
-        Of the rows that Compress keeps it returns which remain, at least one (Compress++).
+        It gets the rows that Compress keeps and returns the row numbers that remain, at least one.
+        This is Compress++.
     g : int
-        Oversampling: :math:`2^g` times the points, a smaller error, and halvings of at least
-        :math:`4^{g+1}` points.
+        Oversampling. Compress keeps :math:`2^g` times as many points, with a smaller error, and
+        each halving gets at least :math:`4^{g+1}` points.
 
     Returns
     -------
     (size,) int64 array
-        Row numbers, in the order in which the functions return them: increasing where theirs are.
-        Without `thin`, size is `coreset_size(n, g)`.
+        Row numbers. They are increasing if the functions return increasing numbers. Without
+        `thin`, size is `coreset_size(n, g)`.
 
     Raises
     ------
     TypeError, ValueError
-        No points, g is not a non-negative integer, or a function returns something else.
+        There are no points; g is not a non-negative integer; or a function returns anything else
+        than described.
 
     Notes
     -----
-    With r = log2(sqrt(n) / 2^g) rounds, `halve` is called 4^(r-1), ..., 4, 1 times, with
-    4^(g+1), 2 * 4^(g+1), ... rows, round by round and from the first bucket to the last. Of n that
-    is not a power of four, evenly spaced rows that end with the last are compressed, as many as
-    halve evenly to `coreset_size(n, g)`: more than half of all, in buckets of even lengths that
-    differ by two at most. Guarantees for unbiased halvings need `symmetrize`.
+    There are r = log2(sqrt(n) / 2^g) rounds. In these rounds `halve` is called 4^(r-1), ..., 4, 1
+    times, with 4^(g+1), 2 * 4^(g+1), ... rows, in each round from the first bucket to the last.
+
+    If n is not a power of four, evenly spaced rows are compressed, the last row included: the
+    largest number that halves evenly to `coreset_size(n, g)`, which is more than half of n. The
+    lengths of the buckets are then even and differ by two at most.
+
+    Guarantees for unbiased halvings need `symmetrize`.
 
     Examples
     --------
@@ -72,7 +78,7 @@ def compress(
     checks.not_empty("points", array, 0, "point")
     n = len(array)
     schedule = compress_schedule(n, coreset_size(n, g))
-    # the last of each of `length` strata, as standard thinning takes them
+    # standard thinning: the last row of each of `length` strata
     rows = np.arange(1, schedule.length + 1) * n // schedule.length - 1
     for round_ in schedule.rounds:
         bounds = 2 * (np.arange(round_.buckets + 1) * round_.pairs // round_.buckets)
@@ -85,35 +91,35 @@ def compress(
 def symmetrize(
     halve: Callable[[NDArray], ArrayLike], rng: int | np.random.Generator | None = None
 ) -> Callable[[NDArray], NDArray[np.int64]]:
-    """Return a halving that keeps `halve`'s half or the other one, with equal chances.
+    """Return a halving that keeps the half of `halve` or the other half, with equal probability.
 
-    Then every row of an even number is kept with probability 1/2, and a mean over the half is an
-    unbiased estimate of the mean over all, which the guarantees of Compress ask for
-    (arXiv 2111.07941).
+    If the number of rows is even, each row is then kept with probability 1/2, and the mean over the
+    kept half is an unbiased estimate of the mean over all rows. The guarantees of Compress require
+    this (arXiv 2111.07941).
 
     Parameters
     ----------
     halve : function
-        Of rows (m, ...) it returns floor(m / 2) distinct row numbers.
+        It gets rows (m, ...) and returns floor(m / 2) distinct row numbers.
     rng : None, int or numpy.random.Generator
-        Where the coins come from (SPEC 7), one a call: a seed gives one sequence of coins, not one
-        coin. A generator is advanced by one number, here and not in the calls.
+        The source of the coins (SPEC 7), one coin for each call of the halving. A seed gives a
+        sequence of coins. A generator is advanced by one number, when `symmetrize` is called.
 
     Returns
     -------
     function
-        A halving like `halve`. The other half is increasing. Where m is odd, the other half has one
-        row more, and one at random is left out of it: both have floor(m / 2), and rows that `halve`
-        prefers keep some of that preference.
+        A halving like `halve`. The other half is increasing. If m is odd, the other half has one
+        row more than `halve` keeps, and one row at random is left out of it. Both halves then have
+        floor(m / 2) rows, but rows that `halve` prefers are still kept more often than others.
 
     Raises
     ------
     TypeError, ValueError
-        `rng` is none of these; in a call: `halve` returns something else.
+        `rng` is none of these; or, in a call, `halve` returns anything else than described.
 
     Notes
     -----
-    O(m log m) time besides that of `halve`.
+    O(m log m) time in addition to that of `halve`.
 
     Examples
     --------
@@ -142,7 +148,7 @@ def symmetrize(
 def _choose(
     name: str, function: Callable, points: NDArray, rows: NDArray, size: int | None
 ) -> NDArray[np.int64]:
-    """Those of the rows that a user's function chooses: `size` of them, or any number."""
+    """The rows that a user's function chooses, checked: `size` rows, or any number if None."""
     n = rows.size
     chosen: Any = np.asarray(function(points[rows]))
     wanted = f"{name} must return {'' if size is None else f'{size} '}distinct row numbers of {n}"

@@ -1,41 +1,23 @@
-"""Weighted points: as shares, as copies of equal weight, and which rows may be chosen."""
+"""Weighted points as copies of equal weight, and the replacement of rows that are chosen twice."""
 
 from __future__ import annotations
 
 import bisect
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from thinformer.thinning.task import Task
 
-COPIES = 2  # weighted points become so many equally weighted ones, times n
-
-
-def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDArray:
-    """Return weights of n points that sum to one, equal ones unless given."""
-    if weights is None:
-        return np.full(n, 1 / n)
-    array = np.asarray(weights)
-    if array.dtype.kind not in "biuf" or array.shape != (n,):
-        raise ValueError(
-            f"{name} must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"
-        )
-    array = array.astype(np.float64)
-    with np.errstate(over="ignore"):
-        total = array.sum()
-    if not np.isfinite(total) or array.min() < 0 or total == 0:
-        raise ValueError(
-            f"{name} must be finite and have a finite sum, none of them negative and not all zero"
-        )
-    return array / total
+COPIES = 2  # n weighted points become COPIES * n equally weighted ones
 
 
 def equal_copies(task: Task) -> NDArray:
-    """Rows that weigh the same and stand for the weighted sample: each once, if weights are equal.
+    """Rows, each of the same weight, that represent the weighted sample.
 
-    Otherwise 2 n rows by systematic resampling: a row comes as often as its weight says, rounded up
-    or down. Its error is below that of thinning to sqrt(n) rows.
+    Points of equal weight give each row once. Otherwise systematic resampling gives 2 n rows: a row
+    comes as often as its weight says, rounded up or down. The error of this rounding is below the
+    error of thinning to sqrt(n) rows.
     """
     if task.weights is None:
         return np.arange(task.n)
@@ -44,32 +26,38 @@ def equal_copies(task: Task) -> NDArray:
 
 
 def spare_rows(task: Task, rows: NDArray) -> NDArray:
-    """The rows that weigh too little to have a copy, of which many may be chosen once."""
+    """The eligible rows that are not among the copies `rows`: their weight is too small."""
     return np.setdiff1d(eligible(task), rows) if task.weights is not None else rows[:0]
 
 
 def eligible(task: Task) -> NDArray:
-    """The rows that may come in by swaps: those that weigh, if they are enough."""
+    """The rows that KT-SWAP may choose: all rows of positive weight.
+
+    If a row may be chosen only once and these are fewer than `size`, all rows are eligible.
+    """
     weighing = np.arange(task.n) if task.weights is None else np.flatnonzero(task.weights)
     return np.arange(task.n) if task.unique and weighing.size < task.size else weighing
 
 
 def at_shares(shares: NDArray, weights: NDArray) -> NDArray:
-    """The rows at which the running sum of the weights passes the given shares of it."""
+    """The rows at which the running sum of the weights first exceeds each share of the total."""
     reached = np.cumsum(weights)
     last = np.flatnonzero(weights)[-1]
     return np.minimum(np.searchsorted(reached, shares * reached[-1], side="right"), last)
 
 
-def distinct(places: NDArray, n: int) -> NDArray:
-    """The same places with repeats replaced by others, the smallest that are free."""
+def repeats_to_first_free(places: NDArray, n: int) -> NDArray:
+    """Places below n in which each repeat is replaced by the smallest place that is free."""
     distinct = np.unique(places)
     free = np.setdiff1d(np.arange(n), distinct)
     return np.concatenate([distinct, free[: places.size - distinct.size]])
 
 
-def without_repeats(rows: NDArray, n: int, weights: NDArray | None) -> NDArray:
-    """Increasing rows with each repeat replaced by the nearest free row of those that weigh."""
+def repeats_to_nearest_free(rows: NDArray, n: int, weights: NDArray | None) -> NDArray:
+    """Increasing rows in which each repeat is replaced by the nearest row that is free.
+
+    Rows of weight 0 are taken only if the others are too few.
+    """
     distinct = np.unique(rows)
     if distinct.size == rows.size:
         return rows

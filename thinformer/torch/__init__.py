@@ -7,6 +7,7 @@ except ImportError as error:
         "thinformer.torch needs torch, which is not installed: pip install 'thinformer[torch]'"
     ) from error
 
+from thinformer.attending.options import KeySelection, LayerOptions
 from thinformer.attending.settings import load_settings
 from thinformer.torch.convert import Conversion, convert, revert
 from thinformer.torch.functional import thinformer_attention
@@ -14,6 +15,8 @@ from thinformer.torch.module import ThinformerAttention
 
 __all__ = [
     "Conversion",
+    "KeySelection",
+    "LayerOptions",
     "ThinformerAttention",
     "convert",
     "load_settings",

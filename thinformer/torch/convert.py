@@ -1,7 +1,6 @@
-"""`convert` and `revert`: Thinformer attention in models that are there, swapped in place.
+"""`convert` and `revert`: swap the attention of an existing model, in place.
 
-A module is swapped by giving it a class that attends otherwise, so its weights, hooks and
-state_dict keys are untouched.
+A module is swapped by giving it another class, so its weights, hooks and state_dict keys stay.
 """
 
 from __future__ import annotations
@@ -17,23 +16,25 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
-from thinformer.torch.functional import checked_attention
+from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.settings import of_layers
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.multihead import ThinnedMultiheadAttention
 
-# one of these is in the code of processors of diffusers that can be thinned
+# a processor of diffusers can be thinned if its code names one of these functions
 INTERCEPTED = {"scaled_dot_product_attention", "dispatch_attention_fn"}
 
 
 class Conversion(NamedTuple):
-    """What `convert` did, by the modules' names.
+    """The result of `convert`: which attention modules were swapped, and which were not.
 
     Attributes
     ----------
     swapped : list of str
-        Attention modules that are thinned now.
+        The names of the modules that are thinned now.
     left : dict of str to str
-        Those that are not, and why.
+        The names of the other attention modules, and why each was left.
     """
 
     swapped: list[str]
@@ -51,6 +52,7 @@ def convert(
     temperature: float | str | None = None,
     fallback: str | None = None,
     error_threshold: float | None = None,
+    options: LayerOptions | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
@@ -66,40 +68,42 @@ def convert(
     settings : path or dict, optional
         Settings of each layer by its name: a file that `thinformer tune` wrote, or what
         `load_settings` returns. It must name every attention module that can be swapped and no
-        other; the other arguments are left out. Those that are exact there are not swapped.
+        other; the other arguments are left out. A layer that is exact there is not swapped.
     g, size : int
         As in `thinformer.thinformer_attention`.
     min_length : int
-        Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
+        Attention over fewer keys stays exact, and so does a sequence with fewer tokens in a batch.
         Attention of a single query is exact too.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
     fallback : {None, "exact"}
     error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
+    options : LayerOptions, optional
+        All of these settings as one object; they are left out then.
 
     Returns
     -------
     Conversion
-        ``swapped``, the names of the modules that are thinned now, and ``left``, the names of those
-        that are not and why.
+        ``swapped``, the names of the modules that are thinned now, and ``left``, the names of the
+        other attention modules with the reason.
 
     Raises
     ------
     ValueError
-        Settings out of their range, or that are not those of the model's attention modules.
+        A setting is out of its range, or the settings name other modules than the model has.
 
     Notes
     -----
-    Causal masks, masks that differ by query and biases raise NotImplementedError in the forward
-    pass, where it is not exact. ``nn.MultiheadAttention`` keeps its own meaning of boolean masks,
-    True is ignored, and returns weights (B, T, S) that are 0 where a key was not kept.
+    In the forward pass, a layer that is not exact raises NotImplementedError for a causal mask, a
+    mask that differs by query, and a bias. ``nn.MultiheadAttention`` keeps its own meaning of
+    boolean masks, where True is left out. It returns weights (B, T, S) that are 0 for dropped keys.
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
-    alone = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold,
+    alone = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
     )  # fmt: skip
     revert(model)
     swapped, left = [], {}
@@ -126,7 +130,7 @@ def convert(
 
 
 def revert(model: nn.Module) -> None:
-    """Undo `convert`, in place: the model is what it was. Does nothing to other models."""
+    """Undo `convert`, in place. A model that was not converted stays as it is."""
     for module in model.modules():
         for attribute, before in module.__dict__.pop("_before_thinformer", {}).items():
             if before is None:
@@ -136,7 +140,7 @@ def revert(model: nn.Module) -> None:
 
 
 def _set(module: nn.Module, **attributes: Any) -> None:
-    """Set attributes that `revert` sets back, or deletes where there were none."""
+    """Set attributes; `revert` sets them back, or deletes them where there were none."""
     before = {name: getattr(module, name, None) for name in attributes}
     for name, attribute in attributes.items():
         setattr(module, name, attribute)
@@ -144,7 +148,7 @@ def _set(module: nn.Module, **attributes: Any) -> None:
 
 
 def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, str]:
-    """The class that a module gets, or None and why; no reason for what is no attention."""
+    """The class that a module gets, or None and the reason; "" for a module without attention."""
     cls = type(module)
     if cls is nn.MultiheadAttention:
         if module.bias_k is not None or module.add_zero_attn:
@@ -176,12 +180,12 @@ def names_in(function: Any) -> set[str]:
 
 @functools.cache
 def _through_sdpa(cls: type) -> type:
-    """A class of modules that is another but for what scaled_dot_product_attention does in it."""
+    """A subclass of a module's class in which scaled_dot_product_attention is thinned."""
     return type(f"Thinned{cls.__name__}", (_ThroughSDPA, cls), {})
 
 
 class _ThroughSDPA:
-    thinformer: Settings
+    thinformer: LayerOptions
 
     def forward(self, *args: Any, **options: Any) -> Any:
         calls = _Instead(self.thinformer)
@@ -199,29 +203,29 @@ class _ThroughSDPA:
 
 
 def _unpickled(cls: type) -> Any:
-    """A module of a class made on the spot, before it gets its state."""
+    """A module of a class of `_through_sdpa`, before it gets its state."""
     thinned: Any = _through_sdpa(cls)
     return thinned.__new__(thinned)
 
 
 class _Instead(TorchFunctionMode):
-    """Calls of scaled_dot_product_attention become thinned ones."""
+    """While active, calls of scaled_dot_product_attention are thinned."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, layer: LayerOptions) -> None:
         super().__init__()
-        self.settings = settings
+        self.layer = layer
         self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is scaled_dot_product_attention:
             self.seen = True
-            return _attend(self.settings, *args, **options)
+            return _attend(self.layer, *args, **options)
         return func(*args, **options)
 
 
 def _attend(
-    settings: Settings,
+    layer: LayerOptions,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -231,15 +235,13 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """scaled_dot_product_attention, thinned where the settings say so."""
-    if settings.leaves_exact(query.shape[-2], key.shape[-2]):
+    """scaled_dot_product_attention, thinned where its options say so."""
+    if layer.leaves_exact(query.shape[-2], key.shape[-2]):
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if attn_mask is not None and attn_mask.is_floating_point():
-        # diffusers' masks hold it; its exponential is 0
+        # masks of diffusers hold -10,000 where a key is left out; its exponential is 0
         attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
-    return checked_attention(
-        query, key, value, scale=scale, attn_mask=attn_mask, is_causal=is_causal,
-        enable_gqa=enable_gqa, dropout_p=dropout_p, layout="bhsd", **settings.options(),
-    ).output  # fmt: skip
+    call = Call(scale, None, attn_mask, is_causal, enable_gqa, layout="bhsd")
+    return checked_attention(query, key, value, layer, call, Wanted(dropout_p=dropout_p)).output

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from thinformer.attending.attention import check_correction
-from thinformer.attending.settings import check_fallback
-from thinformer.halving.plan import PRE_THIN
+from thinformer.attending.arguments import softmax_scale
+from thinformer.attending.options import (
+    SETTING_NAMES,
+    LayerOptions,
+    given_options,
+    layer_options,
+)
 from thinformer.support import checks
-from thinformer.torch.functional import (
+from thinformer.torch.attend.arguments import (
+    Wanted,
     as_autocast,
-    attend,
     check_generator,
     check_tensors,
     shape,
 )
+from thinformer.torch.attend.layer import attend
+from thinformer.torch.choose.heads import Heads
 
 
 class ThinformerAttention(nn.Module):
-    r"""Softmax attention over the few keys and values that represent all of them.
+    r"""Softmax attention over few keys and values that represent all keys and values.
 
-    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass chooses
-    :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of
-    four not above S, and lets all queries attend to those. Where S <= n_out nothing is thinned and
-    the result is exact attention.
+    Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass selects
+    :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of four
+    not above S, and all queries attend to these keys. Where S <= n_out, the result is exact
+    attention.
 
     It is unmasked attention: there is no causal or padding mask, and no parameter to train.
 
@@ -44,31 +52,39 @@ class ThinformerAttention(nn.Module):
         How a sequence is brought to a length that halves evenly: by one token at random from each
         of equal strata, or by the published rule, every s-th token for s = S // n.
     correction : {None, "nystrom", "queries"}
-        How the keys kept make up for those that are not: as in `thinformer.attention`. The weights
-        then may be negative; they sum to 1, save where masses nearly cancel.
+        `correction` fits a value and a mass to each kept key, to compensate for the dropped keys,
+        as in `thinformer.attention`. The weights may then be negative; they sum to 1, except where
+        masses nearly cancel.
     temperature : float or "auto", optional
-        That of a correction's kernel on keys; by WildCat's formula for each head if None or "auto".
-        Without a correction it chooses the keys by herding, as in `thinformer.attention`, which
-        says what that costs: mostly nearer than by default, without a guarantee, and not on a GPU.
+        With a correction: the temperature of its kernel on keys; None and "auto" use WildCat's
+        formula for each head. Without a correction: keys are selected by herding, as in
+        `thinformer.attention`: mostly nearer than by default, without a guarantee, not on a GPU.
     generator : torch.Generator, optional
-        Where each forward pass takes its seed from; torch's default generator of the tensors'
-        device if None, so ``torch.manual_seed`` reproduces a result. One of the CPU draws the same
-        for tensors on a GPU as for tensors on the CPU.
+        The source of each forward pass's seed; torch's default generator of the tensors' device if
+        None, so ``torch.manual_seed`` reproduces a result. A generator of the CPU draws the same
+        seeds for tensors on a GPU as for tensors on the CPU.
     estimate_error : bool
         Estimate the error of each head in each forward pass, for `last_error_estimate`.
     fallback : {None, "exact"}
-        What to do where the estimate is above `error_threshold`, or is NaN: with "exact", the
-        output of that head of that sequence is exact attention, and gradients flow through it. It
-        estimates too, and returns no weights, as exact attention has those of all keys.
+        What to do for a head of a sequence whose estimated error is above `error_threshold`, or is
+        NaN. "exact" computes exact attention for it, and gradients flow through that. A fallback
+        also estimates the error, and returns no weights, as exact attention has weights of all
+        keys.
     error_threshold : float, optional
         Not negative; required by a fallback.
+    options : LayerOptions, optional
+        All of these settings but `scale`, `use_torch_spda`, `generator` and `estimate_error` as one
+        object; they are left out then. Attention over fewer keys than its ``min_length``, 256 by
+        default, is exact; without the object, sequences of any length are thinned.
 
     Attributes
     ----------
+    options : LayerOptions
+        The settings. Each can also be read and replaced by its name, as in ``module.size = 64``.
     last_error_estimate : (B, H) tensor or None
-        Of the last forward pass that returned, the estimated relative error of each head's output,
-        before any fallback: float64 for float64 tensors, else float32, without gradient. None
-        before the first pass, and if that pass was not asked for one.
+        The estimated relative error of each head's output in the last forward pass, before any
+        fallback: float64 for float64 tensors, else float32, without gradient. None before the first
+        pass, and where neither `estimate_error` nor a fallback is set.
 
     Shape
     -----
@@ -78,16 +94,16 @@ class ThinformerAttention(nn.Module):
 
     Notes
     -----
-    Gradients flow to the queries and to the keys and values kept; the choice itself is not
-    differentiated. It is made in float32 for float16 and bfloat16. Where a head of a sequence has
-    NaN or infinity among its keys or values, its output and weights are NaN, and no other's are.
+    Gradients flow to the queries and to the kept keys and values; the selection itself is not
+    differentiated. Keys are selected in float32 for float16 and bfloat16. A head with NaN or
+    infinity among its keys or values has NaN in its output and weights; other heads do not.
 
-    What the estimate is, costs and is worth says `thinformer_attention`. A fallback makes the CPU
-    wait for a GPU, and breaks the graph of `torch.compile`.
+    `thinformer_attention` says what the error estimate is and what it costs. A fallback makes the
+    CPU wait for a GPU, and breaks the graph of `torch.compile`.
 
-    CUDA tensors take ``thinformer[cuda13]`` or ``[cuda12]``. The work is put on torch's current
-    stream, and the CPU does not wait for it. The first call compiles; one after it, of the same
-    shapes, can be captured by ``torch.cuda.graph``.
+    CUDA tensors need ``thinformer[cuda13]`` or ``[cuda12]``. The work runs on torch's current
+    stream, and the CPU does not wait for it. The first call compiles; a later call of the same
+    shapes can be captured by ``torch.cuda.graph``.
 
     Raises
     ------
@@ -97,7 +113,7 @@ class ThinformerAttention(nn.Module):
         Tensors of another device; a temperature without a correction on a GPU; a fallback under
         ``torch.compile(fullgraph=True)``.
     RuntimeError
-        CUDA tensors without what they take; says what to install.
+        CUDA tensors without the packages that they need; says what to install.
 
     Examples
     --------
@@ -123,35 +139,30 @@ class ThinformerAttention(nn.Module):
         estimate_error: bool = False,
         fallback: str | None = None,
         error_threshold: float | None = None,
+        options: LayerOptions | None = None,
     ) -> None:
         super().__init__()
-        self.g = checks.integer("g", g, 0)
+        settings: dict[str, Any] = {
+            "g": g, "size": size, "pre_thin": pre_thin, "correction": correction,
+            "temperature": temperature, "fallback": fallback, "error_threshold": error_threshold,
+        }  # fmt: skip
+        if options is None:
+            self.options = layer_options(**settings, min_length=0)
+        else:
+            self.options = given_options(options, **settings)
         self.scale = None if scale is None else checks.positive("scale", scale)
         self.use_torch_spda = use_torch_spda
-        self.size = None if size is None else checks.integer("size", size, 1)
-        self.pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
-        check_correction(correction, temperature)
-        if (correction is not None or temperature is not None) and pre_thin != "even":
-            special = "temperature" if correction is None else "correction"
-            raise ValueError(
-                f"pre_thin must be 'even' with a {special}, which does not thin; got {pre_thin!r}"
-            )
-        self.correction, self.temperature = correction, temperature
         check_generator(generator)
         self.generator = generator
         self.estimate_error = checks.boolean("estimate_error", estimate_error)
-        check_fallback(fallback, error_threshold)
-        self.fallback, self.error_threshold = fallback, error_threshold
         self.last_error_estimate: torch.Tensor | None = None
 
     def extra_repr(self) -> str:
         """Say how the module was made."""
-        return (
-            f"g={self.g}, scale={self.scale}, use_torch_spda={self.use_torch_spda}, "
-            f"size={self.size}, pre_thin={self.pre_thin!r}, correction={self.correction!r}, "
-            f"temperature={self.temperature!r}, estimate_error={self.estimate_error}, "
-            f"fallback={self.fallback!r}, error_threshold={self.error_threshold}"
-        )
+        settings = self.options.settings()
+        own = {"scale": self.scale, "use_torch_spda": self.use_torch_spda}
+        shown = {"g": settings["g"], **own, **settings, "estimate_error": self.estimate_error}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -164,12 +175,25 @@ class ThinformerAttention(nn.Module):
                 f"query must have shape (B, T, H, E) with the B, H and E of key {shape(key)}; "
                 f"got shape {shape(query)}"
             )
-        attended = attend(
-            query, key, value, None, g=self.g, size=self.size, scale=self.scale,
-            generator=self.generator, pre_thin=self.pre_thin, correction=self.correction,
-            temperature=self.temperature, with_error=self.estimate_error,
-            with_weights=not self.use_torch_spda and self.fallback is None,
-            error_threshold=self.error_threshold,
-        )  # fmt: skip
+        heads = Heads(query, key, value, None, softmax_scale(self.scale, query.shape[-1]))
+        weights = not self.use_torch_spda and self.options.fallback is None
+        wanted = Wanted(weights, self.estimate_error, generator=self.generator)
+        attended = attend(heads, self.options, wanted)
         self.last_error_estimate = attended.error_estimate
         return attended.output, attended.weights
+
+
+def _setting(name: str) -> property:
+    """A setting of the module's options, which is checked when it is replaced."""
+
+    def read(module: ThinformerAttention) -> Any:
+        return module.options.settings()[name]
+
+    def replace(module: ThinformerAttention, value: Any) -> None:
+        module.options = layer_options(**{**module.options.settings(), name: value})
+
+    return property(read, replace)
+
+
+for _name in SETTING_NAMES:
+    setattr(ThinformerAttention, _name, _setting(_name))

@@ -1,4 +1,4 @@
-"""`torch.nn.MultiheadAttention` over the few keys kept; `convert` puts it to work."""
+"""`torch.nn.MultiheadAttention` over few keys, which `convert` swaps in."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from thinformer.attending.settings import Settings
+from thinformer.attending.options import LayerOptions
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.attend.masks import keys_attended
-from thinformer.torch.functional import checked_attention
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):
-    """nn.MultiheadAttention, thinned as its settings say, with the same parameters."""
+    """nn.MultiheadAttention with the same parameters, thinned as its options say."""
 
-    thinformer: Settings
+    thinformer: LayerOptions
 
     def forward(
         self,
@@ -27,9 +28,9 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend: as in nn.MultiheadAttention; weights are 0 where a key was not kept.
+        """Attend as nn.MultiheadAttention does; weights of dropped keys are 0.
 
-        With a fallback there are none: exact attention has weights of all keys.
+        With a fallback no weights are returned: exact attention has weights of all keys.
         """
         batched = query.dim() == 3
         tokens = int(batched and self.batch_first)
@@ -55,14 +56,12 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             key_padding_mask = None if valid is None else ~valid
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
-                attn_mask = ~attn_mask  # True is ignored here, and takes part there
+                attn_mask = ~attn_mask  # here True is left out, there True takes part
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(B, H, T, S)
-        attended = checked_attention(
-            query, key, value, key_padding_mask=key_padding_mask, attn_mask=attn_mask,
-            is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0,
-            with_weights=need_weights, **self.thinformer.options(),
-        )  # fmt: skip
+        call = Call(key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal)
+        wanted = Wanted(need_weights, dropout_p=self.dropout if self.training else 0.0)
+        attended = checked_attention(query, key, value, self.thinformer, call, wanted)
         output, weights = self.out_proj(attended.output.flatten(-2)), None
         if attended.weights is not None and attended.indices is not None:
             places = attended.indices.clamp(min=0)[:, :, None].expand_as(attended.weights)

@@ -17,9 +17,10 @@ except ImportError as error:
         "pip install tabpfn"
     ) from error
 
-from thinformer.attending.settings import MIN_LENGTH, Settings, checked
-from thinformer.torch.choose.on_cpu import COMPUTED_IN
-from thinformer.torch.functional import checked_attention
+from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
+from thinformer.torch.choose.heads import COMPUTED_IN
 
 NAME = "thinformer"
 
@@ -33,6 +34,7 @@ def register(
     temperature: float | str | None = None,
     fallback: str | None = None,
     error_threshold: float | None = None,
+    options: LayerOptions | None = None,
 ) -> None:
     """Let TabPFN attend by `thinformer.thinformer_attention`, before its other backends.
 
@@ -47,44 +49,45 @@ def register(
     fallback : {None, "exact"}
     error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
+    options : LayerOptions, optional
+        All of these settings as one object; they are left out then.
 
     Notes
     -----
     Registering again replaces the settings; `unregister` undoes it. Each attention draws its seed
     from torch's default generator.
     """
-    settings = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold,
+    layer = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
     )  # fmt: skip
     unregister()
-    register_attention_backend(_Backend(settings))
+    register_attention_backend(_Backend(layer))
 
 
 def unregister() -> None:
-    """Leave all attention to TabPFN again."""
+    """Undo `register`: TabPFN computes all attention itself."""
     unregister_attention_backend(NAME)
 
 
 class _Backend:
-    """What TabPFN asks whether it takes a call, and calls."""
+    """The backend that TabPFN calls, after `is_preferred` said that it takes a call."""
 
     name = NAME
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, layer: LayerOptions) -> None:
+        self.layer = layer
 
     def is_preferred(self, spec: Any) -> bool:
-        """Whether a call of these shapes is thinned; TabPFN's own attention takes the others."""
+        """Whether a call of these shapes is thinned; TabPFN's own attention takes other calls."""
         if spec.seq_len_q is None or spec.seq_len_kv is None:
             return False
         known = spec.device.type in ("cpu", "cuda") and spec.dtype in COMPUTED_IN
-        return known and not self.settings.leaves_exact(spec.seq_len_q, spec.seq_len_kv)
+        return known and not self.layer.leaves_exact(spec.seq_len_q, spec.seq_len_kv)
 
     def run(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **context: Any
     ) -> torch.Tensor:
         """Attend: query (B, T, H, E), key and value (B, S, H_kv, E), as TabPFN has them."""
-        return checked_attention(
-            query, key, value, enable_gqa=True, **self.settings.options()
-        ).output  # fmt: skip
+        call = Call(enable_gqa=True)
+        return checked_attention(query, key, value, self.layer, call, Wanted()).output

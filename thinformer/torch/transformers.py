@@ -22,11 +22,13 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
-from thinformer.attending.settings import MIN_LENGTH, Settings, checked, of_layers
+from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.settings import of_layers
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.convert import names_in
-from thinformer.torch.functional import checked_attention
 
-# what models hand over that changes nothing about the scores; all else raises
+# arguments of models that do not change the scores; any other argument raises
 HARMLESS = {
     "position_ids", "cache_position", "use_cache", "deterministic", "num_items_in_batch",
     "output_hidden_states", "output_router_logits", "return_dict", "encoder_hidden_states",
@@ -43,6 +45,7 @@ def register(
     temperature: float | str | None = None,
     fallback: str | None = None,
     error_threshold: float | None = None,
+    options: LayerOptions | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
 
@@ -53,32 +56,34 @@ def register(
     Parameters
     ----------
     name : str
-        Several may be registered, with other settings each.
+        Several names may be registered, each with its own settings.
     g, size : int
         As in `thinformer.thinformer_attention`.
     min_length : int
-        Attention over fewer keys stays exact, and so do sequences with fewer tokens in a batch.
+        Attention over fewer keys stays exact, and so does a sequence with fewer tokens in a batch.
         Attention of a single query, a step of decoding, is exact too.
     correction : {None, "nystrom", "queries"}
     temperature : float or "auto", optional
     fallback : {None, "exact"}
     error_threshold : float, optional
         As in `thinformer.thinformer_attention`.
+    options : LayerOptions, optional
+        All of these settings as one object; they are left out then.
 
     Notes
     -----
-    Padding is honoured: a text gets the same keys alone and in a padded batch. Each layer draws a
-    seed from torch's default generator, so ``torch.manual_seed`` before a forward pass makes it
-    reproducible. `configure` changes the settings of single layers.
+    A text keeps the same keys alone and in a padded batch. Each layer draws a seed from torch's
+    default generator, so ``torch.manual_seed`` before a forward pass makes it reproducible.
+    `configure` changes the settings of single layers.
 
-    What is not supported raises NotImplementedError in the forward pass, and names the layer:
-    causal attention of more than one query, whatever its length; ``position_bias``, ``softcap``,
-    ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``, ``output_attentions`` and every other argument
-    that is not known to be harmless; masks that differ by query.
+    The forward pass raises NotImplementedError, and names the layer, for causal attention of more
+    than one query; for ``position_bias``, ``softcap``, ``s_aux``, ``sliding_window``,
+    ``cu_seq_lens_q``, ``output_attentions`` and every other argument that is not known to be
+    harmless; and for a mask that differs by query.
     """
-    settings = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold,
+    of_model = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
     )  # fmt: skip
 
     def thinformer(
@@ -87,10 +92,10 @@ def register(
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        **options: Any,
+        **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        of_layer = getattr(module, "thinformer", settings)
-        return _forward(of_layer, module, query, key, value, attention_mask, **options)
+        layer = getattr(module, "thinformer", of_model)
+        return _forward(layer, module, query, key, value, attention_mask, **others)
 
     AttentionInterface.register(name, thinformer)
     AttentionMaskInterface.register(name, _mask)
@@ -108,10 +113,11 @@ def configure(
     fallback: str | None = None,
     error_threshold: float | None = None,
     exact: bool = False,
+    options: LayerOptions | None = None,
 ) -> None:
-    """Give a layer, and all that is in it, settings of its own, instead of those of `register`.
+    """Give a layer, and all modules in it, settings of its own instead of those of `register`.
 
-    Or give a model those of a file, each of its attention layers its own.
+    With `settings`, give each attention layer of a model its own settings, from a file.
 
     Parameters
     ----------
@@ -124,15 +130,17 @@ def configure(
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
+    options : LayerOptions, optional
+        All of these settings but `settings` as one object; they are left out then.
 
     Raises
     ------
     ValueError
-        Settings out of their range, or that are not those of the model's attention layers.
+        A setting is out of its range, or the settings name other layers than the model has.
     """
-    alone = checked(
-        g=g, size=size, min_length=min_length, correction=correction, temperature=temperature,
-        fallback=fallback, error_threshold=error_threshold, exact=exact,
+    alone = given_options(
+        options, g=g, size=size, min_length=min_length, correction=correction,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold, exact=exact,
     )  # fmt: skip
     if settings is None:
         for module in layer.modules():
@@ -140,8 +148,8 @@ def configure(
         return
     attending = attention_layers(layer)
     each = of_layers(settings, alone, attending)
-    for module in layer.modules():  # whatever else might attend stays exact
-        module.thinformer = Settings(exact=True)  # type: ignore[assignment]
+    for module in layer.modules():  # a module that hides its attention stays exact
+        module.thinformer = LayerOptions(exact=True)  # type: ignore[assignment]
     for name, module in attending.items():
         module.thinformer = each[name]  # type: ignore[assignment]
 
@@ -162,7 +170,7 @@ def why_exact(
     is_causal: bool | None,
     options: Mapping[str, Any],
 ) -> str | None:
-    """Why a module's attention cannot be thinned, from what it is called with; None if it can."""
+    """Why a call of a module's attention cannot be thinned; None if it can."""
     layer = layer_name(module)
     unknown = [
         name
@@ -184,13 +192,13 @@ def why_exact(
 
 
 def layer_name(module: nn.Module) -> str:
-    """What errors call a module, which does not know its name in the model."""
+    """A module's name in errors; the module does not know its name in the model."""
     index = getattr(module, "layer_idx", None)
     return type(module).__name__ + ("" if index is None else f" (layer {index})")
 
 
 def _forward(
-    settings: Settings,
+    layer: LayerOptions,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -203,23 +211,22 @@ def _forward(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
-    if not settings.exact:
+    if not layer.exact:
         reason = why_exact(module, query.shape[2], attention_mask, is_causal, options)
         if reason:
             raise NotImplementedError(
                 f"{reason}; leave it exact with "
                 f"thinformer.torch.transformers.configure(layer, exact=True)"
             )
-    if settings.leaves_exact(query.shape[2], key.shape[2]):
+    if layer.leaves_exact(query.shape[2], key.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
             is_causal=is_causal, **options,
         )  # fmt: skip
     try:
-        attended = checked_attention(
-            query, key, value, scale=scaling, attn_mask=attention_mask, enable_gqa=True,
-            dropout_p=dropout, layout="bhsd", **settings.options(),
-        )  # fmt: skip
+        call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
+        wanted = Wanted(dropout_p=dropout)
+        attended = checked_attention(query, key, value, layer, call, wanted)
     except NotImplementedError as error:
         raise NotImplementedError(f"{layer_name(module)}: {error}") from None
     return attended.output.transpose(1, 2).contiguous(), None
@@ -228,7 +235,7 @@ def _forward(
 def _mask(
     *, q_length: int, mask_function: Callable, use_vmap: bool = False, **options: Any
 ) -> torch.Tensor | None:
-    """The mask of ``"sdpa"``; where it is the same for every query, for one: (B, 1, 1, S)."""
+    """The mask of ``"sdpa"``, for one query, (B, 1, 1, S), where all queries have the same mask."""
     if mask_function is bidirectional_mask_function and not use_vmap:
         q_length = 1
     return sdpa_mask(q_length=q_length, mask_function=mask_function, use_vmap=use_vmap, **options)

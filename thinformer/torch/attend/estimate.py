@@ -1,12 +1,13 @@
-r"""How far an attention output is from the exact one, from a few of its queries; and a way back.
+r"""The error of an attention output, estimated from few queries; and exact attention as fallback.
 
-The relative error of a head's output :math:`o_t` over all T queries, :math:`e_t` the exact rows, is
+The relative error of a head, with output rows :math:`o_t` and exact rows :math:`e_t` for all T
+queries, is
 
 .. math:: \Big(\sum_t \|o_t - e_t\|^2 \big/ \sum_t \|e_t\|^2\Big)^{1/2}.
 
-Both sums are estimated from the same few queries. Every query is as likely as any other to be one
-of them, also one that a correction was fitted to: its row is part of the output too. All that is
-needed is that they are drawn independently of what the output was made with.
+Both sums are estimated from the same few queries. All queries are equally likely. The estimate may
+sample queries that the correction was fitted to: their rows are part of the output too. The only
+condition is that the queries are drawn independently of the random numbers behind the output.
 """
 
 from __future__ import annotations
@@ -14,37 +15,49 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer.torch.choose.on_cpu import COMPUTED_IN, grouped
+from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
-QUERIES = 32  # compared a head; the spread of estimates falls as one over their root
+QUERIES = 32  # queries a head; the spread of estimates falls as one over the root
 
 
 def estimate_error(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
+    heads: Heads,
     output: torch.Tensor,
     indices: torch.Tensor,
     *,
-    scale: float,
     generator: torch.Generator | None = None,
-    asked: torch.Tensor | None = None,
+    query_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Estimate the relative error of an output (B, T, H, D): (B, H), float32 or float64, detached.
+    """Estimate the relative error of an output: (B, H), float32 or float64, without gradient.
 
-    query (B, T, H, E), key and value (B, S, H_kv, dim), valid (B, S) the keys that there are, asked
-    (B, T) the queries that there are; indices (B, H_kv, n_out) of the keys kept, -1 for none. It is
-    0 where all keys of a sequence are kept, or no query is asked, and NaN where a row is not
-    finite. Draws once from the generator, the same for every sequence. Takes B H m S (E + D)
-    multiplications for m = `QUERIES`.
+    Parameters
+    ----------
+    heads : Heads
+    output : (B, T, H, D) tensor
+    indices : (B, H_kv, n_out) int64 tensor
+        The keys kept, -1 for none.
+    generator : torch.Generator, optional
+        Draws once, and the same for every sequence.
+    query_mask : (B, T) bool tensor, optional
+        Which queries there are; all of them by default.
+
+    Returns
+    -------
+    (B, H) tensor
+        0 where all keys of a sequence are kept, or no query is there; NaN where a row is not
+        finite.
+
+    Notes
+    -----
+    B H m S (E + D) multiplications for m = `QUERIES`.
     """
+    query, key, value, valid, scale = heads
     (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    wide, group = COMPUTED_IN[value.dtype], max(H // max(H_kv, 1), 1)
+    wide, group = COMPUTED_IN[value.dtype], max(heads.group, 1)
     if T == 0:
         return output.new_zeros((B, H), dtype=wide)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        positions, counted = draw_queries(B, T, H, asked, generator, query.device)
+        positions, counted = draw_queries(B, T, H, query_mask, generator, query.device)
         few, approximate = (
             torch.take_along_dim(x, positions.transpose(1, 2)[..., None], dim=1)
             for x in (query, output)
@@ -70,44 +83,37 @@ def draw_queries(
     B: int,
     T: int,
     H: int,
-    asked: torch.Tensor | None,
+    query_mask: torch.Tensor | None,
     generator: torch.Generator | None,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw positions (B, H, m), and which of them count (B, m): one of each of m equal strata.
 
-    Strata are laid around a ring that begins anywhere, so that all queries are as likely. A
-    sequence that is asked fewer than m queries has strata of none and of one: all its queries count
-    once. The same numbers serve all sequences, so that one has the queries it has alone.
+    The strata lie around a ring that begins anywhere, so that all queries are equally likely. A
+    sequence with fewer than m queries has strata of no query and of one: each of its queries counts
+    once. All sequences share the random numbers, so that a sequence has the queries it has alone.
     """
     drawn_on = device if generator is None else generator.device
     room = torch.empty((H, QUERIES + 1), dtype=torch.float64, device=drawn_on)
     uniforms = room.uniform_(generator=generator).to(device)
     everyone = torch.full((B, 1), T, device=device)
-    lengths = everyone if asked is None else asked.sum(-1, keepdim=True)
+    lengths = everyone if query_mask is None else query_mask.sum(-1, keepdim=True)
     bounds = torch.arange(QUERIES + 1, device=device) * lengths // QUERIES
     widths = bounds.diff()
     start = (uniforms[:, :1] * lengths[:, None]).long()
     inside = (uniforms[:, 1:] * widths[:, None]).long()
     ranks = (start + bounds[:, None, :-1] + inside) % lengths.clamp(min=1)[:, None]
-    if asked is None:
+    if query_mask is None:
         return ranks, widths > 0
-    order = asked.int().argsort(descending=True, stable=True)
+    order = query_mask.int().argsort(descending=True, stable=True)
     return order[:, None].expand(-1, H, -1).gather(2, ranks), widths > 0
 
 
-def fall_back(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    output: torch.Tensor,
-    above: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
     """Return the output (B, T, H, D) with exact attention where `above`, (B, H) bool.
 
-    Computes that for those heads of those sequences only, so their number has to be known.
+    Exact attention is computed for these heads of these sequences only, so the CPU reads how many
+    they are.
     """
     if torch.compiler.is_compiling():
         raise NotImplementedError(
@@ -115,16 +121,17 @@ def fall_back(
             "would have to be known; compile with fullgraph=False, or leave the attention out of "
             "it with torch.compiler.disable"
         )
-    sequences, heads = above.nonzero(as_tuple=True)
+    query, key, value, valid, scale = heads
+    sequences, chosen = above.nonzero(as_tuple=True)
     if len(sequences) == 0:
         return output
-    shared = heads // (query.shape[2] // key.shape[2])
+    shared = chosen // heads.group
     there = None if valid is None else valid[sequences]
     exact = exact_attention(
-        query[sequences, None, :, heads], key[sequences, None, :, shared],
+        query[sequences, None, :, chosen], key[sequences, None, :, shared],
         value[sequences, None, :, shared], there, scale,
     )[:, 0].to(output.dtype)  # fmt: skip
-    return output.transpose(1, 2).index_put((sequences, heads), exact).transpose(1, 2)
+    return output.transpose(1, 2).index_put((sequences, chosen), exact).transpose(1, 2)
 
 
 def exact_attention(
@@ -134,10 +141,10 @@ def exact_attention(
     valid: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """Softmax attention (B, H, T, D) to all keys (B, H, S, E) that are valid (B, S); 0 for none."""
+    """Softmax attention (B, H, T, D) to the valid keys (B, H, S, E); 0 where none is valid."""
     if valid is None:
         return scaled_dot_product_attention(query, key, value, scale=scale)
-    # NaN may stand behind a mask, and 0 times NaN is not 0
+    # a masked key may be NaN, and 0 times NaN is not 0
     key, value = (x.masked_fill(~valid[:, None, :, None], 0) for x in (key, value))
     present = valid | ~valid.any(-1, keepdim=True)
     return scaled_dot_product_attention(query, key, value, present[:, None, None], scale=scale)

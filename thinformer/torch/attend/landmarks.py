@@ -1,7 +1,7 @@
 """Attention to landmarks in torch's own operations, with gradients: `attending.landmarks`.
 
-Which keys are landmarks, which queries are sampled and the temperature come from
-`torch.ops.thinformer.landmarks`, and are not differentiated. All that is made of them is.
+`torch.ops.thinformer.landmarks` chooses the landmarks, the sampled queries and the temperature,
+which are not differentiated. Everything computed from them is differentiated.
 """
 
 from __future__ import annotations
@@ -13,44 +13,25 @@ from torch.autograd import forward_ad
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
 from thinformer.attending.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
-from thinformer.torch.choose.on_cpu import COMPUTED_IN, draw_seed, grouped
-from thinformer.torch.choose.operators import attend_to_landmarks as without_gradient
-from thinformer.torch.choose.operators import landmarks
+from thinformer.attending.options import KeySelection
+from thinformer.torch.attend.arguments import Wanted
+from thinformer.torch.choose import calls
+from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
+from thinformer.torch.choose.seeds import draw_seed
 
 
 def attend_to_landmarks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    *,
-    g: int,
-    size: int | None,
-    scale: float,
-    correction: str,
-    temperature: float | None,
-    generator: torch.Generator | None,
-    min_length: int = 0,
-    dropout_p: float = 0.0,
-    with_weights: bool = False,
+    heads: Heads, selection: KeySelection, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Return output (B, T, H, D), weights (B, H, T, n_out) if asked for, and indices.
-
-    query (B, T, H, E), key and value (B, S, H_kv, dim); valid (B, S) says which keys there are.
-    """
-    seed = draw_seed(generator, key.device)
-    if valid is None and dropout_p == 0 and not _differentiated(query, key, value):
-        output, weights, indices = without_gradient(
-            query, key, value, seed, g, size, scale, correction, temperature, with_weights
-        )
-        return output, weights if with_weights else None, indices
-    details = [tensor.detach() for tensor in (query, key, value)]
-    indices, counts, finite, sampled, summed, tau = landmarks(
-        *details, valid, seed, g, size, scale, correction, temperature, min_length
-    )
-    given, wide = value.dtype, COMPUTED_IN[value.dtype]
-    slot = torch.arange(indices.shape[-1], device=indices.device)
-    used = slot < counts[:, None]
+    """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
+    query, key, value, valid, scale = heads
+    seed = draw_seed(wanted.generator, key.device)
+    if valid is None and wanted.dropout_p == 0 and not _differentiated(query, key, value):
+        output, of_keys, indices = calls.attend_to_landmarks(heads, selection, seed, wanted.weights)
+        return output, of_keys if wanted.weights else None, indices
+    indices, counts, finite, sampled, summed, tau = calls.choose_landmarks(heads, selection, seed)
+    wide, group = COMPUTED_IN[value.dtype], heads.group
+    used = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]
     with torch.autocast(query.device.type, enabled=False):
         queries = grouped(query, key.shape[2]).transpose(1, 2).to(wide)
         key, value = (x.transpose(1, 2).to(wide) for x in (key, value))  # (B, H_kv, S, dim)
@@ -65,30 +46,28 @@ def attend_to_landmarks(
         high = value.masked_fill(hidden, -math.inf).amax(2, keepdim=True)
         few = _take(key, indices)
         query = query.transpose(1, 2).to(wide)
-        if (group := query.shape[1] // max(key.shape[1], 1)) > 1:
+        if group > 1:
             few, values, masses, low, high, finite = (
                 x.repeat_interleave(group, dim=1) for x in (few, values, masses, low, high, finite)
             )
         present = used[:, None, None] | (counts == 0)[:, None, None, None]
-        attended = _attend(
-            query, few, values, masses, present, scale, dropout_p, with_weights or dropout_p > 0
-        )
-        output, weights = attended
-        if known is not None and dropout_p == 0:
+        output, weights = _attend(query, few, values, masses, present, scale, wanted)
+        if known is not None and wanted.dropout_p == 0:
             output = _with_known(output, known, sampled)
         empty = (counts == 0)[:, None, None, None]
         output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
         output = output.masked_fill(~finite[..., None, None], math.nan)
-    output = output.transpose(1, 2).to(given)
+    output = output.transpose(1, 2).to(heads.value.dtype)
     indices = indices.masked_fill(~used[:, None], -1)
-    if weights is None or not with_weights:
+    if weights is None or not wanted.weights:
         return output, None, indices
     weights = weights.masked_fill(~used[:, None, None], 0)
-    return output, weights.masked_fill(~finite[..., None, None], math.nan).to(given), indices
+    weights = weights.masked_fill(~finite[..., None, None], math.nan)
+    return output, weights.to(heads.value.dtype), indices
 
 
 def _differentiated(*tensors: torch.Tensor) -> bool:
-    """Whether torch has to see the operations: for a gradient, a GPU, a mapped axis or a graph."""
+    """Whether torch must see each operation: for a gradient, a GPU, `torch.vmap` or a graph."""
     if forward_ad._current_level >= 0 or any(x.is_cuda for x in tensors):
         return True
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -108,14 +87,27 @@ def fit(
     tau: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the landmarks' values (B, H, n_out, D) and masses (B, H, n_out).
+    """Fit the values and masses of landmarks.
 
-    Also the exact outputs (B, H, m, D) of the sampled queries, if there are any.
+    Parameters
+    ----------
+    query : (B, H, T, E) tensor
+    key, value : (B, H, S, dim) tensors
+        0 where they are not valid, (B, S).
+    indices, used : (B, H, n_out) and (B, n_out) tensors
+        The landmarks, and which of these slots a sequence uses.
+    sampled, summed : (B, H, m) and (B, H, L) tensors
+        The sampled queries, and the keys that the exponential term is summed over; -1 for none.
+    tau : (B, H) tensor
+        The temperatures.
 
-    query (B, H, T, E), key and value (B, H, S, dim), 0 where they are not valid (B, S); `used`
-    (B, n_out) says which of the indices count; sampled (B, H, m) and summed (B, H, L), keys that
-    the exponential kernel is summed over, are -1 where there is none.
-    A sequence whose tokens are all landmarks gets back its own values, and masses of 1.
+    Returns
+    -------
+    values : (B, H, n_out, D) tensor
+    masses : (B, H, n_out) tensor
+        A sequence whose tokens are all landmarks has its own values, and masses of 1.
+    known : (B, H, m, D) tensor or None
+        The exact outputs of the sampled queries.
     """
     limits = torch.finfo(key.dtype)
     tokens = valid[:, None, :, None].to(key.dtype)  # (B, 1, S, 1)
@@ -130,19 +122,10 @@ def fit(
     V1 = torch.cat([value, tokens.expand(*value.shape[:3], 1)], dim=-1)
     few = _take(x, indices)
     if sampled.shape[-1]:
-        there = sampled >= 0
         logits = scale * _take(query, sampled.clamp(min=0)) @ key.mT
-        P = torch.softmax(logits.masked_fill(outside, -torch.inf), -1).masked_fill(
-            ~there[..., None], 0
-        )
-        P = P.nan_to_num(0)  # of sequences without a token
-        importance = P.square().sum(2).clamp(min=limits.tiny**0.5)
-        total = importance.sum(-1)
-        shift = (squares.logsumexp(-1) - math.log(BALANCE) - total.log()) / 2
-        shift = shift.nan_to_num(neginf=0)[..., None]
-        # far below any square, where its own would have no gradient
-        floor = squares.clamp(min=-1e30)
-        h = torch.logaddexp(importance.log() + 2 * shift, floor) / 2
+        P = torch.softmax(logits.masked_fill(outside, -torch.inf), -1)
+        P = P.masked_fill(sampled[..., None] < 0, 0).nan_to_num(0)  # of sequences without a token
+        shift, h = _balance(P, squares)
     else:
         h = squares.clamp(min=-1e30) / 2
     top = h.masked_fill(outside[:, :, 0], -1e30).amax(-1, keepdim=True)
@@ -175,10 +158,25 @@ def fit(
     return fitted[..., :-1], fitted[..., -1], known
 
 
-def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Values and masses of some keys, which stand for all: of their mean, and as many.
+def _balance(P: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The exponent (B, H, 1) that balances both terms of the kernel, and h (B, H, S).
 
-    V1 (B, H, S, D + 1) is 0 where there is no token, and so is what is returned where summed is -1.
+    P (B, H, m, S) are the weights of sampled queries, squares (B, H, S) those of the scaled keys; h
+    is half the logarithm of the kernel's diagonal.
+    """
+    importance = P.square().sum(2).clamp(min=torch.finfo(P.dtype).tiny ** 0.5)
+    total = importance.sum(-1)
+    shift = (squares.logsumexp(-1) - math.log(BALANCE) - total.log()) / 2
+    shift = shift.nan_to_num(neginf=0)[..., None]
+    # far below any square, where its own would have no gradient
+    floor = squares.clamp(min=-1e30)
+    return shift, torch.logaddexp(importance.log() + 2 * shift, floor) / 2
+
+
+def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Values and masses of the summed keys, shifted and scaled to the mean and number of all keys.
+
+    V1 (B, H, S, D + 1) is 0 where there is no token; the result is 0 where summed is -1.
     """
     there = (summed >= 0)[..., None]
     count = there.sum(2, keepdim=True).clamp(min=1)
@@ -188,13 +186,14 @@ def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> to
 
 
 def _with_known(output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-    """Put known outputs (B, H_kv, m, D) of sampled queries in the place of others (B, H, T, D)."""
+    """Replace the rows of sampled queries in output (B, H, T, D) by known (B, H_kv, m, D)."""
     if output.numel() == 0:
         return output
     by_group = output.unflatten(1, (sampled.shape[1], -1)).transpose(2, 3)  # (B, H_kv, T, group, D)
     rows = by_group.flatten(2, 3)
     place = sampled.where(sampled >= 0, rows.shape[2])[..., None].expand_as(known)
-    rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]  # one more for those of none
+    # one more row takes what has no query
+    rows = pad(rows, (0, 0, 0, 1)).scatter(2, place, known)[:, :, :-1]
     return rows.unflatten(2, by_group.shape[2:4]).transpose(2, 3).flatten(1, 2)
 
 
@@ -205,21 +204,20 @@ def _attend(
     masses: torch.Tensor,
     present: torch.Tensor,
     scale: float,
-    dropout_p: float,
-    with_weights: bool,
+    wanted: Wanted,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weighted softmax attention: (B, H, T, D), and weights that sum to 1 if asked for.
 
-    Masses are two more columns of the values, they and their magnitudes: one softmax makes
-    numerator, denominator and the floor below it, and a mass may be negative, whose logarithm
-    could not be added to the logits.
+    Masses and their magnitudes are two more columns of the values, so one softmax gives numerator,
+    denominator and the floor of the denominator. A mass may be negative, so its logarithm could not
+    be added to the logits.
     """
     sums = torch.stack([masses, masses.abs()], dim=-1)
-    if with_weights:
+    if wanted.weights or wanted.dropout_p > 0:
         e = torch.softmax((scale * query @ key.mT).masked_fill(~present, -torch.inf), -1)
         total, magnitude = (e @ sums).split(1, dim=-1)
         weights = e / _floored(total, magnitude)
-        dropped = dropout(weights, dropout_p) if dropout_p else weights
+        dropped = dropout(weights, wanted.dropout_p) if wanted.dropout_p else weights
         return dropped @ values, weights * masses[..., None, :]
     D = values.shape[-1]
     width = max(query.shape[-1], D + 2)  # flash attention takes one width

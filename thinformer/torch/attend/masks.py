@@ -1,6 +1,7 @@
-"""From the masks of others to the keys that take part: (B, S) bool, or None for all of them.
+"""From masks to the keys that take part, (B, S) bool.
 
-Whatever is not such a mask raises. A mask that is ignored is the worst fault there is.
+A mask of any other kind raises: an ignored mask would be the worst fault.
+`thinformer.attending.padding` turns (B, S) into the positions of each sequence's tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def keys_attended(
     shape: tuple[int, int, int, int],
     device: torch.device,
 ) -> torch.Tensor | None:
-    """Return which keys take part, (B, S) bool, where both masks let them; None without masks.
+    """Return which keys take part by both masks, (B, S) bool; None without masks.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def keys_attended(
 
 
 def _of_keys(mask: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """Return what a mask of the scores (B, H, T, S) says of the keys, (B, S)."""
+    """Return which keys (B, S) take part by a mask of the scores (B, H, T, S)."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(
             f"attn_mask must be bool, True where a key takes part, or floating, 0 there and -inf "
@@ -71,7 +72,7 @@ def _of_keys(mask: torch.Tensor, shape: tuple[int, int, int, int]) -> torch.Tens
     if mask.ndim != 4 or any(n not in (1, m) for n, m in zip(mask.shape, shape, strict=True)):
         raise ValueError(f"attn_mask must broadcast to (B, H, T, S) = {shape}; got shape {given}")
     for axis, name in ((1, "head"), (2, "query")):
-        if mask.shape[axis] == 0:  # nobody asks
+        if mask.shape[axis] == 0:  # there is no query or no head
             return mask.new_ones((shape[0], shape[3]), dtype=torch.bool)
         first = mask.narrow(axis, 0, 1)
         if mask.shape[axis] > 1 and mask.stride(axis) != 0 and not _all(mask == first):

@@ -22,7 +22,7 @@ def padded(
     Returns
     -------
     query, key, value : dense
-        What stands behind a sequence's end is other tokens of the batch.
+        Behind the end of a sequence lie tokens of other sequences.
     key_padding_mask : (B, S) bool, where keys are nested
 
     Raises
@@ -30,7 +30,7 @@ def padded(
     NotImplementedError
         A nested tensor that is not jagged.
     ValueError
-        Another shape; key and value of other lengths; a mask beside nested keys.
+        Another shape; key and value with different lengths; a mask beside nested keys.
     """
     if _is_nested(query):
         query, _ = _padded("query", query, layout)
@@ -57,19 +57,19 @@ def like(query: Any, output: torch.Tensor, layout: str) -> torch.Tensor:
     tokens = layout.index("s")
     there = _present(_lengths(query), output.shape[tokens])
     offsets = query.offsets()
-    if query.lengths() is not None:  # it has gaps, the output has none
+    if query.lengths() is not None:  # the query has gaps, the output has none
         offsets = pad(query.lengths().cumsum(0), (1, 0))
     rows = output.transpose(1, tokens)[there]
     return torch.nested.nested_tensor_from_jagged(rows, offsets).transpose(1, tokens)
 
 
-def asked(given: Any, query: torch.Tensor, layout: str) -> torch.Tensor | None:
-    """Return which queries there are, (B, T) bool, where those given were nested; else None."""
+def query_mask(given: Any, query: torch.Tensor, layout: str) -> torch.Tensor | None:
+    """Return which queries there are, (B, T) bool, where `given` is nested; else None."""
     return _present(_lengths(given), query.shape[layout.index("s")]) if _is_nested(given) else None
 
 
 def of_present(query: Any, weights: torch.Tensor | None) -> torch.Tensor | None:
-    """Return weights (B, H, T, n_out), 0 for the queries that there are not."""
+    """Return weights (B, H, T, n_out), 0 behind the end of a sequence of queries."""
     if weights is None:
         return None
     there = _present(_lengths(query), weights.shape[2])

@@ -41,7 +41,7 @@ def choose_valid(
     group: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Choose landmarks as `attending.landmarks.choose_valid`: its arguments and results.
+    """Choose landmarks as `attending.landmarks.choose_valid_landmarks`: its arguments and results.
 
     Raises
     ------

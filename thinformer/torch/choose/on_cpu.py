@@ -1,136 +1,80 @@
-"""From tensors to the indices of the keys to keep; nothing here is differentiable."""
+"""The operators on the CPU: tensors as arrays to the NumPy path, on torch's threads, and back.
+
+Nothing here is differentiable. On CUDA tensors the work goes on to `on_gpu` and `landmarks_on_gpu`.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinformer.attending.attention import attend_to_landmarks as attend_arrays
-from thinformer.attending.attention import select as select_arrays
-from thinformer.attending.attention import select_valid, softmax_scale
-from thinformer.attending.herding import herd_valid
-from thinformer.attending.landmarks import choose_valid
+from thinformer.attending import softmax
+from thinformer.attending.herding import herd_valid_keys
+from thinformer.attending.landmarks import choose_valid_landmarks
+from thinformer.attending.options import KeySelection
+from thinformer.attending.thinned import thin_keys, thin_valid_keys
 from thinformer.halving.draws import seed_from
-from thinformer.halving.plan import plan
 from thinformer.support import threads
+from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 from thinformer.torch.choose.openmp import team
-
-# what the bodies compute in; half precision is too coarse for the running sums
-COMPUTED_IN = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-
-
-def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-    """Draw the seed of a selection on a device: an int64 without axes.
-
-    From torch's own generator of the device if None; in a CUDA graph, one of the GPU draws anew in
-    each replay. A generator of the CPU gives what it gives there.
-    """
-    if device.type == "cuda" and generator is not None and generator.device.type == "cpu":
-        drawn = int(draw_seed(generator, generator.device))
-        return torch.full((), bits_of_seed(drawn), device=device)
-    room = torch.empty((), dtype=torch.int64, device=device)
-    # the form of random_() that torch.compile knows
-    return torch.ops.aten.random.default(room, generator=generator)
-
-
-def bits_of_seed(drawn: int) -> int:
-    """What a GPU takes for a seed drawn on the CPU: the bits of its 64, as an int64."""
-    return int(np.uint64(seed_from(drawn)).astype(np.int64))
 
 
 def select(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    seed: torch.Tensor,
-    *,
-    g: int,
-    size: int | None,
-    scale: float | None,
-    pre_thin: str,
-    min_length: int,
-    kept: int,
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `operators.select` does, of which at most `kept` a sequence.
 
     The tensors are read in place, but for half precision on the CPU. The results are on their
     device; nothing waits for a GPU but a mask, for its lengths.
     """
+    _, key, value, valid, scale = heads
     if key.is_cuda:
         from thinformer.cuda.jit import check_available  # imports numba.cuda
 
         check_available(f"a tensor on {key.device}")
         from thinformer.torch.choose import on_gpu
 
-        scale = softmax_scale(scale, key.shape[-1])
         if valid is not None:
             return on_gpu.select_valid(
-                key, value, valid, kept, min_length, g=g, size=size, pre_thin=pre_thin,
-                scale=scale, seed=seed,
+                key, value, valid, kept, selection.min_length, g=selection.g, size=selection.size,
+                pre_thin=selection.pre_thin, scale=scale, seed=seed,
             )  # fmt: skip
-        plan_of_all = plan(key.shape[1], g, size, 0.5, pre_thin)
+        plan_of_all = selection.plan(key.shape[1])
         indices, finite = on_gpu.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
         return indices, torch.full((len(key),), kept, device=key.device), finite
-    arrays = (_array(key), _array(value))
+    arrays, draws = (_array(key), _array(value)), seed_from(int(seed))
     with threads.on(team()):
-        settings: dict[str, Any] = {
-            "g": g, "size": size, "scale": scale, "delta": 0.5, "pre_thin": pre_thin,
-            "draws": seed_from(int(seed)),
-        }  # fmt: skip
         if valid is None:
-            kept_of_all, good = select_arrays(*arrays, **settings)
-            found = kept_of_all, np.full(len(kept_of_all), kept), good
+            of_all, good = thin_keys(*arrays, selection, scale=scale, draws=draws)
+            found = of_all, np.full(len(of_all), kept), good
         else:
-            found = select_valid(*arrays, valid.numpy(), kept, min_length, **settings)
+            found = thin_valid_keys(
+                *arrays, valid.numpy(), kept, selection, scale=scale, draws=draws
+            )
     positions, counts, of_heads = map(torch.from_numpy, found)
     return positions, counts, of_heads
 
 
 def herd(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    seed: torch.Tensor,
-    *,
-    width: int,
-    min_length: int,
-    **settings: Any,
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `operators.herd` does, on the CPU."""
-    arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
     with threads.on(team()):
-        indices, counts, finite = herd_valid(
-            *arrays, None if valid is None else valid.numpy(), width, min_length,
-            seed=seed_from(int(seed)), group=query.shape[2] // max(key.shape[2], 1), **settings,
+        indices, counts, finite = herd_valid_keys(
+            *_arrays(heads), kept, selection, group=heads.group, scale=heads.scale,
+            seed=seed_from(int(seed)),
         )  # fmt: skip
     return torch.from_numpy(indices), torch.from_numpy(counts), torch.from_numpy(finite)
 
 
 def landmarks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor | None,
-    seed: torch.Tensor,
-    *,
-    g: int,
-    size: int | None,
-    width: int,
-    min_length: int,
-    **settings: Any,
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, ...]:
     """Return what `operators.landmarks` does; `select` says what is waited for."""
-    group = query.shape[2] // max(key.shape[2], 1)
+    query, key, value, valid, scale = heads
     if key.is_cuda:
         from thinformer.cuda.jit import check_available  # imports numba.cuda
 
@@ -141,54 +85,47 @@ def landmarks(
         queries = grouped(query, key.shape[2]).to(wide)
         with torch.autocast(key.device.type, enabled=False):
             return choose_on_gpu(
-                queries, key.to(wide), value.to(wide), valid, width, min_length, g=g, size=size,
-                seed=seed, group=group, **settings,
+                queries, key.to(wide), value.to(wide), valid, kept, selection.min_length,
+                g=selection.g, size=selection.size, seed=seed, group=heads.group, scale=scale,
+                correction=selection.correction, temperature=selection.tau,
             )  # fmt: skip
-    arrays = _array(grouped(query, key.shape[2])), _array(key), _array(value)
-    present = None if valid is None else valid.numpy()
     with threads.on(team()):
-        chosen = choose_valid(
-            *arrays, present, width, min_length, g=g, size=size,
-            seed=seed_from(int(seed)), group=group, **settings,
+        chosen = choose_valid_landmarks(
+            *_arrays(heads), kept, selection, group=heads.group, scale=scale,
+            seed=seed_from(int(seed)),
         )  # fmt: skip
     return tuple(map(torch.from_numpy, chosen))
 
 
 def attend_to_landmarks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seed: torch.Tensor,
-    with_weights: bool,
-    *,
-    kept: int,
-    **settings: Any,
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int, with_weights: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `operators.attend_to_landmarks` does."""
-    (B, T, H, _), (H_kv, D) = query.shape, value.shape[2:]
-    arrays = _array(grouped(query, H_kv)), _array(key), _array(value)
+    (B, T, H, _), (H_kv, D), dtype = heads.query.shape, heads.value.shape[2:], heads.value.dtype
+    query, key, value, _ = _arrays(heads)
+    output, weights = softmax.make_result(query, value, kept, with_weights)
     with threads.on(team()):
-        output, weights, chosen = attend_arrays(
-            *arrays, with_weights, n_out=kept, seed=seed_from(int(seed)), **settings
-        )
-    group = H // max(H_kv, 1)
+        chosen = softmax.attend_to_landmarks(
+            query, key, value, output, weights, selection, n_out=kept, scale=heads.scale,
+            seed=seed_from(int(seed)),
+        )  # fmt: skip
+    group = heads.group
     output = output.reshape(B, T, group, H_kv, D).swapaxes(2, 3).reshape(B, T, H, D)
     finite = torch.from_numpy(chosen.finite)
     hidden = ~finite.repeat_interleave(group, dim=1)
     of_output = torch.from_numpy(output).masked_fill(hidden[:, None, :, None], math.nan)
-    of_weights = value.new_empty(0)
+    of_weights = heads.value.new_empty(0)
     if weights is not None:
         weights = weights.reshape(B, H_kv, T, group, kept).swapaxes(2, 3).reshape(B, H, T, kept)
         of_weights = torch.from_numpy(weights).masked_fill(hidden[..., None, None], math.nan)
-    indices = torch.from_numpy(chosen.indices)
-    return of_output.to(value.dtype), of_weights.to(value.dtype), indices
+    return of_output.to(dtype), of_weights.to(dtype), torch.from_numpy(chosen.indices)
 
 
-def grouped(query: torch.Tensor, heads: int) -> torch.Tensor:
-    """The queries (B, T, H, E) of a key-value head's group as more queries, (B, T', heads, E)."""
-    if query.shape[2] == heads:
-        return query
-    return query.unflatten(2, (heads, -1)).transpose(2, 3).flatten(1, 2)
+def _arrays(heads: Heads) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
+    """Query, with the queries of a group of heads as more queries, key, value and valid."""
+    query, key, value, valid, _ = heads
+    queries = grouped(query, key.shape[2])
+    return _array(queries), _array(key), _array(value), None if valid is None else valid.numpy()
 
 
 def _array(tensor: torch.Tensor) -> NDArray:

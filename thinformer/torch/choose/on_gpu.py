@@ -105,7 +105,7 @@ def select_valid(
     pre_thin: str,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Select among the tokens that count, valid (B, S), as `attending.attention.select_valid`.
+    """Select among the tokens that count, valid (B, S), as `attending.thinned.thin_valid_keys`.
 
     What is launched depends on the sequences' lengths, which the CPU waits for; once. Sequences of
     one length share their launches.

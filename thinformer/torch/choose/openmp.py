@@ -1,8 +1,8 @@
 """torch's own threads, for kernels that run between its operations.
 
-After an operation the threads of torch's OpenMP runtime spin for some milliseconds, waiting for the
-next. Threads of ours would have to share their cores: right after SDPA, choosing the keys of the
-T2T shape took 3.3 ms on two threads of ours, no less than on one, and takes 2.4 on torch's.
+After an operation, the threads of torch's OpenMP runtime spin for some milliseconds and wait for
+the next operation. Threads of our own would share their cores: right after SDPA, the selection of
+keys for the T2T shape took 3.3 ms on two threads of our own, as on one, and 2.4 ms on torch's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The choice of keys as operators of torch: `torch.ops.thinformer.select`, and others.
+"""The selection of keys as operators of torch: `torch.ops.thinformer.select` and three others.
 
-They return positions, and their number follows from shapes alone. So `torch.compile` and
-`torch.export` see it whole, and what is done with the positions (gather, attention, gradients)
-is plain torch.
+An operator returns positions, whose number follows from shapes alone. So `torch.compile` and
+`torch.export` need no graph break. All that follows (gather, attention, gradients) is plain torch.
 """
 
 from __future__ import annotations
@@ -11,8 +10,11 @@ from typing import Any
 
 import torch
 
+from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.landmarks import QUERIES, SUMMED
+from thinformer.attending.options import KeySelection
 from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose.heads import Heads
 
 
 @torch.library.custom_op(
@@ -34,17 +36,16 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose keys: positions (B, H, n_out), how many of them count (B,), finite heads (B, H).
 
-    key (B, S, H, E) and value (B, S, H, D); valid (B, S) bool, the tokens that there are, or None;
-    seed, an int64 without axes: the same seed chooses the same. A sequence whose length earns
-    fewer than n_out keys has them first, and then repeats one of them (position 0 where it has no
-    token). Sequences of less than `min_length` tokens keep all of theirs.
+    key (B, S, H, E), value (B, S, H, D); valid (B, S) bool, True for a token, or None; seed, an
+    int64 without axes. A sequence that keeps fewer than n_out keys has their positions first, and
+    then repeats one of them (position 0 where it has no token). A sequence of fewer than
+    `min_length` tokens keeps all tokens.
     """
-    S = key.shape[1]
-    return on_cpu.select(
-        key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        pre_thin=pre_thin, min_length=min_length,
-        kept=keys_kept(S, g, size, pre_thin, min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None)
+    no_query = key[:, :0]  # halving does not look at queries
+    heads = Heads(no_query, key, value, valid, softmax_scale(scale, key.shape[-1]))
+    selection = KeySelection(g, size, pre_thin, min_length=min_length)
+    return on_cpu.select(heads, selection, seed, kept)
 
 
 @select.register_fake
@@ -87,15 +88,15 @@ def herd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose keys as `select` does, but by `thinformer.attending.herding`, and on the CPU only.
 
-    query (B, T, H, E), of whose heads a group shares one of the keys'; temperature, by the formula
-    for each head if None.
+    query (B, T, H, E), where a group of heads shares a head of the keys; temperature, given by the
+    formula for each head if None.
     """
-    S = key.shape[1]
-    return on_cpu.herd(
-        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        temperature=temperature, min_length=min_length,
-        width=keys_kept(S, g, size, "even", min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
+    heads = Heads(query, key, value, valid, scale)
+    selection = KeySelection(
+        g, size, temperature="auto" if temperature is None else temperature, min_length=min_length
+    )
+    return on_cpu.herd(heads, selection, seed, kept)
 
 
 @herd.register_fake
@@ -163,18 +164,18 @@ def landmarks(
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Choose landmarks: what `thinformer.attending.landmarks.choose_valid` returns.
+    """Choose landmarks; see `thinformer.attending.landmarks.choose_valid_landmarks`.
 
     Positions (B, H_kv, n_out), how many of them count (B,), finite heads (B, H_kv), sampled queries
     (B, H_kv, m) among those of a head's group, keys (B, H_kv, L) that the exponential kernel is
     summed over, and temperatures (B, H_kv).
     """
-    S = key.shape[1]
-    return on_cpu.landmarks(
-        query, key, value, valid, seed, g=g, size=S if min_length > S else size, scale=scale,
-        correction=correction, temperature=temperature, min_length=min_length,
-        width=keys_kept(S, g, size, "even", min_length, valid is not None),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
+    heads = Heads(query, key, value, valid, scale)
+    selection = KeySelection(
+        g, size, correction=correction, temperature=temperature, min_length=min_length
+    )
+    return on_cpu.landmarks(heads, selection, seed, kept)
 
 
 @landmarks.register_fake
@@ -224,15 +225,14 @@ def attend_to_landmarks(
     temperature: float | None,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend to landmarks on the CPU, where no gradient is asked for and some keys are left out.
+    """Attend to landmarks on the CPU, without a gradient; some keys must be dropped.
 
-    Output (B, T, H, D), weights (B, H, T, n_out) or, unless asked for, nothing, and positions
-    (B, H_kv, n_out).
+    Output (B, T, H, D), weights (B, H, T, n_out) or an empty tensor, positions (B, H_kv, n_out).
     """
-    return on_cpu.attend_to_landmarks(
-        query, key, value, seed, with_weights, scale=scale, correction=correction,
-        temperature=temperature, kept=keys_kept(key.shape[1], g, size, "even", 0, padded=False),
-    )  # fmt: skip
+    kept = keys_kept(key.shape[1], g, size, "even", 0, padded=False)
+    heads = Heads(query, key, value, None, scale)
+    selection = KeySelection(g, size, correction=correction, temperature=temperature, min_length=0)
+    return on_cpu.attend_to_landmarks(heads, selection, seed, kept, with_weights)
 
 
 @attend_to_landmarks.register_fake
@@ -260,10 +260,10 @@ def _(
 def keys_kept(
     S: int, g: int, size: int | None, pre_thin: str, min_length: int, padded: bool
 ) -> int:
-    """Return how many keys are kept at most of S tokens, or of fewer and padding.
+    """Return how many keys are kept of S tokens; with padding, the most that a sequence keeps.
 
-    It is what `compress.plan` plans, of operations that a symbolic S goes through without being
-    asked how large it is: what is compiled once holds for every S on its side of `min_length`.
+    The number is that of `thinformer.halving.plan`, in operations that take a symbolic S without
+    a guard on its value: one compiled graph serves every S on its side of `min_length`.
     """
     if min_length > S:
         return S

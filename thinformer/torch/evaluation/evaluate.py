@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from thinformer.attending.settings import Settings
-from thinformer.torch.choose.operators import keys_kept
+from thinformer.attending.options import LayerOptions
+from thinformer.torch.choose.calls import keys_kept
 from thinformer.torch.evaluation.metrics import (
     compared,
     cosine_between,
@@ -97,7 +97,7 @@ def evaluate(
         tell(f"layers, {label_of(setting)}", i / len(settings))
         _configure(model, setting, exactly)
         probed.append([_probed(model, x, seed) for x in inputs])
-        _check_thinned(probed[-1], setting, [_settings(module) for module in attending])
+        _check_thinned(probed[-1], setting, [_options(module) for module in attending])
     lengths = [max(call.keys for call in calls) for calls in probed[0]]
     thinned = _thinned(probed)
     inputs, probed = [inputs[i] for i in thinned], [[x[i] for i in thinned] for x in probed]
@@ -177,17 +177,17 @@ def _configure(model: nn.Module, setting: dict[str, Any], exactly: list[nn.Modul
         configure(module, exact=True)
 
 
-def _settings(module: nn.Module) -> Settings:
+def _options(module: nn.Module) -> LayerOptions:
     return module.thinformer  # type: ignore[return-value]
 
 
 def _check_thinned(
-    probed: list[list[_Call]], setting: dict[str, Any], of_layers: list[Settings]
+    probed: list[list[_Call]], setting: dict[str, Any], of_layers: list[LayerOptions]
 ) -> None:
     """Raise where a setting thins no call of any input."""
     if any(call.kept < call.keys for calls in probed for call in calls):
         return
-    least = [settings.min_length for settings in of_layers if not settings.exact]
+    least = [layer.selection.min_length for layer in of_layers if not layer.exact]
     if not least:
         raise ValueError("nothing would be thinned: all layers are left exact")
     raise ValueError(
@@ -218,7 +218,7 @@ def _probed(model: nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> lis
         thinned = attend(module, *arguments, **options)[0]
         exact = sdpa_attention_forward(module, *arguments, **options)
         keys = arguments[1].shape[2]
-        calls.append(_Call(keys, _kept(keys, _settings(module)), error_of_heads(thinned, exact[0])))
+        calls.append(_Call(keys, _kept(keys, _options(module)), error_of_heads(thinned, exact[0])))
         return exact
 
     torch.manual_seed(seed)
@@ -236,7 +236,5 @@ def _run(model: nn.Module, inputs: dict[str, torch.Tensor], implementation: str,
         return _Run(outputs, time.perf_counter() - start)
 
 
-def _kept(keys: int, settings: Settings) -> int:
-    if settings.exact:
-        return keys
-    return keys_kept(keys, settings.g, settings.size, "even", settings.min_length, False)
+def _kept(keys: int, layer: LayerOptions) -> int:
+    return keys if layer.exact else keys_kept(keys, layer.selection, padded=False)

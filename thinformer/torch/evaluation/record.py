@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from thinformer.attending.attention import softmax_scale
+from thinformer.attending.arguments import softmax_scale
 from thinformer.torch.attend.masks import keys_attended
 from thinformer.torch.transformers import attention_layers, layer_name, register, why_exact
 

@@ -1,0 +1,43 @@
+"""The arguments of attention on arrays: shapes, the softmax scale, finite entries."""
+
+from __future__ import annotations
+
+import math
+
+from numpy.typing import NDArray
+
+from thinformer.cpu.run import is_finite
+from thinformer.halving.problem import head_factor
+from thinformer.support import checks
+
+
+def softmax_scale(scale: float | None, dim: int) -> float:
+    """Return the softmax scale, 1 / sqrt(dim) unless given."""
+    return 1 / math.sqrt(dim) if scale is None else checks.positive("scale", scale)
+
+
+def check_shapes(
+    key: tuple[int, ...], value: tuple[int, ...], query: tuple[int, ...] | None = None
+) -> None:
+    """Check the shapes of key (B, S, H, E), value (B, S, H, D) and query (B, T, H, E)."""
+    if len(key) != 4:
+        raise ValueError(f"key must have shape (B, S, H, E); got shape {key}")
+    if len(value) != 4 or value[:3] != key[:3]:
+        raise ValueError(
+            f"value must have shape (B, S, H, D) with the B, S and H of key {key}; "
+            f"got shape {value}"
+        )
+    for name, shape in (("key", key), ("value", value)):
+        if shape[1] == 0 or shape[3] == 0:
+            raise ValueError(f"{name} must have at least one token and column; got shape {shape}")
+    if query is not None and (len(query) != 4 or (query[0], *query[2:]) != (key[0], *key[2:])):
+        raise ValueError(
+            f"query must have shape (B, T, H, E) with the B, H and E of key {key}; "
+            f"got shape {query}"
+        )
+
+
+def check_finite(**arrays: NDArray) -> None:
+    """Check that arguments are finite, and name one that is not."""
+    for name, array in arrays.items():
+        checks.finite(name, is_finite(head_factor(array), array.shape[1]))

@@ -1,0 +1,86 @@
+"""Softmax attention over the keys kept: the memory of a result, and what is written there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.attending.landmarks import LEAST, SHARE, Chosen, Fitted, fit_landmarks
+from thinformer.attending.options import KeySelection
+from thinformer.halving.problem import SCALE, head_factor
+
+
+def make_result(
+    query: NDArray, value: NDArray, n_out: int, weights: bool
+) -> tuple[NDArray, NDArray | None]:
+    """Memory for the output (B, T, H, D) and, if wanted, the weights (B, H, T, n_out)."""
+    B, T, H, _ = query.shape
+    output = np.empty((B, T, H, value.shape[-1]), query.dtype)
+    return output, np.empty((B, H, T, n_out), query.dtype) if weights else None
+
+
+def attend(
+    query: NDArray, key: NDArray, value: NDArray, indices: NDArray, scale: float, weights: bool
+) -> tuple[NDArray, NDArray | None]:
+    """Return softmax attention over positions (B, H, n_out), and its weights if wanted."""
+    output, of_keys = make_result(query, value, indices.shape[-1], weights)
+    write_attention(query, key, value, indices, scale, output, of_keys)
+    return output, of_keys
+
+
+def attend_to_landmarks(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    output: NDArray,
+    weights: NDArray | None,
+    selection: KeySelection,
+    *,
+    n_out: int,
+    scale: float,
+    seed: int,
+) -> Chosen:
+    """Write attention to landmarks, and its weights if there is memory for them; return which."""
+    chosen, fitted = fit_landmarks(
+        query, key, value, output, selection, n_out=n_out, scale=scale, seed=seed
+    )
+    # draws differ by head, not by sequence
+    known = chosen.sampled[0] if len(query) else None
+    write_attention(
+        query, key, fitted.values, chosen.indices, scale, output, weights, fitted, known
+    )
+    return chosen
+
+
+def write_attention(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    indices: NDArray,
+    scale: float,
+    output: NDArray,
+    weights: NDArray | None,
+    fitted: Fitted | None = None,
+    known: NDArray | None = None,
+) -> None:
+    """Write the softmax over positions (B, H, n_out), with the masses of landmarks if fitted.
+
+    known : (H, m) positions of queries whose rows of the output are written already, and stay
+    """
+    from thinformer.cpu.softmax import Landmarks, softmax_attention  # imports Numba
+
+    B, H, n_out = indices.shape
+    queries = head_factor(query)
+    queries.parameters[:, SCALE] = scale
+    every = None if weights is None else weights.reshape(B * H, weights.shape[2], n_out)
+    rows = indices.reshape(B * H, n_out)
+    of_problems = None
+    if fitted is not None:
+        masses, low, high = (
+            array.reshape(B * H, array.shape[-1])
+            for array in (fitted.masses, fitted.low, fitted.high)
+        )
+        of_problems = Landmarks(masses, low, high, SHARE, LEAST)
+    softmax_attention(
+        queries, head_factor(key), head_factor(value), rows, output, every, of_problems, known
+    )

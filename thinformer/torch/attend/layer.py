@@ -1,0 +1,106 @@
+"""Attention of one layer: keys are selected, attended to, and the error is estimated if wanted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from thinformer.attending.options import KeySelection, LayerOptions
+from thinformer.support import checks
+from thinformer.torch.attend.arguments import Call, Wanted, check_generator, checked_heads
+from thinformer.torch.attend.estimate import estimate_error, fall_back
+from thinformer.torch.attend.few import attend_to_few
+from thinformer.torch.attend.landmarks import attend_to_landmarks
+from thinformer.torch.choose.calls import keys_kept
+from thinformer.torch.choose.heads import COMPUTED_IN, Heads
+
+ALL_KEYS = KeySelection(min_length=2**62)  # which no sequence reaches
+
+
+class Estimated(NamedTuple):
+    """The result of an attention: `Attended`, and an estimate of the error.
+
+    Attributes
+    ----------
+    output : (B, T, H, D) tensor
+        (B, H, T, D) for the layout "bhsd".
+    weights : (B, H, T, n_out) tensor or None
+    indices : (B, H_kv, n_out) int64 tensor or None
+    error_estimate : (B, H) tensor or None
+        float64 for float64 tensors, else float32.
+    """
+
+    output: torch.Tensor
+    weights: torch.Tensor | None
+    indices: torch.Tensor | None
+    error_estimate: torch.Tensor | None
+
+
+def checked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: LayerOptions,
+    call: Call,
+    wanted: Wanted,
+) -> Estimated:
+    """Check the arguments of a call and attend; the output has the layout of the call.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `checked_heads`; dropout out of its range, or beside an error estimate or a fallback.
+    """
+    if not 0 <= checks.finite_number("dropout_p", wanted.dropout_p) < 1:
+        raise ValueError(f"dropout_p must lie in [0, 1); got {wanted.dropout_p}")
+    check_generator(wanted.generator)
+    if wanted.dropout_p and (wanted.error or layer.fallback is not None):
+        raise ValueError(
+            f"dropout_p must be 0 with an error estimate or a fallback, as what is dropped would "
+            f"count as error; got {wanted.dropout_p}"
+        )
+    heads = checked_heads(query, key, value, call)
+    attended = attend(heads, layer, wanted)
+    if call.layout == "bhsd":
+        return attended._replace(output=attended.output.transpose(1, 2))
+    return attended
+
+
+def attend(heads: Heads, layer: LayerOptions, wanted: Wanted) -> Estimated:
+    """Attend to the keys that the layer selects; where the error is too large, to all keys.
+
+    Raises
+    ------
+    NotImplementedError
+        Herding on a GPU; a fallback in a compiled graph.
+    """
+    selection = ALL_KEYS if layer.exact else layer.selection
+    if selection.method == "herding" and heads.key.is_cuda:
+        raise NotImplementedError(
+            f"temperature must be None without a correction on a GPU, where keys are not herded; "
+            f"got {selection.temperature!r}. Use temperature=None, or a correction, or tensors on "
+            f"the CPU"
+        )
+    (B, T, H, _), S = heads.query.shape, heads.key.shape[1]
+    # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
+    exact = heads.valid is None and not torch.compiler.is_compiling()
+    exact = exact and keys_kept(S, selection, padded=False) == S
+    to_landmarks = selection.correction is not None and not exact
+    attend_to = attend_to_landmarks if to_landmarks else attend_to_few
+    output, weights, indices = attend_to(heads, selection, wanted)
+    if not wanted.error and layer.error_threshold is None:
+        return Estimated(output, weights, indices, None)
+    if exact:
+        zeros = heads.query.new_zeros((B, H), dtype=COMPUTED_IN[heads.value.dtype])
+        return Estimated(output, weights, indices, zeros)
+    query_mask = wanted.query_mask
+    if query_mask is None and T == S:  # queries and keys are the same tokens
+        query_mask = heads.valid
+    error = estimate_error(
+        heads, output, indices, generator=wanted.generator, query_mask=query_mask
+    )
+    if layer.error_threshold is not None:
+        above = ~(error <= layer.error_threshold)  # NaN is
+        output = fall_back(heads, output, above)
+    return Estimated(output, weights, indices, error)
