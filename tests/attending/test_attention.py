@@ -18,7 +18,7 @@ from thinformer import (
 )
 from thinformer.data import ACTIVATIONS, load_activations
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [
     case
     for case in json.loads((GOLDEN / "thinformer_vectors.json").read_text())

@@ -26,7 +26,7 @@ CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
 GEOMETRY = types.NamedUniTuple(types.int64, 7, halve.Geometry)
-DOCUMENTED = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text().splitlines()
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text().splitlines()
 (PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
 
 

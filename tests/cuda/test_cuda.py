@@ -29,7 +29,7 @@ from thinformer.measuring import speed, speed_cuda
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch.choose import on_cpu
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 POINTS = np.random.default_rng(0).standard_normal((64, 2))
 KEYS = np.random.default_rng(0).standard_normal((1, 64, 1, 2))
 
@@ -38,7 +38,7 @@ def test_in_the_simulator():
     """Its switch holds for a whole process, and must be set before Numba is imported."""
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-         ROOT / "tests" / "simulated_cuda.py"],
+         ROOT / "tests" / "cuda_simulated"],
         capture_output=True, text=True, timeout=900, check=False, cwd="/",
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
     )  # fmt: skip

@@ -14,7 +14,7 @@ from reference.kernels import gaussian
 from thinformer import Draws, kernel_halve
 from thinformer.halving.steps import pair_distance, simple_factor, simple_threshold, swaps
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [
     case
     for case in json.loads((GOLDEN / "thinformer_vectors.json").read_text())

@@ -14,7 +14,7 @@ from PIL import Image
 
 from thinformer import ThinformerAttention
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _load_examples():

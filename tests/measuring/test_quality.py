@@ -226,7 +226,7 @@ def test_torch_is_not_needed(tiny):
 
 
 def test_the_readme_shows_the_stored_run():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     stored = json.loads((root / "docs" / "benchmarks" / "quality.json").read_text())
     readme = (root / "README.md").read_text()
     for name, kept in (("text", 64), ("vision", 128), ("audio", 128)):

@@ -13,7 +13,7 @@ from thinformer.cpu import halve
 from thinformer.halving.plan import plan
 from thinformer.measuring import speed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = (1, 40, 300, 2, 8, 4)
 
 

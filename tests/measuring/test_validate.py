@@ -11,7 +11,7 @@ from thinformer.data import load_vectors
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_all_pass():
