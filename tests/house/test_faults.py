@@ -88,7 +88,8 @@ def test_threads_respect_the_environment():
 def test_an_error_in_a_thread_reaches_the_caller():
     run("""
         import threading
-        from thinformer import _pool, set_num_threads
+        from thinformer import set_num_threads
+        from thinformer.support import threads
         set_num_threads(3)
         met = threading.Barrier(3)
         def task(first, last):
@@ -96,7 +97,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
             if threading.current_thread() is not threading.main_thread():
                 raise MemoryError("thread")
         try:
-            _pool.run(task, 3, 1e9)
+            threads.run(task, 3, 1e9)
         except MemoryError as error:
             assert str(error) == "thread"
         else:
@@ -242,7 +243,7 @@ def test_interrupt_stops_all_threads_soon():
     run("""
         import threading, time
         import thinformer
-        from thinformer import _pool
+        from thinformer.support import threads
         thinformer.set_num_threads(3)
         done, begun = [], threading.Event()
         def task(first, last):
@@ -253,7 +254,7 @@ def test_interrupt_stops_all_threads_soon():
             begun.set()
             done.append(first)
         try:
-            _pool.run(task, 10**6, 1e16)
+            threads.run(task, 10**6, 1e16)
         except KeyboardInterrupt:
             pass
         else:
@@ -262,7 +263,7 @@ def test_interrupt_stops_all_threads_soon():
         assert count < 10**6 / 2, count
         assert len(done) == count  # nothing runs on
         done.clear()
-        _pool.run(lambda first, last: done.append(first), 9, 1e7)
+        threads.run(lambda first, last: done.append(first), 9, 1e7)
         assert sorted(done) == list(range(9))
     """)
 
@@ -271,7 +272,8 @@ def test_interrupt_stops_a_long_unit():
     """A unit that is hours of work yields, and is left off at the next piece."""
     run("""
         import threading
-        from thinformer import _pool, set_num_threads
+        from thinformer import set_num_threads
+        from thinformer.support import threads
         set_num_threads(2)
         pieces, begun = [], threading.Event()
         def task(first, last):
@@ -283,7 +285,7 @@ def test_interrupt_stops_a_long_unit():
                 begun.set()
                 yield
         try:
-            _pool.run(task, 2, 1e16)
+            threads.run(task, 2, 1e16)
         except KeyboardInterrupt:
             assert len(pieces) < 10**6, len(pieces)
         else:
@@ -295,15 +297,16 @@ def test_a_call_does_not_wait_for_another_callers_work():
     """A short call beside a long one that keeps all of the pool's threads busy."""
     run("""
         import threading
-        from thinformer import _pool, set_num_threads
+        from thinformer import set_num_threads
+        from thinformer.support import threads
         set_num_threads(2)
         short_is_done = threading.Event()
         def long(first, last):
             assert short_is_done.wait(60)
-        waiting = threading.Thread(target=_pool.run, args=(long, 2, 1e9))
+        waiting = threading.Thread(target=threads.run, args=(long, 2, 1e9))
         waiting.start()
         done = []
-        _pool.run(lambda first, last: done.append(first), 8, 1e9)
+        threads.run(lambda first, last: done.append(first), 8, 1e9)
         assert sorted(done) == list(range(8))
         short_is_done.set()
         waiting.join()
@@ -314,11 +317,12 @@ def test_results_are_complete_where_no_thread_can_be_started():
     """An item that stays queued may yet be picked up: then it is waited for."""
     run("""
         import threading
-        from thinformer import _pool, set_num_threads
+        from thinformer import set_num_threads
+        from thinformer.support import threads
         set_num_threads(4)
         release, picked, last = threading.Event(), threading.Event(), threading.Event()
-        _pool._executor(3)  # room for three threads, of which the next line starts one
-        long = threading.Thread(target=_pool.run, args=(lambda *_: release.wait(60), 2, 1e9))
+        threads._executor(3)  # room for three threads, of which the next line starts one
+        long = threading.Thread(target=threads.run, args=(lambda *_: release.wait(60), 2, 1e9))
         long.start()
         def failing(self):
             raise RuntimeError("can't start new thread")
@@ -335,7 +339,7 @@ def test_results_are_complete_where_no_thread_can_be_started():
                 assert last.wait(60)
                 sum(range(10**6))  # the caller is through long before
             done.append(first)
-        _pool.run(task, 3, 1e9)
+        threads.run(task, 3, 1e9)
         assert sorted(done) == [0, 1, 2], done
         long.join()
     """)
@@ -344,7 +348,8 @@ def test_results_are_complete_where_no_thread_can_be_started():
 def test_an_error_stops_the_other_threads():
     run("""
         import threading
-        from thinformer import _pool, set_num_threads
+        from thinformer import set_num_threads
+        from thinformer.support import threads
         set_num_threads(2)
         failed, done = threading.Event(), []
         def task(first, last):
@@ -354,7 +359,7 @@ def test_an_error_stops_the_other_threads():
             failed.wait(10)
             done.append(first)
         try:
-            _pool.run(task, 10**5, 1e15)
+            threads.run(task, 10**5, 1e15)
         except MemoryError:
             assert len(done) < 10**4, len(done)
         else:
@@ -422,7 +427,7 @@ if __name__ == "__main__":
 
 TORCH_PROBLEM = """
 import numpy as np, torch, thinformer
-from thinformer.torch.library import select
+from thinformer.torch.choose.operators import select
 torch.set_num_threads(2)
 key, value = torch.randn(2, 2, 2048, 4, 32, generator=torch.Generator().manual_seed(0))
 def work(seed=0):
@@ -433,7 +438,7 @@ def work(seed=0):
 def test_torchs_threads_from_many_threads_at_once():
     run(TORCH_PROBLEM + """
 from concurrent.futures import ThreadPoolExecutor
-from thinformer.torch.openmp import team
+from thinformer.torch.choose.openmp import team
 assert team() is not None
 expected = [work(seed) for seed in range(8)]
 with ThreadPoolExecutor(8) as pool:
@@ -461,17 +466,17 @@ assert torch.equal(work(), expected)
 def test_an_error_on_torchs_threads_reaches_the_caller():
     run("""
         import torch
-        from thinformer import _pool
-        from thinformer.torch.openmp import team
+        from thinformer.support import threads
+        from thinformer.torch.choose.openmp import team
         torch.set_num_threads(2)
         def task(first, last):
             raise ZeroDivisionError(first)
-        with _pool.on(team()):
+        with threads.on(team()):
             try:
-                _pool.run(task, 100, 1e12)
+                threads.run(task, 100, 1e12)
             except ZeroDivisionError:
                 done = []
-                _pool.run(lambda first, last: done.extend(range(first, last)), 100, 1e12)
+                threads.run(lambda first, last: done.extend(range(first, last)), 100, 1e12)
                 assert sorted(done) == list(range(100))
             else:
                 raise AssertionError
@@ -603,7 +608,7 @@ import llvmlite.binding
 features = llvmlite.binding.get_host_cpu_features()
 features["avx512f"] = False
 llvmlite.binding.get_host_cpu_features = lambda: features
-from thinformer import _simd
-assert (_simd.BYTES, _simd.ROWS) == (32, 8)
+from thinformer.cpu import simd
+assert (simd.BYTES, simd.ROWS) == (32, 8)
 """
     assert run(shorter + code, THINFORMER_CACHE="0") == run(code)

@@ -45,7 +45,7 @@ def faulty_copy(folder, file, right, wrong):
 
 def test_the_command_fails_on_a_fault(tmp_path):
     """It says so and exits with 1."""
-    options = faulty_copy(tmp_path, "halving.py", "a <= alpha", "a > alpha")
+    options = faulty_copy(tmp_path, "halving/steps.py", "a <= alpha", "a > alpha")
     result = subprocess.run(
         [sys.executable, "-m", "thinformer", "validate"], capture_output=True, text=True,
         timeout=300, check=False, **options,
@@ -58,19 +58,19 @@ def test_the_command_fails_on_a_fault(tmp_path):
 @pytest.mark.parametrize(
     ("file", "right", "wrong", "family"),
     [
-        ("cpu.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))",
+        ("cpu/halve.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))",
          "activations, text"),
-        ("cpu.py", "state = max(state, b)", "state = b", "activations, text"),
-        ("halving.py", "b * sqrt(variance) * factor", "b * variance * factor", "thin"),
-        ("sums.py", "value < least", "value > least", "thin"),
-        ("draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7", "points"),
+        ("cpu/halve.py", "state = max(state, b)", "state = b", "activations, text"),
+        ("halving/steps.py", "b * sqrt(variance) * factor", "b * variance * factor", "thin"),
+        ("cpu/sums.py", "value < least", "value > least", "thin"),
+        ("halving/draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7", "points"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found(file, right, wrong, family, tmp_path):
     """By the cases of its family in float64, which alone are computed."""
     options = faulty_copy(tmp_path, file, right, wrong)
     script = f"""
-import thinformer.validate as validate
+from thinformer.measuring import validate
 from thinformer.data import load_vectors
 assert validate.__file__.startswith({str(tmp_path)!r})
 agree = [validate._agrees(case, fields) for case, fields in load_vectors()

@@ -14,6 +14,7 @@ from reference import kernels as reference_kernels
 from thinformer import kernels, kh_compress, median_distance, mmd, set_num_threads, thin
 from thinformer.cpu import halve, jit, sums
 from thinformer.cpu.run import diagonal, embed
+from thinformer.kernels import phi
 from thinformer.thinning import methods
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.methods import BLIND, METHODS
@@ -746,11 +747,11 @@ def test_methods_that_do_not_look_call_no_kernel(method):
             "^kernel must be a Kernel or one of .*; got 'gausian'$",
         ),
         (
-            {"kernel": kernels.Kernel("t", kernels.TABLE, companion=np.eye(5))},
+            {"kernel": kernels.Kernel("t", phi.TABLE, companion=np.eye(5))},
             ValueError,
             "^points must be a Gram matrix",
         ),
-        ({"kernel": kernels.Kernel("t", kernels.PAIRWISE)}, TypeError, "^kernel must be comp|call"),
+        ({"kernel": kernels.Kernel("t", phi.PAIRWISE)}, TypeError, "^kernel must be comp|call"),
     ],
 )
 def test_more_bad_arguments(arguments, error, message):
@@ -762,7 +763,7 @@ def test_kernels_that_kh_compress_does_not_take():
     plain = kernels.pairwise(lambda x, y: 1.0)
     with pytest.raises(TypeError, match="^kernel must be compiled by numba.njit here"):
         kh_compress(X, kernel=plain)
-    table = kernels.Kernel("t", kernels.TABLE, companion=np.eye(300))
+    table = kernels.Kernel("t", phi.TABLE, companion=np.eye(300))
     with pytest.raises(ValueError, match="^kernel precomputed must be a matrix of the 300 points"):
         kh_compress(np.stack([X, X]), kernel=table)
     with pytest.raises(ValueError, match="^points must be finite"):
