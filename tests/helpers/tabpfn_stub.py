@@ -1,5 +1,7 @@
 """Stands in for tabpfn, which is not installed: its registry of attention backends."""
 
+import importlib
+import sys
 import types
 from typing import NamedTuple
 
@@ -49,3 +51,11 @@ def modules():
     module.register_attention_backend = register_attention_backend
     module.unregister_attention_backend = unregister_attention_backend
     return made
+
+
+def adapter(monkeypatch):
+    """`thinformer.torch.tabpfn`, imported anew beside this."""
+    for name, module in modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "thinformer.torch.tabpfn", raising=False)
+    return importlib.import_module("thinformer.torch.tabpfn")

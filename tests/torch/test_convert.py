@@ -314,10 +314,7 @@ def test_diffusers_models_are_pickled_whole():
 
 def test_tabpfn(monkeypatch):
     """Rows of tables: taken from 256 keys on, as many heads of keys as there are."""
-    for name, module in tabpfn_stub.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "thinformer.torch.tabpfn", raising=False)
-    adapter = importlib.import_module("thinformer.torch.tabpfn")
+    adapter = tabpfn_stub.adapter(monkeypatch)
     attend = tabpfn_stub.scaled_dot_product_attention
     query, key, value = (
         tokens(40).unflatten(-1, (4, 8)),
