@@ -1,8 +1,8 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,6 @@ from thinformer import (
 )
 from thinformer.data import ACTIVATIONS, load_activations
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [
     case
     for case in json.loads((GOLDEN / "thinformer_vectors.json").read_text())

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from checkout import ROOT
 
 if sys.platform != "linux":
     pytest.skip("the compiler is installed on Linux only", allow_module_level=True)
@@ -26,7 +27,7 @@ CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
 GEOMETRY = types.NamedUniTuple(types.int64, 7, halve.Geometry)
-DOCUMENTED = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text().splitlines()
+DOCUMENTED = (ROOT / "docs" / "cuda.md").read_text().splitlines()
 (PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
 
 

@@ -4,12 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT
 
 from thinformer import (
     ThinformerAttention,
@@ -29,7 +29,6 @@ from thinformer.measuring import speed, speed_cuda
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch.choose import on_cpu
 
-ROOT = Path(__file__).parents[2]
 POINTS = np.random.default_rng(0).standard_normal((64, 2))
 KEYS = np.random.default_rng(0).standard_normal((1, 64, 1, 2))
 

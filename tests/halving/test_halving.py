@@ -1,10 +1,10 @@
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkout import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,6 @@ from reference.kernels import gaussian
 from thinformer import Draws, kernel_halve
 from thinformer.halving.steps import pair_distance, simple_factor, simple_threshold, swaps
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = [
     case
     for case in json.loads((GOLDEN / "thinformer_vectors.json").read_text())

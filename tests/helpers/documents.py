@@ -3,9 +3,9 @@
 import contextlib
 import io
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from checkout import ROOT
+
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 

@@ -9,23 +9,24 @@ import sys
 
 import documents
 import pytest
+from checkout import ROOT
 
 import thinformer
 from thinformer.commands import main
 
-PAGES = sorted((documents.ROOT / "docs").rglob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch")
 
 
 def name(path):
-    return str(path.relative_to(documents.ROOT))
+    return str(path.relative_to(ROOT))
 
 
 def test_builds(tmp_path):
     """With warnings as errors; what is public has a place in the reference."""
     inventory = pytest.importorskip("sphinx.util.inventory")
     command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
-               str(documents.ROOT / "docs"), str(tmp_path)]  # fmt: skip
+               str(ROOT / "docs"), str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = (tmp_path / "objects.inv").read_bytes()
@@ -60,7 +61,7 @@ def test_examples(path):
 def test_commands(path, monkeypatch):
     """Commands of the package parse, and the extras that are installed exist."""
     setup = configparser.ConfigParser()
-    setup.read(documents.ROOT / "setup.cfg")
+    setup.read(ROOT / "setup.cfg")
     text = path.read_text()
     for extras in re.findall(r"install [^`\n]*\.\[([\w,]+)\]", text):
         assert set(extras.split(",")) <= set(setup["options.extras_require"])
@@ -91,9 +92,9 @@ def test_commands(path, monkeypatch):
     "path",
     [
         *PAGES,
-        *documents.ROOT.glob("*.md"),
-        documents.ROOT / "reference/README.md",
-        documents.ROOT / "notebooks/README.md",
+        *ROOT.glob("*.md"),
+        ROOT / "reference/README.md",
+        ROOT / "notebooks/README.md",
     ],
     ids=name,
 )
@@ -109,7 +110,7 @@ def test_a_broken_link_is_found(tmp_path):
 
 def test_the_map_names_what_is_there():
     """Functions, modules and tests of the page from paper to code."""
-    text = (documents.ROOT / "docs" / "map.md").read_text()
+    text = (ROOT / "docs" / "map.md").read_text()
     names = re.findall(r"`((?:reference|thinformer)\.[\w.]+)`", text)
     assert len(names) > 25
     for dotted in names:
@@ -120,14 +121,14 @@ def test_the_map_names_what_is_there():
             assert hasattr(importlib.import_module(head), last), dotted
     tests = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
     assert len(tests) > 8
-    assert all((documents.ROOT / path).exists() for path in tests)
+    assert all((ROOT / path).exists() for path in tests)
 
 
 def test_migration_names_arguments_that_are_there():
     """Arguments of this package in the tables, against the signatures."""
     import inspect
 
-    text = (documents.ROOT / "docs" / "migration.md").read_text()
+    text = (ROOT / "docs" / "migration.md").read_text()
     section = text[text.index("### `compress.compresspp_kt`") : text.index("### Others")]
     ours = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
     arguments = {a for cell in ours for a in re.findall(r"`(\w+)(?:=[^`]*)?`", cell)} - {"thin"}

@@ -1,37 +1,19 @@
 """The examples: their models, what their commands print and write, and what they refuse."""
 
 import csv
-import importlib.util
 import re
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT
 from PIL import Image
 
+from examples import attention, timing
+from examples.t2t_vit import accuracy, digits, images, model, runtime, weights
 from thinformer import ThinformerAttention
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _load_examples():
-    """Make ``examples`` importable without the root of the checkout on the path."""
-    folder = ROOT / "examples"
-    spec = importlib.util.spec_from_file_location(
-        "examples", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["examples"] = module
-    spec.loader.exec_module(module)
-
-
-_load_examples()
-
-from examples import attention, timing  # noqa: E402
-from examples.t2t_vit import accuracy, digits, images, model, runtime, weights  # noqa: E402
 
 SMALL = model.Config(
     token_width=8, width=16, depth=2, heads=2, classes=3

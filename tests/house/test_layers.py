@@ -26,7 +26,8 @@ KNOWS = {
     "attending": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "files": ("thinning", "cpu", "halving", "kernels", "support"),
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
-    "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support", "data"),
+    "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",
+                  "data"),
     "commands": ("measuring", "files", "torch", "attending", "cpu", "cuda", "support"),
 }  # fmt: skip
 # and inside torch/
@@ -107,7 +108,7 @@ def test_folders_of_torch():
 
 
 def test_no_circle():
-    """Also none inside a folder. A package's names come from its modules, which may not ask back."""
+    """Also none inside a folder: a package takes names from its modules, never they from it."""
     graph = {name: own_imports(path) - {name} for name, path in MODULES.items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
@@ -122,7 +123,7 @@ def test_other_libraries_stay_in_their_place(path):
 
 
 def test_numba_and_torch_are_loaded_when_needed():
-    """`numba` where something is computed: in the bodies, which no other file imports at its top."""
+    """`numba` where something is computed: in the bodies, which no file imports at its top."""
     for name, path in MODULES.items():
         if folder(name) in ("cpu", "cuda", "torch", "measuring"):
             continue

@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from documents import ROOT, broken_links, examples, run
+from checkout import ROOT
+from documents import broken_links, examples, run
 
 from thinformer.attending.attention import attend
 from thinformer.measuring import demo, points

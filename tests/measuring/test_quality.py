@@ -4,10 +4,10 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import ROOT
 
 from thinformer import attention
 from thinformer.commands.main import main
@@ -226,9 +226,8 @@ def test_torch_is_not_needed(tiny):
 
 
 def test_the_readme_shows_the_stored_run():
-    root = Path(__file__).resolve().parents[2]
-    stored = json.loads((root / "docs" / "benchmarks" / "quality.json").read_text())
-    readme = (root / "README.md").read_text()
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "quality.json").read_text())
+    readme = (ROOT / "README.md").read_text()
     for name, kept in (("text", 64), ("vision", 128), ("audio", 128)):
         (row,) = re.findall(rf"^\| {name}, {kept} of \d+ \|(.*)\|$", readme, re.MULTILINE)
         lines = {line["method"]: line for line in stored["lines"]

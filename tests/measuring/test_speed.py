@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import ROOT
 
 from thinformer import compress_kv, compress_schedule
 from thinformer.cpu import halve
 from thinformer.halving.plan import plan
 from thinformer.measuring import speed
 
-ROOT = Path(__file__).parents[2]
 TINY = (1, 40, 300, 2, 8, 4)
 
 

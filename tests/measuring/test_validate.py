@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 import thinformer
 from thinformer.data import load_vectors
 from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_all_pass():
