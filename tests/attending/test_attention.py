@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from arrays import qkv
 from checkout import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +24,6 @@ CASES = [
     for case in json.loads((GOLDEN / "thinformer_vectors.json").read_text())
     if case["kind"] == "attention"
 ]
-
-
-def qkv(rng, B=1, T=7, S=300, H=2, E=8, D=5, dtype=np.float64):
-    shapes = (B, T, H, E), (B, S, H, E), (B, S, H, D)
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -69,7 +65,7 @@ def test_as_the_specification(dtype):
 
 @given(st.integers(1, 300), st.integers(0, 4), st.sampled_from(["f2", "f4", "f8"]))
 def test_size_at_least_S_is_exact(S, more, dtype):
-    query, key, value = qkv(np.random.default_rng(S), S=S, dtype=dtype)
+    query, key, value = qkv(S, S=S, dtype=dtype)
     result = attention(query, key, value, size=S + more, rng=0, return_weights=True,
                        return_indices=True)  # fmt: skip
     expected, weights = exact_attention(
@@ -83,7 +79,7 @@ def test_size_at_least_S_is_exact(S, more, dtype):
 
 
 def test_optional_results_are_none_unless_asked_for():
-    query, key, value = qkv(np.random.default_rng(0))
+    query, key, value = qkv()
     plain = attention(query, key, value, rng=0)
     assert plain.weights is None
     assert plain.indices is None
@@ -111,7 +107,7 @@ def test_softmax_attention_of_any_shape(T, S, E, D, dtype):
 
 def test_huge_logits():
     """As large as they come in float32 and apart by more than exp can tell."""
-    query, key, value = qkv(np.random.default_rng(0), T=70, S=90, dtype=np.float32)
+    query, key, value = qkv(T=70, S=90, dtype=np.float32)
     query *= 1e4
     result = attention(query, key, value, size=90, return_weights=True)
     expected, _ = exact_attention(*(x.astype(float) for x in (query, key, value)), 8**-0.5)
@@ -123,7 +119,7 @@ def test_memory_is_not_quadratic():
     """S = T = 8192: exact attention's weights alone would take 268 MB."""
     import tracemalloc
 
-    query, key, value = qkv(np.random.default_rng(0), T=8192, S=8192, H=1, E=4, D=4,
+    query, key, value = qkv(T=8192, S=8192, H=1, E=4, D=4,
                             dtype=np.float32)  # fmt: skip
     attention(query, key, value, g=1, rng=0)
     for size in (None, 8192):  # thinned; exact
@@ -164,7 +160,7 @@ def test_scaling_values_changes_no_choice(seed, c, dtype):
 
 
 def test_scale_is_a_scaling_of_keys():
-    key, value = qkv(np.random.default_rng(0), E=16)[1:]
+    key, value = qkv(E=16)[1:]
     np.testing.assert_array_equal(
         compress_kv(key, value, g=0, rng=0, scale=1.0),
         compress_kv(key / 2, value, g=0, rng=0, scale=4.0),
@@ -176,7 +172,7 @@ def test_scale_is_a_scaling_of_keys():
 
 def test_batch_and_threads_change_nothing():
     """A sequence keeps the same keys alone and as the last of many, on any number of threads."""
-    key, value = qkv(np.random.default_rng(0), B=9, S=2047, E=16, D=16, dtype=np.float32)[1:]
+    key, value = qkv(B=9, S=2047, E=16, D=16, dtype=np.float32)[1:]
     expected = compress_kv(key, value, g=2, rng=3)
     for threads in (1, 2, 5):
         set_num_threads(threads)
@@ -221,7 +217,7 @@ def test_layouts():
 
 
 def test_no_queries_and_no_sequences():
-    query, key, value = qkv(np.random.default_rng(0))
+    query, key, value = qkv()
     assert attention(query[:, :0], key, value, rng=0).output.shape == (1, 0, 2, 5)
     assert attention(query[:0], key[:0], value[:0], rng=0).output.shape == (0, 7, 2, 5)
     no_heads = (array[:, :, :0] for array in (query, key, value))
@@ -263,7 +259,7 @@ def test_selection_takes_little_memory():
     """
     import tracemalloc
 
-    key, value = qkv(np.random.default_rng(0), S=65536, H=1, E=64, D=64, dtype=np.float32)[1:]
+    key, value = qkv(S=65536, H=1, E=64, D=64, dtype=np.float32)[1:]
     compress_kv(key, value, g=2, rng=0)
     tracemalloc.start()
     compress_kv(key, value, g=2, rng=0)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import qkv, sample_at_most, seeded
-from torch.nn.functional import scaled_dot_product_attention
+from tensors import equal as close
+from tensors import exact, padding, qkv, sample_at_most, seeded
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, coreset_size, thinformer_attention
@@ -19,18 +20,7 @@ from thinformer.torch.attend.estimate import QUERIES, draw_queries, estimate_err
 
 CORRECTIONS = (None, "nystrom", "queries")
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
-
-
-def exact(query, key, value, mask=None, **options):
-    """As torch has it, with zeros for a sequence without a key."""
-    there = None
-    if mask is not None:
-        key, value = (x.masked_fill(mask[..., None, None], 0) for x in (key, value))
-        there = ~mask[:, None, None]
-    output = scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (query, key, value)), there, enable_gqa=True, **options
-    ).transpose(1, 2)  # fmt: skip
-    return output if mask is None else output.masked_fill(mask.all(1)[:, None, None, None], 0)
+equal = partial(close, rtol=1e-7, atol=1e-9)
 
 
 def relative(output, expected, asked=None):
@@ -43,14 +33,6 @@ def relative(output, expected, asked=None):
 
 def estimated(*tensors, **options):
     return seeded(*tensors, return_error_estimate=True, **options)
-
-
-def padding(S, *lengths):
-    return torch.arange(S) >= torch.tensor(lengths)[:, None]
-
-
-def equal(got, expected, **tolerance):
-    torch.testing.assert_close(got, expected, **({"rtol": 1e-7, "atol": 1e-9} | tolerance))
 
 
 @st.composite

@@ -9,27 +9,12 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import everything, qkv, seeded
-from torch.nn.functional import scaled_dot_product_attention
+from tensors import drawn, equal, everything, exact, padding, qkv, seeded
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.halving.plan import plan
 from thinformer.torch.choose.operators import keys_kept, select
-
-
-def exact(query, key, value, **options):
-    return scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options
-    ).transpose(1, 2)
-
-
-def equal(got, expected, **tolerance):
-    torch.testing.assert_close(got, expected, **({"rtol": 1e-9, "atol": 1e-12} | tolerance))
-
-
-def padding(S, *lengths):
-    return torch.arange(S) >= torch.tensor(lengths)[:, None]
 
 
 def test_as_the_module_and_the_numpy_function():
@@ -39,9 +24,7 @@ def test_as_the_module_and_the_numpy_function():
     output, weights = module(query, key, value)
     assert torch.equal(got.output, output)
     assert torch.equal(got.weights, weights)
-    seed = int(torch.empty((), dtype=torch.int64).random_(
-        generator=torch.Generator().manual_seed(0)))  # fmt: skip
-    expected = attention(*(x.numpy() for x in (query, key, value)), g=1, rng=seed,
+    expected = attention(*(x.numpy() for x in (query, key, value)), g=1, rng=drawn(),
                          return_indices=True)  # fmt: skip
     assert np.array_equal(got.indices, expected.indices)
     equal(got.output, torch.from_numpy(expected.output))

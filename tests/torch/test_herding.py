@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compiling import compiled
-from tensors import everything, qkv, seeded
+from tensors import OnCuda, drawn, everything, qkv, seeded
 
 from reference import herding as reference
 from thinformer import ThinformerAttention, attention, thinformer_attention
@@ -17,12 +17,6 @@ from thinformer.halving.plan import Plan
 from thinformer.torch.choose.operators import herd
 
 HERDED = {"size": 20, "temperature": "auto"}
-
-
-def drawn(seed=0):
-    """The seed that the first call with a generator of that seed takes."""
-    generator = torch.Generator().manual_seed(seed)
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
 
 
 def specified(query, key, value, size, tau=None, seed=0):
@@ -230,12 +224,6 @@ def test_auto_beside_a_correction_is_its_formula(correction):
         attention(*arrays, size=20, correction=correction, temperature="auto", rng=0).output,
         attention(*arrays, size=20, correction=correction, rng=0).output,
     )
-
-
-class OnCuda(torch.Tensor):
-    """A tensor that says it is on a GPU."""
-
-    is_cuda = True
 
 
 def test_not_on_a_gpu():

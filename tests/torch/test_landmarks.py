@@ -9,10 +9,10 @@ import torch
 from compiling import compiled, graph_breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import everything, sample_at_most, seeded
+from tensors import equal as close
+from tensors import everything, exact, padding, sample_at_most, seeded
 from tensors import qkv as make_qkv
 from torch.autograd import forward_ad
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
@@ -25,6 +25,7 @@ from thinformer.torch.choose.operators import landmarks
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 qkv = partial(make_qkv, S=200, H=2, E=4, D=3)
+equal = partial(close, rtol=1e-6, atol=1e-7)
 weighted = pytest.mark.parametrize("weights", [False, True])
 
 
@@ -37,20 +38,6 @@ def _few_sampled_queries(monkeypatch):
 def output_of(*tensors, weights, **options):
     got = seeded(*tensors, return_weights=weights, **options)
     return got.output if weights else got
-
-
-def exact(query, key, value, **options):
-    return scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options
-    ).transpose(1, 2)
-
-
-def equal(got, expected, **tolerance):
-    torch.testing.assert_close(got, expected, **({"rtol": 1e-6, "atol": 1e-7} | tolerance))
-
-
-def padding(S, *lengths):
-    return torch.arange(S) >= torch.tensor(lengths)[:, None]
 
 
 def by_numpy(tensors, **options):

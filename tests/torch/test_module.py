@@ -1,38 +1,23 @@
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from compiling import compiled
-from torch.nn.functional import scaled_dot_product_attention
+from tensors import drawn, exact
+from tensors import qkv as make_qkv
 
 from reference import torch_version
 from reference.attention import thinformer_attention
 from thinformer import Draws, ThinformerAttention, attention, compress_schedule, make_draws
 
-
-def qkv(B=2, T=7, S=300, H=3, E=8, D=5, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = (B, T, H, E), (B, S, H, E), (B, S, H, D)
-    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
-            for shape in shapes]  # fmt: skip
+qkv = partial(make_qkv, H=3)
 
 
 def seeded(seed=0, **settings):
     return ThinformerAttention(generator=torch.Generator().manual_seed(seed), **settings)
-
-
-def drawn(seed=0):
-    """The seed that the first forward pass of a module with that generator takes."""
-    generator = torch.Generator().manual_seed(seed)
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-
-
-def exact(query, key, value, **options):
-    return scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options
-    ).transpose(1, 2)
 
 
 @pytest.mark.parametrize("spda", [False, True])

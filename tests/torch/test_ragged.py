@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tensors import equal, everything, seeded
 
-from thinformer import ThinformerAttention, thinformer_attention
+from thinformer import ThinformerAttention
 
 LENGTHS = (300, 0, 64, 300, 1, 17)
 
@@ -24,18 +25,6 @@ def jagged(sequences):
 
 def cumulative(sequences):
     return torch.tensor([0, *(len(x) for x in sequences)]).cumsum(0)
-
-
-def seeded(*tensors, **options):
-    return thinformer_attention(*tensors, generator=torch.Generator().manual_seed(0), **options)
-
-
-def everything(*tensors, **options):
-    return seeded(*tensors, return_weights=True, return_indices=True, **options)
-
-
-def equal(got, expected):
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 lengths = st.lists(st.integers(0, 70), min_size=1, max_size=4)
