@@ -20,6 +20,7 @@ def command(*arguments, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     picture = tmp_path / "demo.png"
     result = command("demo", "--plot", str(picture))
@@ -43,6 +44,7 @@ def test_demo_lines_say_what_was_measured():
     assert demo.format_line(line).split()[:5] == ["text", "exact", "512", "of", "512"]
 
 
+@pytest.mark.slow
 def test_info():
     result = command("info", env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
@@ -66,6 +68,7 @@ def test_info_names_gpus_of_either_binding(name, monkeypatch, capsys):
     assert "CUDA devices     NVIDIA H100\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_validate():
     result = command("validate")
     assert result.returncode == 0, result.stderr
@@ -73,6 +76,7 @@ def test_validate():
     assert result.stdout.splitlines()[-1].startswith("PASS: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,6 +93,7 @@ def test_errors_are_one_line(arguments, message):
     assert not result.stdout
 
 
+@pytest.mark.slow
 def test_no_command():
     result = command()
     assert result.returncode == 2

@@ -15,6 +15,7 @@ from thinformer import thin
 from thinformer.files import thin as thin_files
 
 
+@pytest.mark.slow
 def test_standard_streams(tmp_path):
     text = (HEADER + "".join(RECORDS)).encode()
     first = command("-", "-o", "-", "--size", "20", "--seed", "4", input=text)
@@ -27,6 +28,7 @@ def test_standard_streams(tmp_path):
     assert "\x1b" not in chatter
 
 
+@pytest.mark.slow
 def test_interrupt_and_termination_leave_nothing(tmp_path):
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         if signal.getsignal(number) is signal.SIG_IGN:  # under nohup, as children inherit it
@@ -46,6 +48,7 @@ def test_interrupt_and_termination_leave_nothing(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_met_with_silence(tmp_path):
     (tmp_path / "in.csv").write_text(HEADER + "".join(RECORDS) * 30)
     process = subprocess.Popen(

@@ -1,6 +1,8 @@
 """Machine code: compiled once, kept on disk, and compiled anew when its sources change."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,33 +10,69 @@ from pathlib import Path
 import pytest
 from processes import PROBLEM, run
 
+import thinformer
 
-def test_cache_is_used_and_follows_the_sources(tmp_path):
-    """A second process compiles nothing; one whose sources differ does."""
-    code = """
-        import shutil, sys
-        from pathlib import Path
-        import thinformer
-        copy = Path({folder!r}) / "thinformer"
-        if not copy.exists():
-            shutil.copytree(Path(thinformer.__file__).parent, copy,
-                            ignore=shutil.ignore_patterns("__pycache__"))
-        for name in [name for name in sys.modules if name.startswith("thinformer")]:
-            del sys.modules[name]
-        sys.path.insert(0, {folder!r})
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the package whose machine code is in a cache of its own."""
+    folder = tmp_path_factory.mktemp("copy")
+    package = Path(thinformer.__file__).parent
+    shutil.copytree(
+        package, folder / "thinformer", ignore=shutil.ignore_patterns("__pycache__", "data")
+    )
+    assert cache_hits(folder) == 0
+    assert cache_hits(folder) == 1
+    return folder
+
+
+def cache_hits(folder):
+    """How many kernels of the copy a new process finds compiled: 0 or 1."""
+    hits = run(f"""
+        import sys
+        sys.path.insert(0, {str(folder)!r})
         import numpy as np
         from thinformer import kernel_halve
         from thinformer.cpu import halve
-        assert halve.__file__.startswith({folder!r})
+        assert halve.__file__.startswith({str(folder)!r})
         kernel_halve(np.eye(4), rng=0)
         print(sum(halve.halve_gram.stats.cache_hits.values()))
-    """.format(folder=str(tmp_path))
-    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert run(code, **cache) == "0"
-    assert run(code, **cache) == "1"
-    halving = tmp_path / "thinformer" / "halving" / "steps.py"  # a callee in another file
-    halving.write_text(halving.read_text() + "\n# edited\n")
-    assert run(code, **cache) == "0"
+    """, NUMBA_CACHE_DIR=str(folder / "cache"))  # fmt: skip
+    return int(hits)
+
+
+@contextlib.contextmanager
+def edited(path):
+    """A file with a line more, or a file that was not there; afterwards as it was."""
+    before = path.read_bytes() if path.exists() else None
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((before or b"") + b"\n# edited\n")
+    yield
+    if before is None:
+        shutil.rmtree(path.parent)
+    else:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "file", ["kernels/phi.py", "halving/steps.py", "cpu/tiles.py", "cpu/folder/new.py"]
+)
+def test_edited_sources_are_compiled_anew(file, copy):
+    """Of each folder of compiled code, callees in other files and folders of it included."""
+    with edited(copy / "thinformer" / file):
+        assert cache_hits(copy) == 0
+    assert cache_hits(copy) == 1
+
+
+def test_edited_commands_compile_nothing(copy):
+    files = sorted((copy / "thinformer" / "commands").rglob("*.py"))
+    assert files
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            stack.enter_context(edited(file))
+        assert cache_hits(copy) == 1
 
 
 def test_no_writable_cache(tmp_path):

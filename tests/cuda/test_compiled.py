@@ -23,6 +23,8 @@ from thinformer.cuda import draw, halve, pivots, run
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 
+pytestmark = pytest.mark.slow
+
 CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor

@@ -189,6 +189,7 @@ def test_crossover_is_where_it_stays_faster(monkeypatch):
     assert speed_cuda.crossover() is None
 
 
+@pytest.mark.slow
 def test_nothing_of_cuda_is_loaded_before_it_is_used():
     code = (
         "import sys, thinformer, thinformer.torch, numpy as np;"

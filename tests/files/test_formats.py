@@ -115,6 +115,7 @@ def test_npz(tmp_path):
     np.testing.assert_array_equal(rows, thin(POINTS, 20, weights=arrays["w"], rng=0))
 
 
+@pytest.mark.slow
 def test_arviz_file(tmp_path, capsys):
     arviz(tmp_path / "in.nc")
     succeed(tmp_path / "in.nc", "-o", tmp_path / "out.nc", "--size", 30, "--columns", "mu,tau",
@@ -227,6 +228,7 @@ def test_parquet_of_views_and_any_number_of_rows_at_once(small, tmp_path):
         assert out["s"].to_pylist() == [f"é{i}" for i in rows]
 
 
+@pytest.mark.slow
 def test_a_posterior_thinned_before_is_thinned_in_all_groups(tmp_path):
     arviz(tmp_path / "in.nc")
     succeed(tmp_path / "in.nc", "-o", tmp_path / "one.nc", "--size", 30)

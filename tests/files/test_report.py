@@ -58,6 +58,7 @@ def test_plots_of_other_formats(ending, tmp_path):
     assert {"svg": b"<svg", "pdf": b"%PDF"}[ending] in plot.read_bytes()
 
 
+@pytest.mark.slow
 def test_any_name_can_be_printed_and_drawn(tmp_path):
     text = b"price $a$ {x$,na\xefve\n" + "".join(f"{x},{y}\n" for x, y in POINTS.tolist()).encode()
     out = command("-", "-o", tmp_path / "out.csv", "--size", "5", "--plot", tmp_path / "p.png",
@@ -68,6 +69,7 @@ def test_any_name_can_be_printed_and_drawn(tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_many_rows_are_compared_with_a_sample(tmp_path):
     points = np.random.default_rng(0).normal(size=(60_000, 1))
     np.save(tmp_path / "in.npy", points)
@@ -169,6 +171,7 @@ def test_a_comparison_that_fails_is_a_note(tmp_path, capsys):
     assert json.loads(text)["mmd"] is None
 
 
+@pytest.mark.slow
 def test_columns_that_hardly_differ_are_drawn(tmp_path, capsys):
     points = np.column_stack([1e16 + 2 * (np.arange(30) % 2), POINTS[:30], np.ones(30)])
     np.save(tmp_path / "in.npy", points)

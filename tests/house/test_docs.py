@@ -22,6 +22,7 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.slow
 def test_builds(tmp_path):
     """With warnings as errors; what is public has a place in the reference."""
     inventory = pytest.importorskip("sphinx.util.inventory")
@@ -46,6 +47,7 @@ def test_builds(tmp_path):
     assert "compress++" in benchmarks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_examples(path):
     """They print what the page says they do."""

@@ -89,6 +89,7 @@ def test_attention_of_a_module():
     assert attention.by_name(name) is torch.nn.functional.scaled_dot_product_attention
 
 
+@pytest.mark.slow
 def test_run_times_of_both_layers(capsys):
     arguments = ["--batch", "1", "--batches", "2", "--warmup", "0", "--device", "cpu"]
     runtime.main([*arguments, "--attention", "thinformer:g=2/thinformer:g=4"])

@@ -20,6 +20,7 @@ def biggan():
     return generator
 
 
+@pytest.mark.slow
 def test_biggan_attention_equals_the_packages_own(biggan):
     """With its widths, and weights that give the attention a say."""
     torch.manual_seed(0)
@@ -56,6 +57,7 @@ def test_the_swapped_generator_equals_the_packages_own(tiny_biggan):
         assert (whole(z, label, 0.4) - own).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_images_are_written(tiny_biggan, tmp_path):
     from examples.biggan import generate
 
@@ -77,6 +79,7 @@ def test_images_are_written(tiny_biggan, tmp_path):
     assert files("thinned", "--attention", "thinformer:g=0").keys() == exact.keys()
 
 
+@pytest.mark.slow
 def test_what_generate_refuses(biggan, tmp_path):
     from examples.biggan import generate
 
@@ -103,6 +106,7 @@ def test_what_generate_refuses(biggan, tmp_path):
     assert "the weights do not fit" in refused("--weights", tmp_path)
 
 
+@pytest.mark.slow
 def test_run_time_of_biggans_attention(biggan, capsys):
     from examples.biggan import runtime
 

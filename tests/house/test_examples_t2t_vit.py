@@ -201,6 +201,7 @@ def _accuracy(checkpoint, folder, out, *more):
     accuracy.main([*map(str, paths), *names, "--batch", "4", "--seeds", "2", *more])
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_interrupted_and_resumed(small_model, folder, tmp_path, capsys):
     _accuracy(small_model, folder, tmp_path / "whole.csv")
     printed = capsys.readouterr().out
@@ -235,6 +236,7 @@ def test_a_folder_of_images_interrupted_and_resumed(small_model, folder, tmp_pat
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.slow
 def test_each_batch_of_each_seed_draws_by_itself(small_model, folder, tmp_path, monkeypatch):
     drawn = []
 
@@ -288,6 +290,7 @@ def test_what_the_accuracy_command_refuses(small_model, folder, tmp_path, capsys
 # --- the miniature
 
 
+@pytest.mark.slow
 def test_the_miniature_is_right_for_97_percent(tmp_path, capsys):
     """All held-out digits with exact attention: what the stored table says."""
     out = tmp_path / "digits.csv"
@@ -300,6 +303,7 @@ def test_the_miniature_is_right_for_97_percent(tmp_path, capsys):
     assert digits.WEIGHTS.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 def test_the_table_of_the_miniature(tmp_path, capsys):
     """Reduced: some digits, one size, two seeds."""
     reduced = ["--limit", "60", "--sizes", "32", "--seeds", "2"]

@@ -7,6 +7,8 @@ import sys
 import pytest
 from processes import PROBLEM, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_import_loads_neither_numba_nor_torch_and_compiles_nothing():
     loaded = run("""

@@ -85,6 +85,7 @@ def test_has_what_a_lesson_has(path):
         assert cell.source.startswith(f"# {number}.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, monkeypatch):
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)

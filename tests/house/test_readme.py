@@ -29,6 +29,7 @@ def printed(section):
     return examples(SECTIONS[section], "text")
 
 
+@pytest.mark.slow
 def test_thin(capsys):
     *_, names = run_each("Thin a point set", together=True)
     assert names["coreset"].shape == (100, 2)
@@ -43,6 +44,7 @@ def test_thin(capsys):
     assert np.cov(names["points"].T)[0, 0] > 4
 
 
+@pytest.mark.slow
 def test_in_place_of_torchs_attention():
     """The function, transformers and convert, each by itself."""
     pytest.importorskip("transformers")
@@ -56,6 +58,7 @@ def test_in_place_of_torchs_attention():
     assert type(of_convert["model"].layers[0].self_attn) is torch.nn.MultiheadAttention
 
 
+@pytest.mark.slow
 def test_attend():
     names, of_torch = run_each("Attend to fewer keys")
     assert names["output"].shape == (1, 4096, 8, 64)
@@ -79,6 +82,7 @@ def test_all_examples_are_run():
     assert README.count("```python") == 8
 
 
+@pytest.mark.slow
 def test_table_of_the_demo():
     """Errors are reproducible to the digits printed, up to a tie in float32; times are not."""
     (table,) = printed("What to expect")

@@ -177,6 +177,7 @@ def own_phi(product, x_norm, y_norm):
     return math.exp(-0.5 * (x_norm + y_norm - 2 * product))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel", [kernels.pairwise(own_kernel), kernels.of_products(own_phi)], ids=lambda k: k.name
 )

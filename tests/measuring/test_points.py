@@ -28,6 +28,7 @@ def test_the_posterior_is_that_of_the_chains():
     np.testing.assert_array_equal(drawn, measured.eight_schools(20_000, 0))
 
 
+@pytest.mark.slow
 def test_samples():
     for name, sample in measured.samples().items():
         points = sample(3000, 1) if name == "eight schools*" else sample(500, 1)
@@ -39,6 +40,7 @@ def test_samples():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_costs():
     found = list(measured.costs(range(3, 6)))
     assert [cost.method for cost in found] == list(METHODS)
@@ -70,6 +72,7 @@ def test_a_line_of_the_readme():
     )
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     path = tmp_path / "points.json"
     arguments = ["--largest", "5", "--sizes", "64", "--seeds", "2", "--json", str(path)]
@@ -82,6 +85,7 @@ def test_command(tmp_path, capsys):
     assert stored["qualities"][-1]["n"] == 65536
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--largest", "4"], ["--seeds", "1"], ["--sizes", "x"], ["--json", "/nowhere/x.json"]],

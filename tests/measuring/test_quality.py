@@ -118,6 +118,7 @@ def test_sizes():
     assert packaged["text"]["layer5"][2].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_command(tiny, tmp_path, capsys):
     figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
     arguments = ["bench", "--quality", str(tiny), "--sizes", "16,8", "--rounds", "2",
@@ -213,6 +214,7 @@ def test_two_files_of_one_name(tiny, capsys):
     assert "another file has this name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_torch_is_not_needed(tiny):
     code = (
         "import sys; sys.modules['torch'] = None; from thinformer.commands.main import main; "

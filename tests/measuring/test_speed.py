@@ -111,6 +111,7 @@ def test_stored_figures_are_what_the_readme_quotes():
         assert f"| {' | '.join(cells)} |" in readme.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -207,6 +207,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert error(capsys, *arguments).startswith(message)
 
 
+@pytest.mark.slow
 def test_torch_is_not_needed(tmp_path):
     path = saved(tmp_path / "layers.npz", "alike")
     arguments = ["tune", str(path), "--sizes", "16", "--correction", "none", "--rounds", "1"]
@@ -220,6 +221,7 @@ def test_torch_is_not_needed(tmp_path):
     assert "alike: 256 keys" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_timed")
 def test_models(tmp_path, capsys):
     """Its layers under their names, tuned on what they attend to; eval-model takes the file."""

@@ -13,6 +13,7 @@ from thinformer.kernels.catalogue import KERNELS
 from thinformer.measuring import validate
 
 
+@pytest.mark.slow
 def test_all_pass():
     rows = validate.validate()
     assert [row.failed for row in rows] == [[]] * len(rows)
@@ -42,6 +43,7 @@ def faulty_copy(folder, file, right, wrong):
     return {"cwd": folder, "env": os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}}
 
 
+@pytest.mark.slow
 def test_the_command_fails_on_a_fault(tmp_path):
     """It says so and exits with 1."""
     options = faulty_copy(tmp_path, "halving/steps.py", "a <= alpha", "a > alpha")
@@ -54,6 +56,7 @@ def test_the_command_fails_on_a_fault(tmp_path):
         assert f"FAIL  {family}" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "right", "wrong", "family"),
     [
@@ -116,6 +119,7 @@ class ThinformerAttention(nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "agrees"), [(1, True), (1.5, False)])
 def test_upstream(scale, agrees, tmp_path):
     """Against a stand-in for the published module that is right, and one that is not."""
@@ -127,6 +131,7 @@ def test_upstream(scale, agrees, tmp_path):
     assert [not row.failed for row in rows] == [agrees] * 4
 
 
+@pytest.mark.slow
 def test_specification_live():
     """``python -m reference.validate``, briefly."""
     result = subprocess.run(
@@ -138,6 +143,7 @@ def test_specification_live():
     assert result.stdout.splitlines()[-1] == f"PASS: {n} of {n} rows agree"
 
 
+@pytest.mark.slow
 def test_recorded_vectors_are_what_the_script_records(tmp_path):
     """Recording again gives the same: the file was not edited, the specification not changed."""
     script = ROOT / "tests" / "data" / "record_vectors.py"

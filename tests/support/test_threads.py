@@ -1,8 +1,10 @@
 """Threads: how many, errors and interrupts in them, and callers that share them."""
 
+import pytest
 from processes import PROBLEM, run
 
 
+@pytest.mark.slow
 def test_many_threads_at_once():
     """Eight Python threads on different problems, each of which would use several threads."""
     run(PROBLEM + """
@@ -15,6 +17,7 @@ with ThreadPoolExecutor(8) as pool:
 """)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_threads_respect_the_environment():
     code = "import thinformer; print(thinformer.get_num_threads())"
     assert run(code, OMP_NUM_THREADS="1") == "1"
@@ -23,6 +26,7 @@ def test_threads_respect_the_environment():
     assert run(code, OMP_NUM_THREADS="nonsense", NUMBA_NUM_THREADS="") == run(cores)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_thread_reaches_the_caller():
     run("""
         import threading
@@ -43,6 +47,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
     """)
 
 
+@pytest.mark.slow
 def test_calls_while_the_interpreter_shuts_down():
     """From a thread that outlives the main one, and from atexit, no pool takes work any more."""
     for late in ("atexit.register(late)", "threading.Thread(target=later).start()"):
@@ -73,6 +78,7 @@ def test_container_quota(tmp_path, monkeypatch):
         assert get_num_threads() == cores
 
 
+@pytest.mark.slow
 def test_interrupt_stops_all_threads_soon():
     """A KeyboardInterrupt in the middle of hours of work ends it, and leaves a usable pool."""
     run("""
@@ -103,6 +109,7 @@ def test_interrupt_stops_all_threads_soon():
     """)
 
 
+@pytest.mark.slow
 def test_interrupt_stops_a_long_unit():
     """A unit that is hours of work yields, and is left off at the next piece."""
     run("""
@@ -128,6 +135,7 @@ def test_interrupt_stops_a_long_unit():
     """)
 
 
+@pytest.mark.slow
 def test_a_call_does_not_wait_for_another_callers_work():
     """A short call beside a long one that keeps all of the pool's threads busy."""
     run("""
@@ -148,6 +156,7 @@ def test_a_call_does_not_wait_for_another_callers_work():
     """)
 
 
+@pytest.mark.slow
 def test_results_are_complete_where_no_thread_can_be_started():
     """An item that stays queued may yet be picked up: then it is waited for."""
     run("""
@@ -180,6 +189,7 @@ def test_results_are_complete_where_no_thread_can_be_started():
     """)
 
 
+@pytest.mark.slow
 def test_an_error_stops_the_other_threads():
     run("""
         import threading
@@ -202,6 +212,7 @@ def test_an_error_stops_the_other_threads():
     """)
 
 
+@pytest.mark.slow
 def test_interrupt_by_signal():
     """SIGINT during one long computation: it ends as an interrupt, and the next one is right."""
     run(PROBLEM + """

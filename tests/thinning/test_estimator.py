@@ -190,6 +190,7 @@ def test_bad_weights_and_targets():
         KernelThinner(5).fit_resample(X, Y[:7])
 
 
+@pytest.mark.slow
 def test_without_scikit_learn():
     """The error says what to install; the rest of the package does without."""
     code = (

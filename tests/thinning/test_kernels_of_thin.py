@@ -137,6 +137,7 @@ def test_a_function_that_fails_for_some_points():
             thin(X[:100], 5, kernel=k)
 
 
+@pytest.mark.slow
 def test_functions_are_tried_in_the_dtype_of_the_points():
     """A cosine in float32 is symmetric to the digits it has."""
 
@@ -170,6 +171,7 @@ def test_kernels_that_kh_compress_does_not_take():
         kh_compress(X * np.nan, kernel="sobolev")
 
 
+@pytest.mark.slow
 def test_machine_code_for_a_function_is_not_stored():
     """No other process could use it."""
 

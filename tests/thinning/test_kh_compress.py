@@ -75,6 +75,7 @@ def test_pre_thinning_as_specified(data, S, seed):
     np.testing.assert_array_equal(got[0], stratified_thin(S, length, uniform))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("S", [64, 100, 2047])
 def test_every_token_has_the_same_chance(S):
     """To be kept in the end, whatever the points: each stacked problem has draws of its own."""
@@ -223,6 +224,7 @@ class TestStatistics:
         f = reference_kernels.gaussian(x, rng.standard_normal((40, 2)))  # f_z = k(z, .)
         return f[kept].mean(1) - f.mean(0), f[iid].mean(1) - f.mean(0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("g", "share"), [(0, 0.85), (1, 0.7), (2, 0.45)])
     def test_sub_gaussian_parameter(self, g, share):
         """Var(P_in f - P_out f) <= nu^2 |f|^2, with nu^2 summed over the rounds."""
@@ -238,6 +240,7 @@ class TestStatistics:
         # and all f together, better than i.i.d. sampling: 0.71, 0.55 and 0.33 were measured
         assert np.mean(variance) < share * np.mean(iid**2)
 
+    @pytest.mark.slow
     def test_rate_of_halving(self):
         """The error falls like log(n_out) / n_out, that of i.i.d. samples like its root."""
         rng = np.random.default_rng(0)

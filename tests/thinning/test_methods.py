@@ -30,6 +30,7 @@ def test_random_is_uniform():
     assert np.max(np.abs(counts - 150)) < 5 * math.sqrt(600 * 0.25 * 0.75)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["compress++", "kernel-thinning", "kh-compress", "halving"])
 def test_unrefined_halves_are_unbiased(method):
     """Each row has the same chance, size / n, without swaps."""

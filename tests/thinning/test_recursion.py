@@ -70,6 +70,7 @@ def test_any_n(n, g):
         assert gaps.max() <= 2 * n / len(rows) + 2
 
 
+@pytest.mark.slow
 def test_no_row_is_dropped_systematically():
     """With a fair halving, all 64 of 100 rows that it starts from have the same chance."""
     rng = np.random.default_rng(0)

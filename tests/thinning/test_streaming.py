@@ -26,6 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(streaming, "LEAST", 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [512, 1000])
 def test_as_good_as_in_memory(rows, small):
     points = mixture(12_000)

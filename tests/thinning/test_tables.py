@@ -215,6 +215,7 @@ def test_missing_values_are_not_finite(frame):
         thin(frame, 1, bandwidth=1.0)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_for_arrays():
     """A frame is known by its methods: who has arrays needs no other library."""
     program = """

@@ -323,6 +323,7 @@ def test_bad_types(arguments, message):
         thin(**({"points": X, "size": 5} | arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 400, 1100, 2400])
 def test_heavy_and_light_weights(size):
     """Rows that weigh too little for a copy can be chosen, and blocks get their share."""

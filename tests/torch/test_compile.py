@@ -13,6 +13,7 @@ from thinformer.halving.plan import plan
 from thinformer.torch.choose.operators import keys_kept, select
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck(masked):
     _, key, value = qkv(dtype=torch.float32)
@@ -34,6 +35,7 @@ def test_shapes_are_as_planned():
     assert keys_kept(300, 10**9, None, "even", 0, False) == 300
 
 
+@pytest.mark.slow
 def test_compile_breaks_no_graph():
     query, key, value = qkv()
     mask = padding(300, 300, 150)
@@ -53,6 +55,7 @@ def test_compile_breaks_no_graph():
     assert graph_breaks() == 0
 
 
+@pytest.mark.slow
 def test_compiled_gradients():
     query, key, value = qkv()
     gradients = []
@@ -65,6 +68,7 @@ def test_compiled_gradients():
         equal(got, expected)
 
 
+@pytest.mark.slow
 def test_compile_takes_changing_lengths_without_compiling_again():
     """Across powers of four, the size, and where nothing is thinned; padded and not."""
     for masked, options in ((False, {}), (True, {"size": 100})):
@@ -82,12 +86,14 @@ def test_compile_takes_changing_lengths_without_compiling_again():
         assert graphs[0] == graphs[-1]
 
 
+@pytest.mark.slow
 def test_compile_does_not_guess_about_masks():
     fast, _ = compiled(thinformer_attention)
     with pytest.raises(Exception, match="cannot be under torch.compile: give it as bool"):
         fast(*qkv(), attn_mask=torch.ones(7, 300, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_export_with_a_dynamic_length():
     class Model(torch.nn.Module):
         def forward(self, query, key, value):
@@ -137,6 +143,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Gradients of two sequences in two processes of DDP, and of both in one."""
     store, results = f"file://{tmp_path / 'store'}", [tmp_path / "0", tmp_path / "1"]

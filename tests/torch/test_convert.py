@@ -36,6 +36,7 @@ def encoder(batch_first=True, **options):
     return randomised(nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True, "class_token": False,
                                            "global_pool": "avg"}])  # fmt: skip
 def test_timm(options):
@@ -53,6 +54,7 @@ def test_timm(options):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", [{"size": 50}, {"size": 50, "temperature": "auto"}])
 def test_timm_as_the_function(few):
     """What a converted layer computes, by hand."""
@@ -256,6 +258,7 @@ def test_copies_are_converted_and_reverted_by_themselves():
     assert torch.equal(other(image()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [vit, encoder])
 def test_compile_breaks_no_graph(make):
     model, inputs = make(), image() if make is vit else tokens()
@@ -267,6 +270,7 @@ def test_compile_breaks_no_graph(make):
     assert graph_breaks() == 0
 
 
+@pytest.mark.slow
 def test_a_file_of_settings(tmp_path):
     """Each layer attends as with its settings alone."""
     names = [f"layers.{i}.self_attn" for i in range(2)]

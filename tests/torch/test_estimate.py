@@ -42,6 +42,7 @@ def batches(draw):
     return shape, mask, options
 
 
+@pytest.mark.slow
 @settings(max_examples=settings.default.max_examples // 2)
 @given(batches())
 def test_of_few_queries_it_is_the_error(batch):
@@ -64,6 +65,7 @@ def test_of_few_queries_it_is_the_error(batch):
     assert got.error_estimate.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("correction", "within"), [(None, 0.15), ("nystrom", 1 / 3), ("queries", 1 / 3)]
 )
@@ -87,6 +89,7 @@ def test_on_activations(correction, within):
     assert torch.cat(of_squares).mean() == pytest.approx(1, abs=0.06)  # neither high nor low
 
 
+@pytest.mark.slow
 def test_queries_of_a_fit_do_not_flatter_it():
     """Nor any others: of many estimates the mean is the error of all queries, fitted to or not."""
     tensors = qkv(B=1, T=250, S=256, H=2)
@@ -254,6 +257,7 @@ def test_checkpoint_recomputes_the_same(correction):
     assert torch.equal(module.last_error_estimate, estimates[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correction", [None, "queries"])
 def test_compile_breaks_no_graph(correction):
     module = ThinformerAttention(size=20, correction=correction, estimate_error=True)
@@ -271,6 +275,7 @@ def test_compile_breaks_no_graph(correction):
     assert graph_breaks() == 0
 
 
+@pytest.mark.slow
 def test_compile_takes_changing_lengths_without_compiling_again():
     fast, counter = compiled(thinformer_attention, dynamic=True)
     graphs = []

@@ -113,6 +113,7 @@ def test_module_copies_and_pickles():
             assert torch.equal(other.last_error_estimate, module.last_error_estimate)
 
 
+@pytest.mark.slow
 def test_a_fallback_does_not_fit_in_a_graph():
     """It says so where the graph may not break, and breaks it where it may."""
     tensors, options = qkv(), {"fallback": "exact", "error_threshold": 1.3}

@@ -193,6 +193,7 @@ def test_autocast_takes_what_sdpa_takes():
         seeded(query, key, value.bfloat16())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [False, True])
 def test_gradcheck(weights):
     tensors = [x.requires_grad_() for x in qkv(T=2, S=12, H=2, E=3, D=2, H_kv=1)]

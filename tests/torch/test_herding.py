@@ -147,6 +147,7 @@ def test_half_precision_chooses_as_float32(dtype):
     torch.testing.assert_close(got.output.float(), same.output, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_gradcheck():
     tensors = [x.requires_grad_() for x in qkv(B=1, T=3, S=60, H=2, E=3, D=2)]
     assert torch.autograd.gradcheck(
@@ -154,6 +155,7 @@ def test_gradcheck():
     )
 
 
+@pytest.mark.slow
 def test_compiles_whole():
     tensors, mask = qkv(), torch.ones(2, 300, dtype=torch.bool)
     mask[1, 100:] = False
@@ -169,6 +171,7 @@ def test_compiles_whole():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck(masked):
     tensors = qkv(B=2, S=60, H_kv=2)

@@ -35,6 +35,7 @@ def test_gradients_ignore_what_is_masked(correction):
     assert all(map(torch.equal, results[0], results[2]))
 
 
+@pytest.mark.slow
 @corrections
 @pytest.mark.parametrize(("masked", "weights"), [(True, False), (False, True)])
 def test_gradcheck(masked, weights, correction):
@@ -89,6 +90,7 @@ def test_checkpoint_recomputes_the_same(correction):
     assert all(map(torch.equal, *gradients))
 
 
+@pytest.mark.slow
 @corrections
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck(masked, correction):
@@ -100,6 +102,7 @@ def test_opcheck(masked, correction):
         assert set(torch.library.opcheck(landmarks, arguments).values()) == {"SUCCESS"}
 
 
+@pytest.mark.slow
 @corrections
 def test_compile_breaks_no_graph(correction):
     tensors, mask = [x.requires_grad_() for x in qkv()], padding(200, 200, 90)
@@ -123,6 +126,7 @@ def test_compile_breaks_no_graph(correction):
         equal(got, expected)
 
 
+@pytest.mark.slow
 def test_compile_takes_changing_lengths_without_compiling_again():
     fast, counter = compiled(thinformer_attention, dynamic=True)
     graphs = []
@@ -170,6 +174,7 @@ def test_where_no_gradient_is_asked_for_kernels_compute_all(heads, dtype, weight
                                    equal_nan=True)  # fmt: skip
 
 
+@pytest.mark.slow
 @corrections
 def test_opcheck_of_attention_without_gradient(correction):
     seed = torch.tensor(3)

@@ -95,6 +95,7 @@ def test_reproducible():
     assert torch.equal(torch.get_rng_state(), state)  # torch's own generator is left alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spda", [False, True])
 def test_gradcheck(spda):
     query, key, value = (x.requires_grad_() for x in qkv(B=1, T=3, S=24, H=2, E=3, D=2))
@@ -208,6 +209,7 @@ def test_tensors_are_read_in_place():
         assert np.shares_memory(_array(tensor), tensor.numpy())
 
 
+@pytest.mark.slow
 def test_reference_is_differentiable():
     query, key, value = (x.requires_grad_() for x in qkv(B=1, T=3, S=24, H=2, E=3, D=2))
     schedule = compress_schedule(24, 6)
@@ -221,6 +223,7 @@ def test_reference_is_differentiable():
     assert torch.autograd.gradcheck(forward, (query, key, value))
 
 
+@pytest.mark.slow
 def test_compile_breaks_no_graph():
     query, key, value = qkv()
     for spda in (False, True):

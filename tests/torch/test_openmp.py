@@ -7,6 +7,8 @@ import sys
 import pytest
 from processes import PROBLEM, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_data_loader_workers(tmp_path):
     """Workers of a torch DataLoader that thin in __getitem__, after the parent did."""

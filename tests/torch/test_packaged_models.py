@@ -11,6 +11,8 @@ from transformers import AutoModel, AutoTokenizer, WhisperFeatureExtractor
 
 from thinformer.torch.transformers import register
 
+pytestmark = pytest.mark.slow
+
 register("thinformer-all", size=4096)  # exact, through all of our own code
 register("thinformer")
 

@@ -93,6 +93,7 @@ ENCODERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders(name):
     model, inputs = ENCODERS[name]()
@@ -210,6 +211,7 @@ def test_masks_by_query_raise_and_name_the_layer():
         bert("thinformer")(**inputs)
 
 
+@pytest.mark.slow
 def test_layers_of_their_own():
     inputs = text(400)
     model = bert("thinformer")
@@ -229,6 +231,7 @@ def test_layers_of_their_own():
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "few",
     [{"size": 40, "correction": "queries"}, {"size": 40, "temperature": "auto"},
@@ -275,6 +278,7 @@ def test_herded_keys():
     assert not torch.allclose(herded, exact, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_fallback():
     """Beyond the threshold attention is exact, but for nothing is it not."""
     few, inputs = {"size": 40, "fallback": "exact"}, text(400, 300)
@@ -290,6 +294,7 @@ def test_fallback():
         register(fallback="exact")
 
 
+@pytest.mark.slow
 def test_a_size_is_kept_for_any_length():
     """Of no more tokens all are kept."""
     model = bert("thinformer")
@@ -323,6 +328,7 @@ def test_what_settings_do_not_name_is_exact():
     assert torch.equal(run(model, **text(400)), run(by_hand, **text(400)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_attention_layers_are_those_that_are_called(name):
     model, inputs = ENCODERS[name]()
@@ -344,6 +350,7 @@ def test_dropout_reaches_the_attention_weights():
     assert not torch.allclose(run(model.train(), **text(400)), evaluated, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_with_dropout_and_checkpointing():
     gradients = []
     for recompute in (False, True):
@@ -359,6 +366,7 @@ def test_training_with_dropout_and_checkpointing():
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_compile_breaks_no_graph(name):
     model, inputs = ENCODERS[name]()
