@@ -104,7 +104,7 @@ class ThinformerAttention(nn.Module):
 
     def forward(self, query, key, value):
         from thinformer import Draws
-        from thinformer.compress import plan
+        from thinformer.halving.plan import plan
         B, S, H, E = key.shape
         schedule = plan(S, self.g, None, 0.5, "stride").schedule
         uniforms, coins = [], []
