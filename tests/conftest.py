@@ -1,41 +1,43 @@
-"""Set-up for all tests: the specification, a cache of their own, memory that is never zero."""
+"""Set-up for all tests: the specification, the cache of kernels, memory that is never zero."""
 
-import importlib.util
 import os
-import sys
 import tempfile
-from pathlib import Path
 
+import compiled_kernels
 import numpy as np
 import pytest
+from checkout import load
 from hypothesis import settings
-
-ROOT = Path(__file__).resolve().parents[1]
-
-# machine code of another version of the package must not be found
-os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="thinformer-tests-"))
 
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+for package in ("reference", "examples"):
+    load(package)
 
-def _load_reference() -> None:
-    """Make ``reference`` importable from the checkout without its root on the path.
 
-    With the root there, ``thinformer`` would be the folder beside the tests and not what is
-    installed.
+def pytest_configure(config):
+    """Choose the folder of machine code, before Numba is imported; child processes inherit it.
+
+    Names in it carry a hash of the sources, so one folder serves every run. An xdist worker finds
+    the variable that the first process sets.
     """
-    folder = ROOT / "reference"
-    spec = importlib.util.spec_from_file_location(
-        "reference", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reference"] = module
-    spec.loader.exec_module(module)
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return
+    if hasattr(config, "cache"):
+        folder = config.cache.mkdir("numba")
+        compiled_kernels.remove_old(folder)
+    else:  # pytest -p no:cacheprovider
+        folder = tempfile.mkdtemp(prefix="thinformer-tests-")
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
-_load_reference()
+@pytest.fixture(scope="session", autouse=True)
+def one_access_at_a_time():
+    """Of all workers to the cache of machine code."""
+    with compiled_kernels.one_access_at_a_time():
+        yield
 
 
 @pytest.fixture

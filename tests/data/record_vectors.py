@@ -19,7 +19,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from specified import Specified  # noqa: E402
 
@@ -30,7 +30,7 @@ from reference.halving import kernel_halving  # noqa: E402
 from thinformer.data import ACTIVATIONS, load_activations  # noqa: E402
 from thinformer.halving.draws import Draws, make_draws  # noqa: E402
 from thinformer.halving.plan import plan  # noqa: E402
-from thinformer.halving.schedule import compress_schedule, coreset_size, published_length
+from thinformer.halving.schedule import compress_schedule, coreset_size, published_length  # noqa: E402
 from thinformer.kernels.catalogue import KERNELS  # noqa: E402
 from thinformer.measuring.validate import TOLERANCE  # noqa: E402
 

@@ -1,0 +1,237 @@
+"""The CUDA kernels as machine code of real GPUs, compiled without one: what they must not hold."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from checkout import ROOT
+
+if sys.platform != "linux":
+    pytest.skip("the compiler is installed on Linux only", allow_module_level=True)
+
+import nvidia
+from numba import types
+from numba.cuda import compiler, dispatcher
+
+from thinformer.cpu.pivots import BLOCK
+from thinformer.cuda import draw, halve, pivots, run
+from thinformer.cuda.values import Variant
+from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
+
+pytestmark = pytest.mark.slow
+
+CAPABILITIES = [(8, 0), (9, 0)]
+STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
+REGISTERS = 64 * 1024  # of a multiprocessor
+GEOMETRY = types.NamedUniTuple(types.int64, 7, halve.Geometry)
+DOCUMENTED = (ROOT / "docs" / "cuda.md").read_text().splitlines()
+(PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
+
+
+@pytest.fixture(autouse=True)
+def a_gpu(monkeypatch):
+    """A GPU that functions called by kernels are compiled for; the code of both is made of that."""
+    gpu = SimpleNamespace(compute_capability=CAPABILITIES[0])
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: gpu)
+
+
+def compiled(kernel, signature):
+    """The PTX of a kernel for each capability; what Numba makes of the Python is made once."""
+    library, _ = compiler._compile_pyfunc_with_fixup(
+        kernel.py_func, signature, device=False, abi="numba", cc=CAPABILITIES[0]
+    )
+    for capability in CAPABILITIES:
+        (code,) = library.get_asm_strs(cc=capability)
+        assert f".target sm_{capability[0]}{capability[1]}\n" in code
+        yield capability, code
+
+
+def halve_signature(stored, computed):
+    of = {"float16": types.int16, "bfloat16": types.int16}
+    window = of.get(stored, getattr(types, stored, None))[::1]
+    number, whole = getattr(types, computed), types.int64
+    return (window, GEOMETRY, window, GEOMETRY, number[:, :, ::1], number[:, ::1], whole[::1],
+            whole[:, ::1], number[:, ::1], whole, whole, whole,
+            number[:, ::1], whole[:, ::1], whole[:, ::1])  # fmt: skip
+
+
+def attention_kernel(stored, threads):
+    terms = run.term(EXPONENTIAL), run.term(LINEAR)
+    variant = Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
+    return halve.make_kernel(variant, threads), variant.dtype
+
+
+def resources(code, capability, tmp_path):
+    """Registers a thread, bytes of shared memory a block, and bytes spilled, as ptxas reports."""
+    path = tmp_path / "kernel.ptx"
+    path.write_text(code)
+    arch = f"-arch=sm_{capability[0]}{capability[1]}"
+    done = subprocess.run(
+        [PTXAS, "-v", arch, path, "-o", tmp_path / "kernel.cubin"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+
+    def found(pattern):
+        return sum(int(n) for n in re.findall(pattern, done.stderr))
+
+    return (found(r"Used (\d+) registers"), found(r"(\d+) bytes smem"),
+            found(r"(\d+) bytes spill") + found(r"(\d+) bytes stack frame"))  # fmt: skip
+
+
+def check_documented(stored, threads, used):
+    """What docs/cuda.md says of registers and shared memory is what the pinned compiler reports."""
+    (first, shared, _), (second, _, _) = used
+    if version("nvidia-cuda-nvcc").startswith("13.5."):
+        row = f"| {stored} | {threads} | {first} | {second} | {shared} |"
+        assert row in DOCUMENTED, row
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+def test_attention(stored, tmp_path):
+    """Two blocks of 256 threads fit a multiprocessor, all in registers, read as vectors of four."""
+    threads, used = run.threads_for(4096, np.float32), []
+    assert threads == 256
+    kernel, dtype = attention_kernel(stored, threads)
+    for capability, code in compiled(kernel, halve_signature(stored, np.dtype(dtype).name)):
+        assert not re.search(r"\.f64\b", code)
+        assert ".local" not in code
+        # rows and points of a patch, in the product of keys and in that of values; no other way
+        assert code.count("ld.shared.v4.f32") == 4
+        assert len(re.findall(r"fma\.rn\.f32", code)) >= 2 * 16
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert threads * registers <= REGISTERS // (2 if capability == (9, 0) else 1)
+    check_documented(stored, threads, used)
+
+
+@pytest.mark.parametrize("threads", [64, 128])
+def test_attention_in_small_blocks(threads, tmp_path):
+    kernel, _ = attention_kernel("float32", threads)
+    used = []
+    for capability, code in compiled(kernel, halve_signature("float32", "float32")):
+        assert not re.search(r"\.f64\b", code)
+        assert code.count("ld.shared.v4.f32") == 4
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT // 2
+        assert 3 * threads * registers <= REGISTERS
+    check_documented("float32", threads, used)
+
+
+def test_attention_in_float64(tmp_path):
+    threads, used = run.threads_for(4096, np.float64), []
+    kernel, _ = attention_kernel("float64", threads)
+    for capability, code in compiled(kernel, halve_signature("float64", "float64")):
+        assert code.count("ld.shared.v2.f64") == 2 * 4
+        assert not re.search(r"(fma|mul|add)(\.rn)?\.f32\b", code)
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert threads * registers <= REGISTERS
+    check_documented("float64", threads, used)
+
+
+@pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])
+def test_points(tags, tmp_path):
+    """Every phi of the package, in a sum of all, in float32 and in registers."""
+    variant = Variant("terms", tuple(map(run.term, tags)), False, run.LOAD["float32"], np.float32)
+    for capability, code in compiled(
+        halve.make_kernel(variant, 256), halve_signature("float32", "float32")
+    ):
+        assert not re.search(r"\.f64\b", code)
+        assert ".local" not in code
+        assert code.count("ld.shared.v4.f32") == 2 * len(tags)
+        registers, shared, spilled = resources(code, capability, tmp_path)
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert 256 * registers <= REGISTERS
+
+
+def test_gram_matrices(tmp_path):
+    """Their entries go from the GPU's memory to registers, past shared memory.
+
+    Of odd matrices, what is kept is written to all but the last column of an array.
+    """
+    variant = Variant("entries", (), False, run.LOAD["float32"], np.float32)
+    kernel = halve.make_kernel(variant, 256)
+    inspect = draw.make_inspect(run.LOAD["float32"], np.float32, draw.THREADS)
+    numbers, finite = types.float32[::1], types.boolean[::1]
+    inspected = (numbers, GEOMETRY, types.int64, types.int64, numbers, numbers, finite)
+    for made, signature in (
+        (kernel, (*halve_signature("float32", "float32")[:-1], types.int64[:, :])),
+        (inspect, inspected),
+    ):
+        for capability, code in compiled(made, signature):
+            assert not re.search(r"\.f64\b", code)
+            assert ".local" not in code
+            assert "ld.shared.v4.f32" not in code
+            registers, shared, spilled = resources(code, capability, tmp_path)
+            assert spilled == 0
+            assert shared <= STATIC_LIMIT
+            assert 256 * registers <= REGISTERS
+
+
+@pytest.mark.parametrize("stored", run.LOAD)
+def test_what_comes_before(stored, tmp_path):
+    """Drawing and measuring; positions are drawn in float64 whatever the points are."""
+    dtype = run.COMPUTED_IN[stored]
+    computed = np.dtype(dtype).name
+    window, _, _, _, parameters, _, sequences, table, draws, *_ = halve_signature(stored, computed)
+    whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
+    numbers, tokens = parameters.dtype[::1], left
+    if stored == computed:  # whatever is converted draws the same
+        drawn = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
+                numbers, finite)  # fmt: skip
+        scale = getattr(types, computed), numbers, parameters
+        for _, code in compiled(draw.make_draw(dtype), drawn):
+            assert ".local" not in code
+        if stored == "float64":
+            units = sequences, whole, parameters.dtype[:, ::1]
+            for _, code in compiled(draw.make_units(), units):
+                assert ".local" not in code
+        check_measure(draw.make_scale(dtype), scale, dtype, tmp_path)
+    measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, whole, whole, whole, left,
+               numbers, finite)  # fmt: skip
+    load = run.LOAD[stored]
+    check_measure(draw.make_measure(load, dtype, draw.THREADS), measure, dtype, tmp_path)
+
+
+@pytest.mark.parametrize("computed", ["float32", "float64"])
+def test_pivots(computed, tmp_path):
+    """A thread's columns in registers; in float32 what is in doubles is the drawing alone."""
+    number, whole, double = getattr(types, computed), types.int64, types.float64
+    kernel = pivots.make_pivots(getattr(np, computed), BLOCK, pivots.THREADS)
+    signature = (number[:, ::1], whole, whole, number[:, ::1], double[:, ::1], double[:, :, ::1],
+                 number, number[:, ::1], types.boolean[:, ::1])  # fmt: skip
+    used = []
+    for capability, code in compiled(kernel, signature):
+        assert ".local" not in code
+        # a row of proposals, for all columns of a thread; and as many sums
+        bits, vector = (32, 4) if computed == "float32" else (64, 2)
+        assert code.count(f"ld.shared.v{vector}.f{bits}") == BLOCK // vector
+        assert len(re.findall(rf"fma\.rn\.f{bits}", code)) >= pivots.COLUMNS * BLOCK
+        if computed == "float32":
+            assert not re.search(r"(div|sqrt|ex2)\S*\.f64\b", code)
+            assert len(re.findall(r"fma\.rn\.f64\b", code)) < BLOCK
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert pivots.THREADS * registers <= REGISTERS
+    check_documented(f"`pivots`, {computed}", pivots.THREADS, used)
+
+
+def check_measure(kernel, signature, dtype, tmp_path):
+    for capability, code in compiled(kernel, signature):
+        if dtype is np.float32:
+            assert not re.search(r"\.f64\b", code)
+        assert resources(code, capability, tmp_path)[2] == 0

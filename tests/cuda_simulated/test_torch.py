@@ -1,0 +1,113 @@
+"""Torch tensors of any layout, with and without padding."""
+
+import pytest
+import torch
+from tensors import OnCuda
+
+from thinformer.halving.plan import plan
+from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose.on_cpu import bits_of_seed
+from thinformer.torch.choose.operators import select
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [*((dtype, "(B, S, H, E)") for dtype in ("bfloat16", "float16", "float32", "float64")),
+     ("bfloat16", "(H, S, B, 2 E)"), ("float64", "(H, S, B, 2 E)"), ("float16", "expanded")],
+)  # fmt: skip
+def test_torch(torch_on_the_simulator, dtype, layout):
+    """From tensors of any strides and dtype to tensors, as on the CPU with the same generator."""
+    generator = torch.Generator().manual_seed(0)
+    of = {"dtype": getattr(torch, dtype)}
+    key = torch.randn((1, 20, 2, 3), generator=generator).to(**of)
+    value = torch.randn((1, 20, 2, 5), generator=generator).to(**of)
+    if layout == "expanded":
+        key, value = key[:1, :, :1].expand(1, 20, 2, 3), value[:1, :, :1].expand(1, 20, 2, 5)
+    elif layout == "(H, S, B, 2 E)":
+        key, value = (x.transpose(0, 2).repeat_interleave(2, 3)[..., ::2].transpose(0, 2)
+                      for x in (key, value))  # fmt: skip
+    settings = plan(20, 2, 3, 0.5)
+    kept, finite = torch_on_the_simulator.select(
+        key, value, settings=settings, scale=0.7, seed=torch.tensor(bits_of_seed(5))
+    )
+    expected, _, _ = select(key, value, None, torch.tensor(5), 2, 3, 0.7, "even", 0)
+    assert (kept.shape, kept.dtype, kept.is_contiguous()) == ((1, 2, 3), torch.int64, True)
+    assert torch.equal(kept, expected)
+    assert finite.tolist() == [[True, True]]
+
+
+def test_torch_keeps_all_where_nothing_is_thinned(torch_on_the_simulator):
+    key = torch.zeros(2, 5, 2, 3)
+    kept, finite = torch_on_the_simulator.select(
+        key, key, settings=plan(5, 2, None, 0.5), scale=1.0, seed=torch.tensor(0)
+    )
+    assert torch.equal(kept, torch.arange(5).expand(2, 2, 5))
+    assert finite.all()
+    kept, finite = torch_on_the_simulator.select(
+        key[:0], key[:0], settings=plan(5, 2, 1, 0.5), scale=1.0, seed=torch.tensor(0)
+    )
+    assert (kept.shape, finite.shape) == ((0, 2, 1), (0, 2))
+
+
+@pytest.mark.parametrize(("pre_thin", "min_length"), [("even", 0), ("stride", 0), ("even", 12)])
+def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
+    """Each sequence keeps what it keeps on the CPU, NaN behind the mask included; none, of none."""
+    generator = torch.Generator().manual_seed(0)
+    key, value = torch.randn((2, 6, 20, 2, 3), generator=generator)
+    lengths = torch.tensor([20, 9, 0, 17, 9, 2])
+    valid = torch.arange(20) < lengths[:, None]
+    valid[4] = valid[4].flip(0)  # padding in front
+    valid[3] = torch.arange(20) % 7 != 3  # and within
+    key[~valid], value[~valid] = torch.nan, torch.inf
+    value[1, 4, 1] = torch.nan
+    expected = select(key, value, valid, torch.tensor(5), 0, 4, 0.7, pre_thin, min_length)
+    kept = expected[0].shape[-1]
+    found = on_cpu.select(
+        key.as_subclass(OnCuda), value, valid, torch.tensor(bits_of_seed(5)), g=0, size=4,
+        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
+    )  # fmt: skip
+    for one, other in zip(found, expected, strict=True):
+        if one.dtype == torch.int64 and one.ndim == 3:
+            good = expected[2][..., None].expand_as(other)  # a head with NaN keeps some or other
+            one, other = one.where(good, 0), other.where(good, 0)
+        assert torch.equal(one, other)
+    assert not found[2][1, 1]
+    none = on_cpu.select(
+        key[:0].as_subclass(OnCuda), value[:0], valid[:0], torch.tensor(5), g=0, size=4,
+        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
+    )  # fmt: skip
+    assert [(tuple(x.shape), x.dtype) for x in none] == [
+        ((0, *x.shape[1:]), x.dtype) for x in expected
+    ]
+
+
+def test_a_mask_is_not_captured(torch_on_the_simulator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    key, settings = torch.zeros(1, 4, 1, 2), {"g": 0, "size": 2, "pre_thin": "even"}
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        torch_on_the_simulator.select_valid(
+            key, key, torch.ones(1, 4, dtype=torch.bool), 2, 0, **settings
+        )
+
+
+@pytest.mark.parametrize(("E", "D"), [(1, 1), (300, 1), (1, 260)])
+def test_few_columns_and_many(E, D, torch_on_the_simulator):
+    """More than are staged at once by either factor; one pair in a bucket; infinity in float16."""
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn((1, 6, 1, E), generator=generator).half() / E**0.5
+    value = torch.randn((1, 6, 1, D), generator=generator).half()
+    seed = torch.tensor(bits_of_seed(5))
+    for size in (1, 3, 6):
+        settings = plan(6, 0, size, 0.5)
+        kept, finite = torch_on_the_simulator.select(
+            key, value, settings=settings, scale=1.0, seed=seed
+        )
+        expected, _, _ = select(key, value, None, torch.tensor(5), 0, size, 1.0, "even", 0)
+        assert torch.equal(kept, expected)
+        assert finite.all()
+    value[0, 2, 0, 0] = torch.inf
+    kept, finite = torch_on_the_simulator.select(
+        key, value, settings=plan(6, 0, 1, 0.5), scale=1.0, seed=seed
+    )
+    assert not finite.any()
+    assert 0 <= int(kept) < 6

@@ -1,0 +1,129 @@
+"""The documentation builds without a warning, its examples run, and its links lead somewhere."""
+
+import configparser
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import documents
+import pytest
+from checkout import ROOT
+
+import thinformer
+from thinformer.commands import main
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.slow
+def test_builds(tmp_path):
+    """With warnings as errors; what is public has a place in the reference."""
+    inventory = pytest.importorskip("sphinx.util.inventory")
+    command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
+               str(ROOT / "docs"), str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "objects.inv").read_bytes()
+    found = inventory.InventoryFile.loads(content, uri="")
+    there = {
+        entry for kind, entries in found.data.items() if kind.startswith("py:") for entry in entries
+    }
+    for module in PUBLIC:
+        for public in importlib.import_module(module).__all__:
+            assert f"{module}.{public}" in there
+    assert {
+        "thinformer.torch.transformers.register",
+        "thinformer.torch.transformers.configure",
+    } <= there
+    benchmarks = (tmp_path / "benchmarks.html").read_text()
+    assert benchmarks.count("<table") == 7
+    assert "compress++" in benchmarks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_examples(path):
+    """They print what the page says they do."""
+    pytest.importorskip("transformers")
+    text = path.read_text()
+    if path.name == "cuda.md":  # has none
+        assert not documents.examples(text)
+    for said, printed in documents.run_page(text, path.name):
+        assert printed.endswith(said)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_commands(path, monkeypatch):
+    """Commands of the package parse, and the extras that are installed exist."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    text = path.read_text()
+    for extras in re.findall(r"install [^`\n]*\.\[([\w,]+)\]", text):
+        assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    called = []
+    for command in main.COMMANDS:
+        monkeypatch.setattr(command, "run", lambda arguments: called.append(arguments) or 0)
+    lines = "".join(documents.examples(text, "sh")).splitlines()
+    ours = [line for line in lines if line.startswith("thinformer ")]
+    for line in ours:
+        assert main.main(shlex.split(line)[1:]) == 0
+    assert len(called) == len(ours)
+    for line in set(lines) - set(ours):
+        assert re.match(r"(python3 -m venv|(\.venv/bin/)?pip install|\.venv/bin/python$)", line), (
+            line
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *PAGES,
+        *ROOT.glob("*.md"),
+        ROOT / "reference/README.md",
+        ROOT / "notebooks/README.md",
+    ],
+    ids=name,
+)
+def test_links_lead_somewhere(path):
+    assert list(documents.broken_links(path)) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A heading\n\n[a](#a-heading) [b](#none) [c](page.md) [d](none.md)\n")
+    assert list(documents.broken_links(page)) == ["#none", "none.md"]
+
+
+def test_the_map_names_what_is_there():
+    """Functions, modules and tests of the page from paper to code."""
+    text = (ROOT / "docs" / "map.md").read_text()
+    names = re.findall(r"`((?:reference|thinformer)\.[\w.]+)`", text)
+    assert len(names) > 25
+    for dotted in names:
+        head, _, last = dotted.rpartition(".")
+        try:
+            importlib.import_module(dotted)
+        except ImportError:
+            assert hasattr(importlib.import_module(head), last), dotted
+    tests = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    assert len(tests) > 8
+    assert all((ROOT / path).exists() for path in tests)
+
+
+def test_migration_names_arguments_that_are_there():
+    """Arguments of this package in the tables, against the signatures."""
+    import inspect
+
+    text = (ROOT / "docs" / "migration.md").read_text()
+    section = text[text.index("### `compress.compresspp_kt`") : text.index("### Others")]
+    ours = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    arguments = {a for cell in ours for a in re.findall(r"`(\w+)(?:=[^`]*)?`", cell)} - {"thin"}
+    assert len(arguments) > 8
+    assert arguments <= set(inspect.signature(thinformer.thin).parameters)
