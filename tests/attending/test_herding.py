@@ -6,6 +6,7 @@ import pytest
 from reference import herding as reference
 from thinformer import attention, compress_schedule, make_draws, set_num_threads
 from thinformer.attending import herding
+from thinformer.attending.options import KeySelection
 from thinformer.cpu.run import draw_numbers, starting_points
 from thinformer.data import load_activations
 from thinformer.halving.plan import Plan
@@ -62,7 +63,11 @@ def test_what_the_specification_chooses(shape, temperature):
     for seed in range(3):
         data = arrays(shape, seed=seed)
         got, finite = herding.herd_keys(
-            *data, n_out=shape[-1], scale=shape[4] ** -0.5, temperature=temperature, seed=seed
+            *data,
+            KeySelection(temperature=temperature or "auto"),
+            n_out=shape[-1],
+            scale=shape[4] ** -0.5,
+            seed=seed,
         )
         np.testing.assert_array_equal(got, specified(*data, shape[-1], temperature, seed))
         assert finite.all()
@@ -75,7 +80,7 @@ def test_what_memory_held_before_does_not_matter(shape, number, fill_workspaces)
     fill_workspaces(number)
     data = arrays(shape)
     got, _ = herding.herd_keys(
-        *data, n_out=shape[-1], scale=shape[4] ** -0.5, temperature=None, seed=0
+        *data, KeySelection(temperature="auto"), n_out=shape[-1], scale=shape[4] ** -0.5, seed=0
     )
     np.testing.assert_array_equal(got, specified(*data, shape[-1], None, 0))
 

@@ -13,9 +13,7 @@ from specified_landmarks import activations, corrections, error, everything, qkv
 
 from reference import landmarks as reference
 from thinformer.attending import landmarks
-from thinformer.attending.landmarks import (
-    CORRECTIONS,
-)
+from thinformer.attending.options import CORRECTIONS
 
 TOLERANCE = {np.float64: 1e-7, np.float32: 2e-3}
 

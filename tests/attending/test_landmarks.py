@@ -11,6 +11,7 @@ from thinformer import attention, bodies, compress_schedule, make_draws
 from thinformer.attending.landmarks import (
     fit_landmarks,
 )
+from thinformer.attending.options import KeySelection
 from thinformer.support import threads
 
 
@@ -108,8 +109,8 @@ def test_a_constant_is_kept(correction):
     query, key, value = qkv()
     value[..., 1] = 7
     _, (values, masses, *_) = fit_landmarks(
-        query, key, value, np.empty((*query.shape[:3], 3)), n_out=15, correction=correction,
-        temperature=None, scale=0.5, seed=1,
+        query, key, value, np.empty((*query.shape[:3], 3)),
+        KeySelection(correction=correction), n_out=15, scale=0.5, seed=1,
     )  # fmt: skip
     np.testing.assert_allclose(values[..., 1], 7 * masses.transpose(0, 2, 1), rtol=1e-9)
     # fitted without a constraint, yet the masses are about all keys'

@@ -40,7 +40,10 @@ def test_what_people_write(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"sise": 64}, "'sise' is unknown; takes g, size, min_length, exact, correction, temper"),
+        (
+            {"sise": 64},
+            "'sise' is unknown; takes g, size, pre_thin, correction, temperature, min_length",
+        ),
         ({"size": 64, "g": 2}, "takes g or size; got both"),
         ({"size": "64"}, "size must be an integer of at least 1; got '64'"),
         ({"size": 0}, "size must be an integer of at least 1; got 0"),

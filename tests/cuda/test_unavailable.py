@@ -18,11 +18,13 @@ from thinformer import (
     kh_compress,
     thin,
 )
+from thinformer.attending.options import KeySelection
 from thinformer.commands.main import main
 from thinformer.cuda import jit, run
 from thinformer.measuring import speed_cuda
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose.heads import Heads
 
 POINTS = np.random.default_rng(0).standard_normal((64, 2))
 KEYS = np.random.default_rng(0).standard_normal((1, 64, 1, 2))
@@ -114,11 +116,12 @@ def test_arrays_on_a_gpu_that_cannot_be_used(without):
         with pytest.raises(CudaUnavailableError, match=f"K, which is {message}"):
             kernel_halve(OnGpu(), device=device)
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        on_cpu.select(SimpleNamespace(is_cuda=True, device="cuda:1"), *(None,) * 3, g=0, size=None,
-                  scale=None, pre_thin="even", min_length=0, kept=1)  # fmt: skip
+        key = SimpleNamespace(is_cuda=True, device="cuda:1")
+        on_cpu.select(Heads(None, key, None, None, 1.0), KeySelection(), None, kept=1)
     key = SimpleNamespace(is_cuda=True, device="cuda:1", shape=(1, 4, 1, 2))
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        on_cpu.landmarks(key, key, *(None,) * 3, g=0, size=2, width=2, min_length=0)
+        selection = KeySelection(size=2, correction="queries")
+        on_cpu.landmarks(Heads(key, key, None, None, 1.0), selection, None, kept=2)
 
 
 def test_arrays_in_several_memories_are_named():

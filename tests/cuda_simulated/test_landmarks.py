@@ -10,27 +10,24 @@ from thinformer import (
     ThinformerAttention,
     thinformer_attention,
 )
-from thinformer.attending.landmarks import (
-    CANDIDATES,
-    CORRECTIONS,
-    PROPOSALS,
-    QUERIES,
-    STREAMS,
-    SUMMED,
-)
+from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED
+from thinformer.attending.options import CORRECTIONS, KeySelection
 from thinformer.cpu.pivots import BLOCK
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 from thinformer.torch.choose import landmarks_on_gpu as landmarks_module
 from thinformer.torch.choose import on_cpu
-from thinformer.torch.choose.on_cpu import bits_of_seed
+from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.operators import landmarks
+from thinformer.torch.choose.seeds import bits_of_seed
 
 
 def landmarks_on_gpu(query, key, value, valid=None, *, size, **settings):
     settings = {"scale": 0.5, "correction": "queries", "temperature": None, "min_length": 0,
                 "g": 0, "width": size} | settings  # fmt: skip
-    return on_cpu.landmarks(query, key.as_subclass(OnCuda), value, valid,
-                        torch.tensor(bits_of_seed(5)), size=size, **settings)  # fmt: skip
+    scale, width = settings.pop("scale"), settings.pop("width")
+    heads = Heads(query, key.as_subclass(OnCuda), value, valid, scale)
+    selection = KeySelection(size=size, **settings)
+    return on_cpu.landmarks(heads, selection, torch.tensor(bits_of_seed(5)), width)
 
 
 def test_unit_numbers(torch_on_the_simulator):
@@ -267,10 +264,10 @@ def test_attention_to_landmarks(torch_on_the_simulator, monkeypatch):
                "key_padding_mask": torch.arange(20) >= torch.tensor([[20], [14]])}  # fmt: skip
     of_choice, results, calls = on_cpu.landmarks, [], []
 
-    def on_gpu(query, key, value, valid, seed, **settings):
-        calls.append(valid)
-        found = of_choice(query, key.as_subclass(OnCuda), value, valid,
-                       torch.tensor(bits_of_seed(int(seed))), **settings)  # fmt: skip
+    def on_gpu(heads, selection, seed, kept):
+        calls.append(heads.valid)
+        heads = heads._replace(key=heads.key.as_subclass(OnCuda))
+        found = of_choice(heads, selection, torch.tensor(bits_of_seed(int(seed))), kept)
         return tuple(x.as_subclass(torch.Tensor) for x in found)
 
     for choose in (of_choice, on_gpu):

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tensors import OnCuda
 
+from thinformer.attending.options import KeySelection
 from thinformer.halving.plan import plan
 from thinformer.torch.choose import on_cpu
-from thinformer.torch.choose.on_cpu import bits_of_seed
+from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.operators import select
+from thinformer.torch.choose.seeds import bits_of_seed
 
 
 @pytest.mark.parametrize(
@@ -62,20 +64,17 @@ def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
     value[1, 4, 1] = torch.nan
     expected = select(key, value, valid, torch.tensor(5), 0, 4, 0.7, pre_thin, min_length)
     kept = expected[0].shape[-1]
-    found = on_cpu.select(
-        key.as_subclass(OnCuda), value, valid, torch.tensor(bits_of_seed(5)), g=0, size=4,
-        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
-    )  # fmt: skip
+    selection = KeySelection(g=0, size=4, pre_thin=pre_thin, min_length=min_length)
+    heads = Heads(None, key.as_subclass(OnCuda), value, valid, 0.7)
+    found = on_cpu.select(heads, selection, torch.tensor(bits_of_seed(5)), kept)
     for one, other in zip(found, expected, strict=True):
         if one.dtype == torch.int64 and one.ndim == 3:
             good = expected[2][..., None].expand_as(other)  # a head with NaN keeps some or other
             one, other = one.where(good, 0), other.where(good, 0)
         assert torch.equal(one, other)
     assert not found[2][1, 1]
-    none = on_cpu.select(
-        key[:0].as_subclass(OnCuda), value[:0], valid[:0], torch.tensor(5), g=0, size=4,
-        scale=0.7, pre_thin=pre_thin, min_length=min_length, kept=kept,
-    )  # fmt: skip
+    heads = Heads(None, key[:0].as_subclass(OnCuda), value[:0], valid[:0], 0.7)
+    none = on_cpu.select(heads, selection, torch.tensor(5), kept)
     assert [(tuple(x.shape), x.dtype) for x in none] == [
         ((0, *x.shape[1:]), x.dtype) for x in expected
     ]

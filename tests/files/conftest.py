@@ -2,10 +2,10 @@
 
 import pytest
 
-from thinformer.files import thin as thin_files
+from thinformer.files import job
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Chunks of as few rows as are asked for."""
-    monkeypatch.setattr(thin_files, "LEAST", 1)
+    """Chunks may have as few rows as a test wants."""
+    monkeypatch.setattr(job, "LEAST", 1)

@@ -8,7 +8,7 @@ from files_of_points import HEADER, POINTS, RECORDS, N, command, succeed
 
 from thinformer import mmd, thin
 from thinformer.cpu.run import embed
-from thinformer.files import thin as thin_files
+from thinformer.files import comparison
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.arguments import as_problem
 
@@ -91,10 +91,10 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
         rows = rng.choice(2000, 300, replace=False)
         both = np.concatenate([points[rows], chosen])
         problem = as_problem(both, as_kernel("gaussian", 1.0))
-        every = thin_files._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
-        part = thin_files._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
+        every = comparison._Sample(np.arange(300), weights[rows] / weights[rows].sum(), 0.15)
+        part = comparison._Sample(300 + np.arange(100), np.full(100, 0.01), 1)
         (one, noise), (other, none) = (
-            thin_files._own(problem, *pair) for pair in ((every, part), (part, every))
+            comparison._own(problem, *pair) for pair in ((every, part), (part, every))
         )
         between = every.weights @ embed(problem, every.rows, part.rows, part.weights)
         squares.append(one - 2 * between + other)
@@ -105,7 +105,7 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
     for _ in range(20):
         rows = rng.choice(2000, 300, replace=False)
         sample = points[rows], weights[rows]
-        value, _ = thin_files._mmd_held(
+        value, _ = comparison._mmd_held(
             as_kernel("gaussian", 1.0), (points, weights), sample, chosen
         )
         held.append(value**2)
@@ -118,8 +118,8 @@ def test_the_estimate_from_a_sample_is_without_bias(weighted):
 
 
 def test_what_is_within_the_noise_is_not_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(thin_files, "EXACT", 2000)
-    monkeypatch.setattr(thin_files, "SAMPLE", 1000)
+    monkeypatch.setattr(comparison, "EXACT", 2000)
+    monkeypatch.setattr(comparison, "SAMPLE", 1000)
     np.save(tmp_path / "in.npy", np.random.default_rng(0).normal(size=(4000, 2)))
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 4000,
             "--seed", 0, "--report", tmp_path / "r.json")  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import tensors
 from tensors import seeded
 
-from thinformer.attending.landmarks import CORRECTIONS
+from thinformer.attending.options import CORRECTIONS
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 weighted = pytest.mark.parametrize("weights", [False, True])

@@ -9,7 +9,8 @@ import pytest
 from reference import landmarks as reference
 from thinformer import attention
 from thinformer.attending import landmarks
-from thinformer.attending.landmarks import CANDIDATES, CORRECTIONS, PROPOSALS, STREAMS, SUMMED
+from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, STREAMS, SUMMED
+from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from thinformer import ThinformerAttention, coreset_size, thinformer_attention
 from thinformer.data import ACTIVATIONS, load_activations
 from thinformer.torch.attend.estimate import QUERIES, draw_queries, estimate_error
+from thinformer.torch.choose.heads import Heads
 
 
 def relative(output, expected, asked=None):
@@ -79,7 +80,7 @@ def test_on_activations(correction, within):
             error = relative(got.output, exact(*tensors))
             for seed in range(10):
                 estimate = estimate_error(
-                    *tensors, None, got.output, got.indices, scale=tensors[0].shape[-1] ** -0.5,
+                    Heads(*tensors, None, tensors[0].shape[-1] ** -0.5), got.output, got.indices,
                     generator=torch.Generator().manual_seed(seed),
                 )  # fmt: skip
                 of_squares.append((estimate / error).square().flatten())
@@ -98,7 +99,7 @@ def test_queries_of_a_fit_do_not_flatter_it():
     generator = torch.Generator().manual_seed(0)
     estimates = torch.stack(
         [
-            estimate_error(*tensors, None, got.output, got.indices, scale=8**-0.5,
+            estimate_error(Heads(*tensors, None, 8**-0.5), got.output, got.indices,
                            generator=generator)
             for _ in range(800)
         ]
@@ -201,7 +202,7 @@ def test_nothing_to_be_wrong_about():
     assert (masked[1] > 0).all()
     output = torch.ones_like(query[..., :1]).expand(-1, -1, -1, 5)
     indices = torch.zeros(2, 4, 1, dtype=torch.int64)
-    off = estimate_error(query, key, 0 * value, None, output, indices, scale=1.0)
+    off = estimate_error(Heads(query, key, 0 * value, None, 1.0), output, indices)
     assert (off == torch.inf).all()
 
 

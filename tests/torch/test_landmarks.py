@@ -312,7 +312,7 @@ def test_the_module_has_no_pre_thin_beside_a_correction():
 
 def test_all_keys_are_not_fitted_to_themselves(monkeypatch):
     """Exact attention takes no solution for as many unknowns as there are keys."""
-    monkeypatch.setattr("thinformer.torch.functional.attend_to_landmarks", None)
+    monkeypatch.setattr("thinformer.torch.attend.layer.attend_to_landmarks", None)
     query, key, value = torch.randn(3, 1, 40, 2, 4).unbind()
     got = thinformer_attention(query, key, value, size=40, correction="queries")
     exact = torch.nn.functional.scaled_dot_product_attention(

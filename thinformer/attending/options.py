@@ -100,12 +100,12 @@ class LayerOptions:
     ----------
     selection : KeySelection
         Which keys it keeps.
-    exact : bool
-        Leave the layer exact.
     fallback : {None, "exact"}
         What to do where the estimated error of a head is above `error_threshold`.
     error_threshold : float, optional
         Not negative; required by a fallback.
+    exact : bool
+        Leave the layer exact.
 
     Raises
     ------
@@ -121,9 +121,9 @@ class LayerOptions:
     """
 
     selection: KeySelection = field(default_factory=KeySelection)
-    exact: bool = False
     fallback: str | None = None
     error_threshold: float | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.selection, KeySelection):

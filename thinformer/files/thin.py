@@ -27,7 +27,8 @@ from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.support.machine import peak_resident_megabytes
 from thinformer.thinning.arguments import median_distance
-from thinformer.thinning.streaming import BLIND, merge_and_reduce
+from thinformer.thinning.methods import BLIND
+from thinformer.thinning.streaming import merge_and_reduce
 
 
 @dataclass

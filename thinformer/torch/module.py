@@ -159,9 +159,17 @@ class ThinformerAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Say how the module was made."""
-        settings = self.options.settings()
-        own = {"scale": self.scale, "use_torch_spda": self.use_torch_spda}
-        shown = {"g": settings["g"], **own, **settings, "estimate_error": self.estimate_error}
+        of_layer = {
+            name: value for name, value in vars(self.options).items() if name != "selection"
+        }
+        shown = {
+            "g": self.options.selection.g,
+            "scale": self.scale,
+            "use_torch_spda": self.use_torch_spda,
+            **vars(self.options.selection),
+            "estimate_error": self.estimate_error,
+            **of_layer,
+        }
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def forward(
