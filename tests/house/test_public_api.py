@@ -57,7 +57,7 @@ def test_torch():
     import thinformer.torch
 
     assert sorted(thinformer.torch.__all__) == [
-        "Conversion", "ThinformerAttention", "convert", "load_settings", "revert",
+        "Conversion", "KeySelection", "LayerOptions", "ThinformerAttention", "convert", "load_settings", "revert",
         "thinformer_attention",
     ]  # fmt: skip
     for name in ("ThinformerAttention", "thinformer_attention"):
@@ -98,7 +98,7 @@ def test_signatures():
         "return_weights=False, return_indices=False)",
         "ThinformerAttention": "(g=2, scale=None, use_torch_spda=False, *, size=None, "
         "pre_thin='even', correction=None, temperature=None, generator=None, "
-        "estimate_error=False, fallback=None, error_threshold=None)",
+        "estimate_error=False, fallback=None, error_threshold=None, options=None)",
         "thinformer_attention": "(query, key, value, *, g=2, size=None, scale=None, "
         "key_padding_mask=None, attn_mask=None, is_causal=False, enable_gqa=False, dropout_p=0.0, "
         "layout='bshd', generator=None, correction=None, temperature=None, return_weights=False, "
@@ -130,7 +130,7 @@ def test_signatures_of_transformers():
 
     assert plain_signature(transformers.register) == f"(name='thinformer', {OF_A_LAYER})"
     assert plain_signature(transformers.configure) == (
-        f"(layer, settings=None, {OF_A_LAYER}, exact=False)"
+        f"(layer, settings=None, {OF_A_LAYER}, exact=False, options=None)"
     )
 
 

@@ -239,13 +239,8 @@ def attention(
         raise ValueError(f"scale must be in the range of {query.dtype}; got {scale}")
     if correction is not None or temperature is not None:
         special = "temperature" if correction is None else "correction"
-        if pre_thin != "even" or delta != 0.5 or draws is not None:
-            raise ValueError(
-                f"pre_thin, delta and draws belong to thinning: with a {special} they may not be"
-                " given"
-            )
-        if device == "cuda":
-            raise NotImplementedError(f"{special} is None only on a GPU; use device='cpu'")
+        of_thinning = pre_thin != "even" or delta != 0.5 or draws is not None
+        _check_special(special, of_thinning, device)
     selection = KeySelection(g, size, pre_thin, correction, temperature, min_length=0)
     n_out = selection.plan(key.shape[1], delta).schedule.size
     # before any work: if there is no memory, the error comes at once
@@ -276,6 +271,16 @@ def attention(
         None if weights is None else weights.astype(given, copy=False),
         indices if return_indices else None,
     )
+
+
+def _check_special(special: str, of_thinning: bool, device: str) -> None:
+    """Check that a correction or temperature goes with the other arguments."""
+    if of_thinning:
+        raise ValueError(
+            f"pre_thin, delta and draws belong to thinning: with a {special} they may not be given"
+        )
+    if device == "cuda":
+        raise NotImplementedError(f"{special} is None only on a GPU; use device='cpu'")
 
 
 def _computed(*given: ArrayLike) -> tuple[NDArray, NDArray, NDArray, np.dtype]:
