@@ -47,7 +47,7 @@ def problems(draw):
     shape = {
         "B": draw(st.integers(1, 2)), "T": draw(st.integers(1, 40)), "S": S,
         "H": draw(st.integers(1, 3)), "E": draw(st.integers(1, 20)), "D": draw(st.integers(1, 20)),
-        "seed": draw(st.integers(0, 2**32)),
+        "rng": draw(st.integers(0, 2**32)),
     }  # fmt: skip
     arrays = qkv(**shape)
     if draw(st.booleans()):  # few distinct keys
