@@ -115,12 +115,11 @@ def test_arrays_on_a_gpu_that_cannot_be_used(without):
             compress_kv(OnGpu(), OnGpu(), device=device)
         with pytest.raises(CudaUnavailableError, match=f"K, which is {message}"):
             kernel_halve(OnGpu(), device=device)
+    key = SimpleNamespace(is_cuda=True, device="cuda:1")
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        key = SimpleNamespace(is_cuda=True, device="cuda:1")
         on_cpu.select(Heads(None, key, None, None, 1.0), KeySelection(), None, kept=1)
-    key = SimpleNamespace(is_cuda=True, device="cuda:1", shape=(1, 4, 1, 2))
+    key.shape, selection = (1, 4, 1, 2), KeySelection(size=2, correction="queries")
     with pytest.raises(CudaUnavailableError, match="a tensor on cuda:1 needs a GPU: CUDA driver"):
-        selection = KeySelection(size=2, correction="queries")
         on_cpu.landmarks(Heads(key, key, None, None, 1.0), selection, None, kept=2)
 
 

@@ -57,8 +57,8 @@ def test_torch():
     import thinformer.torch
 
     assert sorted(thinformer.torch.__all__) == [
-        "Conversion", "KeySelection", "LayerOptions", "ThinformerAttention", "convert", "load_settings", "revert",
-        "thinformer_attention",
+        "Conversion", "KeySelection", "LayerOptions", "ThinformerAttention", "convert",
+        "load_settings", "revert", "thinformer_attention",
     ]  # fmt: skip
     for name in ("ThinformerAttention", "thinformer_attention"):
         assert getattr(thinformer.torch, name) is getattr(thinformer, name)
@@ -118,7 +118,7 @@ def test_signatures_of_torch():
     pytest.importorskip("torch")
     from thinformer.torch import Conversion, convert, load_settings, revert
 
-    assert plain_signature(convert) == f"(model, settings=None, {OF_A_LAYER})"
+    assert plain_signature(convert) == f"(model, settings=None, {OF_A_LAYER}, options=None)"
     assert plain_signature(revert) == "(model)"
     assert plain_signature(load_settings) == "(path)"
     assert plain_signature(Conversion) == "(swapped, left)"
@@ -128,7 +128,9 @@ def test_signatures_of_transformers():
     pytest.importorskip("transformers")
     from thinformer.torch import transformers
 
-    assert plain_signature(transformers.register) == f"(name='thinformer', {OF_A_LAYER})"
+    assert plain_signature(transformers.register) == (
+        f"(name='thinformer', {OF_A_LAYER}, options=None)"
+    )
     assert plain_signature(transformers.configure) == (
         f"(layer, settings=None, {OF_A_LAYER}, exact=False, options=None)"
     )
@@ -139,7 +141,7 @@ def test_signatures_of_tabpfn(monkeypatch):
     import tabpfn_stub
 
     adapter = tabpfn_stub.adapter(monkeypatch)
-    assert plain_signature(adapter.register) == f"({OF_A_LAYER})"
+    assert plain_signature(adapter.register) == f"({OF_A_LAYER}, options=None)"
     assert plain_signature(adapter.unregister) == "()"
 
 
