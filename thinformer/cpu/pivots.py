@@ -52,10 +52,7 @@ def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
         of_block, at_random = 0, start < uniforms.shape[0] and total > 0
         if at_random:
             of_block = min(BLOCK, uniforms.shape[0] - start)
-            for b in range(of_block):
-                u = uniforms[start + b, 0]
-                proposed[b] = min(np.searchsorted(cumulative, u * total, side="right"), L - 1)
-                accept[b] = uniforms[start + b, 1] * diagonal[proposed[b]]
+            propose(uniforms[start : start + of_block], cumulative, diagonal, proposed, accept)
             start += of_block
         else:
             while of_block < BLOCK and left < L:
@@ -90,6 +87,20 @@ def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
         for i in range(before, count):
             diagonal[chosen[i]] = 0
     return chosen
+
+
+@inner(STRICT)
+def propose(uniforms, cumulative, diagonal, proposed, accept):
+    """Write a proposal for each row of uniforms (m, 2), and what its residual must exceed.
+
+    cumulative : (L,), sums of the candidates' weights times what is left of their diagonal (L,)
+    proposed, accept : (BLOCK,), the first m of each are written
+    """
+    L = cumulative.size
+    for b in range(uniforms.shape[0]):
+        number = uniforms[b, 0] * cumulative[L - 1]
+        proposed[b] = min(np.searchsorted(cumulative, number, side="right"), L - 1)
+        accept[b] = uniforms[b, 1] * diagonal[proposed[b]]
 
 
 @inner(STRICT)
