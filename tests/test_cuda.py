@@ -80,7 +80,7 @@ def test_tables_hold_the_schedule():
     assert table.tolist() == [[44, 16, 77], [22, 4, 93], [11, 1, 97]]
     delta = schedule.rounds[0].delta
     np.testing.assert_array_equal(factors[0], [simple_factor(4, delta), simple_factor(6, delta)])
-    assert run.drawn_numbers(schedule) == 98
+    assert run.count_draws(schedule) == 98
     assert run.workspace(schedule, 3, np.float32)["draws"] == ((3, 98), np.float32)
 
 
@@ -221,7 +221,7 @@ def test_not_enough_memory_says_how_much(monkeypatch):
     # 64 points of 2 numbers, 10 parameters, 2 scales, uniforms and coins; a sequence's number, ...
     # 2 * 64 positions, and 8 kept
     schedule = compress_schedule(64, 8)
-    numbers = 64 * 2 + 10 + 2 + run.drawn_numbers(schedule) + 2 * len(schedule.rounds)
+    numbers = 64 * 2 + 10 + 2 + run.count_draws(schedule) + 2 * len(schedule.rounds)
     whole = 1 + 3 * len(schedule.rounds) + 2 * 64 + 8
     with pytest.raises(MemoryError, match=f"for {8 * (numbers + whole):,} bytes"):
         kh_compress(POINTS, g=0, device="cuda")

@@ -1,12 +1,12 @@
-"""The kernel that halves buckets, a block of threads each.
+"""The kernel that halves buckets; a block of threads halves one bucket.
 
-A bucket is halved as the CPU body does it. For the points x of a panel the walk's inner products
+The steps are those of the CPU body. For the points x of a panel, the walk's inner products
 <psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over all pairs decided before
-it, a tile of kernel values at a time; then the panel's own pairs are decided in turn. A kernel
-value is in the registers of one thread and nowhere else, but for the panel's own tile; so a block's
-memory does not depend on the bucket's size, which has no limit.
+the panel, a tile of kernel values at a time. Then the panel's own pairs are decided in turn. A
+kernel value lives in the registers of one thread only; the panel's own tile is in shared memory. So
+a block's memory does not depend on the size of its bucket, and a bucket may have any size.
 
-Threads that write what others read are kept apart by ``syncthreads``; each says what for.
+A comment at each ``syncthreads`` says which writes it separates from which reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ swaps = device_function(steps.swaps)
 
 
 class Geometry(NamedTuple):
-    """Where a factor's points are in its window: column c of row i of problem p is at ``first +
-    sequences[p // heads] * batch + p % heads * head + i * row + c * column``, for c below dim.
+    """Where a factor's points are in its window.
+
+    Column c < dim of row i of problem p is at
+    ``first + sequences[p // heads] * batch + p % heads * head + i * row + c * column``.
     """
 
     first: int
@@ -135,7 +137,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
         part = cuda.local.array(PATCH, dtype)  # this thread's part of the sums
 
         thread = cuda.threadIdx.x
-        # the corner of its patch
+        # the corner of this thread's patch
         row, point = PATCH * (thread >> LOG2_LANES), PATCH * (thread & (LANES - 1))
         scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
         last = parameters.shape[0] - 1
@@ -258,6 +260,9 @@ def make_decide(dtype: type) -> Any:
 
 
 def threads_for(largest_bucket: int, dtype: type) -> int:
-    """The threads of a block: a tile of twice as many bytes would leave shared memory, 48 KB."""
+    """Return the number of threads of a block.
+
+    More threads have larger tiles; twice the bytes would not fit the 48 KB of shared memory.
+    """
     most = 1024 // np.dtype(dtype).itemsize
     return min(most, 64 if largest_bucket <= 64 else 128 if largest_bucket <= 256 else 256)

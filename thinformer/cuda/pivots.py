@@ -1,11 +1,12 @@
 """The kernel that chooses pivots, a block of threads for each head: `cpu.pivots` on a GPU.
 
-What a candidate is compared by is a column of `rows`: its key, and below it the rows of the
-Cholesky factor as they come. Which proposals of a round are accepted follows from what
-the pivots so far leave of the kernel between these few; so that is found first, in shared memory,
-and then the factor's new rows, of which every thread holds some columns in registers.
+A candidate is a column of `rows`: its key, and below it its column of the Cholesky factor, which
+grows by a row a pivot. A round has a few proposals. Which of them become pivots follows from the
+kernel between the proposals alone, less what the earlier pivots account for. So the block computes
+these few values first, in shared memory, and decides. Then it appends the new pivots to the factor:
+each thread holds some columns of the new rows in registers.
 
-Threads that write what others read are kept apart by ``syncthreads``; each says what for.
+A comment at each ``syncthreads`` says which writes it separates from which reads.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from thinformer.cuda.jit import ALIGNED, cuda, device_function
 
 THREADS = 256
 DEPTH = 32  # rows staged at once
-COLUMNS = 2  # of a thread
-GROUP = 16  # threads whose sums are added up before those of groups
+COLUMNS = 2  # candidates that a thread computes at once
+GROUP = 16  # threads whose sums are added before the groups' sums are
 
 
 @functools.cache
@@ -52,7 +53,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
         own = cuda.shared.array((block, block), dtype)  # the kernel between proposals
         proposed = cuda.shared.array(block, np.int64)
         few_h = cuda.shared.array(block, dtype)
-        then = cuda.shared.array(block, dtype)  # proposals' diagonal as the round begins, and now
+        then = cuda.shared.array(block, dtype)  # proposals' diagonal when the round begins, and now
         now = cuda.shared.array(block, dtype)
         inverse = cuda.shared.array(block, dtype)
         slot = cuda.shared.array(block, np.int64)  # the factor's row of a proposal, or -1
@@ -74,7 +75,7 @@ def make_pivots(dtype: type, block: int, threads: int) -> Any:
                 few_h[thread] = h[proposed[thread]]
                 then[thread] = now[thread] = diagonal[proposed[thread]]
                 slot[thread], inverse[thread] = -1, ZERO
-            end = E + count  # what was written is read behind the barriers of staging
+            end = E + count  # others read these writes after the barriers of staging
             residuals_between(own, few, rows, L, proposed, few_h, E, end, nugget)
             count = accept(
                 own, proposed, uniforms, start, then, now, slot, inverse, taken[problem], E, count,
@@ -189,7 +190,7 @@ def make_residuals_between(dtype: type, block: int, threads: int) -> Any:
             if part == 0:
                 for i in range(cuda.threadIdx.x, SQUARE, threads):
                     a, b = i // block, i % block
-                    # no exponent is above 0 but by rounding
+                    # only rounding makes an exponent positive
                     own[a, b] = math.exp(min(own[a, b] - few_h[a] - few_h[b], ZERO))
                     if proposed[a] == proposed[b]:
                         own[a, b] += nugget
@@ -305,14 +306,14 @@ def make_append(dtype: type, block: int, threads: int) -> Any:
         for i in range(thread, SQUARE, threads):
             b, a = i // block, i % block
             steps[b, a] = own[b, b + a] * inverse[b] if b + a < block else ZERO
-        # read, as `slot` and `inverse` are, behind the barriers of staging
+        # others read `steps`, `slot` and `inverse` after the barriers of staging
         for first in range(thread, L + thread, COLUMNS * threads):
             residuals(columns, places, few, rows, proposed, few_h, E, end, h, first)
             for c in range(COLUMNS):
                 left[c] = diagonal[min(first + c * threads, L - 1)]
             for b in range(block):
-                # its column comes first, as those before were shifted out: in registers, no index
-                # may depend on b
+                # its column is the first one, as earlier columns were shifted out: an index that
+                # depends on b would move the columns from registers to memory
                 for c in range(COLUMNS):
                     j, f = first + c * threads, columns[c * block]
                     if j == proposed[b]:

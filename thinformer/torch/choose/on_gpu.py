@@ -62,19 +62,17 @@ def select(
             stored,
             (_window(key), _geometry(key)),
             (_window(value), _geometry(value)),
-            schedule,
-            (_array(table), _array(factors)),
+            run.Rounds(schedule, _array(table), _array(factors)),
             run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
-            seed=_array(seed.reshape(1)),
+            run.Sequences(
+                _array(everything.sequences), _array(everything.positions), S,
+                settings.pre_thin == "stride", _array(seed.reshape(1)),
+            ),
             scale=scale,
-            n_points=S,
-            strided=settings.pre_thin == "stride",
             scales=_array(scales),
-            sequences=_array(everything.sequences),
-            tokens=_array(everything.positions),
             processors=processors,
             stream=_stream(device),
-        )
+        )  # fmt: skip
     kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
 
