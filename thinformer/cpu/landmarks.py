@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.centring import centre, largest_square, measure_keys
 from thinformer.cpu.cholesky import factorise, substitute
-from thinformer.cpu.drawn import attend, draw_landmarks, features, weigh_keys
+from thinformer.cpu.drawn import attend_sampled, draw_landmarks, features, weigh_keys
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.pivots import BLOCK, choose_pivots
 from thinformer.cpu.rows import add, add_rows, copy_row, copy_within, fill, multiply, subtract
@@ -260,7 +260,7 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
     for c in range(m, padded):
         queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
     multiply(queries, dtype(1 / to_x))  # they have the softmax scale, and keys its root
-    attend(
+    attend_sampled(
         x, S, E, queries, m, values, D if fitting else 0, heads.positions, top_of, total_of,
         importance, outputs, free,
     )  # fmt: skip

@@ -105,7 +105,21 @@ def make_kernel(variant: Variant, threads: int) -> Any:
 
 
 def make_halve_bucket(variant: Variant, threads: int) -> Any:
-    """Return the function that halves one bucket."""
+    """Return the function that halves one bucket.
+
+    The function's arguments::
+
+        window, other_window  as the kernel has them
+        place, other_place  where the problem's first point is in its window, the strides of rows
+          and columns, and the number of columns
+        parameters, scales  of the problem
+        positions  (2 * pairs,) int64, the bucket's points
+        factor  of the thresholds
+        uniforms  (pairs,)
+        coin  whether to keep the other half
+        out  (pairs,) int64, written: the positions kept; until the end, whether a pair's second
+          point was chosen
+    """
     ROWS = threads // LANES * PATCH
     ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
     dtype, shifted = variant.dtype, variant.shifted
@@ -120,14 +134,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
         window, place, other_window, other_place, parameters, scales,
         positions, factor, uniforms, coin, out,
     ):  # fmt: skip
-        """Write the positions that a bucket keeps to `out`, (pairs,).
-
-        Until the end `out` holds whether a pair's second point was chosen.
-
-        place, other_place : where the problem's first point is in its window, the strides of rows
-            and columns, and the number of columns
-        positions : (2 * pairs,) int64; uniforms : (pairs,); coin : whether to keep the other half
-        """
+        """Write the positions that a bucket keeps to `out`, (pairs,)."""
         rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
         panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
         own = cuda.shared.array((PANEL, PANEL), dtype)  # the panel's kernel values with itself
