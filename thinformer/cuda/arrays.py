@@ -65,7 +65,7 @@ class OnGpu(NamedTuple):
         )
 
 
-def on_gpu(name: str, array: Any) -> OnGpu:
+def from_interface(name: str, array: Any) -> OnGpu:
     """Return an array of another library as its interface describes it.
 
     Raises

@@ -1,4 +1,4 @@
-"""Measuring memory, and on what machine."""
+"""The memory that a call takes, and the name of the processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:
-    """The most memory in MB that Python and NumPy hold at once during `work`, beyond before."""
+    """Return the peak memory in MB of Python and NumPy during `work`, minus the memory before."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -20,7 +20,7 @@ def peak_megabytes(work: Callable[[], object]) -> float:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name; its architecture if the system has no name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
