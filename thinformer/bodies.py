@@ -1,4 +1,4 @@
-"""The one door to the bodies: whether a call runs on the CPU or on a GPU, and the call itself."""
+"""The one way to the bodies: a call is sent to the CPU or to a GPU here."""
 
 from __future__ import annotations
 
@@ -18,37 +18,36 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether an array is in a GPU's memory."""
+    """Return whether an array is in a GPU's memory."""
     return hasattr(array, "__cuda_array_interface__")
 
 
 def float_array(name: str, array: Any) -> NDArray:
     """Return an argument as a float array; as `thinformer.cuda.arrays.OnGpu` if it is on a GPU.
 
-    That has the shape and dtype of an array, which is all that is looked at before it is
-    handed on.
+    An `OnGpu` has the shape and dtype of an array, and the checks of arguments read nothing else.
     """
     if not on_gpu(array):
         return checks.float_array(name, array)
     from thinformer.cuda import arrays  # imports numba.cuda
 
-    there: Any = arrays.on_gpu(name, array)
+    there: Any = arrays.from_interface(name, array)
     return there
 
 
 def choose(device: str, **arrays: Any) -> str:
     """Return "cpu" or "cuda" for a call on some arrays, all or none of which are on a GPU.
 
-    "auto" is "cuda" for arrays that are there.
+    "auto" is "cuda" for arrays on a GPU, and "cpu" for others.
 
     Raises
     ------
     ValueError
-        The device is not one of those there are; some arrays are on a GPU and some are not.
+        The device is not in DEVICES; or some arrays are on a GPU and some are not.
     TypeError
         The device is "cpu" and the arrays are on a GPU.
     CudaUnavailableError
-        It is "cuda", and there is none; a RuntimeError that says why.
+        The call needs a GPU, and none can be used; a RuntimeError that says why.
     """
     device = checks.choice("device", device, DEVICES)
     there = [name for name, array in arrays.items() if on_gpu(array)]
@@ -95,7 +94,7 @@ def run_schedule(
 def halve_gram(
     device: str, gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]
 ) -> NDArray:
-    """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
+    """Run a schedule of one round on Gram matrices; return positions (problems, pairs) int64."""
     check_draws(schedule, draws)
     if device == "cpu":
         return run.halve_gram(gram, schedule, draws, stack)
@@ -104,7 +103,7 @@ def halve_gram(
 
 
 def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tuple[int, ...]) -> Any:
-    """Return what `thinformer.cuda.arrays` takes draws from: their seed, or what was given."""
+    """Return a `thinformer.cuda.arrays.Source`: the seed, or starting points and numbers."""
     if isinstance(draws, int):
         return draws
     index = run.starting_points(n_points, settings, draws, stack)

@@ -46,7 +46,7 @@ def test_tables_hold_the_schedule():
     assert table.tolist() == [[44, 16, 77], [22, 4, 93], [11, 1, 97]]
     delta = schedule.rounds[0].delta
     np.testing.assert_array_equal(factors[0], [simple_factor(4, delta), simple_factor(6, delta)])
-    assert run.drawn_numbers(schedule) == 98
+    assert run.count_draws(schedule) == 98
     assert run.workspace(schedule, 3, np.float32)["draws"] == ((3, 98), np.float32)
 
 

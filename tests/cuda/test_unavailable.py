@@ -167,7 +167,7 @@ def test_not_enough_memory_says_how_much(monkeypatch):
     # 64 points of 2 numbers, 10 parameters, 2 scales, uniforms and coins; a sequence's number, ...
     # 2 * 64 positions, and 8 kept
     schedule = compress_schedule(64, 8)
-    numbers = 64 * 2 + 10 + 2 + run.drawn_numbers(schedule) + 2 * len(schedule.rounds)
+    numbers = 64 * 2 + 10 + 2 + run.count_draws(schedule) + 2 * len(schedule.rounds)
     whole = 1 + 3 * len(schedule.rounds) + 2 * 64 + 8
     with pytest.raises(MemoryError, match=f"for {8 * (numbers + whole):,} bytes"):
         kh_compress(POINTS, g=0, device="cuda")

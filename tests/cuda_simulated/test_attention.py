@@ -91,13 +91,13 @@ def selected(key, value, size, seed, pre_thin="even"):
         stored,
         (cuda.to_device(key.ravel().view(as_stored)), Geometry(0, H, S * H * E, E, H * E, 1, E)),
         (cuda.to_device(value.ravel().view(as_stored)), Geometry(0, H, S * H * D, D, H * D, 1, D)),
-        schedule,
-        tuple(map(cuda.to_device, run.round_tables(schedule, dtype))),
+        run.Rounds(schedule, *map(cuda.to_device, run.round_tables(schedule, dtype))),
         work,
-        seed=cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
-        scale=E**-0.5, n_points=S, strided=pre_thin == "stride",
-        scales=cuda.to_device(np.zeros((1, 1), dtype)), processors=1,
-        sequences=cuda.to_device(np.arange(B)), tokens=cuda.to_device(np.zeros((0, 0), int)),
+        run.Sequences(
+            cuda.to_device(np.arange(B)), cuda.to_device(np.zeros((0, 0), int)), S,
+            pre_thin == "stride", cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
+        ),
+        scale=E**-0.5, scales=cuda.to_device(np.zeros((1, 1), dtype)), processors=1,
     )  # fmt: skip
     return settings, run.Workspace(*(array.copy_to_host() for array in work))
 

@@ -231,7 +231,8 @@ def test_auto_beside_a_correction_is_its_formula(correction):
 
 def test_not_on_a_gpu():
     tensors = [x.as_subclass(OnCuda) for x in qkv()]
-    with patch("thinformer.torch.functional.check_tensors"):
+    where = "thinformer.torch.attend.arguments.check_tensors"
+    with patch(where), patch("thinformer.torch.module.check_tensors"):
         for function in (thinformer_attention, lambda *x, **o: ThinformerAttention(**o)(*x)):
             with pytest.raises(NotImplementedError, match="temperature must be None .*GPU.*'auto'"):
                 function(*tensors, **HERDED)

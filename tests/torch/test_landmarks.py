@@ -11,13 +11,13 @@ from tensors import everything, exact, padding, sample_at_most, seeded
 from thinformer import ThinformerAttention, attention, coreset_size, thinformer_attention
 from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
-from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose import seeds
 
 pytestmark = pytest.mark.usefixtures("few_sampled_queries")
 
 
 def by_numpy(tensors, **options):
-    seed = int(on_cpu.draw_seed(torch.Generator().manual_seed(0), torch.device("cpu")))
+    seed = int(seeds.draw_seed(torch.Generator().manual_seed(0), torch.device("cpu")))
     return attention(*(x.numpy() for x in tensors), rng=seed, return_weights=True,
                      return_indices=True, **options)  # fmt: skip
 

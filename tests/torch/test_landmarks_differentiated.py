@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from thinformer import thinformer_attention
-from thinformer.torch.attend import landmarks as torch_landmarks
+from thinformer.torch.choose import operators
 from thinformer.torch.choose.operators import attend_to_landmarks as without_gradient
 from thinformer.torch.choose.operators import landmarks
 
@@ -159,7 +159,7 @@ def test_where_no_gradient_is_asked_for_kernels_compute_all(heads, dtype, weight
     tensors = make_qkv(S=200, T=30, E=4, D=3, **heads, dtype=dtype)
     tensors[1][0, 3, 1] = torch.nan
     options = {"size": 20, "correction": correction, "enable_gqa": True, "return_indices": True}
-    with patch.object(torch_landmarks, "without_gradient", wraps=without_gradient) as compiled_ones:
+    with patch.object(operators, "attend_to_landmarks", wraps=without_gradient) as compiled_ones:
         got = seeded(*tensors, return_weights=weights, **options)
         assert compiled_ones.call_count == 1
         same = seeded(*(x.requires_grad_() for x in tensors), return_weights=weights, **options)

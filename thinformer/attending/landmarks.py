@@ -42,7 +42,7 @@ from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks, threads
 
 if TYPE_CHECKING:
-    from thinformer.cpu.landmarks import Draws, Heads
+    from thinformer.cpu.landmarks import Heads, LandmarkDraws
 
 QUERIES = 160  # sampled queries at most
 SUMMED = 3  # keys that the exponential term of "queries" is summed over, times n_out
@@ -186,7 +186,7 @@ def _heads(
     n_out: int,
     scale: float,
     seed: int,
-) -> tuple[Heads, Draws, NDArray]:
+) -> tuple[Heads, LandmarkDraws, NDArray]:
     """What the kernels of `thinformer.cpu.landmarks` take, and a place for landmarks."""
     from thinformer.cpu import draw, landmarks  # import Numba
 
@@ -205,7 +205,7 @@ def _heads(
 
     m = min(T, QUERIES) if selection.correction == "queries" else 0
     length = min(S, (SUMMED if m else CANDIDATES) * n_out)
-    draws = landmarks.Draws(
+    draws = landmarks.LandmarkDraws(
         stratified(T, numbers(0, m + 1)),
         stratified(S, numbers(1, length + 1)),
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
@@ -221,7 +221,7 @@ def _heads(
     return heads, draws, np.empty((problems, n_out), np.int64)
 
 
-def _flops(heads: Heads, draws: Draws, fitting: bool = False) -> float:
+def _flops(heads: Heads, draws: LandmarkDraws, fitting: bool = False) -> float:
     """Operations that landmarks cost, with what is fitted to them or without."""
     m, L, n_out = draws.queries.shape[1], draws.candidates.shape[1], heads.n_out
     E, D = heads.key.dim, heads.value.dim
@@ -233,7 +233,12 @@ def _flops(heads: Heads, draws: Draws, fitting: bool = False) -> float:
 
 
 def _chosen(
-    heads: Heads, draws: Draws, indices: NDArray, query: NDArray, key: NDArray, value: NDArray
+    heads: Heads,
+    draws: LandmarkDraws,
+    indices: NDArray,
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
 ) -> Chosen:
     """What was chosen, by sequence and head."""
     B, _, H, _ = key.shape

@@ -1,6 +1,7 @@
-"""Keys less their mean, and norms of queries and keys: what temperatures follow from.
+"""Keys minus their mean, and the norms of queries and keys, which temperatures follow from.
 
-Softmax does not see a shift of all keys; a kernel on keys does. Points lie in panels (E, PANEL).
+A shift of all keys changes no attention weight, but it changes the values of a kernel on keys.
+Points lie in panels (E, PANEL).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def workspace(key: Factor, S: int) -> NDArray:
 
 @kernel
 def centre_keys(first, last, query, key, T, S, positions, out, of_query, of_key, work):
-    """Write keys less their mean, and sums of squared norms, of problems first .. last-1.
+    """Write keys minus their mean, and sums of squared norms, of problems first .. last-1.
 
     positions : the numbers from 0 on, as many as there are tokens, and as E in whole panels
     out : flat, of (problems, S, E), written
-    of_query, of_key : (problems,) float64, sums over queries and over keys less their mean, written
+    of_query, of_key : (problems,) float64, written: the sums of squared norms of the queries, and
+        of the keys minus their mean
     """
     E, mean = key.dim, np.empty(key.dim, work.dtype)
     block, work = work[: PANEL * PANEL], work[PANEL * PANEL :]
@@ -48,7 +50,10 @@ def centre_keys(first, last, query, key, T, S, positions, out, of_query, of_key,
 
 @inner(STRICT)
 def measure_keys(x, n, E, mean, squares):
-    """Write the mean of the n keys in panels x, subtract it, and write what is left squared."""
+    """Write the mean (E,) of the n keys in panels x, subtract it, and write squared norms.
+
+    squares : (n in whole panels,), the norms of the keys minus their mean
+    """
     total = np.zeros(PANEL * E, x.dtype)
     for c in range(n, x.size // E):
         x[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
@@ -63,7 +68,7 @@ def measure_keys(x, n, E, mean, squares):
 
 @inner(STRICT)
 def largest_square(query, p, positions, free):
-    """The largest |q|^2, and their sum."""
+    """Return the largest |q|^2 of a problem's queries, and the sum of all."""
     largest, total = free.dtype.type(0), 0.0
     for start in range(0, positions.size, PANEL):
         count = min(PANEL, positions.size - start)
@@ -77,7 +82,7 @@ def largest_square(query, p, positions, free):
 
 @inner(ELEMENTWISE)
 def centre(panels, mean, scale):
-    """(x - mean) scale of all points of panels (E, PANEL)."""
+    """Replace all points x of panels (E, PANEL) by (x - mean) * scale."""
     E = mean.size
     for start in range(0, panels.size, E * PANEL):
         for d in range(E):

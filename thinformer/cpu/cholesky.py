@@ -1,7 +1,7 @@
-"""Cholesky factor of a kernel between landmarks, and its solves, PANEL rows at a time.
+"""The Cholesky factor of the kernel N between landmarks, and its solves, PANEL rows at a time.
 
-A factor R, N = R^T R, lies in panels (n, PANEL) of its columns. Blocks are products held in
-registers (`thinformer.cpu.simd`); only a diagonal block is factorised entry by entry.
+The factor R, N = R^T R, lies in panels (n, PANEL) of its columns. Products of blocks are held in
+registers (`thinformer.cpu.simd`); only the diagonal blocks are factorised entry by entry.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products
 
 @inner(STRICT)
 def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
-    """Write the Cholesky factor of N between landmarks, N = R^T R, PANEL rows at a time.
+    """Write the Cholesky factor of N between n landmarks, N = R^T R, PANEL rows at a time.
 
     x, f : panels (E, PANEL) of scaled keys, and (queries, PANEL) of features
+    h : the landmarks' exponents, in whole panels
+    nugget : added to the diagonal of N
     R : panels (n, PANEL) of the factor's columns, written
-    inverses : those of the factor's diagonal blocks, rows of PANEL numbers, written
+    inverses : the inverses of the factor's diagonal blocks, rows of PANEL numbers, written
     """
     square = PANEL * PANEL
     tile, product, free = free[:square], free[square : 2 * square], free[2 * square :]
@@ -50,7 +52,7 @@ def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
 
 @inner(STRICT)
 def cholesky(tile, n):
-    """Replace a symmetric block by its upper triangular factor, in rows of PANEL numbers."""
+    """Replace a symmetric block (n, n) by its upper triangular factor, in rows of PANEL numbers."""
     for i in range(n):
         row = tile[i * PANEL : (i + 1) * PANEL]
         subtract_rows(row, tile, 0, i, tile[i:], PANEL)
@@ -62,8 +64,8 @@ def cholesky(tile, n):
 def substitute(R, inverses, n, y, free):
     """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
 
-    All is products: of what was solved before with rows of R, and of what that leaves with the
-    inverse of R's diagonal block.
+    Each step is two products: the rows that are solved already with rows of R, then the remainder
+    with the inverse of R's diagonal block.
     """
     square = PANEL * PANEL
     of_rows, free = free[: n * PANEL], free[n * PANEL :]
@@ -98,7 +100,7 @@ def substitute(R, inverses, n, y, free):
 
 @inner(STRICT)
 def invert(R, n, inverse):
-    """Write the inverse of an upper triangular block, in rows of PANEL numbers."""
+    """Write the inverse of an upper triangular block (n, n), in rows of PANEL numbers."""
     inverse[:] = 0
     for i in range(n - 1, -1, -1):
         row = inverse[i * PANEL : (i + 1) * PANEL]
@@ -109,9 +111,10 @@ def invert(R, n, inverse):
 
 @inner(ELEMENTWISE)
 def subtract_rows(row, rows, first, last, factors, apart):
-    """Subtract rows first .. last-1 times factors, of which row k's is at k * apart.
+    """Subtract rows first .. last-1 from a row, each times its factor: row k's is at k * apart.
 
-    Two a step: the row is loaded and stored half as often, and a block takes 2 microseconds for 4.
+    Two rows a step: `row` is loaded and stored half as often, and a block takes 2 microseconds
+    instead of 4.
     """
     for k in range(first, last - 1, 2):
         a, b = rows[k * PANEL :], rows[(k + 1) * PANEL :]
@@ -126,7 +129,11 @@ def subtract_rows(row, rows, first, last, factors, apart):
 
 @inner(STRICT)
 def product_of_panels(rows, dim, columns, at, count, tile):
-    """Write the products of `count` points of one panel with those of another."""
+    """Write the products of `count` points of one panel with all points of another.
+
+    rows, columns, at : panels (dim, PANEL), and where the second one is
+    tile : (count, PANEL), written
+    """
     for row in range(0, count, ROWS):
         for column in range(0, PANEL, BYTES // tile.itemsize):
             inner_products(rows, row, columns, at + column, dim, tile, row * PANEL + column)

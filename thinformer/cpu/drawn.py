@@ -1,8 +1,9 @@
-"""What sampled queries make of keys: the attention they pay, and the kernel that follows from it.
+"""Landmarks drawn by the attention weights of sampled queries.
 
-A query's weights p_j of key j are features, f_j = p_j exp(t - h_j), of the kernel's first term. Of
-the second, exp(<x_j, x_j'>), they need to know only how much it counts beside them: t balances the
-two, and h makes the diagonal 1 (`reference.landmarks.kernel`). By that landmarks are drawn.
+The kernel N between keys has two terms. The first term is the inner product of features,
+f_j = p_j exp(t - h_j), where p_j are the attention weights that the sampled queries give to key j.
+The second term is exp(<x_j, x_j'> - h_j - h_j'). The number t balances the two, and h makes the
+diagonal 1 (`reference.landmarks.kernel`). Landmarks are drawn in proportion to exp(h_j).
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size,
 from thinformer.cpu.softmax import divide, exponentials, row_maxima
 from thinformer.cpu.tiles import exp
 
-FLOOR = 1e-12  # of the largest importance
+FLOOR = 1e-12  # the least weight of a key; the largest is 1
 TINY_32, TINY_64 = (float(np.finfo(dtype).tiny) for dtype in (np.float32, np.float64))
 
 
 @inner(STRICT)
-def attend(x, n, E, queries, m, values, D, positions, top, total, importance, outputs, free):
-    """Attend from sampled queries, PANEL at a time.
+def attend_sampled(
+    x, n, E, queries, m, values, D, positions, top, total, importance, outputs, free
+):
+    """Write the exact attention of sampled queries, PANEL queries at a time.
 
     x : panels (E, PANEL) of the n keys
-    queries : panels (E, PANEL) of the m queries, whose products with keys are logits; 0 where a
-        panel has none
-    values : panels (n, PANEL) of the keys' values' D dimensions
-    positions : the numbers from 0 on, at least PANEL
-    top, total : (m in whole panels,), written: a query's largest logit, and its sum of exponentials
-        less that, infinite where there is no query
-    importance : (n,), written: the sum of the squared weights of a key
-    outputs : panels (m in whole panels, PANEL) of the values' dimensions, written
+    queries : panels (E, PANEL) of the m queries, whose products with keys are logits; 0 where the
+        last panel has no query
+    values : panels (n, PANEL) of the values' D dimensions
+    positions : (at least PANEL,), the numbers from 0 on
+    top, total : (m in whole panels,), written: a query's largest logit, and the sum of
+        exp(logit - largest); infinite where there is no query
+    importance : (n,), written: a key's sum of squared weights
+    outputs : panels (m in whole panels, PANEL) of the outputs' D dimensions, written
     """
     width, one = BYTES // x.itemsize, x.dtype.type(1)
     size = padded_size(n) * PANEL
@@ -46,7 +49,7 @@ def attend(x, n, E, queries, m, values, D, positions, top, total, importance, ou
                 inner_products(x, at, queries, first * E + column, E, logits, row * PANEL + column)
         row_maxima(logits, n, of_top)
         exponentials(logits, n, of_top, of_total)
-        of_total[m - first :] = np.inf  # so that weights of no query are 0
+        of_total[m - first :] = np.inf  # so that weights are 0 where there is no query
         for start in range(0, D, PANEL):
             for row in range(0, min(PANEL, D - start), ROWS):
                 for column in range(0, PANEL, width):
@@ -61,7 +64,10 @@ def attend(x, n, E, queries, m, values, D, positions, top, total, importance, ou
 
 @inner(REDUCTION)
 def add_squares(exponentials, n, total, importance):
-    """Add the squares of a key's weights."""
+    """Add the squares of the weights of n keys to their importance (n,).
+
+    exponentials : (n, PANEL), a row a key; total : (PANEL,), their sum for each query
+    """
     inverse = 1 / total
     for i in range(n):
         row, square = exponentials[i * PANEL : (i + 1) * PANEL], total.dtype.type(0)
@@ -73,12 +79,14 @@ def add_squares(exponentials, n, total, importance):
 
 @inner(STRICT)
 def weigh_keys(importance, squares, balance):
-    """Write e^{h_j}, as much as the largest, over importances; return t and the largest h.
+    """Replace importances (n,) by exp(h_j - largest h); return t and the largest h.
 
-    importance, squares : of all keys; h is half the logarithm of exp(2 t) importance + exp(|x|^2)
-    balance : the exponential kernel's trace beside that of the sampled queries' attention
+    h_j is half the logarithm of exp(2 t) importance_j + exp(|x_j|^2).
+
+    squares : (n,), |x_j|^2
+    balance : the trace of the exponential kernel, as a multiple of the trace of the other term
     """
-    # where no sampled query sees a key, f may not be 0 times infinity
+    # the features of a key that no sampled query gives weight to may not be 0 times infinity
     least = importance.dtype.type(math.sqrt(TINY_32 if importance.itemsize == 4 else TINY_64))
     of_all, most, largest = 0.0, least, squares[0]
     for j in range(importance.size):
@@ -95,7 +103,7 @@ def weigh_keys(importance, squares, balance):
 
 @inner(REDUCTION)
 def sum_of_exponentials(row, shift):
-    """The sum of exp(x - shift)."""
+    """Return the sum of exp(x - shift) over a row."""
     total = 0.0
     for j in range(row.size):
         total += exp(row[j] - shift)
@@ -104,9 +112,9 @@ def sum_of_exponentials(row, shift):
 
 @inner(ELEMENTWISE)
 def combine(squares, importance, shift, factor):
-    """Replace importances i by sqrt(exp(|x|^2 - shift) + factor i), less the largest; return that.
+    """Replace importances i (n,) by sqrt(w / max w), w = exp(|x|^2 - shift) + factor i.
 
-    The largest is squared.
+    Returns max w.
     """
     largest = importance.dtype.type(0)
     for j in range(squares.size):
@@ -120,16 +128,16 @@ def combine(squares, importance, shift, factor):
 
 @inner(STRICT)
 def draw_landmarks(weight, n_out, u, chosen):
-    """Write the landmarks, in key order, by systematic sampling in proportion to weights.
+    """Write the landmarks, in key order, drawn by systematic sampling in proportion to weights.
 
-    weight : (n,), the largest 1; u : one random number
+    weight : (n,), the largest is 1; u : one random number
     chosen : (n_out,) int64, written
     """
     n, probability, sure = weight.size, np.empty(weight.size), 0
     for j in range(n):
         probability[j] = max(float(weight[j]), FLOOR)
     found = True
-    while found:  # those whose probability would be above 1
+    while found:  # keys whose probability would be above 1 are taken for sure
         total, found = 0.0, False
         for j in range(n):
             if probability[j] < np.inf:
@@ -150,10 +158,10 @@ def draw_landmarks(weight, n_out, u, chosen):
 
 @inner(STRICT)
 def features(few, E, queries, m, top, total, h, t, out):
-    """Write f of a panel of landmarks: p exp(t - h) for every query, in rows of PANEL numbers.
+    """Write the features p exp(t - h) of a panel of landmarks, (m in whole panels, PANEL).
 
-    few, h : a panel (E, PANEL) of landmarks, and their h
-    queries, m, top, total : as `attend` has them
+    few, h : a panel (E, PANEL) of landmarks, and their h (PANEL,)
+    queries, m, top, total : as `attend_sampled` has them
     """
     width = BYTES // few.itemsize
     for first in range(0, m, PANEL):
@@ -166,7 +174,7 @@ def features(few, E, queries, m, top, total, h, t, out):
 
 @inner(ELEMENTWISE)
 def to_features(tile, top, total, h, t):
-    """From logits, a row a query, to weights times exp(t - h)."""
+    """Replace logits, a row a query, by weights times exp(t - h)."""
     factor = np.empty(h.size, tile.dtype)
     for c in range(h.size):
         factor[c] = exp(t - h[c])

@@ -1,12 +1,12 @@
-"""The Numba body: kernel halving of many buckets on the CPU.
+"""Kernel halving of many buckets on the CPU.
 
-A bucket of S points is halved panel by panel, PANEL points at a time. For the points x of a panel
+A bucket of S points is halved panel by panel, PANEL points at a time. For the points x of a panel,
 the walk's inner products <psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over
-all pairs decided before it, a tile of kernel values at a time; then the panel's own pairs are
-decided in turn. So every kernel value is computed once, half of the Gram matrix in all, and only
-one tile of it ever exists: memory is that of the bucket's points.
+all pairs decided before the panel, a tile of kernel values at a time. Then the panel's own pairs
+are decided in turn. So half of the Gram matrix is computed, each value once, and one tile of it
+exists at a time: the memory is that of the bucket's points.
 
-The sums run strictly in the order of the pairs, so they do not depend on the tiling.
+The sums run strictly in the order of the pairs, so they do not depend on the tiles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ swaps = bind(steps.swaps, STRICT)
 
 
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
-    """Return the memory that one thread works in: a bucket's points, a panel and two tiles."""
+    """Return the memory that one thread works in: for a bucket's points, a panel and two tiles."""
     rows = padded_size(largest_bucket)
     return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
 
@@ -42,11 +42,11 @@ def halve_buckets(
     """Halve buckets first_unit .. last_unit-1 of a round, counted over all problems.
 
     first_point, last_point : which points of a bucket to decide now, from a multiple of PANEL on;
-        one long bucket may be halved by several calls, in order and with the same work
+        one long bucket may be halved by several calls, in order and with the same `work`
     problem : Products or Points
     round_ : Round
-    adaptive : whether thresholds are adaptive, or simplified
-    index : (problems, 2 * pairs) int64, the points that are left
+    adaptive : True for adaptive thresholds, False for simplified ones
+    index : (problems, 2 * pairs) int64, the points before the round
     kept : (problems, pairs) int64, written
     uniforms : (any, pairs) in the points' dtype; uniform_row (problems,) says which row
     coins, coin_row : likewise, (any, buckets) bool
@@ -95,9 +95,13 @@ def halve_buckets(
 def decide(tile, start, sums, signs, state, factor, adaptive, uniform, thresholds):
     """Decide the pairs of a panel in turn, from its own tile and the sums before it.
 
-    Writes their signs, +1 for the point kept and -1 for the other. The state that goes from pair to
-    pair is max b, or the variance of adaptive thresholds; returns it. No threshold depends on a
-    sign, so they come first and the walk itself is short: 10 ns a pair for 34.
+    Writes signs (points,): +1 for the point kept and -1 for the other one. Returns the state that
+    goes from pair to pair: max b, or the variance of adaptive thresholds. No threshold depends on a
+    sign, so all thresholds are computed first and the walk itself is short: a pair takes 10 ns
+    instead of 34.
+
+    tile : the panel's rows, at least (points, PANEL); sums : (PANEL,), updated
+    uniform, thresholds : (pairs,), the latter written
     """
     for pair in range(uniform.size):
         i, j = 2 * pair, 2 * pair + 1
@@ -124,9 +128,10 @@ def decide(tile, start, sums, signs, state, factor, adaptive, uniform, threshold
 
 @inner(STRICT)
 def add_signed(tile, signs, sums):
-    """sums[x] += sum_j eta_j (tile[2j, x] - tile[2j+1, x]), in the order of the pairs.
+    """Add sum_j eta_j (tile[2j, x] - tile[2j+1, x]) to sums (PANEL,), in the order of the pairs.
 
-    Two pairs a step: the sums are loaded and stored half as often, 0.1 ns an entry for 0.3.
+    Two pairs a step: the sums are loaded and stored half as often, and an entry takes 0.1 ns
+    instead of 0.3.
     """
     row = 0
     while row + 4 <= signs.size:
@@ -144,7 +149,7 @@ def add_signed(tile, signs, sums):
 
 @kernel
 def halve_gram(first, last, gram, delta, kept, uniforms, uniform_row, coins, coin_row, work):
-    """Halve problems first .. last-1, each an (S, S) Gram matrix; an odd last point is left out.
+    """Halve problems first .. last-1, (S, S) Gram matrices each; an odd last point is left out.
 
     gram : Factor whose rows are those of the matrix
     kept : (problems, S // 2) int64, written

@@ -1,4 +1,7 @@
-"""Herding: keep the points whose mean in the kernel's Hilbert space is that of all, one by one."""
+"""Kernel herding: keep points one by one, so that their mean is close to the mean of all.
+
+The means are taken in the kernel's Hilbert space.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate
 
 
 def workspace(points: int, dims: int, dtype: np.dtype) -> NDArray:
-    """Return the memory that one thread of `herd` works in: a Gram matrix and three rows more."""
+    """Return the memory that one thread of `herd` works in: a Gram matrix and three more rows."""
     padded = padded_size(points)
     return np.empty(padded * (padded + 3) + halve.workspace(points, dims, dtype).size, dtype)
 
 
 @kernel
 def herd(first, last, problem, index, kept, work):
-    """Keep the points of problems first .. last-1 whose mean in the Hilbert space is that of all.
+    """Keep points of problems first .. last-1, with a mean close to that of all points.
 
-    Point by point the best of all that are left; then each is given back once, in the order they
-    came, for the best.
+    Each step keeps the best of the remaining points. After the last one, each kept point is dropped
+    once, in the order in which it was kept, and replaced by the best point then.
 
     problem : Products or Points
     index : (problems, S) int64, the points
@@ -35,7 +38,7 @@ def herd(first, last, problem, index, kept, work):
     gram, work = work[: padded * padded].reshape(padded, padded), work[padded * padded :]
     scores, mean, bars = work[:padded], work[padded : 2 * padded], work[2 * padded : 3 * padded]
     work = work[3 * padded :]
-    far = np.finfo(work.dtype).max / 4  # the bar of a point that is kept, or of none
+    far = np.finfo(work.dtype).max / 4  # the bar of a kept point, and of places without a point
     lanes, chosen = np.empty(PANEL, work.dtype), np.empty(size, np.int64)
     positions = np.arange(TILE_ROWS)
     for p in range(first, last):
@@ -44,11 +47,11 @@ def herd(first, last, problem, index, kept, work):
         for i in range(points):
             add(gram[i], mean)
         mean /= points
-        # a score is the sum of kernel values with those kept, and half of its own, less their means
+        # score i: K_ii / 2, and K_ij for each kept point j, each minus the mean of row i
         for i in range(points):
             scores[i] = gram[i, i] / 2 - mean[i]
         bars[:points], bars[points:], scores[points:], mean[points:] = 0, far, 0, 0
-        low = step(scores, mean, mean, bars, lanes)  # moves nothing: the first least
+        low = step(scores, mean, mean, bars, lanes)  # changes nothing: only finds the least score
         for turn in range(2 * size):
             best = 0
             while best < points - 1 and scores[best] + bars[best] != low:
@@ -67,9 +70,10 @@ def herd(first, last, problem, index, kept, work):
 
 @inner(STRICT)
 def fill_gram(problem, p, index, positions, gram, work):
-    """Kernel values of some points of a problem, in whole panels: half of them, and mirrored.
+    """Write the Gram matrix of some points, in whole panels: one half, and its mirror image.
 
-    positions : the numbers from 0 on, below TILE_ROWS
+    positions : (TILE_ROWS,), the numbers from 0 on
+    gram : written; both axes are the points, in whole panels
     """
     points, size, apart = index.size, TILE_ROWS * PANEL, gram.shape[1]
     tile, other, free = work[:size], work[size : 2 * size], work[2 * size :]
@@ -93,14 +97,14 @@ def fill_gram(problem, p, index, positions, gram, work):
         for i in range(start, stop):
             for j in range(i, stop):
                 gram[i, j] = gram[j, i] = tile[(i - start) * PANEL + j - start]
-    gram[:points, points:] = 0  # or scores of no point could be the least
+    gram[:points, points:] = 0  # so that a place without a point never has the least score
 
 
 @inner(ELEMENTWISE)
 def step(scores, gain, loss, bars, lanes):
-    """Add one row to the scores and take away another; return the least score and its bar.
+    """Add one row to the scores and subtract another; return the least score, with its bar.
 
-    Compared side by side, in as many lanes as a panel has points.
+    Scores are compared in PANEL lanes side by side.
     """
     for c in range(lanes.size):
         scores[c] += gain[c] - loss[c]

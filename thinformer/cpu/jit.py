@@ -1,8 +1,8 @@
-"""The only caller of ``numba.njit``: our flag sets, the disk cache, and the fallback without one.
+"""The only caller of ``numba.njit``: the compiler's options, and the cache on disk.
 
-Nothing is compiled before it is first called, no signature is given, and no kernel is
+A function is compiled when it is first called, for the types of that call. No kernel is
 ``parallel=True``: Numba's threading layers abort on concurrent calls (workqueue) or kill forked
-children (omp). Kernels release the GIL and run from the threads of `thinformer.support.threads`.
+children (omp). Kernels release the GIL and run on the threads of `thinformer.support.threads`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 import numba
 from numba.extending import overload
 
-# the folders whose functions are compiled, and whose named tuples are types of compiled code
+# the folders with compiled functions, and with the named tuples that these functions take
 COMPILED = ("kernels", "halving", "cpu")
 
-# What the compiler may do to floating-point arithmetic. None assumes the absence of NaN or inf.
-STRICT: set[str] = set()  # as written: the sums that decide swaps, or a seed does not reproduce
+# What the compiler may do to floating-point arithmetic. No set assumes that there is no NaN or inf.
+STRICT: set[str] = set()  # as written; for the sums that decide swaps, so that a seed reproduces
 ELEMENTWISE = {"contract", "nsz"}  # a*b+c may be rounded once
 REDUCTION = {"contract", "nsz", "reassoc"}  # sums may run in another order, to vectorise
 
 
 @functools.cache
 def source_hash() -> str:
-    """Eight hex digits that change with any source file in a folder of compiled code."""
+    """Return eight hex digits that change with any source file in a folder of compiled code."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(path for folder in COMPILED for path in (package / folder).rglob("*.py")):
         digest.update(path.read_bytes())
@@ -39,9 +39,9 @@ def source_hash() -> str:
 def kernel(function: Callable) -> Any:
     """Compile a function that Python calls; its machine code is cached on disk where possible.
 
-    Numba's own cache does not see that a callee in another file has changed, and would run the old
-    code after an upgrade. Its index file is named after the function, so the name carries a hash
-    of those sources.
+    Numba's own cache does not notice a change of a callee in another file, and would run old code
+    after an upgrade. Numba names its index file after the function; so the function's name gets the
+    hash of all sources that may be compiled into it.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
     if os.environ.get("THINFORMER_CACHE") == "0":
@@ -55,7 +55,7 @@ def kernel(function: Callable) -> Any:
 
 @functools.cache
 def uncached(compiled: Any) -> Any:
-    """The same kernel, whose machine code is not stored."""
+    """Return the same kernel, compiled without the cache on disk."""
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 
@@ -65,9 +65,9 @@ def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
 
 
 def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
-    """Compile a plain function for kernels, with some of its global names bound anew.
+    """Compile a plain function for kernels, and give some of its global names other values.
 
-    So `thinformer.kernels` says ``exp``, and each target binds its own.
+    The formulas of `thinformer.kernels` call ``exp``; here it becomes the package's own.
     """
     assert isinstance(function, FunctionType)
     bound = FunctionType(function.__code__, function.__globals__ | names, function.__name__)
@@ -75,12 +75,12 @@ def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
 
 
 def by_kind(functions: dict[type, Callable]) -> Callable:
-    """Return a function for kernels that is one of several by its first argument's class."""
+    """Return a function for kernels that calls one of several, by its first argument's class."""
     return _by_first_type(lambda first: functions[first.instance_class])
 
 
 def by_array(of_array: Callable, of_other: Callable) -> Callable:
-    """Return a function for kernels that is one or the other by whether it gets an array first."""
+    """Return a function for kernels that calls one of two: is its first argument an array?"""
     return _by_first_type(lambda t: of_array if isinstance(t, numba.types.Array) else of_other)
 
 
@@ -102,7 +102,7 @@ def _by_first_type(select: Callable[[Any], Callable]) -> Callable:
 
 @functools.cache
 def from_products(phi: Callable) -> Callable:
-    """Compile a function of two points from one of their inner product and squared norms."""
+    """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2)."""
 
     @inner(STRICT)
     def of_points(x, y):
@@ -117,7 +117,7 @@ def from_products(phi: Callable) -> Callable:
 
 
 def by_dtype(float32: Callable, float64: Callable) -> Callable:
-    """Return a function for kernels that is one or the other by the type of its argument."""
+    """Return a function for kernels that calls one of two, by the dtype of its argument."""
 
     def choose(x):
         raise NotImplementedError("exists in compiled code only")

@@ -1,10 +1,10 @@
-"""Landmarks of one head after another: which keys, and what values and masses they get.
+"""Landmarks of one head after another: which keys they are, and their values and masses.
 
-Landmarks are drawn by what sampled queries pay (`thinformer.cpu.drawn`), or they are pivots
-(`thinformer.cpu.pivots`). Their values and masses are N_ss^-1 N_sn (V, 1). Sampled queries add
-f_s^T P (V, 1) exp(t - top) to the right-hand sides, and keys exp(<x_s, x_j> - h_s - top) (V, 1),
-summed over j; then N between landmarks is factorised. One thread does all that for a head: what
-lies between the steps is never more than one head's.
+Landmarks are drawn by the attention weights of sampled queries (`thinformer.cpu.drawn`), or they
+are pivots (`thinformer.cpu.pivots`). Their values and masses are N_ss^-1 N_sn (V, 1). The
+right-hand sides N_sn (V, 1) have two parts: f_s^T P (V, 1) exp(t - top) from the sampled queries,
+and the sum over keys j of exp(<x_s, x_j> - h_s - top) (V, 1). Then N between landmarks is
+factorised. One thread does all steps for a head, so intermediate arrays are those of one head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.centring import centre, largest_square, measure_keys
 from thinformer.cpu.cholesky import factorise, substitute
-from thinformer.cpu.drawn import attend, draw_landmarks, features, weigh_keys
+from thinformer.cpu.drawn import attend_sampled, draw_landmarks, features, weigh_keys
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.pivots import BLOCK, choose_pivots
 from thinformer.cpu.rows import add, add_rows, copy_row, copy_within, fill, multiply, subtract
@@ -26,19 +26,19 @@ from thinformer.cpu.softmax import gather_columns
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import SCALE, Factor
 
-CHUNK = 8 * PANEL  # keys at a time: what is made of them stays in the nearest cache
+CHUNK = 8 * PANEL  # keys at a time, so that their exponentials stay in the nearest cache
 
 
 class Heads(NamedTuple):
-    """Heads whose landmarks are wanted.
+    """The heads that landmarks are chosen for.
 
     query, key, value : Factor, with T and S tokens; the queries' SCALE is the softmax scale
-    T, S, n_out : tokens, and landmarks
-    positions : the numbers from 0 on, as many as there are tokens, and at least PANEL
+    T, S, n_out : numbers of queries, keys and landmarks
+    positions : (max(T, S, PANEL),), the numbers from 0 on
     temperature : (problems,), written where it is 0
-    mean : (problems, E), written: of the keys
+    mean : (problems, E), written: the mean of the keys
     low, high, average : (problems, D), written: the range of the values and their mean
-    sums : (problems,), written: not finite if any token is not, or if a square overflows
+    sums : (problems,), written: not finite if a token is not finite, or if a square overflows
     """
 
     query: Factor
@@ -56,14 +56,14 @@ class Heads(NamedTuple):
     sums: NDArray
 
 
-class Draws(NamedTuple):
-    """Random choices, a row a head; and which row a problem has.
+class LandmarkDraws(NamedTuple):
+    """Random choices, one row a head.
 
-    queries : (heads, m) int64, those sampled; m is 0 where landmarks are pivots
-    candidates : (heads, L) int64, increasing: keys that may be pivots, or, where queries are
-        sampled, those that the exponential kernel is summed over
+    queries : (heads, m) int64, the sampled queries; m is 0 where landmarks are pivots
+    candidates : (heads, L) int64, increasing: the keys that may be pivots; where queries are
+        sampled, the keys that the exponential kernel is summed over
     uniforms : (heads, numbers) float64
-    head : (problems,) int64
+    head : (problems,) int64, the row of each problem
     """
 
     queries: NDArray
@@ -73,11 +73,11 @@ class Draws(NamedTuple):
 
 
 class Fits(NamedTuple):
-    """What landmarks stand for, all written.
+    """The landmarks' values and masses, all written.
 
     values : (B, n_out, H, D)
     masses : (problems, n_out)
-    output : (B, T, H, D), of which the sampled queries' rows are written
+    output : (B, T, H, D), only the rows of sampled queries are written
     """
 
     values: NDArray
@@ -85,7 +85,7 @@ class Fits(NamedTuple):
     output: NDArray
 
 
-def workspace(heads: Heads, draws: Draws) -> NDArray:
+def workspace(heads: Heads, draws: LandmarkDraws) -> NDArray:
     """Return the memory that one thread works in."""
     E, D, S, n_out = (
         heads.key.dim,
@@ -104,11 +104,13 @@ def workspace(heads: Heads, draws: Draws) -> NDArray:
 
 @kernel
 def choose_drawn(first, last, heads, draws, two_rho, balance, indices, work):
-    """Draw the landmarks of problems first .. last-1 by what sampled queries pay.
+    """Draw the landmarks of problems first .. last-1 by the attention of sampled queries.
 
+    heads, draws : Heads and LandmarkDraws
     two_rho : WildCat's constant, for the temperature
-    balance : the exponential kernel's trace beside that of the sampled queries' attention
+    balance : the trace of the exponential kernel, as a multiple of the trace of the other term
     indices : (problems, n_out) int64, written, increasing
+    work : see `workspace`
     """
     h, free = work[: heads.n_out], work[heads.n_out :]
     nothing, output = work[:0], np.empty((0, 0, 0, 0), work.dtype)
@@ -122,7 +124,8 @@ def choose_drawn(first, last, heads, draws, two_rho, balance, indices, work):
 def choose_pivoted(first, last, heads, draws, two_rho, nugget, indices, work):
     """Choose the landmarks of problems first .. last-1 as pivots.
 
-    nugget : added to the diagonal of N; for the rest, see `choose_drawn`
+    nugget : added to the diagonal of N
+    two_rho, indices, work : see `choose_drawn`
     """
     h, free = work[: heads.n_out], work[heads.n_out :]
     for p in range(first, last):
@@ -131,9 +134,12 @@ def choose_pivoted(first, last, heads, draws, two_rho, nugget, indices, work):
 
 @kernel
 def fit_drawn(first, last, heads, draws, two_rho, balance, nugget, bound, indices, fits, work):
-    """Draw the landmarks of problems first .. last-1, and fit them.
+    """Draw the landmarks of problems first .. last-1, and fit their values and masses.
 
+    nugget : added to the diagonal of N
     bound : the largest magnitude of masses, and of values over the largest of all keys' values
+    fits : Fits
+    two_rho, balance, indices, work : see `choose_drawn`
     """
     n_out, padded = heads.n_out, padded_size(draws.queries.shape[1])
     panels, columns = padded_size(n_out), padded_size(heads.value.dim + 1)
@@ -151,7 +157,7 @@ def fit_drawn(first, last, heads, draws, two_rho, balance, nugget, bound, indice
 
 @kernel
 def fit_pivoted(first, last, heads, draws, two_rho, nugget, bound, indices, fits, work):
-    """Choose the landmarks of problems first .. last-1 as pivots, and fit them."""
+    """Choose the landmarks of problems first .. last-1 as pivots, and fit them; see `fit_drawn`."""
     n_out, every = heads.n_out, heads.positions[: heads.S]
     panels, columns = padded_size(n_out), padded_size(heads.value.dim + 1)
     h, free = work[:panels], work[panels:]
@@ -166,10 +172,10 @@ def fit_pivoted(first, last, heads, draws, two_rho, nugget, bound, indices, fits
 def fit(p, heads, summed, indices, f, queries, h, top, nugget, bound, right, fits, free):
     """Write values and masses of a problem's landmarks.
 
-    summed : positions of the keys that the exponential kernel is summed over
-    f, queries : panels (queries, PANEL) of the landmarks' features
-    h : theirs, in whole panels; top : the largest of all keys
-    right : right-hand sides, to which keys add; overwritten
+    summed : (n,) int64, the keys that the exponential kernel is summed over
+    f, queries : panels (queries, PANEL) of the landmarks' features, and their number
+    h : the landmarks' h, in whole panels; top : the largest h of all keys
+    right : panels (n_out, PANEL) of right-hand sides, the part of the sampled queries; overwritten
     """
     n_out, D, H = heads.n_out, heads.value.dim, fits.values.shape[2]
     fill(h[n_out:], 0)
@@ -190,10 +196,10 @@ def fit(p, heads, summed, indices, f, queries, h, top, nugget, bound, right, fit
 
 @inner(STRICT)
 def load_head(p, heads, two_rho, free):
-    """Gather a head's keys, less their mean, and values, and measure what its Heads want.
+    """Gather a head's keys, minus their mean, and its values; write the head's rows of Heads.
 
-    Returns x, panels (E, PANEL) of the keys; their squared norms, of whole panels; panels
-    (S, PANEL) of the values; what makes keys x; and the memory still free.
+    Returns panels (E, PANEL) of the keys; their squared norms, in whole panels; panels (S, PANEL)
+    of the values; the factor that makes scaled keys x of the keys; and the memory still free.
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
     x, _, free = gather_factor(key, p, positions[:S], free)
@@ -219,10 +225,13 @@ def load_head(p, heads, two_rho, free):
 
 @inner(STRICT)
 def choose_by_pivots(p, heads, draws, two_rho, nugget, indices, h, free):
-    """Choose the landmarks of one problem, write their h, and return the largest h of all keys."""
+    """Choose the pivots of one problem; return the largest h of all keys.
+
+    indices, h : (n_out,), the pivots and their h, written
+    """
     x, squares, _, to_x, free = load_head(p, heads, two_rho, free)
     head, half = draws.head[p], x.dtype.type(to_x * to_x / 2)
-    choose_among(
+    write_pivots(
         heads.key, p, draws.candidates[head], heads.mean[p], to_x, draws.uniforms[head], nugget,
         indices, free,
     )  # fmt: skip
@@ -236,14 +245,14 @@ def choose_by_pivots(p, heads, draws, two_rho, nugget, indices, h, free):
 
 @inner(STRICT)
 def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, output, free):
-    """Sample queries, draw landmarks by what they pay, and return the largest h of all keys.
+    """Draw the landmarks of one problem by sampled queries; return the largest h of all keys.
 
     indices, h : (n_out,), the landmarks and their h, written
     f : panels (m in whole panels, PANEL) of the landmarks' features, written
     right : panels (n_out, PANEL) of right-hand sides, D + 1 columns, written
-    output : (B, T, H, D), of which the sampled queries' rows are written
+    output : (B, T, H, D), the sampled queries' rows are written
 
-    The last three are empty where landmarks are only chosen.
+    `f`, `right` and `output` are empty where landmarks are only chosen.
     """
     S, E, D, n_out = heads.S, heads.key.dim, heads.value.dim, heads.n_out
     head, dtype, m, fitting = draws.head[p], h.dtype.type, draws.queries.shape[1], right.size > 0
@@ -259,8 +268,8 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
     queries, _, free = gather_factor(heads.query, p, draws.queries[head], free)
     for c in range(m, padded):
         queries[c // PANEL * PANEL * E + c % PANEL : (c // PANEL + 1) * PANEL * E : PANEL] = 0
-    multiply(queries, dtype(1 / to_x))  # they have the softmax scale, and keys its root
-    attend(
+    multiply(queries, dtype(1 / to_x))  # queries have the softmax scale, and keys have its root
+    attend_sampled(
         x, S, E, queries, m, values, D if fitting else 0, heads.positions, top_of, total_of,
         importance, outputs, free,
     )  # fmt: skip
@@ -291,8 +300,8 @@ def choose_by_queries(p, heads, draws, two_rho, balance, indices, h, f, right, o
 
 
 @inner(STRICT)
-def choose_among(key, p, candidates, mean, to_x, uniforms, nugget, indices, free):
-    """Write the pivots among candidates, increasing."""
+def write_pivots(key, p, candidates, mean, to_x, uniforms, nugget, indices, free):
+    """Write the pivots among candidates (L,) to indices (n_out,), increasing."""
     E, L = key.dim, candidates.size
     index = np.empty(padded_size(L), np.int64)
     index[:L], index[L:] = candidates, candidates[L - 1]
@@ -311,7 +320,7 @@ def choose_among(key, p, candidates, mean, to_x, uniforms, nugget, indices, free
 
 @inner(STRICT)
 def measure_values(values, n, low, high, average):
-    """Write range and mean of each of the values' dimensions, from panels (n, PANEL) of them."""
+    """Write range and mean of each dimension, (D,), of values in panels (n, PANEL)."""
     rows = np.empty((3, PANEL), values.dtype)
     least, most, total = rows[0], rows[1], rows[2]
     for start in range(0, low.size, PANEL):
@@ -324,7 +333,7 @@ def measure_values(values, n, low, high, average):
 
 @inner(STRICT)
 def mean_of_rows(values, n, average):
-    """Write the mean of each of the values' dimensions, from panels (n, PANEL) of them."""
+    """Write the mean of each dimension, (D,), of values in panels (n, PANEL)."""
     total = np.empty(PANEL, values.dtype)
     for start in range(0, average.size, PANEL):
         total[:] = 0
@@ -335,7 +344,10 @@ def mean_of_rows(values, n, average):
 
 @inner(ELEMENTWISE)
 def measure_rows(panel, n, low, high, total):
-    """Write range and sum of a panel's n rows, two rows a step: 5 ns a row for 13."""
+    """Write range and sum, (PANEL,), of a panel's n rows.
+
+    Two rows a step: a row takes 5 ns instead of 13.
+    """
     for d in range(PANEL):
         low[d], high[d], total[d] = panel[d], panel[d], 0
     for i in range(0, n - 1, 2):
@@ -353,9 +365,10 @@ def measure_rows(panel, n, low, high, total):
 
 @inner(STRICT)
 def temperature(q, k, n, scale, two_rho):
-    """WildCat's temperature (arXiv 2602.10056), of the largest norms; 1 if one of them is 0.
+    """Return WildCat's temperature (arXiv 2602.10056) for the largest norms of queries and of keys.
 
-    W_0 by Halley's method, which from here needs three steps for all digits of float64.
+    It is 1 if a norm is 0. Lambert's W_0 is found by Halley's method, which from this start needs
+    three steps for all digits of float64.
     """
     if not (q > 0 and k > 0):
         return 1.0
@@ -372,7 +385,12 @@ def temperature(q, k, n, scale, two_rho):
 
 @inner(STRICT)
 def start_right(f, queries, outputs, D, factor, start, count, n_out, right, free):
-    """Write f^T (outputs, 1) times a factor, for a panel of landmarks."""
+    """Write f^T (outputs, 1) times a factor to the right-hand sides of a panel of landmarks.
+
+    f : (queries, PANEL), features of landmarks start .. start+count-1
+    outputs : panels (queries, PANEL) of the sampled queries' outputs, D columns
+    right : panels (n_out, PANEL), rows start .. start+count-1 are written
+    """
     width, total = BYTES // f.itemsize, np.zeros(PANEL, f.dtype)
     add_rows(f[: queries * PANEL], total)
     for c in range(count):
@@ -392,12 +410,13 @@ def start_right(f, queries, outputs, D, factor, start, count, n_out, right, free
 
 @inner(STRICT)
 def add_exponentials(p, heads, summed, indices, h, top, right, free):
-    """Add to right-hand sides what keys add.
+    """Add the sum over keys j of exp(<x_s, x_j> - h_s - top) (V, 1) to the right-hand sides.
 
-    summed : (n,) int64, positions of keys that stand for all
-    h : the landmarks', in whole panels; top : the largest of all keys
+    summed : (n,) int64, the keys of the sum; with fewer than all, each one counts S / n times
+    h : the landmarks' h, in whole panels; top : the largest h of all keys
 
-    Values of keys that are not all are moved together, so that their mean is that of all.
+    Where `summed` has not all keys, its values are shifted, so that their mean is that of all keys'
+    values.
     """
     key, value, n, n_out = heads.key, heads.value, summed.size, indices.size
     E, D, width = key.dim, value.dim, BYTES // free.itemsize
@@ -405,7 +424,7 @@ def add_exponentials(p, heads, summed, indices, h, top, right, free):
     x, _, free = gather_factor(key, p, summed, free)
     centre(x, heads.mean[p], to_x)
     values, free = gather_columns(value, p, summed, free)
-    apart = np.empty(D, free.dtype)  # how far the values' mean is from that of all keys' values
+    apart = np.empty(D, free.dtype)  # the values' mean minus the mean of all keys' values
     mean_of_rows(values, n, apart)
     subtract(apart, 1, heads.average[p])
     weight = free.dtype.type(heads.S / n)
@@ -442,7 +461,7 @@ def add_exponentials(p, heads, summed, indices, h, top, right, free):
 
 @inner(STRICT)
 def scaling(heads, p, like):
-    """What a problem's centred keys are multiplied by to be x, in a dtype."""
+    """Return the factor that makes scaled keys x of a problem's centred keys, in a dtype."""
     return like.dtype.type(
         math.sqrt(float(heads.query.parameters[p, SCALE])) / heads.temperature[p]
     )
@@ -450,7 +469,10 @@ def scaling(heads, p, like):
 
 @inner(ELEMENTWISE)
 def shifted_exponentials(rows, n, shift, total):
-    """exp(x - shift), of which no exponent is above 0 but by rounding; added to their sums."""
+    """Replace n rows x by exp(x - shift), and add them to total (PANEL,).
+
+    Only rounding makes an exponent positive.
+    """
     zero = rows.dtype.type(0)
     for i in range(n):
         row = rows[i * PANEL : (i + 1) * PANEL]
@@ -461,9 +483,9 @@ def shifted_exponentials(rows, n, shift, total):
 
 @inner(STRICT)
 def solve(p, heads, indices, f, queries, h, nugget, right, free):
-    """Replace right-hand sides by N_ss^-1 of them, for a problem's landmarks.
+    """Replace right-hand sides, panels (n_out, PANEL), by N_ss^-1 times them.
 
-    f, queries : panels (queries, PANEL) of their features
+    f, queries : panels (queries, PANEL) of the landmarks' features, and their number
     nugget : added to the diagonal of N
     """
     key, n = heads.key, indices.size

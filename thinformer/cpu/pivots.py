@@ -1,10 +1,10 @@
 """Landmarks among the keys of a head, by randomly pivoted Cholesky of exp(<x, x'>).
 
-Of scaled keys x the kernel is N(j, j') = exp(<x_j, x_j'> - h_j - h_j') with h = |x|^2 / 2, so its
-diagonal is 1. Candidates lie in panels, PANEL of them side by side, and so do the rows of the
-Cholesky factor as they come. What the pivots so far leave of a row of N is then one product, with
-the factor's sign changed, and BLOCK rows are made at once: one by one, each would read all panels
-for a single product, from memory that is slower than the arithmetic.
+On scaled keys x, the kernel is N(j, j') = exp(<x_j, x_j'> - h_j - h_j') with h = |x|^2 / 2, so its
+diagonal is 1. Candidates lie in panels, PANEL of them side by side; so do the rows of the Cholesky
+factor, which grows by a row a pivot. The residual of a row of N is the row minus one product with
+the factor. BLOCK residual rows are computed at once: a single row would read all panels for one
+product, from memory that is slower than the arithmetic.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ BLOCK = 16  # proposals at a time, a multiple of ROWS
 
 @inner(STRICT)
 def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
-    """Return the pivots, numbers of candidates, in the order they were chosen.
+    """Return the pivots (n_out,), numbers of candidates, in the order in which they were chosen.
 
     x : panels (E, PANEL) of the candidates' keys
-    h, L : the candidates' exponents, and how many there are, beside those that fill panels up
+    h : the candidates' exponents, of whole panels
+    L : the number of candidates, without those that fill the last panel
     uniforms : (proposals, 2)
+    nugget : added to the diagonal of N
+    free : memory to work in
 
-    When proposals or the diagonal are used up, the first candidates that are left are taken.
+    When no proposal is left, or nothing of the diagonal, the first candidates that are not pivots
+    become pivots.
     """
     padded, rows = h.size, n_out + BLOCK
     factor, free = free[: padded * rows], free[padded * rows :]
@@ -52,10 +56,7 @@ def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
         of_block, at_random = 0, start < uniforms.shape[0] and total > 0
         if at_random:
             of_block = min(BLOCK, uniforms.shape[0] - start)
-            for b in range(of_block):
-                u = uniforms[start + b, 0]
-                proposed[b] = min(np.searchsorted(cumulative, u * total, side="right"), L - 1)
-                accept[b] = uniforms[start + b, 1] * diagonal[proposed[b]]
+            propose(uniforms[start : start + of_block], cumulative, diagonal, proposed, accept)
             start += of_block
         else:
             while of_block < BLOCK and left < L:
@@ -93,14 +94,28 @@ def choose_pivots(x, E, h, L, uniforms, n_out, nugget, free):
 
 
 @inner(STRICT)
+def propose(uniforms, cumulative, diagonal, proposed, accept):
+    """Write a proposal for each row of uniforms (m, 2), and the threshold of its residual.
+
+    cumulative : (L,), sums of the candidates' weights times what is left of their diagonal (L,)
+    proposed, accept : (BLOCK,), the first m numbers of each are written
+    """
+    L = cumulative.size
+    for b in range(uniforms.shape[0]):
+        number = uniforms[b, 0] * cumulative[L - 1]
+        proposed[b] = min(np.searchsorted(cumulative, number, side="right"), L - 1)
+        accept[b] = uniforms[b, 1] * diagonal[proposed[b]]
+
+
+@inner(STRICT)
 def place(j, rows):
-    """Where candidate j has its row 0, in panels of so many rows."""
+    """Return where row 0 of candidate j is, in panels (rows, PANEL)."""
     return j // PANEL * PANEL * rows + j % PANEL
 
 
 @inner(STRICT)
 def gather(proposed, panels, rows, used, sign, few):
-    """Gather the first rows of candidates."""
+    """Write the first `used` rows of the proposed candidates to a panel, times a sign."""
     for b in range(proposed.size):
         start = place(proposed[b], rows)
         for i in range(used):
@@ -109,7 +124,13 @@ def gather(proposed, panels, rows, used, sign, few):
 
 @inner(STRICT)
 def residuals(x, E, factor, rows, used, h, few_x, few, few_h, block):
-    """What the pivots leave of N in the rows of a block: tiles (BLOCK, PANEL), one a panel."""
+    """Write what the pivots leave of N in the rows of a block: tiles (BLOCK, PANEL), one a panel.
+
+    x, factor : panels (E, PANEL) of keys and (rows, PANEL) of the factor, of which `used` rows are
+        filled
+    few_x, few, few_h : a panel of each, and the exponents, of the block's candidates
+    block : written
+    """
     width = BYTES // x.itemsize
     products = np.empty(BLOCK * PANEL, x.dtype)
     for start in range(0, h.size, PANEL):
@@ -128,7 +149,7 @@ def residuals(x, E, factor, rows, used, h, few_x, few, few_h, block):
 
 @inner(ELEMENTWISE)
 def to_exponentials(tile, h_rows, h):
-    """From <x, y> to exp(<x, y> - h_x - h_y), of which no exponent is above 0 but by rounding."""
+    """Replace <x, y> by exp(<x, y> - h_x - h_y); only rounding makes an exponent positive."""
     zero = tile.dtype.type(0)
     for i in range(h_rows.size):
         row, h_i = tile[i * PANEL : (i + 1) * PANEL], h_rows[i]
@@ -138,10 +159,10 @@ def to_exponentials(tile, h_rows, h):
 
 @inner(STRICT)
 def eliminate(between, made_of, b, residual):
-    """Take from the rows of a block after b what row b, a pivot, accounts for.
+    """Subtract from the rows of a block after b what row b, a pivot, accounts for.
 
-    between : (BLOCK, BLOCK), the rows at the proposals' own columns
-    made_of : (BLOCK, BLOCK), of which multiples of the rows as they were each is the sum
+    between : (BLOCK, BLOCK), the block's rows at the proposals' own columns
+    made_of : (BLOCK, BLOCK), each row as a combination of the block's rows before the round
     """
     for c in range(b + 1, BLOCK):
         factor = between[b, c] / residual
@@ -152,9 +173,9 @@ def eliminate(between, made_of, b, residual):
 
 @inner(STRICT)
 def append(block, combine, factor, rows, at, diagonal):
-    """Write rows `at` and following of the factor, combinations of a block's rows.
+    """Write rows of the factor from row `at` on, and what they leave of the diagonal.
 
-    combine : (BLOCK, PANEL) flat: how much each counts in which row of the factor
+    combine : (BLOCK, PANEL) flat; column i has the block's coefficients in the i-th new row
     """
     for start in range(0, diagonal.size, PANEL):
         to = start * rows + at * PANEL
@@ -169,7 +190,7 @@ def append(block, combine, factor, rows, at, diagonal):
 
 @inner(ELEMENTWISE)
 def subtract_squares(factor, diagonal):
-    """Take from the diagonal what rows of the factor account for; it stays above 0."""
+    """Subtract from the diagonal (PANEL,) the squares of the factor's rows; it stays at least 0."""
     zero = diagonal.dtype.type(0)
     for start in range(0, factor.size, PANEL):
         row = factor[start : start + PANEL]

@@ -1,4 +1,4 @@
-"""Rows of numbers: the loops that the compiler vectorises by itself."""
+"""Loops over rows of numbers, which the compiler vectorises by itself."""
 
 from thinformer.cpu.jit import ELEMENTWISE, inner
 from thinformer.cpu.simd import PANEL
@@ -6,21 +6,21 @@ from thinformer.cpu.simd import PANEL
 
 @inner(ELEMENTWISE)
 def fill(row, number):
-    """Write one number everywhere; a loop, as assignment to a slice takes a second to compile."""
+    """Write one number everywhere; in a loop, as a slice assignment takes a second to compile."""
     for i in range(row.size):
         row[i] = number
 
 
 @inner(ELEMENTWISE)
 def copy_row(row, out):
-    """Copy the shorter of two rows."""
+    """Copy a row to another, as far as the shorter of them goes."""
     for c in range(min(row.size, out.size)):
         out[c] = row[c]
 
 
 @inner(ELEMENTWISE)
 def copy_within(row, low, high, out):
-    """Copy a row, as far as there is a place for it, each number brought into its own range."""
+    """Copy a row to another, and bring each number into its own range low .. high."""
     for d in range(min(row.size, out.size)):
         out[d] = min(max(row[d], low[d]), high[d])
 
@@ -34,7 +34,7 @@ def add(row, total):
 
 @inner(ELEMENTWISE)
 def add_rows(panel, total):
-    """Add all rows of a panel."""
+    """Add all rows of a panel (n, PANEL) to a sum of rows (PANEL,)."""
     for start in range(0, panel.size, PANEL):
         row = panel[start : start + PANEL]
         for d in range(total.size):
@@ -50,6 +50,6 @@ def multiply(row, factor):
 
 @inner(ELEMENTWISE)
 def subtract(row, factor, other):
-    """Subtract a multiple of another row."""
+    """Subtract a multiple of another row from a row."""
     for d in range(row.size):
         row[d] -= factor * other[d]

@@ -1,6 +1,6 @@
 """The compiled loops over many problems, on threads: schedules, scans, sums, draws.
 
-Where there are problems for every thread, a thread takes some of them through all rounds.
+Each function allocates the results of a compiled loop, and runs the loop.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from thinformer.support import threads
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
-    """Return the (problems, length) positions that the first round starts from, increasing.
+    """Return the positions (problems, length) that the first round starts from, increasing.
 
-    "even": one of each of the strata of `stratified`.
+    "even" takes one position of each stratum, see `stratified`.
 
-    "stride": positions 0, s, 2s, ... with s = n_points // length, as the published code does.
-    Positions from length * s on are never looked at.
+    "stride" takes positions 0, s, 2s, ... with s = n_points // length, as the published code does.
+    Positions from length * s on are never read.
     """
     check_draws(settings.schedule, draws)
     length, problems = settings.schedule.length, math.prod(stack)
@@ -47,11 +47,11 @@ def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[in
 
 
 def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
-    """Return (heads, length) positions, increasing, for uniforms (heads, length + 1) in [0, 1).
+    """Return positions (heads, length), increasing, for uniforms (heads, length + 1) in [0, 1).
 
-    All positions are cut into `length` consecutive strata, whose sizes differ by one at most, laid
-    around the sequence as around a ring from a random start; one position of each is taken at
-    random. Every position has the same chance, length / n_points.
+    The sequence is a ring with a random start. It is cut into `length` consecutive strata, whose
+    sizes differ by one at most, and one position of each is drawn. Every position is drawn with the
+    same probability, length / n_points.
     """
     from thinformer.cpu import draw  # imports Numba
 
@@ -61,7 +61,7 @@ def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
 
 
 def draw_numbers(schedule: Schedule, seed: int, heads: int) -> Draws:
-    """Return what `make_draws` does, in a sixth of the time."""
+    """Return the draws of `make_draws`, in a sixth of its time."""
     from thinformer.cpu import draw  # imports Numba
 
     keys = head_keys(seed, heads)
@@ -84,10 +84,10 @@ def run_schedule(
 ) -> list[NDArray]:
     """Run the rounds of a schedule; return the positions left after each, (problems, n) int64.
 
-    The first are those before any round.
+    The first array has the positions before any round.
 
-    Where there are problems for every thread, each takes some through all rounds; otherwise, and
-    where that would take long, they share the buckets of a round.
+    Where there are problems for every thread, a thread takes some problems through all rounds.
+    Otherwise, and where that would take long, the threads share the buckets of each round.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def run_schedule(
     stack : tuple of int
         The problems' axes, to which the draws' leading axes broadcast.
     adaptive : bool
-        Halve with kernel thinning's adaptive thresholds.
+        Whether to halve with kernel thinning's adaptive thresholds.
     """
     from thinformer.cpu import halve  # imports Numba
 
@@ -151,7 +151,7 @@ def run_schedule(
 
 
 def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
-    """A part of the problem with its dtype, the columns of all parts, and a kernel value's cost."""
+    """Return a part of the problem with its dtype, the columns of all parts, and a value's cost."""
     if isinstance(problem, Points):
         return problem, problem.dim, value_cost(problem)
     dims = problem.keys.dim + problem.values.dim
@@ -159,7 +159,7 @@ def _per_value(problem: Problem) -> tuple[Factor | Points, int, int]:
 
 
 def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
-    """Run a schedule of one round on Gram matrices and return (problems, pairs) int64."""
+    """Run a schedule of one round on Gram matrices; return positions (problems, pairs) int64."""
     from thinformer.cpu import halve  # imports Numba
 
     (round_,) = schedule.rounds
@@ -180,9 +180,9 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
 
 
 def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
-    """Return max |entry| of every problem for each scan, NaN if any entry is.
+    """Return max |entry| of every problem, (problems,) for each scan; NaN if an entry is NaN.
 
-    A scan is a factor and the rows to look at: (problems, n) int64, or (1, n) for all problems.
+    A scan is a factor and the rows to read: (problems, n) int64, or (1, n) for all problems.
     """
     from thinformer.cpu import draw  # imports Numba
 
@@ -194,12 +194,12 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             draw.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    threads.run(scan, problems, 8 * entries)  # reading a number takes the time of some 8 operations
+    threads.run(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
     return largest
 
 
 def all_rows(n_points: int) -> NDArray:
-    """Return the rows (1, n_points) of a scan of everything."""
+    """Return the rows (1, n_points) for a scan of all points."""
     return np.arange(n_points, dtype=np.int64)[None]
 
 
@@ -210,7 +210,7 @@ def is_finite(factor: Factor, n_points: int) -> bool:
 
 
 def function_of_points(kernel: Kernel) -> Kernel:
-    """The kernel itself; `of_products` as the function of two points that the loops call."""
+    """Return the kernel; for `of_products`, with the function of two points that the loops call."""
     if kernel.tag != OF_PRODUCTS:
         return kernel
     from thinformer.cpu import jit  # imports Numba
@@ -219,9 +219,9 @@ def function_of_points(kernel: Kernel) -> Kernel:
 
 
 def compiled_for(problem: Problem, kernel: Callable) -> Callable:
-    """The kernel; where a user's function is compiled into it, a twin that is not stored on disk.
+    """Return the compiled loop for a problem; for a user's own kernel, one without the disk cache.
 
-    No other process could find that version again.
+    A user's function is compiled into the loop, and no other process could find that version again.
     """
     from thinformer.cpu import jit  # imports Numba
 

@@ -1,15 +1,14 @@
-"""What LLVM's loop vectoriser does not find by itself, written in LLVM's intermediate language.
+"""Loops in LLVM's intermediate language, which its vectoriser does not find by itself.
 
-Of a loop nest only the innermost loop is vectorised, so each multiply-add of a matrix product
+The vectoriser takes only the innermost loop of a nest, so each multiply-add of a matrix product
 loads and stores its sum: 14 GFLOP/s in plain Numba (one Zen 4 core, float32). `inner_products`
-keeps a block of sums in registers, one vector a row, and reaches 113 on 32 x 32 entries of 64
-dimensions. BLAS reaches 97 to 108 in such a call, but takes rows and columns laid out apart, leaves
-out no block, and may start threads of its own. The language is the same for every processor: what
-differs is how many vectors there are to hold, and how wide they are.
+keeps a block of sums in registers, one vector a row: 113 GFLOP/s on 32 x 32 entries of 64
+dimensions. BLAS reaches 97 to 108 GFLOP/s in such a call. But BLAS needs separate layouts for rows
+and columns, computes all blocks, and may start threads of its own. The code is the same for all
+processors; only the number and the width of vectors differ.
 
 Points lie in panels, PANEL of them side by side: dimension d of a panel's point i is at
-d * PANEL + i. So they are loaded as a vector when they are the columns of a product, and one by one
-when they are its rows.
+d * PANEL + i. A product loads its columns as vectors, and its rows one number at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ BYTES, ROWS = (64, 16) if llvmlite.binding.get_host_cpu_features().get("avx512f"
 
 @register_jitable
 def padded_size(points):
-    """As many points as whole panels have that hold so many; in Python and in compiled code."""
+    """Return the points of the whole panels that hold so many; in Python and in compiled code."""
     return -(-points // PANEL) * PANEL
 
 
@@ -42,7 +41,8 @@ SIZE, INDEX = ir.IntType(64), ir.IntType(32)
 def inner_products(typing, rows, row, columns, column, dim, out, at):
     """Write <x_i, y_j> for ROWS points x_i and a vector of points y_j.
 
-    rows, row : flat memory, and where x_0 is in it; columns, column : likewise y_0
+    rows, row : flat memory, and where x_0 is in it
+    columns, column : flat memory, and where y_0 is in it
     dim : positive
     out, at : flat memory, and where the block's first entry goes; its rows are PANEL apart
     """
@@ -97,13 +97,13 @@ def squared_norms(typing, panel, at, dim, out, to):
 
 @intrinsic
 def raise_to_magnitudes(typing, out, window, first, step, positions, i, count):
-    """Raise each number of a vector to the magnitudes of those at its place in any point.
+    """Raise each lane of a vector to the largest magnitude in that lane over some points.
 
-    out : a vector of magnitudes, written
+    out : (lanes,), magnitudes, updated
     window, first : flat memory, and where point 0 begins in it; points are `step` apart
-    positions, i, count : which points there are, the number of the first one, and how many to take
+    positions, i, count : positions of points, the first one to take, and how many to take
 
-    Magnitudes are compared as the integers that their bits are, so NaN is above infinity.
+    Magnitudes are compared as integers, by their bits, so NaN is above infinity.
     """
     vector = _vector(window)
     bits = ir.VectorType(ir.IntType(window.dtype.bitwidth), vector.count)
@@ -129,16 +129,16 @@ def raise_to_magnitudes(typing, out, window, first, step, positions, i, count):
 
 @intrinsic
 def transpose(typing, window, first, step, positions, i, dim, scale, out, at, apart):
-    """Write a vector's worth of points, times a scale, side by side.
+    """Write as many points as a vector has lanes side by side, times a scale.
 
     window, first : flat memory, and where point 0 begins in it; points are `step` apart
-    positions, i : which points there are, and the number of the first one wanted
+    positions, i : positions of points, and the first one to take
     dim : a multiple of a vector's length
     out, at : flat memory, and where the first point's first dimension goes; dimensions are `apart`
 
-    A square of numbers is transposed in registers: each step interleaves every vector of its upper
-    half with one of the lower, and when it has been done log2(length) times rows are columns.
-    0.16 ns a number, where copying them one by one takes 0.42.
+    A square of numbers is transposed in registers. Each step interleaves every vector of the
+    square's upper half with one of the lower half; after log2(length) steps rows are columns. A
+    number takes 0.16 ns; copied one by one, it takes 0.42 ns.
     """
     vector = _vector(window)
     count = vector.count
@@ -177,9 +177,9 @@ def transpose(typing, window, first, step, positions, i, dim, scale, out, at, ap
 def _fold(
     builder: ir.IRBuilder, times: Any, start: list[Any], step: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
-    """Replace values by step(i, values) for i = 0 .. times-1, at least once; return the last.
+    """Replace values by step(i, values) for i = 0 .. times-1, at least once; return the last ones.
 
-    They are variables of the loop, which is what keeps them in registers.
+    The values are variables of the loop, which keeps them in registers.
     """
     before = builder.block
     loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
@@ -199,26 +199,26 @@ def _fold(
 
 
 def _multiply_add(builder: ir.IRBuilder, a: Any, b: Any, total: Any) -> Any:
-    """The total + a b, rounded once where the processor can."""
+    """Return total + a b, rounded once if the processor can do so."""
     fused = ["contract"]
     return builder.fadd(total, builder.fmul(a, b, flags=fused), flags=fused)
 
 
 def _vector(array: Any) -> ir.VectorType:
-    """The type of a vector of an array's numbers."""
+    """Return the type of a vector of an array's numbers."""
     number = ir.FloatType() if array.dtype == types.float32 else ir.DoubleType()
     return ir.VectorType(number, BYTES * 8 // array.dtype.bitwidth)
 
 
 def _place(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, i: int) -> Any:
-    """Where flat memory, argument i, has the element whose number is argument i + 1."""
+    """Return the address in flat memory, argument i, of the element that argument i + 1 numbers."""
     memory = context.make_array(signature.args[i])(context, builder, arguments[i])
     return builder.gep(memory.data, [arguments[i + 1]])
 
 
 def _load(builder: ir.IRBuilder, start: Any, place: Any, vector: ir.VectorType) -> Any:
     pointer = builder.bitcast(builder.gep(start, [place]), vector.as_pointer())
-    return builder.load(pointer, align=4)  # arrays of numbers are aligned to no more
+    return builder.load(pointer, align=4)  # bytes; an array of numbers has no other alignment
 
 
 def _store(builder: ir.IRBuilder, value: Any, start: Any, place: Any) -> None:
@@ -227,7 +227,7 @@ def _store(builder: ir.IRBuilder, value: Any, start: Any, place: Any) -> None:
 
 
 def _spread(builder: ir.IRBuilder, number: Any, vector: ir.VectorType) -> Any:
-    """A vector of one number."""
+    """Return a vector with one number in all lanes."""
     first = builder.insert_element(vector(ir.Undefined), number, INDEX(0))
     everywhere = ir.VectorType(INDEX, vector.count)(None)
     return builder.shuffle_vector(first, vector(ir.Undefined), everywhere)

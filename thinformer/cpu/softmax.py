@@ -1,10 +1,10 @@
 """Softmax attention of many queries over few keys, on NumPy arrays.
 
-A thread works on PANEL queries of one head at a time: their logits with all keys kept, the
-exponentials, then the weighted sums of the values. Logits lie key by key, a row of queries each, so
-maxima and sums run over rows, and a row is what `inner_products` takes as the columns of the second
-product. What a thread holds is the head's keys and values and those logits; the weights of all
-queries exist only if they are asked for.
+A thread works on PANEL queries of one head at a time: their logits with all keys, the exponentials,
+then the weighted sums of the values. Logits lie in one row a key, with one column a query. So
+maxima and sums run over rows, and `inner_products` takes the rows as the columns of the second
+product. A thread holds the keys and values of a head and these logits; the weights of all queries
+are stored only if the caller wants them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from thinformer.support import threads
 
 
 class Landmarks(NamedTuple):
-    """What keys with values of their own weigh, and between what the values of all keys lie.
+    """The masses of keys with values of their own, and bounds of the output.
 
     masses : (problems, n), may be negative
-    low, high : (problems, D), which the output stays within
-    share : of the sum of their magnitudes, below which a sum of masses may not fall
-    least : below which no weighted mean of masses may fall
+    low, high : (problems, D), the range of all keys' values; the output stays within it
+    share : a weighted sum of masses is at least this share of the weighted sum of their magnitudes
+    least : a weighted mean of masses is at least this number
     """
 
     masses: NDArray
@@ -48,19 +48,20 @@ def softmax_attention(
     landmarks: Landmarks | None = None,
     known: NDArray | None = None,
 ) -> None:
-    """Write softmax(scale q k^T) v of every head, and the weights if there is a place for them.
+    """Write softmax(scale q k^T) v of every head, and the weights if there is an array for them.
 
     Parameters
     ----------
     query, key, value : Factor
-        Those of each head; the queries' SCALE is the softmax scale.
+        Of B * H problems; the queries' SCALE is the softmax scale.
     indices : (B * H, n) int64 array
         The keys that the queries of each head attend to.
     output : (B, T, H, D) array, contiguous, written
     weights : (B * H, T, n) array, written, or None
-    landmarks : what the keys weigh, where they do not weigh the same; `value` is then theirs
-    known : (H, m) int64 array, increasing
-        Queries of each head whose output is already there, and stays.
+    landmarks : Landmarks, or None
+        The keys' masses, if these differ; `value` then has the n landmarks' values.
+    known : (H, m) int64 array, increasing, or None
+        Queries of each head whose rows of output are written already, and stay.
     """
     B, T, H, D = output.shape
     problems, n = indices.shape
@@ -90,7 +91,7 @@ def softmax_attention(
 
 @kernel
 def put_last(some, order):
-    """Write all positions to order (rows, n), those of some (rows, m), increasing, at the end."""
+    """Write all positions to order (rows, n); the increasing positions some (rows, m) come last."""
     (rows, n), m = order.shape, some.shape[1]
     for row in range(rows):
         taken = 0
@@ -113,16 +114,16 @@ def attend_blocks(
     first, last, blocks, order, wanted, positions, query, key, value, indices, rows_of_values,
     landmarks, output, place, stride, weights, work,
 ):  # fmt: skip
-    """Attend from the blocks of queries first .. last-1, counted over all problems.
+    """Write the attention of blocks of queries first .. last-1, counted over all problems.
 
-    blocks : of a problem
-    order : (rows, n_queries) int64, the queries, of which the first `wanted` need an output
-    positions : the numbers from 0 on, as many as the panels have that hold the keys
+    blocks : the number of blocks of a problem
+    order : (rows, n_queries) int64, the queries; the first `wanted` of them need an output
+    positions : (n in whole panels,), the numbers from 0 on
     indices, rows_of_values : (problems, n) int64
-    landmarks : Landmarks of no problems where keys weigh the same
+    landmarks : Landmarks; without problems where all masses are 1
     output : flat, written; a problem's query t is at place[problem] + t * stride
-    weights : those of (problems, n_queries, n), flat, written, or empty
-    work : memory of the thread
+    weights : flat, of (problems, n_queries, n), written; or empty
+    work : see `workspace`
     """
     n, width, n_queries = indices.shape[1], BYTES // work.itemsize, order.shape[1]
     padded = padded_size(n)
@@ -171,9 +172,9 @@ def attend_blocks(
 
 @inner(STRICT)
 def gather_columns(factor, problem, positions, free):
-    """Gather the points of one factor, PANEL of their columns after another.
+    """Gather the points of one factor, PANEL columns at a time.
 
-    Returns panels (points, PANEL), the last filled up with zeros, and the memory still free.
+    Returns panels (points, PANEL), the last one filled up with zeros, and the memory still free.
     """
     points, dim = positions.size, factor.dim
     padded = padded_size(dim)
@@ -194,9 +195,10 @@ def gather_columns(factor, problem, positions, free):
 
 @inner(ELEMENTWISE)
 def row_maxima(logits, n, top):
-    """Largest logit of every query.
+    """Write the largest of n logits to top (PANEL,), for every query.
 
-    Four rows a step: the maxima are loaded and stored less often, 2 ns a row for 7.
+    Four rows a step: the maxima are loaded and stored less often, and a row takes 2 ns instead of
+    7.
     """
     copy_row(logits, top)  # assignment to a slice would take two seconds to compile
     i = 0
@@ -214,7 +216,10 @@ def row_maxima(logits, n, top):
 
 @inner(ELEMENTWISE)
 def exponentials(logits, n, top, total):
-    """exp(logit - largest logit of the query), and their sum, two rows a step."""
+    """Replace n rows of logits by exp(logit - top); write their sums to total (PANEL,).
+
+    Two rows a step.
+    """
     total[:] = 0
     for i in range(0, n - 1, 2):
         a, b = logits[i * PANEL :], logits[(i + 1) * PANEL :]
@@ -231,10 +236,10 @@ def exponentials(logits, n, top, total):
 
 @inner(ELEMENTWISE)
 def weigh_sums(exponentials, masses, share, least, total):
-    """Replace sums of exponentials by sums in which key i counts `masses[i]` times.
+    """Replace sums of exponentials (PANEL,) by sums in which key i counts `masses[i]` times.
 
-    Masses may be negative, and where a sum of them nearly cancels, so does what it divides: it is
-    kept above a share of the sum of their magnitudes.
+    Masses may be negative. Where their weighted sum nearly cancels, the numerator does so too; the
+    sum is kept above a share of the sum of magnitudes.
     """
     share, least = masses.dtype.type(share), masses.dtype.type(least)
     weighed, magnitude = np.zeros(total.size, total.dtype), np.zeros(total.size, total.dtype)
@@ -249,7 +254,7 @@ def weigh_sums(exponentials, masses, share, least, total):
 
 @inner(ELEMENTWISE)
 def scale_rows(tile, factors):
-    """Multiply every row of a tile by a number."""
+    """Multiply every row of a tile by its factor."""
     for i in range(factors.size):
         row = tile[i * PANEL : (i + 1) * PANEL]
         for q in range(row.size):
@@ -258,7 +263,7 @@ def scale_rows(tile, factors):
 
 @inner(ELEMENTWISE)
 def clamp(tile, low, high, rows):
-    """Bring every row of a tile into its own range."""
+    """Bring the numbers of every row i of a tile into the range low[i] .. high[i]."""
     for i in range(rows):
         row = tile[i * PANEL : (i + 1) * PANEL]
         for q in range(row.size):
@@ -269,8 +274,8 @@ def clamp(tile, low, high, rows):
 def write_columns(tile, rows, chosen, positions, out, at, apart, block):
     """Write the first columns of a tile as the chosen rows of out, which begin at `at`.
 
-    block : PANEL squared numbers, in which the rows are put together: 0.2 ns a number, where
-        picking them one by one takes 0.4
+    block : (PANEL * PANEL,), memory to transpose in: a number takes 0.2 ns; picked one by one, it
+        takes 0.4 ns
     """
     one, width = tile.dtype.type(1), BYTES // tile.itemsize
     for start in range(0, rows, PANEL):
@@ -284,7 +289,7 @@ def write_columns(tile, rows, chosen, positions, out, at, apart, block):
 
 @inner(ELEMENTWISE)
 def divide(tile, total):
-    """Divide every row of a tile by the total of its query."""
+    """Divide every column of a tile by the total (PANEL,) of its query."""
     for start in range(0, tile.size, PANEL):
         row = tile[start : start + PANEL]
         for q in range(total.size):

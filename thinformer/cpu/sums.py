@@ -1,7 +1,7 @@
-"""Sums of kernel values over point sets, and swaps that make them smaller, in Numba.
+"""Sums of kernel values over point sets, and swaps of points that make the MMD smaller.
 
-Values are computed a tile at a time in the points' dtype and summed in float64. Every sum runs in
-one order, whatever the threads.
+Values are computed a tile at a time in the points' dtype, and summed in float64. The order of a sum
+does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from thinformer.cpu.tiles import TILE_ROWS, copy_columns, load_points, tabulate_
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
-    """Return what one thread works in: a tile's points, a panel twice, and two tiles."""
+    """Return the memory that one thread works in: a tile's points, two panels, and two tiles."""
     return np.empty(TILE_ROWS * dim + 2 * PANEL * dim + 2 * TILE_ROWS * PANEL, dtype)
 
 
 @inner(STRICT)
 def two_tiles(work):
-    """Two tiles, and the memory still free."""
+    """Return two tiles of a thread's memory, and the memory still free."""
     size = TILE_ROWS * PANEL
     return work[:size], work[size : 2 * size], work[2 * size :]
 
 
 @kernel
 def embed(first, last, problem, at, index, weights, out, work):
-    """Write sum_j w_j k(x, y_j) for the points x of panels first .. last-1, y_j those of index.
+    """Write sum_j w_j k(x, y_j) for the points x of panels first .. last-1, over points y_j.
 
-    at : (n,) int64, the points x, PANEL of them a panel; out (n,) float64
-    index : (m,) int64; weights (m,) float64
+    at : (n,) int64, the points x, PANEL points a panel; out : (n,) float64, written
+    index : (m,) int64, the points y_j; weights : (m,) float64
     work : see `workspace`
     """
     tile, other, free = two_tiles(work)
@@ -51,7 +51,7 @@ def embed(first, last, problem, at, index, weights, out, work):
 
 @inner(STRICT)
 def add_weighted_rows(tile, weights, sums):
-    """sums[x] += sum_j w_j tile[j, x]."""
+    """Add sum_j w_j tile[j, x] to sums (PANEL,), for weights (rows,)."""
     for row in range(weights.size):
         values, weight = tile[row * PANEL :], weights[row]
         for c in range(sums.size):
@@ -62,10 +62,11 @@ def add_weighted_rows(tile, weights, sums):
 def square(first, last, problem, sets, weights, out, work):
     """Write the parts of sum_ij w_i w_j k(x_i, x_j) of panels first .. last-1, for several sets.
 
-    A panel's part are its own values, and twice those of the points before it with it.
+    A panel contributes its own block once, and its block with all earlier points twice, by
+    symmetry.
 
-    sets : (sets, n) int64; weights (n,) float64
-    out : (sets, panels) float64; panels are counted over all sets
+    sets : (sets, n) int64; weights : (n,) float64
+    out : (sets, panels) float64, written; panels are counted over all sets
     """
     tile, other, free = two_tiles(work)
     panels = out.shape[1]
@@ -92,7 +93,10 @@ def square(first, last, problem, sets, weights, out, work):
 
 @kernel
 def diagonal(first, last, problem, at, out, work):
-    """Write k(x, x) for the points x of panels first .. last-1."""
+    """Write k(x, x) for the points x of panels first .. last-1.
+
+    at : (n,) int64, the points x; out : (n,) float64, written
+    """
     tile, other, free = two_tiles(work)
     for unit in range(first, last):
         positions = at[unit * PANEL : (unit + 1) * PANEL]
@@ -107,16 +111,17 @@ def diagonal(first, last, problem, at, out, work):
 def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
     """Replace each point of a coreset in turn by the candidate that makes the MMD least.
 
-    The squared MMD changes by (k(y, y) + 2 sum_i k(x_i, y)) / s - 2 m(y), over s, where y comes
-    in for one of the s points and x_i are the others; m is the target's mean embedding.
+    Let y replace one of the s points, and let x_i be the others. The squared MMD then depends on y
+    by ((k(y, y) + 2 sum_i k(x_i, y)) / s - 2 m(y)) / s, where m is the target's mean embedding.
 
-    candidates : (n,) int64, points that may come in
+    candidates : (n,) int64, points that may enter the coreset
     potential : (n,) float64, k(y, y) / s + 2 sum_i k(x_i, y) / s - 2 m(y) over all points x_i of
-        the coreset; kept up to date
+        the coreset; updated
     coreset : (s,) int64, places in `candidates`; overwritten
-    unique : whether a candidate may be taken once only
-    passes : stop after so many passes over the coreset, or after one that changed nothing
-    memory : n points, filled up to whole panels, twice
+    unique : whether a candidate may be taken only once
+    passes : stop after so many passes over the coreset, or after a pass without a change
+    memory : twice the size of n points in whole panels
+
     Returns the number of changes.
     """
     size, n = coreset.size, candidates.size
@@ -153,7 +158,7 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
 
 @inner(STRICT)
 def column(problem, row, panels, tile, other, out):
-    """Kernel values of one point and all candidates."""
+    """Write the kernel values of one point and all candidates to out (n in whole panels,)."""
     for i in range(panels.shape[0]):
         tabulate_rows(problem, row, panels[i], tile, other)
         for c in range(PANEL):
@@ -162,7 +167,7 @@ def column(problem, row, panels, tile, other, out):
 
 @inner(REDUCTION)
 def best(potential, leaving, factor, taken, old):
-    """The candidate of least potential once a point has left; that point if none is less."""
+    """Return the candidate of least potential without point `old`; `old` itself if none is less."""
     least, place = potential[old] - factor * leaving[old], old
     for y in range(potential.size):
         value = potential[y] - factor * leaving[y]

@@ -1,12 +1,12 @@
-"""Tiles of kernel values, which the compiled loops are made of.
+"""Tiles of kernel values, on which the compiled loops work.
 
-A tile holds k(x, y) for some rows x and the PANEL points y of a panel. One of `Products` is a
-matrix product and phi, for each of two factors; one of `Points` is squared distances and phi, or a
+A tile holds k(x, y) for some rows x and the PANEL points y of a panel. For `Products` it is a
+matrix product and phi, for each of two factors. For `Points` it is squared distances and phi, or a
 loop of the kernel's own. `load`, `columns` and `tabulate` choose by the type of the problem, so
-each kind is compiled without the other.
+each type is compiled without the other.
 
-Products are held in registers (`thinformer.cpu.simd`), which needs no rows long enough for BLAS to
-be worth calling, leaves out what lies below a panel's diagonal, and starts no threads inside ours.
+Products are held in registers (`thinformer.cpu.simd`). Unlike BLAS, this is fast for short rows,
+skips the blocks below a panel's diagonal, and starts no threads.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ stein_of = bind(phi.stein_of, ELEMENTWISE)
 def load_products(problem, p, positions, free):
     """Gather a bucket's points into free memory.
 
-    Returns what `tabulate` takes, their number, the panels and the constant of either factor, and
-    the memory still free.
+    Returns what `tabulate` takes (the number of points, and panels and constant of either factor),
+    and the memory still free.
     """
     keys, key_constant, rest = gather_factor(problem.keys, p, positions, free)
     values, value_constant, rest = gather_factor(problem.values, p, positions, rest)
@@ -75,8 +75,8 @@ def load_products(problem, p, positions, free):
 def gather_factor(factor, p, positions, free):
     """Gather the points of one factor, times its scale.
 
-    Returns them panel after panel, each (dim, PANEL), the constant that phi takes in this bucket,
-    and the memory still free. The last panel may have room left; what is there is of no account.
+    Returns panels (dim, PANEL), one after the other; the constant that phi takes in this bucket;
+    and the memory still free. Nothing reads the places of the last panel that have no point.
     """
     points, dim = positions.size, factor.dim
     padded = padded_size(points)
@@ -96,14 +96,14 @@ def gather_factor(factor, p, positions, free):
         for d in range(whole[1] if i < whole[0] else 0, dim):
             panel[d * PANEL] = factor.window[place + d * factor.column] * scale
     if factor.tag == EXPONENTIAL:
-        # the least shift that keeps exp from overflowing in this bucket; KH is blind to it
+        # the least shift that keeps exp from overflowing in this bucket; KH keeps the same points
         constant = largest_norm(panels, points, dim, free[padded * dim :])
     return panels, constant, free[padded * dim :]
 
 
 @inner(STRICT)
 def largest_norm(panels, points, dim, norms):
-    """Max |x|^2 over the points of all panels."""
+    """Return max |x|^2 over the points of all panels."""
     largest = panels.dtype.type(0)
     for start in range(0, points, PANEL):
         squared_norms(panels, start * dim, dim, norms, 0)
@@ -116,12 +116,12 @@ def largest_norm(panels, points, dim, norms):
 def load_points(problem, p, positions, free):
     """Gather a bucket's points into free memory.
 
-    Returns rows (S, dim), filled up to whole panels, and the memory still free.
+    Returns rows (S in whole panels, dim), and the memory still free.
     """
     points, dim = positions.size, problem.dim
     padded = padded_size(points)
     rows = free[: padded * dim].reshape(padded, dim)
-    for i in range(padded):  # with the last point again: any kernel can take it
+    for i in range(padded):  # filled up with the last point, whose values exist under any kernel
         place = problem.first[p] + positions[min(i, points - 1)] * problem.row
         if problem.column == 1:
             source = problem.window[place : place + dim]
@@ -135,7 +135,7 @@ def load_points(problem, p, positions, free):
 
 @inner(STRICT)
 def columns_of_products(problem, loaded, start, free):
-    """Nothing: products are loaded as panels."""
+    """Do nothing: products are loaded as panels."""
 
 
 @inner(STRICT)
@@ -156,7 +156,7 @@ def copy_columns(rows, start, free):
 
 @inner(STRICT)
 def tabulate_products(problem, p, loaded, first, last, start, panel, tile, other):
-    """Kernel values of rows first .. last-1 and of the panel at start, into the tile (rows, PANEL).
+    """Write the kernel values of rows first .. last-1 and the panel at start to tile (rows, PANEL).
 
     loaded : what `load` returned
     other : another tile, to work in
@@ -175,9 +175,9 @@ def tabulate_products(problem, p, loaded, first, last, start, panel, tile, other
 
 @inner(STRICT)
 def multiply_panels(panels, points, dim, first, last, start, tile):
-    """Inner products of rows first .. last-1 and the panel at start, into the tile.
+    """Write inner products of rows first .. last-1 and the panel at start to tile (rows, PANEL).
 
-    Blocks that nothing reads are left out: below the panel's own diagonal, and after its points.
+    Blocks that nothing reads are skipped: below the panel's own diagonal, and after its points.
     """
     width = BYTES // panels.itemsize
     for row in range(first, last, ROWS):
@@ -190,7 +190,7 @@ def multiply_panels(panels, points, dim, first, last, start, tile):
 
 @inner(ELEMENTWISE)
 def apply_to_products(tag, tile, constant, degree):
-    """Turn inner products into kernel values, in loops that vectorise."""
+    """Replace inner products by kernel values, in loops that vectorise."""
     if tag == LINEAR:
         for i in range(tile.size):
             tile[i] = phi_linear(tile[i], constant, degree)
@@ -211,7 +211,7 @@ def multiply_entries(tile, other, size):
 
 @inner(STRICT)
 def tabulate_points(problem, p, loaded, first, last, start, panel, tile, other):
-    """Kernel values of rows first .. last-1 and of a panel, into the tile (rows, PANEL).
+    """Write the kernel values of rows first .. last-1 and a panel to tile (rows, PANEL).
 
     loaded, panel : what `load` and `columns` returned
     other : another tile, to work in
@@ -221,7 +221,7 @@ def tabulate_points(problem, p, loaded, first, last, start, panel, tile, other):
 
 @inner(STRICT)
 def tabulate_rows(problem, rows, panel, tile, other):
-    """The sum over the kernel's terms of its values for rows (S, dim) and a panel (dim, PANEL)."""
+    """Write the kernel values of rows (S, dim) and a panel (dim, PANEL), summed over its terms."""
     size = rows.shape[0] * PANEL
     for term in range(problem.tags.size):
         out = tile if term == 0 else other
@@ -243,7 +243,7 @@ def add_weighted(tile, other, weight, size):
 
 @inner(STRICT)
 def tabulate_term(problem, term, rows, panel, tile):
-    """Values of one term of the kernel."""
+    """Write the values of one term of the kernel to tile (rows, PANEL)."""
     tag, scale, parameters = problem.tags[term], problem.scales[term], problem.parameters[term]
     size = rows.shape[0] * PANEL
     if tag < OF_DISTANCE:
@@ -262,7 +262,7 @@ def tabulate_term(problem, term, rows, panel, tile):
 
 @inner(ELEMENTWISE)
 def scaled_products(rows, panel, scale, tile):
-    """Inner products of the scaled rows and the panel's scaled columns."""
+    """Write the inner products of the scaled rows and the panel's scaled columns to the tile."""
     dim, width = panel.shape
     tile[: rows.shape[0] * width] = 0
     for d in range(dim):
@@ -275,12 +275,12 @@ def scaled_products(rows, panel, scale, tile):
 
 @inner(ELEMENTWISE)
 def squared_distances(rows, panel, scale, tile):
-    """Squared distances of the scaled rows and the panel's scaled columns.
+    """Write the squared distances of the scaled rows and the panel's scaled columns to the tile.
 
-    Subtracted before anything is rounded: |x|^2 + |y|^2 - 2 <x, y> would be faster in many
-    dimensions, and would cancel all digits between close points that are far from the rest.
-    The width is read from the panel: a loop of constant length is unrolled before it could be
-    vectorised, 1.0 ns an entry for 0.26 (two dimensions, float64).
+    The difference is taken before anything is rounded: |x|^2 + |y|^2 - 2 <x, y> would be faster in
+    many dimensions, but would cancel all digits between close points that are far from the others.
+    The width is read from the panel, as a loop of constant length is unrolled before it could be
+    vectorised: an entry takes 0.26 ns instead of 1.0 (two dimensions, float64).
     """
     dim, width = panel.shape
     tile[: rows.shape[0] * width] = 0
@@ -295,7 +295,7 @@ def squared_distances(rows, panel, scale, tile):
 
 @inner(ELEMENTWISE)
 def apply_to_distances(tag, tile, constant, degree):
-    """Turn squared distances into kernel values, in loops that vectorise."""
+    """Replace squared distances by kernel values, in loops that vectorise."""
     if tag == GAUSSIAN:
         for i in range(tile.size):
             tile[i] = phi_gaussian(tile[i], constant, degree)
@@ -321,7 +321,7 @@ def apply_to_distances(tag, tile, constant, degree):
 
 @inner(ELEMENTWISE)
 def sobolev(rows, panel, coefficients, tile):
-    """The periodic Sobolev kernel: a product over dimensions, less 1."""
+    """Write the periodic Sobolev kernel to the tile: a product over dimensions, minus 1."""
     dim, width = panel.shape
     one, size = rows.dtype.type(1), rows.shape[0] * width
     tile[:size] = one
@@ -337,7 +337,7 @@ def sobolev(rows, panel, coefficients, tile):
 
 @inner(ELEMENTWISE)
 def stein(rows, panel, scale, constant, degree, tile):
-    """The Stein kernel; the second half of a point's columns are its scores."""
+    """Write the Stein kernel to the tile; the second half of a point's columns has its scores."""
     dim, width = panel.shape[0] // 2, panel.shape[1]
     inverse = scale[0] * scale[0]
     divergence = rows.dtype.type(dim) * inverse  # an integer factor would make it float64
@@ -362,7 +362,7 @@ def stein(rows, panel, scale, constant, degree, tile):
 
 @inner(STRICT)
 def values_of_table(table, rows, panel, tile):
-    """Entries of a Gram matrix, in which points are row numbers."""
+    """Write entries of a Gram matrix to the tile; the points are row numbers of it."""
     for r in range(rows.shape[0]):
         row = table[np.int64(rows[r, 0])]
         for c in range(PANEL):
@@ -371,7 +371,7 @@ def values_of_table(table, rows, panel, tile):
 
 @inner(STRICT)
 def values_of_function(function, rows, panel, tile):
-    """Values of a user's compiled function of two points, one by one."""
+    """Write the values of a user's compiled function of two points to the tile, one by one."""
     for c in range(PANEL):
         y = panel[:, c].copy()
         for r in range(rows.shape[0]):

@@ -1,13 +1,19 @@
-"""The CUDA body: kernel halving of many buckets on a GPU, one block of threads a bucket.
+"""The CUDA body: kernel halving of many buckets, and pivots of many heads, on a GPU.
 
-And pivots of many heads, one block a head.
+A block of threads halves one bucket, or chooses the pivots of one head. A module that has the name
+of a module in `thinformer.cpu` is the same step of the algorithm:
 
-- `_numba` is the only importer of ``numba.cuda``, and says whether a GPU can be used.
-- `tiles` holds what runs inside a block: sums over the columns of points, in registers; `values`
-  makes kernel values of them.
-- `halve` is the kernel that halves buckets, `prepare` those that draw and measure before it.
-- `pivots` is the kernel that chooses landmarks as pivots.
-- `launch` hands a schedule to the kernels, `arrays` does so for arrays that are on a GPU.
+- `jit`: the only importer of ``numba.cuda``; says whether a GPU can be used.
+- `tiles`: the columns of points in shared memory, and their products or distances in registers.
+- `halve`: halves buckets, panel by panel.
+- `draw`: draws random numbers and starting points from a seed, and measures keys and values.
+- `pivots`: chooses landmarks as pivots of a Cholesky factorisation.
+- `run`: hands a schedule to the kernels, launch after launch.
 
-Importing the package loads nothing; no module of it starts CUDA before something is computed.
+Two modules exist here only:
+
+- `values`: kernel values of a tile, made of what `tiles` adds up (the CPU's are in `tiles` too).
+- `arrays`: arrays of other libraries that are on a GPU already.
+
+To import the package loads nothing, and no module starts CUDA before something is computed.
 """

@@ -1,7 +1,7 @@
-"""Arrays in a GPU's memory, of whatever library: all that have ``__cuda_array_interface__``.
+"""Arrays in a GPU's memory, of any library that has ``__cuda_array_interface__``.
 
-They are read where they are, by their strides. The functions here wait: their results are there,
-and errors about values raised, when they return.
+They are read in place, by their strides. The functions here wait for the GPU: when they return,
+results are written and errors about values have been raised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from thinformer.kernels.phi import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, 
 from thinformer.support import checks
 
 Source = int | tuple[NDArray, NDArray]
-"""Where draws come from: a seed; or starting points (problems, length) and draws (problems, ...),
+"""Where draws come from: a seed; or starting points (problems, length) and numbers (problems, ...),
 the uniforms of all rounds and then the coins."""
 
 
@@ -37,7 +37,7 @@ class OnGpu(NamedTuple):
     pointer : address of the first element
     shape, strides : strides in elements
     dtype : float16, float32 or float64
-    stream : what has to be waited for: None where nothing has, 0 for the whole GPU, or a stream
+    stream : what to wait for before reading: a stream, 0 for the whole GPU, None for nothing
     """
 
     name: str
@@ -55,7 +55,7 @@ class OnGpu(NamedTuple):
 
     @property
     def computed_in(self) -> type:
-        """The dtype that its numbers are computed in."""
+        """The dtype of computations with its numbers."""
         return run.COMPUTED_IN[self.dtype.name]
 
     def transpose(self, *axes: int) -> OnGpu:
@@ -65,13 +65,13 @@ class OnGpu(NamedTuple):
         )
 
 
-def on_gpu(name: str, array: Any) -> OnGpu:
-    """Return what the interface of an array says.
+def from_interface(name: str, array: Any) -> OnGpu:
+    """Return an array of another library as its interface describes it.
 
     Raises
     ------
     TypeError, ValueError
-        It has a mask, numbers of another dtype, or parts of numbers between its numbers.
+        The array has a mask, another dtype, or strides that are no whole numbers of elements.
     """
     interface = array.__cuda_array_interface__
     if interface.get("mask") is not None:
@@ -93,14 +93,14 @@ def on_gpu(name: str, array: Any) -> OnGpu:
     if any(n % dtype.itemsize for n in (pointer, *given)):
         raise ValueError(f"{name} must have strides of whole numbers of {dtype}; got {given}")
     strides = tuple(int(stride) // dtype.itemsize for stride in given)
-    # before version 3 an array does not say which stream its numbers are written on
+    # an interface before version 3 does not name the stream that writes the numbers
     stream = interface.get("stream") if interface["version"] >= 3 else 0
     return OnGpu(name, array, pointer, shape, strides, dtype, stream)
 
 
 @contextlib.contextmanager
 def readable(*arrays: OnGpu) -> Iterator[None]:
-    """Make the arrays' GPU the current one, and wait for what is still being written to them."""
+    """Make the arrays' GPU the current one, and wait until their numbers are written."""
     devices = {a.name: device_of(a.pointer) for a in arrays if a.pointer}
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -114,12 +114,12 @@ def readable(*arrays: OnGpu) -> Iterator[None]:
 def compress_points(
     points: Any, kernel: Kernel, schedule: Schedule, strided: bool, source: Source
 ) -> Any:
-    """Run a schedule on points (..., S, d), `OnGpu`; return positions (..., size) there.
+    """Run a schedule on points (..., S, d) on a GPU; return positions (..., size) there.
 
     Raises
     ------
     NotImplementedError
-        A kernel that cannot be computed there.
+        The GPU cannot compute the kernel.
     ValueError
         The points are not finite, or their distances are beyond the range of their dtype.
     """
@@ -135,17 +135,18 @@ def compress_points(
         raise NotImplementedError(
             "points on a GPU take one bandwidth for an exponential kernel; got one a dimension"
         )
-    # checks that the kernel fits; what would be found from the points, the GPU finds
+    # checks that the kernel fits the dimensions; the GPU checks the points themselves
     without_points: NDArray = np.empty((0, dim), points.computed_in)
     describe = make_points if isinstance(kernel.scale, tuple) else make_problem
     variant, _, parameters, scales = run.describe(
         describe(without_points, kernel), run.LOAD[points.dtype.name]
     )
-    with readable(points), allocated(schedule, math.prod(stack), points, source) as (work, tables):
+    with readable(points), allocated(schedule, math.prod(stack), points, source) as (work, rounds):
         work = work._replace(parameters=cuda.to_device(parameters))
         run.select_points(
-            points.dtype.name, window(points), variant, schedule, tables, work,
-            scales=cuda.to_device(scales), **shared(points, S, strided, source),
+            points.dtype.name, window(points), variant, rounds, work,
+            sequences_of(points, S, strided, source), scales=cuda.to_device(scales),
+            processors=run.processors(),
         )  # fmt: skip
         finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
         kept = result(work, schedule, points, stack)
@@ -164,7 +165,7 @@ def compress_points(
 def compress_pairs(
     key: Any, value: Any, scale: float, schedule: Schedule, strided: bool, source: Source
 ) -> Any:
-    """Run a schedule on keys and values (B, S, H, dim), `OnGpu`; return positions (B, H, size).
+    """Run a schedule on keys and values (B, S, H, dim) on a GPU; return positions (B, H, size).
 
     Raises
     ------
@@ -175,11 +176,11 @@ def compress_pairs(
     if 0 in (B, H):
         return of_nothing(key, [B, H], schedule.size)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    with readable(key, value), allocated(schedule, B * H, key, source) as (work, tables):
+    with readable(key, value), allocated(schedule, B * H, key, source) as (work, rounds):
         run.select_pairs(
-            key.dtype.name, window(key), window(value), schedule, tables, work, scale=scale,
-            scales=cuda.to_device(np.zeros((1, 1), key.computed_in)),
-            **shared(key, S, strided, source),
+            key.dtype.name, window(key), window(value), rounds, work,
+            sequences_of(key, S, strided, source), scale=scale,
+            scales=cuda.to_device(np.zeros((1, 1), key.computed_in)), processors=run.processors(),
         )  # fmt: skip
         finite = work.finite.copy_to_host()
         if not finite.all():
@@ -189,9 +190,9 @@ def compress_pairs(
 
 
 def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
-    """Run a schedule of one round on Gram matrices (..., S, S), `OnGpu`; return positions there.
+    """Run a schedule of one round on Gram matrices (..., S, S) on a GPU; return positions there.
 
-    Where S is odd, the last point is carried over.
+    Where S is odd, the last point is kept too.
 
     Raises
     ------
@@ -241,10 +242,11 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
 @contextlib.contextmanager
 def allocated(
     schedule: Schedule, problems: int, points: OnGpu, source: Source
-) -> Iterator[tuple[run.Workspace, tuple[Any, Any]]]:
-    """Allocate a workspace and the schedule's tables on the current GPU.
+) -> Iterator[tuple[run.Workspace, run.Rounds]]:
+    """Allocate a workspace and the schedule's tables on the current GPU, for the `with` block.
 
-    Given draws are put there. If there is no memory for it, also later, the error says how much.
+    Given draws are copied there. Where memory runs out, here or in the block, the error says how
+    much the workspace takes.
     """
     dtype = points.computed_in
     shapes = run.workspace(schedule, problems, dtype)
@@ -262,25 +264,21 @@ def allocated(
             for name, (shape, of) in shapes.items()
         }
         tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
-        yield run.Workspace(**made), tables
+        yield run.Workspace(**made), run.Rounds(schedule, *tables)
 
 
-def shared(points: OnGpu, n_points: int, strided: bool, source: Source) -> dict[str, Any]:
-    """What `select_points` and `select_pairs` both take, for points (..., S, dim)."""
-    sequences = math.prod(points.shape[:-3])
+def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) -> run.Sequences:
+    """Return the sequences of points (..., S, dim), all of whose rows count."""
     seed = None
     if isinstance(source, int):
         seed = cuda.to_device(np.array([source], np.uint64).view(np.int64))
-    return {
-        "seed": seed, "n_points": n_points, "strided": strided,
-        "sequences": cuda.to_device(np.arange(sequences)),
-        "tokens": cuda.to_device(np.zeros((0, 0), np.int64)),
-        "processors": run.processors(),
-    }  # fmt: skip
+    numbers = cuda.to_device(np.arange(math.prod(points.shape[:-3])))
+    tokens = cuda.to_device(np.zeros((0, 0), np.int64))
+    return run.Sequences(numbers, tokens, n_points, strided, seed)
 
 
 def result(work: run.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:
-    """Return the positions kept, (*stack, size), as the library of the points has them."""
+    """Return the positions kept, (*stack, size), as an array for the library of the points."""
     kept = work.kept
     if not schedule.rounds:
         kept = cuda.to_device(np.ascontiguousarray(work.left.copy_to_host()[:, : schedule.length]))
@@ -288,35 +286,33 @@ def result(work: run.Workspace, schedule: Schedule, points: OnGpu, stack: list[i
 
 
 def of_nothing(points: OnGpu, stack: list[int], size: int) -> Any:
-    """Return the positions of a stack of no problems."""
+    """Return the positions, (*stack, size), of a stack without problems."""
     with readable(points):
         return like(points.owner, cuda.device_array((*stack, size), np.int64))
 
 
 def is_finite(points: OnGpu) -> bool:
-    """Whether all numbers of points (..., S, dim) are finite."""
+    """Return whether all numbers of points (..., S, dim) are finite."""
     *stack, S, _ = points.shape
     schedule = Schedule(S, S, ())
-    with allocated(schedule, math.prod(stack), points, 0) as (work, tables):
+    with allocated(schedule, math.prod(stack), points, 0) as (work, rounds):
         nothing = window(points)[0], window(points)[1]._replace(dim=0)
-        given = shared(points, S, True, 0)
-        del given["processors"]
+        sequences = sequences_of(points, S, True, 0)
         run.draw_and_measure(
-            points.dtype.name, window(points), nothing, schedule, tables[0], work, draw_heads=1,
-            stream=0, **given,
-        )  # fmt: skip
+            points.dtype.name, window(points), nothing, rounds, work, sequences, draw_heads=1
+        )
         return bool(work.finite.copy_to_host().all())
 
 
 def window(array: OnGpu) -> tuple[Any, Geometry]:
-    """Return the memory of points (..., S, dim) as one array, and where the problems are in it.
+    """Return the memory of points (..., S, dim) as a flat array, and where problems are in it.
 
     Half precision is given as int16.
 
     Raises
     ------
     NotImplementedError
-        The leading axes of more than one are not at equal distances.
+        The problems of several leading axes are not at equal distances.
     """
     *stack, _, dim = array.shape
     reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
@@ -340,7 +336,7 @@ def window(array: OnGpu) -> tuple[Any, Geometry]:
 
 
 def memory(pointer: int, span: int, dtype: np.dtype, owner: Any) -> Any:
-    """Return an array of `span` numbers at an address, which keeps their owner alive."""
+    """Return an array of `span` numbers at an address; it keeps their owner alive."""
     interface = {
         "shape": (span,), "strides": None, "typestr": dtype.str, "data": (pointer, False),
         "version": 3, "stream": None,
@@ -349,7 +345,7 @@ def memory(pointer: int, span: int, dtype: np.dtype, owner: Any) -> Any:
 
 
 def like(owner: Any, kept: Any) -> Any:
-    """Return an array of numba.cuda as one of CuPy, in place, where its input is one of CuPy."""
+    """Return an array of numba.cuda as one of CuPy, in place, if the input was one of CuPy."""
     if type(owner).__module__.partition(".")[0] == "cupy":
         return sys.modules["cupy"].asarray(kept)
     return kept

@@ -1,6 +1,6 @@
-"""What a GPU does before it halves: draws its random numbers, and measures keys and values.
+"""The kernels that run before halving: they draw random numbers, and measure keys and values.
 
-What the kernels find stays on the GPU, so that nothing waits for it.
+Their results stay on the GPU, so the CPU does not wait for them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from thinformer.cuda.tiles import make_largest_in_block
 from thinformer.halving.draws import GOLDEN, mix
 
 THREADS = 256
-MEASURED_ROWS = 256  # of a problem, for each block
-INSPECTED_ROWS = 32  # of a Gram matrix, for each block
+MEASURED_ROWS = 256  # rows of a problem that one block measures
+INSPECTED_ROWS = 32  # rows of a Gram matrix that one block inspects
 WARP = 32
 
 mixed = device_function(mix)
@@ -31,19 +31,19 @@ HALF = np.int64(2**52)
 
 @device_function
 def word(key, stream, position):
-    """The 64 bits at a position of a head's numbered stream."""
+    """Return the 64 bits at a position of a head's numbered stream."""
     return mixed(mixed(key + np.uint64(stream)) + np.uint64(position + 1) * STEP)
 
 
 @device_function
 def scaled(bits, size):
-    """Uniform in 0 .. size-1: the top 53 bits as a float64 in [0, 1), times the size."""
+    """Return a number in 0 .. size-1: the top 53 bits as a float64 in [0, 1), times the size."""
     return np.int64(np.float64(bits >> TO_53_BITS) * UNIT * size)
 
 
 @device_function
 def on_ring(key, i, length, n_points):
-    """The position taken from stratum i, before it is wrapped around the sequence's end."""
+    """Return the position drawn from stratum i, before it wraps around the sequence's end."""
     first, after = i * n_points // length, (i + 1) * n_points // length
     inside = scaled(word(key, 0, i + 1), after - first)
     return scaled(word(key, 0, 0), n_points) + first + inside
@@ -51,24 +51,28 @@ def on_ring(key, i, length, n_points):
 
 @device_function
 def row_of(tokens, sequence, i):
-    """Where in memory a sequence's i-th token is."""
+    """Return the row in memory of a sequence's i-th token."""
     return tokens[sequence, i] if tokens.shape[0] > 0 else i
 
 
 @functools.cache
 def make_draw(dtype: type) -> Any:
-    """Return the kernel that draws all that a schedule needs from a seed, as `make_draws` does.
+    """Return the kernel that draws what a schedule needs from a seed, as `make_draws` does.
 
-    A block a problem. Its arguments: seed (1,) int64; how many heads have draws of their own; the
-    number of heads; sequences and tokens; the table of rounds; n_points, of each sequence; whether
-    positions are every n-th, or one of each stratum; and what it writes: left (problems, 2 *
-    length), of which the first `length` are the starting points, draws (problems, ...), the
-    uniforms of all rounds and then the coins, and largest and finite (problems,), from which
-    `measure` begins.
+    A block draws for one problem. The kernel's arguments::
 
-    Heads of the same sequence are neighbouring problems: sequences (problems / heads,) int64 says
-    which sequence of the memory each is of, and tokens (sequences, tokens) int64 which of its rows
-    there are. It has no rows where these are all of them.
+        seed  (1,) int64
+        draw_heads  how many heads have draws of their own
+        heads  of a sequence; they are neighbouring problems
+        sequences  (problems / heads,) int64, which sequence of the memory the heads belong to
+        tokens  (sequences, any) int64, the rows of each sequence that count; (0, 0) if all do
+        table  (rounds, 3), as in `halve.make_kernel`
+        n_points  of each sequence
+        strided  whether to take every n-th position, or one of each stratum
+        left  (problems, 2 * length) int64; its first `length` columns are written, the starting
+          points
+        draws  (problems, ...), written: the uniforms of all rounds, then the coins
+        largest, finite  (problems,), written: 0 and True, from which `measure` begins
     """
     SCALE, ZERO = dtype(2.0**-52), dtype(0)
 
@@ -87,7 +91,7 @@ def make_draw(dtype: type) -> Any:
             at = length - 2 * pairs
             for pair in range(thread, pairs, cuda.blockDim.x):
                 bits = word(key, 2 * i + 1, pair) >> TO_53_BITS
-                # a multiple of 2^-52 in [-1, 1): no digit is lost before the one rounding
+                # a multiple of 2^-52 in [-1, 1): the conversion is the only rounding
                 draws[problem, at + pair] = dtype(np.int64(bits) - HALF) * SCALE
             for bucket in range(thread, buckets, cuda.blockDim.x):
                 draws[problem, coins + bucket] = dtype(word(key, 2 * i + 2, bucket) >> TO_COIN)
@@ -96,7 +100,7 @@ def make_draw(dtype: type) -> Any:
             for i in range(thread, length, cuda.blockDim.x):
                 left[problem, i] = row_of(tokens, sequence, i * stride)
             return
-        # positions on the ring increase, so those that wrap are the last: they come first
+        # positions on the ring increase: the last ones wrap around, and are written first
         straight, end = 0, length
         while straight < end:
             middle = (straight + end) // 2
@@ -118,8 +122,8 @@ def make_draw(dtype: type) -> Any:
 def make_units() -> Any:
     """Return the kernel that writes numbers in [0, 1) of a numbered stream of every head.
 
-    A thread a number. Its arguments: seed (1,) int64, the stream, and what it writes, numbers
-    (heads, any) float64.
+    A thread writes one number. The kernel's arguments: seed (1,) int64; stream, its number; numbers
+    (heads, any) float64, written.
     """
 
     def units(seed, stream, numbers):
@@ -135,13 +139,17 @@ def make_units() -> Any:
 
 @functools.cache
 def make_measure(load: Callable, dtype: type, threads: int) -> Any:
-    """Return the kernel that measures keys and values, which `load` converts.
+    """Return the kernel that measures keys and values; `load` converts their numbers.
 
-    `parts` blocks a problem. Its arguments: the keys' window and geometry, the values', sequences
-    and tokens as in `make_draw`, n_points, the length, parts, left (problems, 2 * length) with the
-    starting points; and what it writes, from what `draw` left there: largest (problems,), the
-    largest magnitude among the values at the starting points, and finite (problems,) bool, whether
-    all keys and values are. A factor of no columns is not looked at.
+    `parts` blocks measure one problem. A factor without columns is skipped. The kernel's
+    arguments::
+
+        keys, key_geometry, values, value_geometry  windows and `halve.Geometry`
+        sequences, tokens, n_points  as in `make_draw`
+        length, parts  starting points and blocks of a problem
+        left  (problems, 2 * length), the starting points in its first columns
+        largest  (problems,), raised to the largest magnitude of the values at starting points
+        finite  (problems,) bool, set to False where a key or value is not finite
     """
     load = device_function(load)
     largest_in_block = make_largest_in_block(threads, dtype)
@@ -151,7 +159,7 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
 
     @device_function
     def all_finite(window, geometry, problem, sequence, tokens, n_points, warp, step):
-        """Whether the numbers that this thread looks at are finite; a warp takes whole rows."""
+        """Return whether this thread's numbers are finite; a warp takes whole rows."""
         first, heads, batch, head, row, column, dim = geometry
         start = first + sequence * batch + problem % heads * head
         finite = True
@@ -164,12 +172,12 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
 
     def measure(keys, key_geometry, values, value_geometry, sequences, tokens, n_points, length,
                 parts, left, largest, finite):  # fmt: skip
-        # of one axis: a grid's others have no more than 65,535 blocks
+        # the grid has one axis, as its others take 65,535 blocks at most
         problem, thread = cuda.blockIdx.x // parts, cuda.threadIdx.x
         warp, step = cuda.blockIdx.x % parts * WARPS + thread // WARP, parts * WARPS
         first, heads, batch, head, row, column, dim = value_geometry
         sequence = sequences[problem // heads]
-        # several threads may write it: the same
+        # several threads may write, all of them the same
         if not all_finite(keys, key_geometry, problem, sequence, tokens, n_points, warp, step):
             finite[problem] = False
         if not all_finite(values, value_geometry, problem, sequence, tokens, n_points, warp, step):
@@ -189,10 +197,10 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
 
 @functools.cache
 def make_scale(dtype: type) -> Any:
-    """Return the kernel that turns what was measured into the attention kernel's parameters.
+    """Return the kernel that computes the attention kernel's parameters from what was measured.
 
-    A thread a problem. Its arguments: the scale of the keys, largest (problems,), and what it
-    writes, parameters (problems, 2, 3) as in `halve.make_kernel`.
+    A thread computes those of one problem. The kernel's arguments: key_scale; largest (problems,);
+    parameters (problems, 2, 3), written, as in `halve.make_kernel`.
     """
     LIMIT = np.finfo(dtype).maxexp - 2
     ZERO, ONE = dtype(0), dtype(1)
@@ -201,8 +209,8 @@ def make_scale(dtype: type) -> Any:
         problem = cuda.grid(1)
         if problem < largest.size:
             vmax = largest[problem]
-            # a power of two, which is exact and to which halving is blind, brings vmax below 1 and
-            # its square in range
+            # a power of two brings vmax below 1 and its square in range; to multiply by it is
+            # exact, and does not change what halving keeps
             exponent = min(max(math.frexp(vmax)[1], -LIMIT), LIMIT)
             power = dtype(math.ldexp(ONE, -exponent))
             parameters[problem, 0, 0], parameters[problem, 0, 1] = key_scale, ZERO
@@ -215,11 +223,15 @@ def make_scale(dtype: type) -> Any:
 
 @functools.cache
 def make_inspect(load: Callable, dtype: type, threads: int) -> Any:
-    """Return the kernel that looks at Gram matrices, whose entries `load` converts.
+    """Return the kernel that inspects Gram matrices; `load` converts their entries.
 
-    `parts` blocks a matrix. Its arguments: window and geometry, n rows, parts, and what it writes:
-    largest (problems,), the largest magnitude of an entry, from zeros, off (problems,), the largest
-    difference of an entry from its mirror, from zeros, and finite (problems,) bool, from True.
+    `parts` blocks inspect one matrix. The kernel's arguments::
+
+        window, geometry  the matrices
+        n, parts  rows, and blocks of a matrix
+        largest  (problems,) zeros, raised to the largest magnitude of an entry
+        off  (problems,) zeros, raised to the largest difference of an entry from its mirror
+        finite  (problems,) bool, True, set to False where an entry is not finite
     """
     load = device_function(load)
     largest_in_block = make_largest_in_block(threads, dtype)

@@ -1,12 +1,12 @@
-"""The kernel that halves buckets, a block of threads each.
+"""The kernel that halves buckets; a block of threads halves one bucket.
 
-A bucket is halved as the CPU body does it. For the points x of a panel the walk's inner products
+The steps are those of the CPU body. For the points x of a panel, the walk's inner products
 <psi, k(x, .)> = sum_j eta_j (k(x_2j, x) - k(x_2j+1, x)) are summed over all pairs decided before
-it, a tile of kernel values at a time; then the panel's own pairs are decided in turn. A kernel
-value is in the registers of one thread and nowhere else, but for the panel's own tile; so a block's
-memory does not depend on the bucket's size, which has no limit.
+the panel, a tile of kernel values at a time. Then the panel's own pairs are decided in turn. A
+kernel value lives in the registers of one thread only; the panel's own tile is in shared memory. So
+a block's memory does not depend on the size of its bucket, and a bucket may have any size.
 
-Threads that write what others read are kept apart by ``syncthreads``; each says what for.
+A comment at each ``syncthreads`` says which writes it separates from which reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ swaps = device_function(steps.swaps)
 
 
 class Geometry(NamedTuple):
-    """Where a factor's points are in its window: column c of row i of problem p is at ``first +
-    sequences[p // heads] * batch + p % heads * head + i * row + c * column``, for c below dim.
+    """Where a factor's points are in its window.
+
+    Column c < dim of row i of problem p is at
+    ``first + sequences[p // heads] * batch + p % heads * head + i * row + c * column``.
     """
 
     first: int
@@ -42,122 +44,27 @@ class Geometry(NamedTuple):
 
 @functools.cache
 def make_kernel(variant: Variant, threads: int) -> Any:
-    """Return the kernel for blocks of so many threads, a multiple of 32.
+    """Return the kernel that halves all buckets of some rounds, for blocks of `threads` threads.
 
-    Its arguments::
+    `threads` is a multiple of 32. The kernel's arguments::
 
         problems: window, other_window  (span,) the numbers of either factor
-                  geometry, other_geometry  see `Geometry`; the other factor's are of no use
-                    where there is none
+                  geometry, other_geometry  see `Geometry`; a kernel of one factor ignores the other
                   parameters  (problems, factors or terms, ...), or (1, ...) for all problems; see
                     `values`
-                  scales  (terms, dim) that columns are multiplied by
+                  scales  (terms, dim), columns are multiplied by them
                   sequences  (problems / heads,) int64
-        rounds:   table  (rounds, 3) int64: pairs, buckets, where the coins are
-                  factors  (rounds, 2) of the thresholds in buckets of pairs // buckets pairs, and
-                    of one pair more
-                  first_round, last_round  of this launch
+        rounds:   table  (rounds, 3) int64: pairs, buckets, and where the round's coins are
+                  factors  (rounds, 2), the thresholds' factor in buckets of pairs // buckets pairs,
+                    and in buckets of one pair more
+                  first_round, last_round  this launch runs first_round .. last_round-1
                   share  blocks a problem; they take its buckets in turn
-        draws:    draws  (problems, ...) the uniforms of all rounds, then the coins
+        draws:    draws  (problems, ...), the uniforms of all rounds, then the coins
         points:   left  (problems, 2 * length) int64, the positions left before each round
-                  kept  (problems, size) int64, those left after the last
+                  kept  (problems, size) int64, the positions left after the last round
     """
-    ROWS = threads // LANES * PATCH
-    ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
-    GROUPS = threads // LANES
-    PAIRS = PANEL // 2
-    dtype, shifted = variant.dtype, variant.shifted
-    ZERO = dtype(0)
-    tabulate = make_tabulate(variant, threads)
-    largest_norm = make_largest_norm(variant.load, threads, dtype)
-
-    @device_function
-    def halve_bucket(
-        window, place, other_window, other_place, parameters, scales,
-        positions, factor, uniforms, coin, out,
-    ):  # fmt: skip
-        """Halve the bucket of the points at some positions into `out`, (pairs,).
-
-        Until the end it holds whether a pair's second point was chosen.
-
-        place, other_place : where the problem's first point is in its window, the strides of rows
-            and columns, and the number of columns
-        """
-        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
-        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
-        own = cuda.shared.array((PANEL, PANEL), dtype)  # the panel's kernel values with itself
-        parts = cuda.shared.array((GROUPS, PANEL), dtype)  # each group of threads' part of the sums
-        sums = cuda.shared.array(PANEL, dtype)
-        distance = cuda.shared.array(PAIRS, dtype)
-        uniform = cuda.shared.array(PAIRS, dtype)
-        patch = cuda.local.array(SQUARE, dtype)
-        other = cuda.local.array(SQUARE, dtype)
-        part = cuda.local.array(PATCH, dtype)
-
-        thread = cuda.threadIdx.x
-        group = thread >> LOG2_LANES
-        row, point = PATCH * group, PATCH * (thread & (LANES - 1))  # the corner of its patch
-        scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
-        last = parameters.shape[0] - 1
-        other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
-        if shifted:
-            constant = largest_norm(window, place, positions, scale)
-        b_max, points = ZERO, positions.size
-
-        for begin in range(0, points, PANEL):
-            end = min(begin + PANEL, points)
-            for j in range(PATCH):
-                part[j] = ZERO
-            for tile in range(0, end, ROWS):
-                tabulate(
-                    patch, other, rows, panel, window, place, other_window, other_place,
-                    positions, tile, begin, (scale, constant, degree), other_factor, parameters,
-                    scales,
-                )  # fmt: skip
-                # pairs decided before go into the sums; the panel's own are kept to decide it
-                at = tile + row
-                if at < begin:
-                    for i in range(0, PATCH, 2):
-                        chosen = out[(at + i) // 2]
-                        for j in range(PATCH):
-                            step = patch[PATCH * i + j] - patch[PATCH * (i + 1) + j]
-                            part[j] += -step if chosen else step
-                elif at < end:
-                    for i in range(PATCH):
-                        for j in range(PATCH):
-                            own[at - begin + i, point + j] = patch[PATCH * i + j]
-            for j in range(PATCH):
-                parts[group, point + j] = part[j]
-            pairs = (end - begin) // 2
-            cuda.syncthreads()  # the parts and the panel's own values before they are read
-            if thread < PANEL:
-                total = ZERO
-                for g in range(GROUPS):
-                    total += parts[g, thread]
-                sums[thread] = total
-            if thread < pairs:
-                i, j = 2 * thread, 2 * thread + 1
-                distance[thread] = pair_distance(own[i, i], own[i, j], own[j, i], own[j, j])
-                uniform[thread] = uniforms[begin // 2 + thread]
-            for pair in range(pairs):
-                # the sums of this pair are final: the pair before added to them
-                cuda.syncthreads()
-                i, j = 2 * pair, 2 * pair + 1
-                b = distance[pair]
-                b_max = max(b_max, b)
-                a = simple_threshold(b, b_max, factor)
-                # every thread takes the decision; the bucket's first pair keeps its first point
-                swap = begin + pair > 0 and swaps(uniform[pair], a, sums[i] - sums[j])
-                # only sums of later pairs change, so none is read at the same time
-                if j < thread and thread < PANEL:
-                    step = own[i, thread] - own[j, thread]
-                    sums[thread] += -step if swap else step
-                if thread == 0:
-                    out[begin // 2 + pair] = swap
-            cuda.syncthreads()  # all is read before the next panel; `out` is written
-        for pair in range(thread, points // 2, threads):
-            swap = out[pair] != 0
-            out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
+    halve_bucket = make_halve_bucket(variant, threads)
+    ZERO = variant.dtype(0)
 
     def halve(
         window, geometry, other_window, other_geometry, parameters, scales, sequences,
@@ -197,7 +104,172 @@ def make_kernel(variant: Variant, threads: int) -> Any:
     return cuda.jit(halve)
 
 
+def make_halve_bucket(variant: Variant, threads: int) -> Any:
+    """Return the function that halves one bucket.
+
+    The function's arguments::
+
+        window, other_window  as the kernel has them
+        place, other_place  where the problem's first point is in its window, the strides of rows
+          and columns, and the number of columns
+        parameters, scales  of the problem
+        positions  (2 * pairs,) int64, the bucket's points
+        factor  of the thresholds
+        uniforms  (pairs,)
+        coin  whether to keep the other half
+        out  (pairs,) int64, written: the positions kept; until the end, whether a pair's second
+          point was chosen
+    """
+    ROWS = threads // LANES * PATCH
+    ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
+    dtype, shifted = variant.dtype, variant.shifted
+    ZERO = dtype(0)
+    tabulate = make_tabulate(variant, threads)
+    largest_norm = make_largest_norm(variant.load, threads, dtype)
+    add_parts = make_add_parts(threads, dtype)
+    decide = make_decide(dtype)
+
+    @device_function
+    def halve_bucket(
+        window, place, other_window, other_place, parameters, scales,
+        positions, factor, uniforms, coin, out,
+    ):  # fmt: skip
+        """Write the positions that a bucket keeps to `out`, (pairs,)."""
+        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
+        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
+        own = cuda.shared.array((PANEL, PANEL), dtype)  # the panel's kernel values with itself
+        sums = cuda.shared.array(PANEL, dtype)
+        patch = cuda.local.array(SQUARE, dtype)
+        other = cuda.local.array(SQUARE, dtype)
+        part = cuda.local.array(PATCH, dtype)  # this thread's part of the sums
+
+        thread = cuda.threadIdx.x
+        # the corner of this thread's patch
+        row, point = PATCH * (thread >> LOG2_LANES), PATCH * (thread & (LANES - 1))
+        scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
+        last = parameters.shape[0] - 1
+        other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
+        if shifted:
+            constant = largest_norm(window, place, positions, scale)
+        b_max, points = ZERO, positions.size
+
+        for begin in range(0, points, PANEL):
+            end = min(begin + PANEL, points)
+            for j in range(PATCH):
+                part[j] = ZERO
+            for tile in range(0, end, ROWS):
+                tabulate(
+                    patch, other, rows, panel, window, place, other_window, other_place,
+                    positions, tile, begin, (scale, constant, degree), other_factor, parameters,
+                    scales,
+                )  # fmt: skip
+                at = tile + row
+                if at < begin:
+                    add_signed(part, patch, out, at)
+                elif at < end:
+                    copy_patch(own, at - begin, point, patch)
+            add_parts(sums, part)
+            b_max = decide(own, sums, begin, end, b_max, factor, uniforms, out)
+            cuda.syncthreads()  # all is read before the next panel; `out` is written
+        for pair in range(thread, points // 2, threads):
+            swap = out[pair] != 0
+            out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
+
+    return halve_bucket
+
+
+@device_function
+def add_signed(part, patch, out, at):
+    """Add a patch's decided pairs, each with its sign, to a thread's part (PATCH,) of the sums.
+
+    patch : (SQUARE,), rows from point `at` of the bucket on
+    out : (pairs,), whether a pair's second point was chosen
+    """
+    for i in range(0, PATCH, 2):
+        chosen = out[(at + i) // 2]
+        for j in range(PATCH):
+            step = patch[PATCH * i + j] - patch[PATCH * (i + 1) + j]
+            part[j] += -step if chosen else step
+
+
+@device_function
+def copy_patch(own, row, point, patch):
+    """Write a patch (SQUARE,) to the panel's own kernel values (PANEL, PANEL), at its corner."""
+    for i in range(PATCH):
+        for j in range(PATCH):
+            own[row + i, point + j] = patch[PATCH * i + j]
+
+
+def make_add_parts(threads: int, dtype: type) -> Any:
+    """Return the function that adds up the sums' parts, which the threads hold."""
+    GROUPS = threads // LANES  # the threads of a group hold the same rows and all points
+    ZERO = dtype(0)
+
+    @device_function
+    def add_parts(sums, part):
+        """Write the sums (PANEL,) of all groups' parts, in the order of the groups.
+
+        part : (PATCH,), this thread's part of the sums of its patch's points
+        """
+        parts = cuda.shared.array((GROUPS, PANEL), dtype)
+        thread = cuda.threadIdx.x
+        group, point = thread >> LOG2_LANES, PATCH * (thread & (LANES - 1))
+        for j in range(PATCH):
+            parts[group, point + j] = part[j]
+        cuda.syncthreads()  # the parts and the panel's own values before they are read
+        if thread < PANEL:
+            total = ZERO
+            for g in range(GROUPS):
+                total += parts[g, thread]
+            sums[thread] = total
+
+    return add_parts
+
+
+def make_decide(dtype: type) -> Any:
+    """Return the function that decides the pairs of a panel."""
+    PAIRS = PANEL // 2
+
+    @device_function
+    def decide(own, sums, begin, end, b_max, factor, uniforms, out):
+        """Write whether the pairs of points begin .. end-1 are swapped to `out`; return max b.
+
+        own, sums : (PANEL, PANEL) and (PANEL,), the panel's kernel values with itself and the sums
+            over all pairs before it, the latter updated
+        b_max : the largest b of the pairs before
+        uniforms, out : (pairs,), of the bucket
+        """
+        distance = cuda.shared.array(PAIRS, dtype)
+        uniform = cuda.shared.array(PAIRS, dtype)
+        thread, pairs = cuda.threadIdx.x, (end - begin) // 2
+        if thread < pairs:
+            i, j = 2 * thread, 2 * thread + 1
+            distance[thread] = pair_distance(own[i, i], own[i, j], own[j, i], own[j, j])
+            uniform[thread] = uniforms[begin // 2 + thread]
+        for pair in range(pairs):
+            # the sums of this pair are final: the pair before added to them
+            cuda.syncthreads()
+            i, j = 2 * pair, 2 * pair + 1
+            b = distance[pair]
+            b_max = max(b_max, b)
+            a = simple_threshold(b, b_max, factor)
+            # every thread takes the decision; the bucket's first pair keeps its first point
+            swap = begin + pair > 0 and swaps(uniform[pair], a, sums[i] - sums[j])
+            # only sums of later pairs change, so none is read at the same time
+            if j < thread and thread < PANEL:
+                step = own[i, thread] - own[j, thread]
+                sums[thread] += -step if swap else step
+            if thread == 0:
+                out[begin // 2 + pair] = swap
+        return b_max
+
+    return decide
+
+
 def threads_for(largest_bucket: int, dtype: type) -> int:
-    """The threads of a block: a tile of twice as many bytes would leave shared memory, 48 KB."""
+    """Return the number of threads of a block.
+
+    More threads have larger tiles; twice the bytes would not fit the 48 KB of shared memory.
+    """
     most = 1024 // np.dtype(dtype).itemsize
     return min(most, 64 if largest_bucket <= 64 else 128 if largest_bucket <= 256 else 256)

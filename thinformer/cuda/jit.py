@@ -1,8 +1,8 @@
 """The only importer of ``numba.cuda``, and whether a GPU can be used.
 
-The kernels are written for the package numba-cuda, which serves ``numba.cuda``; the module of that
-name inside Numba itself is deprecated, and cannot align shared memory. A successor with another
-import name would be imported here.
+The kernels are written for the package numba-cuda, which provides ``numba.cuda``. Numba's own
+module of that name is deprecated and cannot align shared memory. If a successor has another import
+name, only this file changes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ except ImportError:  # Numba without its deprecated module
     cuda = None  # type: ignore[assignment]
 
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
-# shared arrays that are read four numbers at a time; the simulator takes no alignment
+# bytes; shared arrays that are read four numbers at a time need it, the simulator takes none
 ALIGNED = None if SIMULATED else 16
 
 
 def device_function(function: Callable) -> Any:
-    """Compile a function for kernels; also a plain one that other bodies compile for themselves."""
+    """Compile a function that kernels call.
+
+    It may be a plain function that the CPU body compiles for itself too.
+    """
     return cuda.jit(device=True)(function)
 
 
 def why_unavailable() -> str | None:
-    """Say why no kernel can run here, and what to do; None where one can."""
+    """Return why no kernel can run here and what to do about it; None if kernels can run."""
     if SIMULATED:
         return None
     if getattr(cuda, "implementation", None) != "NVIDIA":
@@ -42,14 +45,14 @@ def why_unavailable() -> str | None:
         if cuda.is_available() and len(cuda.gpus) > 0:
             return None
         reason = cuda.cuda_error() or "the driver finds no GPU"
-    except Exception as error:  # the driver's: no GPU, too old, NVVM not found
+    except Exception as error:  # raised by the driver: no GPU, an old driver, no NVVM
         reason = str(error)
     reason = " ".join(reason.split()).rstrip(":. ")
     return f"{reason} (`nvidia-smi` shows the driver and its CUDA version; `numba -s` more)"
 
 
 def gpu_names() -> list[str]:
-    """The names of the GPUs there are."""
+    """Return the names of the machine's GPUs."""
     if SIMULATED:
         return ["Numba's simulator"]
     names = [gpu.name for gpu in cuda.gpus]
@@ -57,7 +60,7 @@ def gpu_names() -> list[str]:
 
 
 def device_of(pointer: int) -> int:
-    """The number of the GPU in whose memory an address is."""
+    """Return the number of the GPU whose memory contains an address."""
     if SIMULATED:
         return 0
     driver: Any = cuda.cudadrv.driver
@@ -66,7 +69,7 @@ def device_of(pointer: int) -> int:
 
 
 def check_available(name: str) -> None:
-    """Raise CudaUnavailableError, a RuntimeError, for the argument `name` where there is no GPU."""
+    """Raise CudaUnavailableError, a RuntimeError, for the argument `name` if there is no GPU."""
     reason = why_unavailable()
     if reason is not None:
         raise CudaUnavailableError(f"{name} needs a GPU: {reason}")

@@ -1,8 +1,8 @@
-"""A schedule on the GPU: which kernels are launched, and with what.
+"""A schedule on the GPU: which kernels are launched, and with which arguments.
 
-`halve_rounds` is for points that are on the GPU already, by whatever library; it allocates nothing
-and waits for nothing, as do `select_pairs` and `select_points`, which draw and measure before.
-`run_schedule` is that for NumPy arrays, from and to the CPU's memory.
+`run_schedule` takes NumPy arrays, and returns one. The other functions take arrays that are on the
+GPU already, of any library; they allocate nothing and do not wait. `halve_rounds` launches the
+rounds; `select_pairs` and `select_points` draw and measure first.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ PHI = {
     phi.ENERGY: phi.phi_energy,
     phi.SOBOLEV: phi_sobolev,
 }
-# how the numbers of a window, by the name of their dtype, are converted; half precision is given
-# as int16
+# by the name of a dtype, what converts its numbers; half precision is given as int16
 LOAD = {
     "float32": tiles.same,
     "float64": tiles.same,
@@ -48,11 +47,11 @@ LOAD = {
 COMPUTED_IN: dict[str, type] = {
     "float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64,
 }  # fmt: skip
-LAUNCH_FLOPS = 2**21  # operations of one block in the time that a launch takes
+LAUNCH_FLOPS = 2**21  # operations that one block computes in the time of a launch
 
 
 class Launch(NamedTuple):
-    """Rounds first_round .. last_round-1 in one launch, of `share` blocks a problem."""
+    """One launch: rounds first_round .. last_round-1, with `share` blocks a problem."""
 
     first_round: int
     last_round: int
@@ -61,7 +60,7 @@ class Launch(NamedTuple):
 
 
 class Resident(NamedTuple):
-    """All that the kernel reads of the problems, on the GPU; see `halve.make_kernel`."""
+    """The problems as the kernel reads them, on the GPU; see `halve.make_kernel`."""
 
     window: Any
     geometry: Geometry
@@ -75,11 +74,11 @@ class Resident(NamedTuple):
 def launches(
     schedule: Schedule, problems: int, dims: int, processors: int, dtype: type
 ) -> list[Launch]:
-    """Return the launches that a schedule takes, in order.
+    """Return the launches of a schedule, in order.
 
-    A round has a block for each bucket. The last rounds are one launch of a block for each problem
-    where that costs little: as long as the problems alone keep all processors busy, or the round
-    is less work for one block than a launch takes.
+    A round's launch has a block for each bucket. The last rounds share one launch, with a block for
+    each problem, where that costs little: the problems alone keep all processors busy, or one block
+    computes the round in less time than a launch takes.
     """
     rounds = schedule.rounds
     alone = len(rounds) - 1  # the first round that is part of the last launch
@@ -99,7 +98,7 @@ def launches(
 
 
 def round_tables(schedule: Schedule, dtype: type) -> tuple[NDArray, NDArray]:
-    """Return the schedule as the kernel's `table` and `factors`."""
+    """Return a schedule as the kernel's `table` (rounds, 3) and `factors` (rounds, 2)."""
     table = np.empty((len(schedule.rounds), 3), np.int64)
     factors: NDArray = np.empty((len(schedule.rounds), 2), dtype)
     coins = schedule.length - schedule.size
@@ -111,8 +110,8 @@ def round_tables(schedule: Schedule, dtype: type) -> tuple[NDArray, NDArray]:
     return table, factors
 
 
-def drawn_numbers(schedule: Schedule) -> int:
-    """How many uniforms and coins a problem has."""
+def count_draws(schedule: Schedule) -> int:
+    """Return how many uniforms and coins a problem has."""
     return schedule.length - schedule.size + sum(r.buckets for r in schedule.rounds)
 
 
@@ -126,7 +125,7 @@ def halve_rounds(
     kept: Any,
     stream: Any = 0,
 ) -> None:
-    """Launch all rounds; arguments on the GPU as in `halve.make_kernel`."""
+    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU."""
     problems = left.shape[0]
     for first_round, last_round, share, threads in made if problems else ():
         kernel = make_kernel(variant, threads)[problems * share, threads, stream]
@@ -134,9 +133,9 @@ def halve_rounds(
 
 
 class Workspace(NamedTuple):
-    """What a selection writes on the GPU, beside the schedule's tables; `workspace` says how much.
+    """The arrays on the GPU that a selection writes; `workspace` has their shapes.
 
-    The arrays are those of the kernels in `prepare` and `halve`.
+    They are arguments of the kernels in `draw` and `halve`.
     """
 
     left: Any
@@ -151,7 +150,7 @@ def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple
     """Return the shape and dtype of each array of a `Workspace`."""
     return {
         "left": ((problems, 2 * schedule.length), np.int64),
-        "draws": ((problems, drawn_numbers(schedule)), dtype),
+        "draws": ((problems, count_draws(schedule)), dtype),
         "largest": ((problems,), dtype),
         "finite": ((problems,), np.bool_),
         "parameters": ((problems, 2, 3), dtype),
@@ -159,43 +158,66 @@ def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple
     }
 
 
+class Rounds(NamedTuple):
+    """A schedule, and its rounds on the GPU as `round_tables` describes them."""
+
+    schedule: Schedule
+    table: Any
+    factors: Any
+
+
+class Sequences(NamedTuple):
+    """The sequences that the problems belong to, and how their points are drawn.
+
+    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is
+    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count, in its first
+        `n_points` columns; or (0, 0) where all rows count
+    n_points : the points that count in each sequence
+    strided : whether ``pre_thin="stride"``
+    seed : (1,) int64 on the GPU; or None where the workspace already holds starting points and
+        draws, 0 in `largest` and True in `finite`
+    """
+
+    numbers: Any
+    tokens: Any
+    n_points: int
+    strided: bool
+    seed: Any
+
+
 def select_pairs(
     stored: str,
     keys: tuple[Any, Geometry],
     values: tuple[Any, Geometry],
-    schedule: Schedule,
-    tables: tuple[Any, Any],
+    rounds: Rounds,
     work: Workspace,
+    sequences: Sequences,
     *,
     scale: float,
     scales: Any,
-    sequences: Any,
     processors: int,
     stream: Any = 0,
-    **drawn: Any,
 ) -> None:
-    """Choose (key, value) pairs that are on the GPU into ``work.kept``.
+    """Choose (key, value) pairs that are on the GPU; write them to ``work.kept``.
 
-    Nothing is allocated and nothing waited for. ``work.finite`` says which problems are finite;
-    others keep some valid positions. A schedule without rounds keeps ``left[:, :length]``.
+    The function allocates nothing and does not wait. ``work.finite`` says which problems are
+    finite; the others keep some valid positions. A schedule without rounds keeps
+    ``left[:, :length]``.
 
     Parameters
     ----------
     stored : str
-        The name of the dtype of the keys' and values' numbers, given as int16 if half precision.
+        The name of the dtype of the keys' and values' numbers; half precision is given as int16.
     keys, values : window and geometry
     scale : float
         Softmax scale.
-    scales : array (1, 1), of no use here
-    sequences : (problems / heads,) int64 array
-        Which sequence of the memory the heads are of.
-    drawn : seed, n_points, strided, tokens; see `draw_and_measure`
+    scales : array (1, 1)
+        An argument of the kernel that factors do not use.
     """
     dtype, problems = COMPUTED_IN[stored], work.left.shape[0]
     if problems == 0:
         return
-    draw_and_measure(stored, keys, values, schedule, tables[0], work, draw_heads=keys[1].heads,
-                     sequences=sequences, stream=stream, **drawn)  # fmt: skip
+    draw_and_measure(stored, keys, values, rounds, work, sequences, keys[1].heads, stream)
     blocks = -(-problems // draw.THREADS)
     key_scale = dtype(exponential(scale**-0.5).scale)
     draw.make_scale(dtype)[blocks, draw.THREADS, stream](key_scale, work.largest, work.parameters)
@@ -203,78 +225,61 @@ def select_pairs(
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
     variant = Variant("factors", terms, True, LOAD[stored], dtype)
-    resident = Resident(*keys, *values, work.parameters, scales, sequences)
-    made = launches(schedule, problems, keys[1].dim + values[1].dim, processors, dtype)
-    halve_rounds(variant, resident, made, tables, work.draws, work.left, work.kept, stream)
+    resident = Resident(*keys, *values, work.parameters, scales, sequences.numbers)
+    made = launches(rounds.schedule, problems, keys[1].dim + values[1].dim, processors, dtype)
+    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
 
 
 def select_points(
     stored: str,
     points: tuple[Any, Geometry],
     variant: Variant,
-    schedule: Schedule,
-    tables: tuple[Any, Any],
+    rounds: Rounds,
     work: Workspace,
+    sequences: Sequences,
     *,
     scales: Any,
-    sequences: Any,
     processors: int,
     stream: Any = 0,
-    **drawn: Any,
 ) -> None:
     """Choose points that are on the GPU under any kernel, as `select_pairs` does.
 
-    ``work.parameters`` are those of the kernel, and ``work.largest`` the largest magnitudes among
-    the points that are looked at.
+    ``work.parameters`` and `scales` are the kernel's. ``work.largest`` gets the largest magnitudes
+    among the starting points.
     """
     problems, nothing = work.left.shape[0], (points[0], points[1]._replace(dim=0))
     if problems == 0:
         return
-    draw_and_measure(stored, nothing, points, schedule, tables[0], work, draw_heads=1,
-                     sequences=sequences, stream=stream, **drawn)  # fmt: skip
-    resident = Resident(*points, *points, work.parameters, scales, sequences)
-    made = launches(schedule, problems, points[1].dim, processors, variant.dtype)
-    halve_rounds(variant, resident, made, tables, work.draws, work.left, work.kept, stream)
+    draw_and_measure(stored, nothing, points, rounds, work, sequences, 1, stream)
+    resident = Resident(*points, *points, work.parameters, scales, sequences.numbers)
+    made = launches(rounds.schedule, problems, points[1].dim, processors, variant.dtype)
+    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
 
 
 def draw_and_measure(
     stored: str,
     keys: tuple[Any, Geometry],
     values: tuple[Any, Geometry],
-    schedule: Schedule,
-    table: Any,
+    rounds: Rounds,
     work: Workspace,
-    *,
-    seed: Any,
+    sequences: Sequences,
     draw_heads: int,
-    n_points: int,
-    strided: bool,
-    sequences: Any,
-    tokens: Any,
-    stream: Any,
+    stream: Any = 0,
 ) -> None:
-    """Write the draws and starting points of a seed, and what keys and values measure.
+    """Write a seed's draws and starting points to the workspace, then measure keys and values.
 
-    Parameters
-    ----------
-    seed : (1,) int64 array, or None
-        None where starting points and draws are there already, and `largest` and `finite` 0 and
-        True.
-    draw_heads : int
-        How many heads have draws of their own.
-    n_points, strided : the length of the sequences, and whether ``pre_thin="stride"``
-    tokens : (sequences, ...) int64 array
-        The rows of each sequence that there are, in its first n_points columns; or (0, 0).
+    The first `draw_heads` heads have draws of their own, which the others share in turn.
     """
     dtype, threads = COMPUTED_IN[stored], draw.THREADS
+    numbers, tokens, n_points, strided, seed = sequences
     problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
         draw.make_draw(dtype)[problems, threads, stream](
-            seed, draw_heads, keys[1].heads, sequences, tokens, table, n_points, int(strided),
+            seed, draw_heads, keys[1].heads, numbers, tokens, rounds.table, n_points, int(strided),
             work.left, work.draws, work.largest, work.finite,
         )  # fmt: skip
     draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
-        *keys, *values, sequences, tokens, n_points, schedule.length, parts, work.left,
+        *keys, *values, numbers, tokens, n_points, rounds.schedule.length, parts, work.left,
         work.largest, work.finite,
     )  # fmt: skip
 
@@ -288,22 +293,22 @@ def run_schedule(
 ) -> NDArray:
     """Run a schedule on the GPU; return the positions kept, (problems, size) int64.
 
-    As `thinformer.cpu.run.run_schedule` does on the CPU. The problems, which are copied to the GPU,
-    lie in their window at the distances that a contiguous stack of arrays has.
+    It does what `thinformer.cpu.run.run_schedule` does on the CPU. The problems are copied to the
+    GPU; in their window they must be at the equal distances of a stack of arrays.
 
     Parameters
     ----------
     problem : Products or Points, or a Factor of Gram matrices
     drawn : list of (problems, ...) arrays
         The uniforms of all rounds, then the coins of all rounds.
-    schedule, index, stack : as there
+    schedule, index, stack : as in `thinformer.cpu.run.run_schedule`
 
     Raises
     ------
     NotImplementedError
-        A kernel that cannot be computed there.
+        The GPU cannot compute the kernel.
     MemoryError
-        There is not enough memory on the GPU; it can be used afterwards.
+        The GPU has not enough memory; the process can go on using it.
     """
     variant, factors, parameters, scales = describe(problem)
     if not schedule.rounds or len(index) == 0:
@@ -338,7 +343,7 @@ def describe(
 ) -> tuple[Variant, list[Factor], NDArray, NDArray]:
     """Return the version of the kernel for a problem, its factors, `parameters` and `scales`.
 
-    The load is of numbers as they are stored.
+    `load` converts a stored number of the points.
     """
     if isinstance(problem, Factor):
         return entries(problem, load, problem.window.dtype.type)
@@ -367,7 +372,7 @@ def describe(
 
 
 def _factor(problem: Points) -> Factor:
-    """Where points are, as a factor; its parameters are of no use."""
+    """Return where points are, as a factor; no kernel reads its parameters."""
     return Factor(*problem[:5], int(problem.tags[0]), problem.parameters)
 
 
@@ -380,13 +385,13 @@ def term(tag: int) -> Term:
 def entries(
     matrices: Factor, load: Any, dtype: type
 ) -> tuple[Variant, list[Factor], NDArray, NDArray]:
-    """What `describe` returns of Gram matrices."""
+    """Return what `describe` returns, for Gram matrices."""
     variant = Variant("entries", (), False, load, dtype)
     return variant, [matrices], np.zeros((1, 1, FIRST), dtype), np.zeros((1, 1), dtype)
 
 
 def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
-    """Return where the problems of a stack (..., H) are, whose leading axes are one in memory."""
+    """Return where the problems of a stack (..., H) are, at equal distances for each axis."""
     first, heads = factor.first, stack[-1] if stack else 1
     start = int(first[0])
     head = int(first[1]) - start if heads > 1 else 0
@@ -399,13 +404,13 @@ def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
 
 
 def processors() -> int:
-    """Multiprocessors of the current GPU."""
+    """Return the number of multiprocessors of the current GPU."""
     return 2 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
 
 
 @contextlib.contextmanager
 def out_of_memory(nbytes: int) -> Iterator[None]:
-    """Say how much was asked for where a GPU's memory does not suffice."""
+    """Raise MemoryError with the number of bytes where a GPU's memory does not suffice."""
     try:
         yield
     except Exception as error:

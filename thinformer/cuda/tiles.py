@@ -1,10 +1,10 @@
 """Tiles of kernel values inside a block of threads.
 
-A tile holds k(x, y) for THREADS / 2 rows x and the PANEL points y of a panel. Every thread owns a
-patch of 4 x 4 of its values, in registers, and adds up their inner products (or squared distances)
-a few columns of the points at a time: those columns are staged in shared memory, transposed, so
-that a thread reads the 4 rows and the 4 points of its patch as one vector each. That is 2 reads for
-16 multiply-adds.
+A tile holds k(x, y) for the PANEL points y of a panel and half as many rows x as the block has
+threads. Every thread owns a patch of 4 x 4 of its values, in registers, and adds up their inner
+products (or squared distances), a few columns of the points at a time. These columns are staged in
+shared memory, transposed, so that a thread reads the 4 rows of its patch as one vector and the 4
+points as another one: 2 reads for 16 multiply-adds.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from thinformer.cuda.jit import cuda, device_function
 from thinformer.kernels import phi
 
 PANEL = 32  # points
-PATCH = 4  # rows and points of a thread's patch: a vector of four floats
+PATCH = 4  # rows of a thread's patch, and points: a vector of four floats
 DEPTH = 32  # columns staged at once
 LOG2_LANES = 3
 LANES = 1 << LOG2_LANES  # threads that read neighbouring columns of one row: a sector of 32 bytes
 STEPS = DEPTH // LANES
-PAD = 4  # to the rows of shared arrays, so that those threads write to different banks
+PAD = 4  # added to the rows of shared arrays, so that these threads write to different banks
 
-# the bits of half precision, read as integers: NumPy has no bfloat16, and CUDA's half precision
-# would be compiled by another compiler
-HALF_SCALE = np.float32(2.0**112)  # what is between the exponents of float16 and float32
+# half precision is read as integers: NumPy has no bfloat16, and Numba compiles CUDA's half
+# precision with another compiler
+HALF_SCALE = np.float32(2.0**112)  # the difference between the exponents of float16 and float32
 HALF_SIGN = np.uint32(0x8000)
 HALF_MAGNITUDE = np.uint32(0x7FFF)
 HALF_INFINITY = np.uint32(0x7C00)
@@ -37,17 +37,17 @@ sobolev_factor = device_function(phi.sobolev_factor)
 
 
 def same(number):
-    """float32 and float64 as they are."""
+    """Return a float32 or float64 as it is."""
     return number
 
 
 def of_bfloat16(bits):
-    """A bfloat16 as a float32: its upper half."""
+    """Return a bfloat16 as the float32 whose upper half it is."""
     return np.uint32(np.uint32(bits) << TO_SIGN).view(np.float32)
 
 
 def of_float16(bits):
-    """A float16 as a float32, exactly; subnormal numbers, infinity and NaN too."""
+    """Return a float16 as a float32, exactly; also subnormal numbers, infinity and NaN."""
     word = np.uint32(bits)
     magnitude = np.uint32(word & HALF_MAGNITUDE)
     fraction = np.uint32(magnitude << TO_FRACTION)
@@ -60,7 +60,7 @@ def of_float16(bits):
 
 @device_function
 def add_products(patch, rows, panel, row, point, depth, scales, coefficients, column):
-    """Add the products of `depth` staged columns to a patch of inner products."""
+    """Add the products of `depth` staged columns to a patch (PATCH * PATCH,) of inner products."""
     for d in range(depth):
         for i in range(PATCH):
             for j in range(PATCH):
@@ -69,7 +69,7 @@ def add_products(patch, rows, panel, row, point, depth, scales, coefficients, co
 
 @device_function
 def add_scaled_products(patch, rows, panel, row, point, depth, scales, coefficients, column):
-    """The same of columns that are scaled, each by its own number."""
+    """Add the products of `depth` staged columns, each times its scale, to a patch."""
     for d in range(depth):
         scale = scales[column + d]
         for i in range(PATCH):
@@ -80,10 +80,10 @@ def add_scaled_products(patch, rows, panel, row, point, depth, scales, coefficie
 
 @device_function
 def add_distances(patch, rows, panel, row, point, depth, scales, coefficients, column):
-    """Add what `depth` staged columns add to a patch of squared distances.
+    """Add the squared differences of `depth` staged columns to a patch of squared distances.
 
-    Subtracted before anything is rounded, so that close points that are far from the rest keep
-    their digits.
+    The difference is taken before anything is rounded, so that close points that are far from the
+    others keep their digits.
     """
     for d in range(depth):
         scale = scales[column + d]
@@ -105,7 +105,7 @@ def multiply_sobolev(patch, rows, panel, row, point, depth, scales, coefficients
 
 
 def make_stage(load, threads):
-    """Return the function that stages columns of points, whose numbers `load` converts."""
+    """Return the function that stages columns of points; `load` converts their numbers."""
     load = device_function(load)
     AT_ONCE = threads // LANES
 
@@ -113,9 +113,9 @@ def make_stage(load, threads):
     def stage(out, rows, window, place, positions, first, column, depth, scale):
         """Write out[d, r] = scale * (column `column + d` of the point at positions[first + r]).
 
-        Beyond the last position it is the last point again, which any kernel can take.
-        Neighbouring threads take LANES columns of one row, then of the next: reads are of whole
-        sectors, and with LANES * PAD = 32 banks no two threads of a warp write to the same one.
+        Rows after the last position repeat the last point, whose values exist under any kernel.
+        Neighbouring threads take LANES columns of one row, then of the next row: reads are of whole
+        sectors, and with LANES * PAD = 32 banks no two threads of a warp write to the same bank.
         """
         start, row_stride, column_stride, _ = place
         lane, last = cuda.threadIdx.x & (LANES - 1), positions.size - 1
@@ -130,16 +130,18 @@ def make_stage(load, threads):
 
 
 def make_sum_up(stage, add, tile_rows, first):
-    """Return the function that sums up, from `first`, what `add` adds for the columns of points."""
+    """Return the function that computes a patch: `first`, then `add` for each column of points."""
 
     @device_function
     def sum_up(
         patch, rows, panel, window, place, positions, tile, begin, scale, scales, coefficients
     ):
-        """Write a thread's patch of a tile: points from `tile` on, and the panel's from `begin` on.
+        """Write a thread's patch of a tile: rows from point `tile` on, a panel from `begin` on.
 
-        rows, panel : shared arrays to stage their columns in
-        scale, scales : what columns are multiplied by, all of them by staging, and each by `add`
+        patch : (PATCH * PATCH,), local memory
+        rows, panel : shared arrays to stage the columns of both in
+        scale : all columns are multiplied by it, in staging
+        scales : (dim,), the factor that `add` multiplies each column by
         """
         row = PATCH * (cuda.threadIdx.x >> LOG2_LANES)
         point = PATCH * (cuda.threadIdx.x & (LANES - 1))
@@ -158,17 +160,17 @@ def make_sum_up(stage, add, tile_rows, first):
 
 
 def make_largest_in_block(threads, dtype):
-    """Return the function that finds the largest of the numbers that a block's threads hold."""
+    """Return the function that finds the largest number among the threads of a block."""
 
     @device_function
     def largest_in_block(number):
-        """The largest number, the same in all threads. A barrier must come before the next call."""
+        """Return the largest number to all threads; a barrier must come before the next call."""
         shared = cuda.shared.array(threads, dtype)
         thread = cuda.threadIdx.x
         shared[thread] = number
         others = threads // 2
         while others > 0:
-            cuda.syncthreads()  # what is read was written a step before
+            cuda.syncthreads()  # the step before wrote what is read
             if thread < others:
                 shared[thread] = max(shared[thread], shared[thread + others])
             others //= 2
@@ -187,7 +189,7 @@ def make_largest_norm(load, threads, dtype):
 
     @device_function
     def largest_norm(window, place, positions, scale):
-        """Max |scale * x|^2 over the points, the same in all threads; LANES of them share a row."""
+        """Return max |scale * x|^2 of the points to all threads; LANES threads share a row."""
         parts = cuda.shared.array(threads, dtype)
         start, row_stride, column_stride, dim = place
         thread = cuda.threadIdx.x

@@ -1,7 +1,7 @@
-"""Kernel values of a tile and a panel, in the registers of a block's threads.
+"""Kernel values of a tile, in the registers of a block's threads.
 
-Three forms of kernels share the walk of `halve`: the product of two factors, each of points of its
-own (keys and values); a sum of terms on the same points; and entries of a Gram matrix.
+The walk of `halve` takes kernels of three forms: the product of two factors, each on its own points
+(keys and values); a sum of terms on the same points; and the entries of a Gram matrix.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from thinformer.cuda.tiles import (
 )
 
 SQUARE = PATCH * PATCH
-# columns of a term's parameters, and where coefficients begin; a factor has its scale for a weight
+# columns of a term's parameters, and the first coefficient; a factor has its scale in WEIGHT
 WEIGHT, CONSTANT, DEGREE, FIRST = range(4)
 
 
 class Term(NamedTuple):
-    """A term of a kernel: phi of an inner product, of a squared distance, or Sobolev's product."""
+    """A term of a kernel: phi of inner products, of squared distances, or the Sobolev kernel's."""
 
     phi: Callable
     of: str  # "products", "distances" or "sobolev"
 
 
 class Variant(NamedTuple):
-    """What a version of the kernel is compiled for.
+    """What one version of the CUDA kernel is compiled for.
 
     form : "factors", "terms" or "entries"
-    terms : phi of one factor or of two, or the terms
+    terms : one term a factor, or one a summand
     shifted : whether the first factor's constant is the bucket's largest |x|^2
-    load : converts a number of the points as it is stored
-    dtype : computed in
+    load : converts a stored number of the points
+    dtype : of all computations
     """
 
     form: str
@@ -54,10 +54,16 @@ class Variant(NamedTuple):
 def make_tabulate(variant: Variant, threads: int) -> Any:
     """Return the function that writes a thread's patch of kernel values.
 
-    Its arguments: patch and other (SQUARE,), local memory, of which the first is written; rows and
-    panel, shared memory; window, place, other_window, other_place, positions, parameters and scales
-    as in `halve_bucket`; the first point of the tile, and of the panel; SCALE, CONSTANT and DEGREE
-    of a factor, and of the other or the same.
+    The function's arguments::
+
+        patch  (SQUARE,), local memory, written
+        other  (SQUARE,), local memory to work in
+        rows, panel  shared memory to stage columns in
+        window, place, other_window, other_place, positions, parameters, scales  as `halve_bucket`
+          has them
+        tile, begin  the first point of the tile, and of the panel
+        factor, other_factor  scale, constant and degree of either factor; twice the same if there
+          is one
     """
     if variant.form == "entries":
         return make_entries(variant)
@@ -71,7 +77,7 @@ def make_tabulate(variant: Variant, threads: int) -> Any:
 
 
 def make_factors(variant: Variant, stage: Any, threads: int) -> Any:
-    """A factor of one set of points, times one of another, if there is one."""
+    """Return the function for one factor, or the product of two factors."""
     sum_up = make_sum_up(stage, add_products, tile_rows(threads), variant.dtype(0))
     phi, other_phi = (device_function(variant.terms[i].phi) for i in (0, -1))
     paired = len(variant.terms) > 1
@@ -100,7 +106,7 @@ def nothing(
     patch, other, rows, panel, window, place, other_window, other_place, positions, tile, begin,
     factor, other_factor, parameters, scales,
 ):  # fmt: skip
-    """The sum of no terms."""
+    """Write the sum of no terms to the patch (SQUARE,): 0."""
     for i in range(SQUARE):
         patch[i] = 0
 
@@ -108,7 +114,7 @@ def nothing(
 def make_next_term(
     before: Any, number: int, term: Term, dtype: type, stage: Any, threads: int
 ) -> Any:
-    """One more term than `before` sums up."""
+    """Return the function that adds term `number` to the terms that `before` adds up."""
     add = {
         "products": add_scaled_products, "distances": add_distances, "sobolev": multiply_sobolev,
     }[term.of]  # fmt: skip
@@ -134,7 +140,7 @@ def make_next_term(
 
 
 def make_entries(variant: Variant) -> Any:
-    """Entries of a Gram matrix, of which a point is a row and a column."""
+    """Return the function for the entries of a Gram matrix; a point is a row and a column of it."""
     load = device_function(variant.load)
 
     @device_function
@@ -156,10 +162,10 @@ def make_entries(variant: Variant) -> Any:
 
 
 def tile_rows(threads: int) -> int:
-    """Rows of a tile."""
+    """Return the rows of a tile."""
     return threads // LANES * PATCH
 
 
 def phi_sobolev(product, constant, degree):
-    """The product of the columns' factors, less 1, which is its constant."""
+    """Return the product of the columns' factors minus 1; the constant is 1."""
     return product - constant

@@ -1,9 +1,9 @@
 """The random numbers of a schedule.
 
-Every number is a pure function of (seed, head, round, position): a counter-based generator. So
-neither the number of threads, nor the device, nor the batch a sequence sits in changes anything:
-a sequence gets the same coreset alone, padded, or as the last of a hundred. It also means that
-problems stacked in one call share their draws; call again with another seed for independent ones.
+Every number is a pure function of (seed, head, round, position), of a counter-based generator. So
+the number of threads, the device and the batch change nothing: a sequence gets the same coreset
+alone, padded, or as the last of a hundred. Problems that are stacked in one call share their draws;
+another call with another seed has independent ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Draws(NamedTuple):
 
 
 def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws:
-    """Draw all that a schedule needs from a seed.
+    """Draw all random numbers of a schedule from a seed.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
     seed : int
         In [0, 2^64).
     heads : int, optional
-        The arrays get a leading axis of that many heads, each with draws of its own. Without it
-        they have none, and are those of head 0.
+        The arrays get a leading axis of that many heads, each with draws of its own. By default
+        they have no such axis, and are the draws of head 0.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
 
 
 def head_keys(seed: int, heads: int) -> NDArray[np.uint64]:
-    """The key of every head's streams."""
+    """Return the key of every head's streams, (heads,)."""
     return mix(mix(np.array([seed], np.uint64)) + np.arange(heads, dtype=np.uint64))
 
 
@@ -105,19 +105,19 @@ def seed_from(rng: int | np.random.Generator | None) -> int:
 
 
 def _unit_numbers(keys: NDArray, stream: int, size: int) -> NDArray:
-    """`size` numbers of a numbered stream of every head's key: (heads, size)."""
+    """Return `size` numbers in [0, 1) of a numbered stream of every head's key: (heads, size)."""
     start = mix(keys + np.uint64(stream))[:, None]
     counter = np.arange(1, size + 1, dtype=np.uint64)
     return unit(mix(start + counter * np.uint64(GOLDEN)))
 
 
 def mix(word: NDArray) -> NDArray:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of the word."""
+    """Apply SplitMix64's finaliser: every bit of the result depends on every bit of the word."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX_1)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX_2)
     return word ^ (word >> np.uint64(31))
 
 
 def unit(word: NDArray) -> NDArray:
-    """The top 53 bits of a word as a float64 in [0, 1)."""
+    """Return the top 53 bits of a word as a float64 in [0, 1)."""
     return (word >> np.uint64(11)) * 2.0**-53

@@ -1,7 +1,7 @@
-"""Which schedule a compression runs, and the draws as rows: one row a problem.
+"""Which schedule a compression runs, and the draws as rows.
 
-Here the settings of a compression are checked, and draws meet the stack of problems: the leading
-axes of a draw broadcast to the problems, without a copy for each problem.
+`plan` checks the settings of a compression. `draw_rows` broadcasts the leading axes of a draw to
+the stack of problems, without a copy for each problem.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRE_THIN = ("even", "stride")
 
 
 class Plan(NamedTuple):
-    """A schedule and how a sequence is brought to its length."""
+    """A schedule, and how points are chosen before it: every n-th, or one of each stratum."""
 
     schedule: Schedule
     pre_thin: str
@@ -30,10 +30,11 @@ class Plan(NamedTuple):
 def plan(n_points: int, g: int, size: int | None, delta: float, pre_thin: str = "even") -> Plan:
     """Check the settings of a compression of `n_points` points and return its plan.
 
-    With g it is the published schedule, from n points for n the largest power of four not above
-    `n_points`; with `size`, or where n points would not be halved, from as many as halve evenly.
-    Where there are no more points than the coreset takes, the plan keeps all of them. The
-    published rule, ``pre_thin="stride"``, has only n points before it.
+    Let n be the largest power of four that is not above `n_points`. With `g` the schedule is the
+    published one and starts from n points. With `size`, or where n points would not be halved, it
+    starts from the largest length that halves evenly. If the coreset takes all points or more, the
+    plan keeps all of them. The published rule, ``pre_thin="stride"``, never takes more than n
+    points.
     """
     g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
     pre_thin = checks.choice("pre_thin", pre_thin, PRE_THIN)
@@ -64,7 +65,7 @@ def check_draws(schedule: Schedule, draws: Draws) -> None:
 def draw_rows(
     draw: NDArray | None, stack: tuple[int, ...], size: int, name: str, dtype: type | np.dtype
 ) -> tuple[NDArray, NDArray]:
-    """A draw as (rows, size), and for each problem of the stack the row that is its own."""
+    """Return a draw as (rows, size), and the row of each problem of the stack, (problems,)."""
     shape = None if draw is None else np.shape(draw)
     try:
         if shape is None or shape[-1:] != (size,):
@@ -79,7 +80,7 @@ def draw_rows(
 
 
 def draws_of_problems(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> list[NDArray]:
-    """The uniforms of all rounds and then the coins of all rounds, a row a problem."""
+    """Return the uniforms of all rounds, then the coins of all rounds, (problems, any) each."""
     rows = [
         *(draw_rows(uniform, stack, round_.pairs, "uniforms", np.float64)
           for round_, uniform in zip(schedule.rounds, draws.uniforms, strict=True)),
@@ -90,13 +91,13 @@ def draws_of_problems(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) 
 
 
 def drawn_numbers(schedule: Schedule, draws: Draws, stack: tuple[int, ...]) -> NDArray:
-    """Return the uniforms and then the coins of all rounds of each problem, (problems, ...)."""
+    """Return `draws_of_problems` side by side, (problems, any)."""
     drawn = draws_of_problems(schedule, draws, stack)
     return np.concatenate(drawn, axis=1) if drawn else np.empty((math.prod(stack), 0))
 
 
 @lru_cache(maxsize=64)  # the same for all draws of a schedule
 def _row_numbers(lead: tuple[int, ...], stack: tuple[int, ...]) -> NDArray[np.int64]:
-    """For each problem of a stack, the number of the row it has in an array of leading axes."""
+    """Return the row of each problem of a stack in an array with leading axes, (problems,)."""
     rows = np.arange(math.prod(lead), dtype=np.int64).reshape(lead)
     return np.broadcast_to(rows, stack).flatten()

@@ -1,7 +1,7 @@
 """A batch as a list of independent problems, which is all that the bodies know.
 
-Batches, heads, strides and layouts end here: row i, column c of a factor's points in problem p is
-``window[first[p] + i * row + c * column]``, a place in the caller's own memory.
+The bodies know no batches, heads, or layouts of arrays: row i, column c of a factor's points in
+problem p is ``window[first[p] + i * row + c * column]``, in the caller's own memory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from thinformer.kernels.phi import (
 from thinformer.support import checks
 
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
-WEIGHT, FIRST = (
-    0,
-    3,
-)  # columns of a point set's parameters: the weight, and where coefficients begin
+# columns of a point set's parameters: the weight, and the first coefficient
+WEIGHT, FIRST = 0, 3
 
 
 class Factor(NamedTuple):
@@ -42,8 +40,8 @@ class Factor(NamedTuple):
     window : (span,) read-only array over the memory of the points of all problems
     first : (problems,) int64, where row 0 of each problem is in the window
     row, column : distances in the window between neighbouring rows and columns
-    dim : columns; 0 where the kernel has no such factor
-    tag : which phi
+    dim : columns; 0 if the kernel has no such factor
+    tag : of phi
     parameters : (problems, 3), each problem's SCALE, CONSTANT and DEGREE
     """
 
@@ -57,7 +55,7 @@ class Factor(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Problems whose kernel is the product of two factors, phi of a product each."""
+    """Problems whose kernel is the product of two factors, each phi of an inner product."""
 
     keys: Factor
     values: Factor
@@ -70,7 +68,8 @@ class Points(NamedTuple):
     tags : (terms,) int64
     scales : (terms, dim)
     parameters : (terms, 10), each term's WEIGHT, CONSTANT, DEGREE and coefficients
-    companion : (n, n) Gram matrix, empty unless the points are rows of one; or a compiled function
+    companion : (n, n) Gram matrix, whose row numbers the points are; or a compiled function; or an
+        empty array
     """
 
     window: NDArray
@@ -90,8 +89,8 @@ Problem = Products | Points
 def make_factor(points: NDArray, kernel: Kernel) -> Factor:
     """Return the factor `kernel` on points (..., S, dim), whose leading axes are the problems.
 
-    Memory is shared with `points` whatever its strides; a dtype that the bodies compute in is
-    assumed.
+    It shares the memory of `points`, which may have any strides. The dtype must be one that the
+    bodies compute in.
     """
     window, first, row, column = _rows(points)
     _check_scale(kernel, points.dtype)
@@ -101,15 +100,15 @@ def make_factor(points: NDArray, kernel: Kernel) -> Factor:
 
 
 def head_factor(tokens: NDArray, kernel: Kernel | None = None) -> Factor:
-    """Return the factor on tokens (B, S, H, dim), heads of sequences being the problems.
+    """Return the factor on tokens (B, S, H, dim); the heads of all sequences are the problems.
 
-    Without a kernel it is their inner product.
+    Without a kernel it is the inner product.
     """
     return make_factor(tokens.transpose(0, 2, 1, 3), linear() if kernel is None else kernel)
 
 
 def no_factor(other: Factor) -> Factor:
-    """Return the factor that is missing where the kernel is `other` alone."""
+    """Return the second factor of a kernel that has only one, `other`."""
     return other._replace(dim=0, tag=LINEAR)
 
 
@@ -159,7 +158,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
             with np.errstate(over="ignore"):
                 span = np.ptp(points.reshape(-1, dim), axis=0) * scale
                 too_far = not np.isfinite(np.sum(span**2))
-            if too_far:  # infinity times exp(-infinity) is no number
+            if too_far:  # infinity times exp(-infinity) is NaN
                 raise ValueError(
                     f"kernel {term.name} overflows: squared distances over the squared bandwidth "
                     f"are beyond the range of {dtype}"
@@ -176,7 +175,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
 
 
 def make_problem(points: NDArray, kernel: Kernel) -> Problem:
-    """Return the problems of points (..., S, dim), as products where the kernel is of one."""
+    """Return the problems of points (..., S, dim): Products if the kernel is phi of a product."""
     if kernel.terms or kernel.tag >= OF_DISTANCE:
         return make_points(points, kernel)
     if isinstance(kernel.scale, tuple):
@@ -188,7 +187,7 @@ def make_problem(points: NDArray, kernel: Kernel) -> Problem:
 
 
 def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
-    """The points that a kernel of another form takes, and its companion."""
+    """Return the points that a kernel with a companion takes, and the companion."""
     n, companion = points.shape[-2], kernel.companion
     if kernel.tag == STEIN:
         if np.shape(companion) != points.shape:
@@ -218,7 +217,7 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
 
 
 def check_function(function: Callable, points: NDArray) -> None:
-    """Try a user's function on a few points: symmetric, and finite numbers."""
+    """Check on a few points that a user's function is symmetric and returns finite numbers."""
     rows = points.reshape(-1, points.shape[-1])
     few = rows[np.linspace(0, len(rows) - 1, min(8, len(rows))).astype(int)]
     K = np.array([[function(x, y) for y in few] for x in few])
@@ -229,12 +228,12 @@ def check_function(function: Callable, points: NDArray) -> None:
 
 
 def value_cost(problem: Points) -> int:
-    """What a kernel value costs, in operations of a matrix product: 1.3 ns are some 64 of them."""
+    """Return the cost of a kernel value, in operations of a matrix product: some 64 take 1.3 ns."""
     return len(problem.tags) * (48 + 8 * problem.dim)
 
 
 def _nothing(dtype: np.dtype) -> NDArray:
-    """The companion of kernels that have none, of the type of a Gram matrix."""
+    """Return the companion of kernels without one: an empty array, so that the type is the same."""
     nothing = np.empty((0, 0), dtype)
     nothing.flags.writeable = False
     return nothing
@@ -251,7 +250,7 @@ def _check_scale(kernel: Kernel, dtype: np.dtype) -> None:
 
 
 def _largest_norm(points: NDArray, scale: NDArray) -> float:
-    """Max |x|^2 of the scaled points, some rows at a time."""
+    """Return max |x|^2 of the scaled points, computed some rows at a time."""
     rows = points.reshape(-1, points.shape[-1])
     return max(
         (float(np.max(np.sum((rows[i : i + 2**16] * scale) ** 2, axis=1)))
@@ -260,7 +259,7 @@ def _largest_norm(points: NDArray, scale: NDArray) -> float:
 
 
 def _rows(points: NDArray) -> tuple[NDArray, NDArray, int, int]:
-    """A window on the points, where each problem's row 0 is, and the strides of rows, columns."""
+    """Return a window on the points, the place of each problem's row 0, and both strides."""
     window, offset, strides = _window(points)
     first = np.full(points.shape[:-2], offset, np.int64)
     for axis, stride in enumerate(strides[:-2]):
@@ -270,7 +269,7 @@ def _rows(points: NDArray) -> tuple[NDArray, NDArray, int, int]:
 
 
 def _window(array: NDArray) -> tuple[NDArray, int, list[int]]:
-    """A flat read-only view of an array's memory, its first element's place, and its strides.
+    """Return a flat read-only view of an array's memory, the first element's place, and strides.
 
     The bodies see one type of array whatever the layout, so they are compiled once a dtype.
     """

@@ -1,7 +1,7 @@
 """KH-Compress as data: what will be halved, in which buckets, with which failure probability.
 
-A schedule is a pure function of three numbers. It holds no arrays and no randomness, so every body
-(NumPy, torch, Numba, CUDA) is handed the same one.
+A schedule is a pure function of three numbers. It has no arrays and no randomness, so the
+specification, the CPU body and the CUDA body run the same one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from thinformer.support import checks
 class Round(NamedTuple):
     """One round of halvings.
 
-    The points that are left, in order, form `pairs` consecutive pairs. The pairs are cut into
-    `buckets` consecutive buckets; bucket b holds pairs ``b * pairs // buckets`` up to
-    ``(b + 1) * pairs // buckets``. Each bucket is halved with failure probability `delta`.
+    The points before the round, in order, form `pairs` consecutive pairs. The pairs are cut into
+    `buckets` consecutive buckets; bucket b has the pairs from ``b * pairs // buckets`` to
+    ``(b + 1) * pairs // buckets - 1``. Each bucket is halved with failure probability `delta`.
     """
 
     pairs: int
@@ -49,8 +49,8 @@ class Schedule(NamedTuple):
 def coreset_size(n_points: int, g: int) -> int:
     """Return the number of points that KH-Compress(g) keeps of `n_points`.
 
-    It is 2^g sqrt(n) for n the largest power of four not above `n_points`, and never more than
-    there are.
+    It is 2^g sqrt(n), where n is the largest power of four that is not above `n_points`; and at
+    most `n_points`.
 
     Parameters
     ----------
@@ -74,17 +74,18 @@ def coreset_size(n_points: int, g: int) -> int:
 
 
 def published_length(n_points: int) -> int:
-    """Return the largest power of four not above `n_points`: the length the paper thins to."""
+    """Return the largest power of four not above `n_points`: the paper's length."""
     return 4 ** _log4(n_points)
 
 
 def compress_schedule(n_points: int, size: int, delta: float = 0.5) -> Schedule:
     """Return KH-Compress from at most `n_points` points to `size` of them.
 
-    As many halvings are made as fit, r = floor(log2(n_points / size)), from a length of
-    size * 2^r. Round i = 0 .. r-1 cuts its points into 4^(r-1-i) buckets, so that bucket lengths
-    double from round to round and the last round is one bucket of 2 * size points; where that
-    would leave a bucket with less than two pairs, there are fewer buckets.
+    There are r = floor(log2(n_points / size)) halvings, from a length of size * 2^r. Round
+    i = 0 .. r-1 cuts its points into 4^(r-1-i) buckets: bucket lengths double from round to round,
+    and the last round is one bucket of 2 * size points. There are fewer buckets if a bucket would
+    have less than two pairs.
+
     For n_points = 4^p and size = 2^g 2^p this is KH-Compress(g) of *Low-Rank Thinning*
     (arXiv 2502.12063), whose delta l_i^2 / (4^(g+1) r n) is delta / (r * buckets):
     every round fails with probability at most delta / (2r), all of them with delta / 2.

@@ -3,20 +3,20 @@
 KH(delta) of *Low-Rank Thinning* (arXiv 2502.12063) has simplified thresholds, kernel thinning's
 KT-SPLIT (arXiv 2105.05842) adaptive ones, which are tighter and carry a variance from pair to pair.
 
-Undecorated functions of scalars: each body compiles them for its own target, so the decision is
-written once. They hold no float literal, which would turn float32 into float64.
+These are plain functions of scalars. Each body compiles them for its own target, so a decision is
+written once. They have no float literal, which would turn float32 into float64.
 """
 
 from math import log, sqrt
 
 
 def simple_factor(points, delta):
-    """1/2 + log(2 S / delta), the constant of the simplified thresholds in a bucket of S points."""
+    """1/2 + log(2 S / delta), the factor of the simplified thresholds in a bucket of S points."""
     return 0.5 + log(2 * points / delta)
 
 
 def adaptive_factor(points, delta):
-    """sqrt(2 log(2 S / delta)), the constant of the adaptive thresholds."""
+    """sqrt(2 log(2 S / delta)), the factor of the adaptive thresholds."""
     return sqrt(2 * log(2 * points / delta))
 
 

@@ -1,10 +1,11 @@
 """Reproducing kernels k(x, y), each with its formula and its name in scikit-learn or SciPy.
 
 `thinformer.thin` takes a kernel, or its name. ``a + b`` and ``2.5 * a`` are kernels too; `pairwise`
-and `of_products` make a kernel of a function of your own.
+and `of_products` make a kernel from a function of your own.
 
-- `catalogue` has a function for each kernel, `kernel` what they return: a `Kernel`.
-- `phi` has the formulas, which every body compiles for its own target.
+- `catalogue`: a function for each kernel, which returns a `Kernel`.
+- `kernel`: the class `Kernel`.
+- `phi`: the formulas, which each body compiles for its own target.
 """
 
 from thinformer.kernels.catalogue import (

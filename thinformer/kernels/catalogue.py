@@ -184,7 +184,7 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
     bandwidth : float or sequence of d floats
         Positive, in the units of the points: one for all dimensions, or one for each.
     alpha : float
-        Positive; the Gaussian kernel is the limit of large ones.
+        Positive; the Gaussian kernel is the limit for large alpha.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def rational_quadratic(bandwidth: ArrayLike = 1.0, alpha: float = 1.0) -> Kernel
 def energy(bandwidth: ArrayLike = 1.0) -> Kernel:
     """``-|x - y| / bandwidth``, of the energy distance.
 
-    Conditionally positive definite, which is enough where weights sum to one: the MMD is the
+    It is conditionally positive definite, which is enough where weights sum to one: the MMD is the
     energy distance, in one dimension ``scipy.stats.energy_distance(x, y)``.
 
     Parameters
@@ -221,7 +221,7 @@ def sobolev(smoothness: int = 1) -> Kernel:
     :math:`\prod_j (1 + (-1)^{s-1} (2\pi)^{2s} / (2s)! \; B_{2s}(|x_j - y_j|)) - 1` with the
     Bernoulli polynomial :math:`B_{2s}` (SciPy has its numbers: ``scipy.special.bernoulli``). Its
     mean embedding under the uniform distribution is zero: ``target="mean-zero"`` gives points that
-    stand for the cube itself. Points must lie in [0, 1].
+    represent the cube itself. Points must lie in [0, 1].
 
     Parameters
     ----------
@@ -253,13 +253,13 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
     that need not be normalised,
     :math:`q^{-1/2} \langle s_x, s_y \rangle + q^{-3/2} (\langle x - y, s_x - s_y \rangle + d)
     / \ell^2 - 3 q^{-5/2} |x - y|^2 / \ell^4`.
-    Its mean embedding under p is zero, so ``target="mean-zero"`` gives points that stand for p, of
-    which the given ones may be a biased or unconverged sample (kernel Stein discrepancy).
+    Its mean embedding under p is zero, so ``target="mean-zero"`` gives points that represent p. The
+    given points may be a biased or unconverged sample of p (kernel Stein discrepancy).
 
     Parameters
     ----------
     scores : (n, d) float array
-        Of the points that will be thinned, row by row.
+        The scores of the points that will be thinned, row by row.
     bandwidth : float
         The length l.
 
@@ -280,9 +280,9 @@ def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
 def pairwise(function: Callable) -> Kernel:
     """Your own kernel: ``function(x, y) -> number``, symmetric, of two points (d,).
 
-    One compiled by ``@numba.njit`` runs inside the compiled loops, which are compiled anew for it
-    in each process (seconds). A plain Python function is called once for every two points, which
-    is slow, and says so.
+    A function that ``@numba.njit`` compiled runs inside the compiled loops, which are compiled anew
+    for it in each process (seconds). A plain Python function is called once for every two points,
+    which is slow; a warning says so.
 
     Parameters
     ----------
@@ -336,7 +336,7 @@ WITHOUT_BANDWIDTH = ("linear", "sobolev")
 
 
 def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
-    """Return a kernel, given one or the name of one, for which a bandwidth may be given."""
+    """Return a kernel, given a kernel or its name; with a name, a bandwidth may be given too."""
     if isinstance(kernel, Kernel) and kernel.tag in range(TABLE + 1):
         return kernel
     if isinstance(kernel, str) and SHORT.get(kernel, kernel) in KERNELS:
@@ -350,12 +350,12 @@ def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
 
 
 def makes_kernels(function: Any) -> bool:
-    """Whether this is a function of the catalogue: calling it gives a kernel."""
+    """Return whether this is a function of the catalogue: a call of it returns a kernel."""
     return any(function is f for f in (*KERNELS.values(), stein, pairwise, of_products))
 
 
 def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:
-    """1 / (bandwidth * factor), for one bandwidth or one a dimension."""
+    """Return 1 / (bandwidth * factor), for one bandwidth or one a dimension."""
     if np.ndim(bandwidth) == 0:
         if isinstance(bandwidth, np.ndarray):
             bandwidth = bandwidth.item()

@@ -18,12 +18,11 @@ class Kernel:
     Attributes
     ----------
     name : str
-        How it is listed.
+        The name in lists and messages.
     tag : int
-        What the compiled bodies branch on.
+        The integer that the compiled bodies branch on.
     scale : float or tuple of floats
-        What the points are multiplied by first, 1 / bandwidth up to a constant: one number, or one
-        a dimension.
+        The factor of the points, 1 / bandwidth up to a constant: one number, or one a dimension.
     constant : float
         Parameter of phi.
     degree : float
@@ -31,12 +30,12 @@ class Kernel:
     coefficients : tuple of floats
         Parameters of a kernel of another form.
     weight : float
-        What the kernel is multiplied by.
+        The factor of the kernel.
     terms : tuple of Kernel
         The kernels of a sum, or none.
     companion : object
-        What a kernel needs beside the points: the scores of a Stein kernel, a user's function, or
-        None.
+        What a kernel needs besides the points: the scores of a Stein kernel, a user's function, a
+        Gram matrix, or None.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Kernel:
 
     @property
     def summands(self) -> tuple[Kernel, ...]:
-        """The kernels it is the sum of: itself, where it is not a sum."""
+        """The kernels of the sum; the kernel itself if it is no sum."""
         return self.terms or (self,)
 
     def __add__(self, other: Kernel) -> Kernel:

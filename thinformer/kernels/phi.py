@@ -4,10 +4,10 @@ Most kernels are phi(<x, y>) or phi(|x - y|^2). Points are divided by the bandwi
 kernels share one hot loop: a matrix product or squared distances, then phi for each entry.
 
 phi is a plain Python function of scalars. Each body compiles it for its own target (`bind` in
-`thinformer.cpu.jit`). An integer tag chooses the kernel: a function as an argument would defeat
-Numba's disk cache. `sobolev`, `stein` and user functions have loops of their own.
+`thinformer.cpu.jit`). An integer tag chooses the kernel: with a function as an argument, Numba's
+disk cache would not work. `sobolev`, `stein` and user functions have loops of their own.
 
-A phi holds no number but its arguments: a literal would turn float32 into float64.
+A phi has no number literals: a literal would turn float32 into float64.
 """
 
 from math import exp, log1p, sqrt
@@ -31,7 +31,7 @@ def phi_polynomial(product, constant, degree):
 
 
 def phi_exponential(product, constant, degree):
-    # the constant is a shift that keeps exp from overflowing; halving is blind to it
+    # the constant is a shift that keeps exp from overflowing; halving keeps the same points
     return exp(product - constant)
 
 
@@ -66,7 +66,7 @@ def phi_energy(distance, constant, degree):
 
 
 def sobolev_factor(x, y, coefficients):
-    """1 plus a Bernoulli polynomial of the difference's fractional part, by Horner's rule."""
+    """Return 1 plus a Bernoulli polynomial of the difference's fractional part (Horner's rule)."""
     difference = abs(x - y)
     value = coefficients[6]
     for i in range(6):
@@ -75,7 +75,7 @@ def sobolev_factor(x, y, coefficients):
 
 
 def stein_of(distance, products, scores, dim, constant, degree):
-    """The Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
+    """Return the Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
 
     constant : 1
     degree : 3 / l^2

@@ -1,1 +1,1 @@
-"""What every layer uses: checks of arguments, threads, progress on a terminal, the machine."""
+"""What every folder uses: checks of arguments, threads, a progress bar, the machine."""

@@ -1,4 +1,4 @@
-"""Errors about arguments: each names the argument, what it got and what it takes."""
+"""Checks of arguments; an error names the argument, what it takes, and what it got."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def not_empty(name: str, array: NDArray, axis: int, what: str) -> None:
 
 
 def finite(name: str, is_finite: bool) -> None:
-    """Raise for an argument that was found to hold NaN or infinity."""
+    """Raise ValueError for an argument that is not finite."""
     if not is_finite:
         raise ValueError(f"{name} must be finite; it holds NaN or infinity")
 
 
 def symmetric(name: str, matrices: NDArray) -> None:
-    """Check that each matrix of a stack is symmetric to half of its digits, some rows at a time."""
+    """Check that matrices (..., S, S) are symmetric to half of their digits, in blocks of rows."""
     S = matrices.shape[-1]
     rows = max(1, 2**18 // S)
     for place in np.ndindex(*matrices.shape[:-2]):
@@ -84,7 +84,7 @@ def temperature_in_range(temperature: float, centred: NDArray, scale: float) -> 
     """Check that centred keys (..., E) over a temperature have squared norms in their range."""
     with np.errstate(over="ignore"):
         squares = np.einsum("...e,...e->...", centred, centred)
-    finite = np.isfinite(centred).all(axis=-1)  # others are found elsewhere
+    finite = np.isfinite(centred).all(axis=-1)  # another check finds keys that are not finite
     largest = float(np.max(squares, initial=1, where=finite))
     limit = np.finfo(centred.dtype).max
     if not scale * largest < float(limit) / 2 * temperature * temperature:
@@ -127,7 +127,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> str:
-    """Return one of a few words; None may be listed, where it is not a word to be checked."""
+    """Return one of the allowed words; errors list None too, which callers handle before."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value

@@ -13,7 +13,7 @@ from thinformer.support.threads import available_cores
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:
-    """The most memory in MB that Python and NumPy hold at once during `work`, beyond before."""
+    """Return the peak memory in MB of Python and NumPy during `work`, minus the memory before."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -34,7 +34,7 @@ def peak_resident_megabytes() -> float | None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name; its architecture if the system has no name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]

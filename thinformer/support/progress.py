@@ -15,7 +15,7 @@ WIDTH = 24
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """Yield tell(stage, fraction), which says what is done now and how much of it, if known."""
+    """Yield tell(stage, fraction): the text to show, and the part that is done, or None."""
     if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
         yield lambda stage, fraction: None
         return

@@ -1,4 +1,4 @@
-"""Threads to run kernels on: made when first needed, per process, and safe to use after a fork."""
+"""The threads that run compiled loops: each process makes its own when it needs them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from threading import Condition
 
 from thinformer.support import checks
 
-THREAD_FLOPS = 5e6  # operations worth a thread: some 50 microseconds
-PIECE_FLOPS = 1e10  # operations of a range, where a unit is not larger
-SHARES = 4  # ranges a thread, where there are units enough
+THREAD_FLOPS = 5e6  # operations for which a thread is started: some 50 microseconds
+PIECE_FLOPS = 1e10  # operations of a range at most, if one unit is not larger
+SHARES = 4  # ranges a thread, if there are enough units
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 Team = Callable[[Callable[[], None], int], None]
@@ -27,14 +27,14 @@ _team: ContextVar[Team | None] = ContextVar("team", default=None)
 
 
 def available_cores() -> int:
-    """Cores this process may use: those it is bound to, and no more than a container's quota."""
+    """Return the cores that this process may use, at most a container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, math.ceil(min(cores or 1, _quota(CGROUP))))
 
 
 @functools.cache
 def _quota(path: Path) -> float:
-    """Cores that the process's control group grants, read from its cpu.max: "200000 100000"."""
+    """Return the cores that a control group grants, from its cpu.max, such as "200000 100000"."""
     try:
         quota, period = path.read_text().split()
         return int(quota) / int(period)
@@ -45,8 +45,8 @@ def _quota(path: Path) -> float:
 def get_num_threads() -> int:
     """Return the number of threads that kernels run on.
 
-    Unless set by `set_num_threads`, it is that of the cores this process may use, and no more
-    than the environment variables NUMBA_NUM_THREADS and OMP_NUM_THREADS say.
+    Unless `set_num_threads` set it, it is the number of cores that this process may use, and at
+    most the environment variables NUMBA_NUM_THREADS and OMP_NUM_THREADS.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def set_num_threads(threads: int | None) -> None:
     Raises
     ------
     ValueError
-        It is neither a positive integer nor None.
+        The argument is neither a positive integer nor None.
     """
     global _threads
     _threads = None if threads is None else checks.integer("threads", threads, 1)
@@ -81,10 +81,10 @@ def set_num_threads(threads: int | None) -> None:
 
 @contextmanager
 def on(team: Team | None) -> Iterator[None]:
-    """Run kernels on another library's threads; on those of this pool if there is no team.
+    """Run kernels on another library's threads, the team; on this module's own if it is None.
 
-    A team is called with what to do and how many threads are to do it, the calling one among them,
-    and returns when all are done.
+    A team is a function of a task and a number of threads. It runs the task on so many threads,
+    the calling thread among them, and returns when all have finished.
     """
     token = _team.set(team)
     try:
@@ -96,12 +96,12 @@ def on(team: Team | None) -> Iterator[None]:
 def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: float) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
-    The calling thread works along. Handing work to a thread costs some 30 microseconds, so there is
-    at least that much work for each. Ranges are small, and a thread that has done one takes
-    the next: one whose core is busy with something else, such as another library's spinning
-    threads, does fewer, and one that is busy with another caller's work is not waited for. An
-    interrupt or an error stops all threads at the end of their ranges, or before that if the task
-    is a generator, where it yields. A unit is never split.
+    The calling thread works too. To hand work to a thread costs some 30 microseconds, so each
+    thread gets at least as much work. Ranges are small, and a thread that has finished one takes
+    the next. So a thread whose core is busy, for example with another library's spinning threads,
+    takes fewer; and a thread that is busy with another caller's work is not waited for. An
+    interrupt or an error stops all threads at the end of their ranges; if the task is a generator,
+    where it yields. A unit is never split.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
     share = units if threads == 1 else units // (SHARES * threads)
@@ -114,7 +114,7 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
     def work() -> None:
         nonlocal active, stopped
         with state:
-            if closed:  # a thread that is free only now: all is done
+            if closed:  # this thread was busy until now, and all work is done
                 return
             active += 1
         try:
@@ -148,7 +148,7 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
 
 
 def _own_team(work: Callable[[], None], threads: int) -> None:
-    """Run work on this thread and, where they can be had, on others; return when done here."""
+    """Run work on this thread and on others, if they can start; return when this thread is done."""
     for _ in range(threads - 1):
         try:
             _executor(threads - 1).submit(work)
@@ -158,7 +158,7 @@ def _own_team(work: Callable[[], None], threads: int) -> None:
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    """The process's pool; a forked child cannot use its parent's threads and makes its own."""
+    """Return the process's pool; a forked child cannot use its parent's and makes its own."""
     global _pool
     if _pool is None or _pool[0] != os.getpid() or _pool[1] < threads:
         _pool = (os.getpid(), threads, ThreadPoolExecutor(threads, "thinformer"))

@@ -1,7 +1,7 @@
-"""The choice of landmarks among CUDA tensors: on the CPU, `thinformer.attending.landmarks`.
+"""The choice of landmarks among CUDA tensors; `thinformer.attending.landmarks` on the CPU.
 
-Torch's own operations but for the random numbers and the pivots, and nothing is waited for but the
-lengths behind a mask.
+Random numbers and pivots come from CUDA kernels; all other operations are torch's. The CPU waits
+only for the lengths behind a mask.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def choose_valid(
         if few == tokens.shape[1]:
             indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
             continue
-        chosen, asked, added, tau_of = _choose(queries, keys, n_out=few, **settings)
+        chosen, drawn, added, tau_of = _choose(queries, keys, n_out=few, **settings)
         indices[sequences, :, :few] = _pick(tokens, chosen)
         summed[sequences, :, : added.shape[2]] = _pick(tokens, added)
         tau[sequences] = tau_of
-        sampled[sequences, :, : asked.shape[2]] = asked if own is None else _pick(own, asked)
+        sampled[sequences, :, : drawn.shape[2]] = drawn if own is None else _pick(own, drawn)
         finite[sequences] &= _finite(queries)
     return indices, counts, finite, sampled, summed, tau
 
@@ -100,10 +100,10 @@ def _choose(
     scale: float,
     seed: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Landmarks among key (B, S, H, E) for query (B, T, H, E): `landmarks.choose_landmarks`.
+    """Choose landmarks among key (B, S, H, E) for query (B, T, H, E), as `choose_landmarks` does.
 
-    Returns indices (B, H, n_out), the queries sampled (B, H, m), the keys (B, H, L) that the
-    exponential kernel is summed over, none for "nystrom", and temperatures (B, H).
+    Returns indices (B, H, n_out), the sampled queries (B, H, m), the keys (B, H, L) that the
+    exponential kernel is summed over (none for "nystrom"), and temperatures (B, H).
     """
     (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
     m = min(T, QUERIES) if correction == "queries" else 0
@@ -132,18 +132,19 @@ def _choose(
         rows.flatten(0, 1), E, n_out, exponents.flatten(0, 1), weights.flatten(0, 1),
         numbers.unflatten(1, (-1, 2)), block=BLOCK, nugget=math.sqrt(torch.finfo(dtype).eps),
     )  # fmt: skip
-    # the pivots, and the first of the others where they are too few
+    # the pivots, filled up with the first of the other candidates
     chosen = torch.argsort((~taken).byte(), dim=1, stable=True)[:, :n_out].sort(1).values
     chosen = candidates.gather(-1, chosen.unflatten(0, (B, H)))
     return chosen, sampled, candidates[..., :0], tau
 
 
 def _exponents(attention: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    """Half the logarithm of the kernel's diagonal before it is normalised, (B, H, S) float64.
+    """Return half the logarithm of the kernel's diagonal before scaling, (B, H, S) float64.
 
-    From what sampled queries pay, (B, H, m, S), and the squared norms of scaled keys.
+    attention : (B, H, m, S), the weights that sampled queries give to keys
+    squares : (B, H, S), the squared norms of scaled keys
     """
-    # of a key that no sampled query sees, not 0, whose logarithm could not be added
+    # the importance of a key without weight is not 0, whose logarithm could not be added
     least = torch.finfo(attention.dtype).tiny ** 0.5
     importance = attention.square().sum(2).clamp(min=least).double()
     ratio = BALANCE * importance.sum(-1, keepdim=True)
@@ -152,28 +153,28 @@ def _exponents(attention: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
 
 
 def _draw(exponents: torch.Tensor, n_out: int, numbers: torch.Tensor) -> torch.Tensor:
-    """Landmarks (B, H, n_out) by systematic sampling, of exponents (B, H, S) and numbers (H, 1).
+    """Draw landmarks (B, H, n_out) by systematic sampling, of exponents (B, H, S), numbers (H, 1).
 
-    Key j has the probability p_j = min(1, c w_j), which sum up to n_out. Of the k largest it is 1,
-    for the smallest k with which no other is above it.
+    Key j has the probability p_j = min(1, c w_j), where c makes their sum n_out. The k keys of
+    largest weight have p_j = 1, for the smallest k that leaves no other p_j above 1.
     """
     S = exponents.shape[-1]
     weight = torch.exp(exponents - exponents.amax(-1, keepdim=True)).clamp(min=FLOOR)
     ordered = weight.sort(-1).values
-    rest = ordered.cumsum(-1).flip(-1)[..., :n_out]  # without the k largest, k < n_out
+    rest = ordered.cumsum(-1).flip(-1)[..., :n_out]  # the sum without the k largest, k < n_out
     factors = torch.arange(n_out, 0, -1, device=weight.device) / rest
-    above = ordered.flip(-1)[..., :n_out] * factors > 1  # of the first k only
+    above = ordered.flip(-1)[..., :n_out] * factors > 1  # True for the first k only
     factor = factors.gather(-1, above.sum(-1, keepdim=True).clamp(max=n_out - 1))
     total = (weight * factor).clamp(max=1).cumsum(-1)
     tooth = torch.arange(n_out, device=weight.device)
     found = torch.searchsorted(total, (tooth + numbers).expand(len(total), -1, -1).contiguous(),
                                right=True)  # fmt: skip
-    # one of each, and rounding may have lost the last
+    # each key once; rounding may have lost the last one
     return (found - tooth).cummax(-1).values.clamp(max=S - n_out) + tooth
 
 
 def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
-    """Positions (heads, length), as `thinformer.cpu.run.stratified`."""
+    """Return positions (heads, length), as `thinformer.cpu.run.stratified`."""
     if length == n_points:
         return torch.arange(n_points, device=uniforms.device).expand(len(uniforms), -1)
     start = (uniforms[:, :1] * n_points).long()
@@ -183,9 +184,9 @@ def _strata(n_points: int, length: int, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def _temperature(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
-    """WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0.
+    """Return WildCat's temperature (B, H) of centred keys; 1 where all queries or all keys are 0.
 
-    Lambert's W of y is where w + log w = log y, found by Newton's steps from log(1 + y).
+    Lambert's W of y solves w + log w = log y; Newton's steps start from log(1 + y).
     """
     if query.shape[1] == 0:
         return key.new_ones((len(key), key.shape[2]), dtype=torch.float64)
@@ -200,16 +201,16 @@ def _temperature(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.
 
 
 def _finite(tokens: torch.Tensor) -> torch.Tensor:
-    """Whether all tokens (B, n, H, dim) of a head are finite, (B, H)."""
+    """Return whether all tokens (B, n, H, dim) of a head are finite, (B, H)."""
     return tokens.isfinite().all(3).all(1)
 
 
 def _take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, S, H, dim) at positions (B, H, n), as (B, H, n, dim)."""
+    """Return tokens (B, S, H, dim) at positions (B, H, n), as (B, H, n, dim)."""
     at = positions[..., None].expand(-1, -1, -1, tokens.shape[-1])
     return tokens.transpose(1, 2).gather(2, at)
 
 
 def _pick(numbers: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Numbers (B, n) of sequences at positions (B, H, few)."""
+    """Return numbers (B, n) of sequences at positions (B, H, few), as (B, H, few)."""
     return numbers[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)

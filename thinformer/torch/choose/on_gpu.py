@@ -1,8 +1,8 @@
-"""The kernels on CUDA tensors: not copied, on torch's current stream, and not waited for.
+"""The kernels on CUDA tensors: without a copy, on torch's current stream, without waiting.
 
-The only place where torch and the kernels meet. Memory is torch's, so that its allocator knows what
-is in use on which stream, and so that a CUDA graph can capture a call once another one like it has
-compiled the kernels and put the schedule's tables on the GPU. A mask is waited for: `by_length`.
+Only here torch and the CUDA kernels meet. Torch allocates the memory, so its allocator knows what
+is in use on which stream. So a CUDA graph can capture a call, after an equal call has compiled the
+kernels and copied the schedule's tables to the GPU. Only a mask makes the CPU wait, in `by_length`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def select(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
-    The seed, an int64, and both results are on the tensors' device, where the work may not have
-    been done yet. With tokens, B is the number of their sequences, and it is done as if there were
-    no others.
+    The seed, an int64, and both results are on the tensors' device; the function returns before
+    the results are written. With tokens, B is the number of their sequences; other tokens are
+    ignored.
     """
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
@@ -62,30 +62,28 @@ def select(
             stored,
             (_window(key), _geometry(key)),
             (_window(value), _geometry(value)),
-            schedule,
-            (_array(table), _array(factors)),
+            run.Rounds(schedule, _array(table), _array(factors)),
             run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
-            seed=_array(seed.reshape(1)),
+            run.Sequences(
+                _array(everything.sequences), _array(everything.positions), S,
+                settings.pre_thin == "stride", _array(seed.reshape(1)),
+            ),
             scale=scale,
-            n_points=S,
-            strided=settings.pre_thin == "stride",
             scales=_array(scales),
-            sequences=_array(everything.sequences),
-            tokens=_array(everything.positions),
             processors=processors,
             stream=_stream(device),
-        )
+        )  # fmt: skip
     kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
 
 
 class Tokens(NamedTuple):
-    """The tokens that count in some sequences of a padded batch, as many in each.
+    """The tokens that count in some sequences of a padded batch, the same number in each.
 
     sequences : (b,) int64
-    positions : (B, any) int64, of which a sequence's row begins with the tokens that count; no rows
-        where all of them do
-    length : how many they are
+    positions : (B, any) int64; a sequence's row begins with the tokens that count; (0, 0) where all
+        tokens count
+    length : the number of tokens that count in each sequence
     """
 
     sequences: torch.Tensor
@@ -107,13 +105,13 @@ def select_valid(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Select among the tokens that count, valid (B, S), as `attending.thinned.thin_valid_keys`.
 
-    What is launched depends on the sequences' lengths, which the CPU waits for; once. Sequences of
+    The launches depend on the sequences' lengths, so the CPU waits for these, once. Sequences of
     one length share their launches.
 
     Raises
     ------
     RuntimeError
-        A CUDA graph is being captured, in which nothing can be waited for.
+        A CUDA graph is being captured, which allows no waiting.
     """
     B, _, H, _ = key.shape
     counts, parts = by_length(valid, min_length, g, size, pre_thin)
@@ -130,7 +128,9 @@ def select_valid(
 def by_length(
     valid: torch.Tensor, min_length: int, g: int, size: int | None, pre_thin: str
 ) -> tuple[torch.Tensor, list[tuple[Plan, Tokens]]]:
-    """Return how many keys the sequences of valid (B, S) keep, and what is done for each length.
+    """Return how many keys each sequence of valid (B, S) keeps, and a plan for each length.
+
+    The number of keys is (B,) int64; a plan comes with the tokens of the sequences of its length.
 
     Raises
     ------
@@ -148,12 +148,12 @@ def by_length(
         for length in np.unique(lengths[lengths > 0]).tolist()
     }
     kept = [plans[n].schedule.size if n else 0 for n in lengths.tolist()]
-    # copied now, as a copy waits for what was launched
+    # copied before the launches, as a copy waits for them
     in_order = np.argsort(lengths, kind="stable")
     counts, sequences = torch.from_numpy(np.array([kept, in_order], np.int64)).to(valid.device)
     ends = np.searchsorted(lengths[in_order], list(plans), side="right").tolist()
     starts = [int((lengths == 0).sum()), *ends]
-    positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # those that count come first
+    positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # tokens that count come first
     return counts, [
         (of_length, Tokens(sequences[start:end], positions, length))
         for (length, of_length), start, end in zip(plans.items(), starts, ends, strict=False)
@@ -161,7 +161,7 @@ def by_length(
 
 
 def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torch.Tensor:
-    """Numbers in [0, 1), (heads, size) float64, of a numbered stream of every head."""
+    """Return numbers in [0, 1), (heads, size) float64, of a numbered stream of every head."""
     numbers = torch.empty((heads, size), dtype=torch.float64, device=seed.device)
     if numbers.numel():
         blocks = -(-numbers.numel() // draw.THREADS)
@@ -183,10 +183,10 @@ def pivots(
     block: int,
     nugget: float,
 ) -> torch.Tensor:
-    """Return which candidates (problems, L) are pivots, not more than `n_out`.
+    """Return which candidates (problems, L) are pivots, at most `n_out` of them.
 
-    The arguments, all of them contiguous, are those of `thinformer.cuda.pivots.make_pivots`: rows
-    (problems, any, L), of which the first `dim` are the keys'.
+    The arguments are those of `thinformer.cuda.pivots.make_pivots`, and contiguous: rows
+    (problems, any, L) begin with the `dim` rows of the keys.
     """
     problems, _, candidates = rows.shape
     taken = torch.zeros((problems, candidates), dtype=torch.bool, device=rows.device)
@@ -206,7 +206,7 @@ def pivots(
 
 @functools.cache
 def _all_tokens(sequences: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What says that a batch has no padding; kept, as CUDA graphs refer to it."""
+    """Return `Tokens` without their length, for no padding; kept, as CUDA graphs refer to them."""
     every = torch.from_numpy(np.arange(sequences)).to(device)
     return every, every.new_empty((0, 0))
 
@@ -215,20 +215,23 @@ def _all_tokens(sequences: int, device: torch.device) -> tuple[torch.Tensor, tor
 def _constants(
     schedule: Schedule, dtype: type, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """What a schedule needs on a device: few bytes, kept for good, as CUDA graphs refer to them."""
+    """Return a schedule's tables, the scales, and the processors of a device.
+
+    The arrays have few bytes and are kept for good, as CUDA graphs refer to them.
+    """
     arrays: tuple[NDArray, ...] = (*run.round_tables(schedule, dtype), np.zeros((1, 1), dtype))
     table, factors, scales = (torch.from_numpy(array).to(device) for array in arrays)
     return table, factors, scales, torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _geometry(tensor: torch.Tensor) -> Geometry:
-    """Where the heads of a tensor (B, S, H, dim) are."""
+    """Return where the heads of a tensor (B, S, H, dim) are."""
     batch, row, head, column = tensor.stride()
     return Geometry(0, tensor.shape[2], batch, head, row, column, tensor.shape[3])
 
 
 def _window(tensor: torch.Tensor) -> Any:
-    """The memory of a tensor from its first number to its last; bits for half precision."""
+    """Return a tensor's memory from the first number to the last; half precision as int16."""
     tensor = tensor.detach().resolve_neg()
     span = 1 + sum(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
@@ -238,7 +241,7 @@ def _window(tensor: torch.Tensor) -> Any:
 
 
 def _array(tensor: torch.Tensor) -> Any:
-    """A tensor's memory as an array that kernels take; nothing is synchronised."""
+    """Return a tensor's memory as an array that kernels take, without waiting."""
     return cuda.as_cuda_array(tensor, sync=False)
 
 
@@ -250,6 +253,6 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def _stream(device: torch.device) -> Any:
-    """Torch's current stream, as numba.cuda takes it."""
+    """Return torch's current stream, as numba.cuda takes it."""
     handle = torch.cuda.current_stream(device).cuda_stream
     return cuda.external_stream(handle) if handle else 0
