@@ -63,6 +63,7 @@ def test_as_the_specification(dtype):
     assert result.output.dtype == result.weights.dtype == dtype
 
 
+@pytest.mark.slow
 @given(st.integers(1, 300), st.integers(0, 4), st.sampled_from(["f2", "f4", "f8"]))
 def test_size_at_least_S_is_exact(S, more, dtype):
     query, key, value = qkv(S, S=S, dtype=dtype)
@@ -253,6 +254,7 @@ def test_error_falls_with_g_on_real_activations():
     assert errors[-1] < errors[0] / 6
 
 
+@pytest.mark.slow
 def test_selection_takes_little_memory():
     """65,536 tokens: beside 33 MB of keys and values, positions and draws (24 bytes a token) and
     what the threads work in.

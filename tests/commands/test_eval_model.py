@@ -34,6 +34,8 @@ from thinformer.torch.evaluation.encoders import read_sounds
 from thinformer.torch.evaluation.metrics import compared
 from thinformer.torch.transformers import register
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def texts(tmp_path):

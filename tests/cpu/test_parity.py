@@ -145,6 +145,7 @@ def test_float32_differs_from_ties_only(body, kernel):
     assert demanded > 6
 
 
+@pytest.mark.slow
 def test_attention_float32_differs_from_ties_only(body):
     rng = np.random.default_rng(0)
     demanded = 0

@@ -13,6 +13,7 @@ from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.arguments import as_problem
 
 
+@pytest.mark.slow
 def test_report_and_plot(tmp_path, capsys):
     (tmp_path / "in.csv").write_text(HEADER + "".join(RECORDS))
     succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 20, "--standardize",

@@ -24,6 +24,7 @@ def test_powers_of_four_are_as_published(p, g):
         assert delta == pytest.approx(expected[2], rel=1e-14)
 
 
+@pytest.mark.slow
 def test_sizes_as_promised():
     """n_out = 2^g sqrt(n), n the largest power of four not above S, and never more than S."""
     for S in range(1, 5001):

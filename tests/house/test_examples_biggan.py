@@ -46,6 +46,7 @@ def tiny_biggan(biggan, monkeypatch):
     return biggan
 
 
+@pytest.mark.slow
 def test_the_swapped_generator_equals_the_packages_own(tiny_biggan):
     whole = tiny_biggan.random()
     z, label = torch.randn(1, 128), torch.eye(1000)[[7]]

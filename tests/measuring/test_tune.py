@@ -73,6 +73,7 @@ def test_pareto(points):
     assert [times[i] for i in front] == sorted(times[i] for i in front)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_timed")
 def test_the_right_settings_are_chosen(tmp_path, capsys):
     path, output = tmp_path / "layers.npz", tmp_path / "settings.json"

@@ -23,6 +23,7 @@ def test_opcheck(masked):
         assert set(torch.library.opcheck(select, arguments).values()) == {"SUCCESS"}
 
 
+@pytest.mark.slow
 def test_shapes_are_as_planned():
     for pre_thin in ("even", "stride"):
         for g in (0, 1, 3):

@@ -217,6 +217,7 @@ def test_dropout_in_training_only():
     assert not torch.allclose(module(x, x, x)[0], evaluated)
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter():
     for model, inputs in ((vit(), image()), (encoder().train(), tokens())):
         convert(model, g=1)
@@ -226,6 +227,7 @@ def test_gradients_reach_every_parameter():
             assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [vit, encoder])
 def test_converted_models_are_pickled_whole(make):
     """By torch.save, and read where nothing was converted yet; reverted there, too."""

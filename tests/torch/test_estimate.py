@@ -147,6 +147,7 @@ def test_all_queries_are_as_likely():
     assert (seen - mean).abs().max() < 4.5 * mean**0.5
 
 
+@pytest.mark.slow
 @corrections
 def test_reproducible_and_beside_the_output(correction):
     tensors = [x.requires_grad_() for x in qkv(T=100)]
@@ -220,6 +221,7 @@ def jagged(sequences):
     return torch.nested.nested_tensor(sequences, layout=torch.jagged)
 
 
+@pytest.mark.slow
 def test_nested():
     """A sequence's is that which it has alone, and its queries are its own."""
     query, key, value = (
@@ -237,6 +239,7 @@ def test_nested():
     assert (got.error_estimate > threshold).sum() == 6
 
 
+@pytest.mark.slow
 @corrections
 def test_checkpoint_recomputes_the_same(correction):
     module = ThinformerAttention(size=20, correction=correction, fallback="exact",

@@ -12,6 +12,7 @@ from tensors import exact, padding, qkv, seeded
 from thinformer import ThinformerAttention, thinformer_attention
 
 
+@pytest.mark.slow
 @corrections
 @pytest.mark.parametrize("masked", [False, True])
 def test_falls_back_by_head_and_sequence(masked, correction):
@@ -99,6 +100,7 @@ def test_module(correction):
     assert shown in repr(module)
 
 
+@pytest.mark.slow
 def test_module_copies_and_pickles():
     module = ThinformerAttention(fallback="exact", error_threshold=0.5)
     tensors = [x.requires_grad_() for x in qkv()]

@@ -92,6 +92,7 @@ def test_padded_is_alone(T, side, weights, correction):
         assert (got.weights[b, :, few, n:] == 0).all()
 
 
+@pytest.mark.slow
 @corrections
 @weighted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

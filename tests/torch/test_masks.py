@@ -32,6 +32,7 @@ def batches(draw):
     return shape, mask, given, draw(st.sampled_from(["bshd", "bhsd"])), draw(st.booleans())
 
 
+@pytest.mark.slow
 @given(batches())
 def test_padded_batch_is_the_ragged_loop(batch):
     """Each sequence of a padded batch: the keys and output it has alone, whatever the padding."""

@@ -30,6 +30,7 @@ def cumulative(sequences):
 lengths = st.lists(st.integers(0, 70), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=settings.default.max_examples // 2)
 @given(lengths.filter(any), lengths, st.sampled_from(["bshd", "bhsd"]), st.sampled_from([1, 2]),
        st.sampled_from([{"g": 0}, {"size": 9}]))  # fmt: skip

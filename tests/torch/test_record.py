@@ -23,6 +23,8 @@ from thinformer import attention, compress_kv
 from thinformer.torch.evaluation.record import as_arrays, record, survey
 from thinformer.torch.transformers import configure, register
 
+pytestmark = pytest.mark.slow
+
 TEXT = SMALL | {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LONG, SHORT = ({"input_ids": torch.arange(n)[None] % 50} for n in (300, 20))
 
