@@ -1,1 +1,8 @@
-"""Attention on NumPy arrays: which keys to keep, what they stand for, and the softmax over them."""
+"""Attention on NumPy arrays: which keys to keep, and the softmax over them.
+
+- `attention`: the public functions `attention` and `compress_kv`.
+- `options`: `KeySelection` and `LayerOptions`, the settings of attention; `settings`: their files.
+- `thinned`, `herding`, `landmarks`: three ways to select keys.
+- `softmax`: attention to the selected keys.
+- `padding`: from a mask to positions; `arguments`: shapes, the scale, finite entries.
+"""

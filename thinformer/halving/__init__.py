@@ -1,8 +1,8 @@
-"""The algorithm as data and as scalar steps, which both bodies share; no loop over points is here.
+"""The algorithm as data and as scalar steps, for every body; no loop over points is here.
 
-- `schedule`: which buckets are halved in which round.
-- `draws`: the random numbers of a schedule.
-- `steps`: the scalar steps of kernel halving.
-- `problem`: a batch of arrays as a list of independent problems.
-- `plan`: the schedule of a compression, and the draws as one row a problem.
+- `schedule`: what will be halved, in which buckets: a pure function of (n, size, delta).
+- `draws`: uniforms and coins, a pure function of (seed, head, round, position).
+- `steps`: the swap threshold and the decision of one pair of points.
+- `problem`: arrays of any layout as windows on their memory, one problem a head or point set.
+- `plan`: which schedule a compression runs, and its draws as rows.
 """

@@ -1,1 +1,7 @@
-"""What every folder uses: checks of arguments, threads, a progress bar, the machine."""
+"""What every layer uses; nothing here knows the algorithm.
+
+- `checks`: errors about arguments: each names the argument, what it got and what it takes.
+- `threads`: threads that kernels run on, made in each process.
+- `progress`: a progress bar on a terminal.
+- `machine`: the memory that a call takes, and the machine that figures belong to.
+"""

@@ -1,1 +1,5 @@
-"""Models of transformers with exact and with thinned attention: reading, recording, comparing."""
+"""Models of transformers with exact and with thinned attention: what `eval-model` measures.
+
+- `encoders`: models and their inputs; `record`: what their layers attend to.
+- `evaluate`: exact and thinned runs; `metrics`: how they are compared; `result`: the tables.
+"""
