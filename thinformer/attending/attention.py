@@ -15,7 +15,7 @@ from thinformer import bodies
 from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
 from thinformer.attending.herding import herd_keys
 from thinformer.attending.options import KeySelection
-from thinformer.attending.softmax import attend_to_landmarks, make_result, write_attention
+from thinformer.attending.softmax import make_result, write_attention, write_landmark_attention
 from thinformer.attending.thinned import thin_keys
 from thinformer.cpu.run import is_finite
 from thinformer.halving.draws import Draws, seed_from
@@ -248,7 +248,7 @@ def attention(
     seed = seed_from(rng) if draws is None else 0
     few = n_out < key.shape[1]
     if few and correction is not None:
-        chosen = attend_to_landmarks(
+        chosen = write_landmark_attention(
             query, key, value, output, weights, selection, n_out=n_out, scale=scale, seed=seed
         )
         indices, finite = chosen.indices, chosen.finite
@@ -266,11 +266,8 @@ def attention(
         check_finite(query=query, key=key, value=value)
     if not (few and correction is not None):
         write_attention(query, key, value, indices, scale, output, weights)
-    return Attended(
-        output.astype(given, copy=False),
-        None if weights is None else weights.astype(given, copy=False),
-        indices if return_indices else None,
-    )
+    of_keys = None if weights is None else weights.astype(given, copy=False)
+    return Attended(output.astype(given, copy=False), of_keys, indices if return_indices else None)
 
 
 def _check_special(special: str, of_thinning: bool, device: str) -> None:

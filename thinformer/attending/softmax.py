@@ -28,7 +28,7 @@ def attend(
     return output, of_keys
 
 
-def attend_to_landmarks(
+def write_landmark_attention(
     query: NDArray,
     key: NDArray,
     value: NDArray,

@@ -27,7 +27,9 @@ def attend_to_landmarks(
     query, key, value, valid, scale = heads
     seed = draw_seed(wanted.generator, key.device)
     if valid is None and wanted.dropout_p == 0 and not _differentiated(query, key, value):
-        output, of_keys, indices = calls.attend_to_landmarks(heads, selection, seed, wanted.weights)
+        output, of_keys, indices = calls.attend_without_gradient(
+            heads, selection, seed, wanted.weights
+        )
         return output, of_keys if wanted.weights else None, indices
     indices, counts, finite, sampled, summed, tau = calls.choose_landmarks(heads, selection, seed)
     wide, group = COMPUTED_IN[value.dtype], heads.group

@@ -37,7 +37,7 @@ def choose_landmarks(
     )  # fmt: skip
 
 
-def attend_to_landmarks(
+def attend_without_gradient(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, weights: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend to landmarks without a gradient: what `operators.attend_to_landmarks` returns."""

@@ -105,7 +105,7 @@ def attend_to_landmarks(
     query, key, value, _ = _arrays(heads)
     output, weights = softmax.make_result(query, value, kept, with_weights)
     with threads.on(team()):
-        chosen = softmax.attend_to_landmarks(
+        chosen = softmax.write_landmark_attention(
             query, key, value, output, weights, selection, n_out=kept, scale=heads.scale,
             seed=seed_from(int(seed)),
         )  # fmt: skip
