@@ -193,6 +193,7 @@ def test_transformers_take_the_object():
             function(g=3, options=OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"g": 1}, {"size": 20, "correction": "queries"}])
 def test_options_are_made_inside_a_compiled_graph(settings):
     """The function makes its object in the graph; a frozen dataclass breaks none."""
@@ -209,6 +210,7 @@ def test_options_are_made_inside_a_compiled_graph(settings):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 def test_options_are_made_inside_an_exported_graph():
     class Model(nn.Module):
         def forward(self, query, key, value):

@@ -48,6 +48,7 @@ def test_thin(capsys):
     assert capsys.readouterr().out == said
 
 
+@pytest.mark.slow
 def test_thin_a_point_set(capsys):
     *_, names = run_each(POINTS, together=True)
     assert names["coreset"].shape == (100, 2)
