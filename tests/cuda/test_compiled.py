@@ -20,6 +20,7 @@ from numba.cuda import compiler, dispatcher
 
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import draw, halve, pivots, run
+from thinformer.cuda.halve import threads_for
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 
@@ -94,7 +95,7 @@ def check_documented(stored, threads, used):
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
 def test_attention(stored, tmp_path):
     """Two blocks of 256 threads fit a multiprocessor, all in registers, read as vectors of four."""
-    threads, used = run.threads_for(4096, np.float32), []
+    threads, used = threads_for(4096, np.float32), []
     assert threads == 256
     kernel, dtype = attention_kernel(stored, threads)
     for capability, code in compiled(kernel, halve_signature(stored, np.dtype(dtype).name)):
@@ -127,7 +128,7 @@ def test_attention_in_small_blocks(threads, tmp_path):
 
 
 def test_attention_in_float64(tmp_path):
-    threads, used = run.threads_for(4096, np.float64), []
+    threads, used = threads_for(4096, np.float64), []
     kernel, _ = attention_kernel("float64", threads)
     for capability, code in compiled(kernel, halve_signature("float64", "float64")):
         assert code.count("ld.shared.v2.f64") == 2 * 4

@@ -9,6 +9,7 @@ from thinformer import (
 )
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import pivots, run, tiles
+from thinformer.cuda.halve import threads_for
 from thinformer.halving.plan import plan
 from thinformer.halving.steps import simple_factor
 from thinformer.measuring import speed
@@ -63,7 +64,7 @@ def counted(shape, itemsize):
     needed = done = numbers = seconds = 0
     for round_ in schedule.rounds:
         size = round_.largest_bucket
-        tile = run.threads_for(size, np.float32) // 2  # rows
+        tile = threads_for(size, np.float32) // 2  # rows
         ends = np.arange(tiles.PANEL, size + tiles.PANEL, tiles.PANEL)
         computed = 2 * (E + D) * sum(-(-end // tile) * tile * tiles.PANEL for end in ends)
         needed += B * H * round_.buckets * (E + D) * size**2

@@ -17,7 +17,7 @@ from numba.cuda.simulator import kernel as simulator
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from simulator import THREADS, Turns, memory
 
-from thinformer.cuda import arrays, draw, run
+from thinformer.cuda import arrays, draw, launches
 from thinformer.cuda.jit import SIMULATED
 
 
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 def small_blocks(monkeypatch):
     assert SIMULATED
     monkeypatch.setattr(simulator, "BlockManager", Turns)
-    monkeypatch.setattr(run, "threads_for", lambda largest_bucket, dtype: THREADS)
+    monkeypatch.setattr(launches, "threads_for", lambda largest_bucket, dtype: THREADS)
     monkeypatch.setattr(draw, "THREADS", THREADS)
 
 

@@ -154,7 +154,8 @@ def test_files_and_functions_fit_a_head(path):
     """No long file, no long function, and no long list of parameters but where they are flat."""
     text = path.read_text()
     compiled = folder(module_name(path)) in ("cpu", "cuda")
-    assert len(text.splitlines()) <= (COMPILED_LINES if compiled else LINES)
+    kernels = compiled and path.stem not in ("run", "launches", "arrays")
+    assert len(text.splitlines()) <= (COMPILED_LINES if kernels else LINES)
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.FunctionDef):
             continue

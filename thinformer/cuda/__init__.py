@@ -10,9 +10,10 @@ of a module in `thinformer.cpu` is the same step of the algorithm:
 - `pivots`: chooses landmarks as pivots of a Cholesky factorisation.
 - `run`: hands a schedule to the kernels, launch after launch.
 
-Two modules exist here only:
+Three modules exist here only:
 
 - `values`: kernel values of a tile, made of what `tiles` adds up (the CPU's are in `tiles` too).
+- `launches`: which rounds share a launch, and the tables that kernels read.
 - `arrays`: arrays of other libraries that are on a GPU already.
 
 To import the package loads nothing, and no module starts CUDA before something is computed.
