@@ -21,7 +21,7 @@ from thinformer import (
     thin,
 )
 from thinformer.cpu.run import embed
-from thinformer.cuda import run, tiles
+from thinformer.cuda import launches, run, tiles
 from thinformer.cuda.jit import cuda
 from thinformer.cuda.values import make_tabulate
 from thinformer.halving.problem import make_points
@@ -64,7 +64,7 @@ def test_any_size(S, size):
 
 def test_tiles_of_more_rows_than_a_panel(monkeypatch):
     """As in blocks of the size that GPUs get."""
-    monkeypatch.setattr(run, "threads_for", lambda largest_bucket, dtype: 128)
+    monkeypatch.setattr(launches, "threads_for", lambda largest_bucket, dtype: 128)
     rng = np.random.default_rng(0)
     problem, schedule, draws = points_problem(rng, "exponential", 150, 75, np.float64)
     expected, traces = reference_numpy(problem, schedule, draws)
