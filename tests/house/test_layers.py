@@ -122,7 +122,7 @@ def test_other_libraries_stay_in_their_place(path):
             assert place.startswith(ONLY[library]), f"{place} imports {library}"
 
 
-def test_numba_and_torch_are_loaded_when_needed():
+def test_numba_is_loaded_when_needed():
     """`numba` where something is computed: in the bodies, which no file imports at its top."""
     for name, path in MODULES.items():
         if folder(name) in ("cpu", "cuda", "torch", "measuring"):
