@@ -116,7 +116,7 @@ def compress_kv(
     key, value = bodies.float_array("key", key), bodies.float_array("value", value)
     checks.one_dtype(key=key.dtype.name, value=value.dtype.name)
     check_shapes(key.shape, value.shape)
-    selection = KeySelection(g=g, size=size, pre_thin=pre_thin, min_length=0)
+    selection = KeySelection(g, size, pre_thin, correction=None, min_length=0)
     given = seed_from(rng) if draws is None else draws
     if resident:
         from thinformer.cuda import arrays  # imports numba.cuda

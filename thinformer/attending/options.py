@@ -6,7 +6,7 @@ field of one of them: settings files, and all functions that take a `LayerOption
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from thinformer.halving.plan import PRE_THIN, Plan, plan
@@ -14,7 +14,13 @@ from thinformer.support import checks
 
 CORRECTIONS = ("nystrom", "queries")
 FALLBACKS = ("exact",)
-MIN_LENGTH = 256  # tokens below which a layer of a model stays exact
+UNSUPPORTED = ("raise", "exact")
+ERROR_THRESHOLD = 0.5  # of a fallback that names none
+# min_length="auto": thinning is faster from so many tokens on (`thinformer bench-models`), and where
+# there are at least so many tokens for each key that is kept
+FASTER_FROM = {"cpu": 2048}
+TOKENS_PER_KEY = 8
+NEVER = 2**62  # tokens, which no sequence has
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class KeySelection:
     pre_thin : {"even", "stride"}
         How a sequence is brought to a length that halves evenly; see `thinformer.compress_kv`.
     correction : {None, "nystrom", "queries"}
-        How the kept keys compensate for the others; see `thinformer.attention`.
+        How the kept keys compensate for the others; see `thinformer.attention`. None is the
+        published method.
     temperature : float or "auto", optional
         The temperature of a correction's kernel on keys. Without a correction, it selects the keys
         by herding.
-    min_length : int
-        A sequence of fewer tokens keeps all its keys.
+    min_length : int or "auto"
+        A sequence of fewer tokens keeps all its keys. "auto" thins where it is faster than exact
+        attention by what was measured on a CPU; see `least_length`.
 
     Raises
     ------
@@ -47,9 +55,9 @@ class KeySelection:
     g: int = 2
     size: int | None = None
     pre_thin: str = "even"
-    correction: str | None = None
+    correction: str | None = "queries"
     temperature: float | str | None = None
-    min_length: int = MIN_LENGTH
+    min_length: int | str = "auto"
 
     def __post_init__(self) -> None:
         _store(self, "g", checks.integer("g", self.g, 0))
@@ -70,7 +78,10 @@ class KeySelection:
                 f"pre_thin must be 'even' with a {special}, which does not thin; "
                 f"got {self.pre_thin!r}"
             )
-        _store(self, "min_length", checks.integer("min_length", self.min_length, 0))
+        if isinstance(self.min_length, str) and self.min_length != "auto":
+            raise ValueError(f"min_length must be 'auto' or an integer; got {self.min_length!r}")
+        if not isinstance(self.min_length, str):
+            _store(self, "min_length", checks.integer("min_length", self.min_length, 0))
 
     @property
     def method(self) -> str:
@@ -86,9 +97,31 @@ class KeySelection:
             return None
         return float(self.temperature)
 
+    def least_length(self, device: str = "cpu") -> int:
+        """The number of tokens from which on a sequence is thinned on a type of device.
+
+        It is `min_length`, if that is a number. "auto" asks for 2,048 tokens and for 8 tokens a
+        kept key, and never thins on a GPU, where nothing was measured.
+        """
+        if not isinstance(self.min_length, str):
+            return self.min_length
+        if device not in FASTER_FROM:
+            return NEVER
+        # 2^g sqrt(n) keys are an 8th of n tokens where n is (8 2^g)^2
+        enough = (TOKENS_PER_KEY << min(self.g, 25)) ** 2
+        if self.size is not None:
+            enough = TOKENS_PER_KEY * self.size
+        return max(FASTER_FROM[device], enough)
+
+    def on(self, device: str) -> KeySelection:
+        """The same selection, whose `min_length` is a number: that of a type of device."""
+        if not isinstance(self.min_length, str):
+            return self
+        return replace(self, min_length=self.least_length(device))
+
     def plan(self, tokens: int, delta: float = 0.5) -> Plan:
         """The plan of a sequence of that many tokens, and of the number of keys it keeps."""
-        size = tokens if tokens < self.min_length else self.size
+        size = tokens if tokens < self.least_length() else self.size
         return plan(tokens, self.g, size, delta, self.pre_thin)
 
 
@@ -100,12 +133,20 @@ class LayerOptions:
     ----------
     selection : KeySelection
         Which keys it keeps.
-    fallback : {None, "exact"}
-        What to do where the estimated error of a head is above `error_threshold`.
+    fallback : {"exact", None}
+        What to do where the estimated error of a head is above `error_threshold`. None: nothing,
+        and no error is estimated.
     error_threshold : float, optional
-        Not negative; required by a fallback.
+        Not negative; 0.5 with a fallback by default.
     exact : bool
         Leave the layer exact.
+    seed : int, optional
+        In evaluation a layer draws its random numbers from this seed and from its own weights, so
+        that layers differ and the same input gives the same output. In training, and where it is
+        None, each call draws a seed from torch's default generator.
+    unsupported : {"raise", "exact"}
+        What to do with attention that cannot be thinned: causal, biased, or with a mask that
+        differs by query. "exact" computes it as the model does by itself.
 
     Raises
     ------
@@ -115,15 +156,17 @@ class LayerOptions:
     Examples
     --------
     >>> from thinformer.torch import KeySelection, LayerOptions
-    >>> options = LayerOptions(KeySelection(size=64, correction="queries"))
-    >>> options.leaves_exact(queries=1000, keys=200), options.leaves_exact(queries=1000, keys=1000)
+    >>> options = LayerOptions(KeySelection(size=64))
+    >>> options.leaves_exact(queries=4000, keys=200), options.leaves_exact(queries=4000, keys=4000)
     (True, False)
     """
 
     selection: KeySelection = field(default_factory=KeySelection)
-    fallback: str | None = None
+    fallback: str | None = "exact"
     error_threshold: float | None = None
     exact: bool = False
+    seed: int | None = 0
+    unsupported: str = "raise"
 
     def __post_init__(self) -> None:
         if not isinstance(self.selection, KeySelection):
@@ -131,6 +174,9 @@ class LayerOptions:
                 f"selection must be a KeySelection; got {type(self.selection).__name__}"
             )
         checks.boolean("exact", self.exact)
+        checks.choice("unsupported", self.unsupported, UNSUPPORTED)
+        if self.seed is not None:
+            _store(self, "seed", checks.integer("seed", self.seed, 0))
         if self.fallback is None and self.error_threshold is not None:
             raise ValueError(
                 f"error_threshold belongs to a fallback, which is None; "
@@ -140,20 +186,21 @@ class LayerOptions:
             return
         checks.choice("fallback", self.fallback, FALLBACKS)
         if self.error_threshold is None:
-            raise ValueError(
-                f"error_threshold must be a number with fallback={self.fallback!r}: the estimated "
-                f"error above which the output is exact attention; got None"
-            )
-        if checks.finite_number("error_threshold", self.error_threshold) < 0:
+            _store(self, "error_threshold", ERROR_THRESHOLD)
+        elif checks.finite_number("error_threshold", self.error_threshold) < 0:
             raise ValueError(f"error_threshold must not be negative; got {self.error_threshold!r}")
 
-    def leaves_exact(self, queries: int, keys: int) -> bool:
+    def leaves_exact(self, queries: int, keys: int, device: str = "cpu") -> bool:
         """Whether attention of that many queries to that many keys is exact.
 
         It is for an `exact` layer, for fewer than `min_length` keys, and for a single query, which
-        is a step of decoding.
+        is a step of decoding. With "auto" the queries must be as many as the keys must be.
         """
-        return self.exact or queries == 1 or keys < self.selection.min_length
+        if self.exact or queries == 1:
+            return True
+        least = self.selection.least_length(device)
+        few_queries = isinstance(self.selection.min_length, str) and queries < least
+        return keys < least or few_queries
 
     def settings(self) -> dict[str, Any]:
         """All settings by name, those of the selection among them."""
@@ -202,3 +249,7 @@ def left_out(reason: str, made: LayerOptions, names: Any = SETTING_NAMES) -> Non
 def _store(options: Any, name: str, value: Any) -> None:
     """Store a checked field of a frozen object, once, while it is made."""
     object.__setattr__(options, name, value)
+
+
+# the method of the paper, for every length: no correction, and no control of the error
+PUBLISHED = LayerOptions(KeySelection(correction=None, min_length=0), fallback=None, seed=None)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.attention import attention
-from thinformer.attending.options import MIN_LENGTH
+
+MIN_LENGTH = 256
 from thinformer.attending.settings import WAYS
 from thinformer.halving.schedule import coreset_size
 from thinformer.measuring.quality import interleaved, load_file

@@ -7,19 +7,23 @@ except ImportError as error:
         "thinformer.torch needs torch, which is not installed: pip install 'thinformer[torch]'"
     ) from error
 
-from thinformer.attending.options import KeySelection, LayerOptions
+from thinformer.attending.options import PUBLISHED, KeySelection, LayerOptions
 from thinformer.attending.settings import load_settings
 from thinformer.torch.convert import Conversion, convert, revert
 from thinformer.torch.functional import thinformer_attention
 from thinformer.torch.module import ThinformerAttention
+from thinformer.torch.report import Report, report
 
 __all__ = [
+    "PUBLISHED",
     "Conversion",
     "KeySelection",
     "LayerOptions",
+    "Report",
     "ThinformerAttention",
     "convert",
     "load_settings",
+    "report",
     "revert",
     "thinformer_attention",
 ]

@@ -6,8 +6,8 @@ A module is swapped by giving it another class, so its weights, hooks and state_
 from __future__ import annotations
 
 import functools
-import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,14 +16,26 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.options import LayerOptions, given_options
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
-from thinformer.torch.attend.layer import checked_attention
+from thinformer.torch.attend.layer import Estimated, checked_attention
+from thinformer.torch.choose.seeds import seed_of_layer
+from thinformer.torch.layers import (
+    SDPA,
+    attention_modules,
+    attends,
+    names_in,
+    names_in_class,
+    path_of,
+)
 from thinformer.torch.multihead import ThinnedMultiheadAttention
+from thinformer.torch.report import note_exact, note_thinned
 
 # a processor of diffusers can be thinned if its code names one of these functions
-INTERCEPTED = {"scaled_dot_product_attention", "dispatch_attention_fn"}
+INTERCEPTED = {SDPA, "dispatch_attention_fn"}
+# attributes by which modules of timm say that they add a bias to the scores
+BIASES = ("relative_position_bias_table", "use_rel_pos", "rel_pos", "rel_pos_bias")
 
 
 class Conversion(NamedTuple):
@@ -47,18 +59,19 @@ def convert(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int = MIN_LENGTH,
-    correction: str | None = None,
+    min_length: int | str = "auto",
+    correction: str | None = "queries",
     temperature: float | str | None = None,
-    fallback: str | None = None,
+    fallback: str | None = "exact",
     error_threshold: float | None = None,
+    seed: int | None = 0,
+    unsupported: str = "raise",
     options: LayerOptions | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
 
-    Swaps the attention modules of timm and diffusers, those that call
-    ``scaled_dot_product_attention``, and ``torch.nn.MultiheadAttention``, also in
-    ``nn.TransformerEncoderLayer`` and in torchvision. Weights and state_dict keys stay as they are;
+    Swaps the modules of timm, diffusers and your own that call ``scaled_dot_product_attention``,
+    and ``torch.nn.MultiheadAttention``, also in ``nn.TransformerEncoderLayer`` and in torchvision. Weights and state_dict keys stay as they are;
     `revert` undoes it. (Models of transformers take `thinformer.torch.transformers.register`
     instead, TabPFN `thinformer.torch.tabpfn.register`.)
 
@@ -71,14 +84,21 @@ def convert(
         other; the other arguments are left out. A layer that is exact there is not swapped.
     g, size : int
         As in `thinformer.thinformer_attention`.
-    min_length : int
+    min_length : int or "auto"
         Attention over fewer keys stays exact, and so does a sequence with fewer tokens in a batch.
-        Attention of a single query is exact too.
-    correction : {None, "nystrom", "queries"}
+        Attention of a single query is exact too. "auto" thins where it was measured to be faster:
+        on a CPU, from 2,048 tokens on.
+    correction : {"queries", "nystrom", None}
     temperature : float or "auto", optional
-    fallback : {None, "exact"}
+        As in `thinformer.thinformer_attention`; ``correction=None`` is the published method.
+    fallback : {"exact", None}
     error_threshold : float, optional
-        As in `thinformer.thinformer_attention`.
+        Attention of a head whose estimated error is above it, 0.5 by default, is computed exactly.
+    seed : int, optional
+        In evaluation, the same input gives the same output: each layer draws from this seed and its
+        own weights. In training, or with None, a call draws from torch's default generator.
+    unsupported : {"raise", "exact"}
+        What the forward pass does with attention that cannot be thinned; see Notes.
     options : LayerOptions, optional
         All of these settings as one object; they are left out then.
 
@@ -95,21 +115,26 @@ def convert(
 
     Notes
     -----
-    In the forward pass, a layer that is not exact raises NotImplementedError for a causal mask, a
-    mask that differs by query, and a bias. ``nn.MultiheadAttention`` keeps its own meaning of
+    In the forward pass, a layer that is not exact raises NotImplementedError, and names itself, for
+    a causal mask, a mask that differs by query, a bias, and tensors with other than four axes; with
+    ``unsupported="exact"`` such attention is computed exactly. `report` lists what each layer did.
+    ``nn.MultiheadAttention`` keeps its own meaning of
     boolean masks, where True is left out. It returns weights (B, T, S) that are 0 for dropped keys.
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
     alone = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,
-        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold, seed=seed,
+        unsupported=unsupported,
     )  # fmt: skip
     revert(model)
     swapped, left = [], {}
     parents = {child: parent for parent in model.modules() for child in parent.children()}
     modules = dict(model.named_modules())
     classes = {name: _thinned(module, parents.get(module)) for name, module in modules.items()}
+    for name in modules.keys() - attention_modules(model).keys():
+        classes[name] = None, ""  # one that it holds attends
     names = [name for name, (thinned, _) in classes.items() if thinned is not None]
     each = dict.fromkeys(names, alone) if settings is None else of_layers(settings, alone, names)
     for name, module in modules.items():
@@ -126,6 +151,13 @@ def convert(
             _set(module, activation_relu_or_gelu=0)
         elif isinstance(module, nn.TransformerEncoder):
             _set(module, use_nested_tensor=False)
+    if not swapped and settings is None:
+        known = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
+        warnings.warn(
+            f"convert found no attention to thin in {type(model).__name__}; "
+            f"{known[:500] or 'it has no attention module'}",
+            stacklevel=2,
+        )
     return Conversion(swapped, left)
 
 
@@ -156,26 +188,23 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
         if isinstance(parent, nn.TransformerDecoderLayer) and module is parent.self_attn:
             return None, "the self-attention of a decoder is causal"
         return ThinnedMultiheadAttention, ""
-    if cls.__module__.startswith("timm.") and hasattr(module, "fused_attn"):
-        if not module.fused_attn:
-            return None, "it does not call scaled_dot_product_attention (fused_attn is False)"
-        return _through_sdpa(cls), ""  # type: ignore[arg-type]
+    if not attends(module):
+        return None, ""
+    if cls.__module__.startswith("transformers."):
+        return None, "models of transformers take thinformer.torch.transformers.register"
     if cls.__module__.startswith("diffusers.") and hasattr(module, "processor"):
         processor = type(module.processor)
         if not INTERCEPTED & names_in(processor.__call__):
-            return None, f"{processor.__name__} does not call scaled_dot_product_attention"
+            return None, f"{processor.__name__} does not call {SDPA}"
         return _through_sdpa(cls), ""  # type: ignore[arg-type]
-    if cls.__module__.startswith("transformers.") and "attention" in cls.__name__.lower():
-        return None, "models of transformers take thinformer.torch.transformers.register"
-    if "attention" in cls.__name__.lower():
-        return None, f"{cls.__module__}.{cls.__name__} is not known"
-    return None, ""
-
-
-def names_in(function: Any) -> set[str]:
-    """The names that a function mentions."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return set() if code is None else set(code.co_names)
+    if not getattr(module, "fused_attn", True):
+        return None, f"it does not call {SDPA} (fused_attn is False)"
+    if SDPA not in names_in_class(cls):
+        return None, f"{cls.__name__} does not call {SDPA}"
+    biases = [name for name in BIASES if getattr(module, name, None) not in (None, False)]
+    if biases:
+        return None, f"it adds a relative position bias ({biases[0]})"
+    return _through_sdpa(cls), ""  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -188,12 +217,12 @@ class _ThroughSDPA:
     thinformer: LayerOptions
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        calls = _Instead(self.thinformer)
+        calls = _Instead(self)  # type: ignore[arg-type]
         with calls:
             output = super().forward(*args, **options)  # type: ignore[misc]
         if not (calls.seen or torch.compiler.is_compiling()):  # which does not see what it wrote
             raise NotImplementedError(
-                f"{type(self).__name__} attends without scaled_dot_product_attention now, so it "
+                f"{path_of(self)}: it attends without {SDPA} now, so it "  # type: ignore[arg-type]
                 f"was not thinned; revert(model) leaves it exact"
             )
         return output
@@ -209,23 +238,23 @@ def _unpickled(cls: type) -> Any:
 
 
 class _Instead(TorchFunctionMode):
-    """While active, calls of scaled_dot_product_attention are thinned."""
+    """While active, a module's calls of scaled_dot_product_attention are thinned."""
 
-    def __init__(self, layer: LayerOptions) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.module = module
         self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is scaled_dot_product_attention:
             self.seen = True
-            return _attend(self.layer, *args, **options)
+            return _attend(self.module, *args, **options)
         return func(*args, **options)
 
 
 def _attend(
-    layer: LayerOptions,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -235,13 +264,48 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """scaled_dot_product_attention, thinned where its options say so."""
-    if layer.leaves_exact(query.shape[-2], key.shape[-2]):
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    """scaled_dot_product_attention, thinned where the module's options say so."""
+    layer, T, S, device = module.thinformer, query.shape[-2], key.shape[-2], query.device
+    reason = None
+    if not layer.leaves_exact(T, S, device.type):
+        try:
+            attended = _thinned_call(
+                module, query, key, value,
+                Call(scale, None, _as_masks(attn_mask), is_causal, enable_gqa, layout="bhsd"),
+                dropout_p,
+            )  # fmt: skip
+        except NotImplementedError as error:
+            reason = str(error)
+        else:
+            note_thinned(module, layer, T, S, attended)
+            return attended.output
+    if reason and layer.unsupported == "raise":
+        raise NotImplementedError(
+            f"{path_of(module)}: {reason}. Leave such layers exact with "
+            f"convert(model, unsupported='exact')"
         )
-    if attn_mask is not None and attn_mask.is_floating_point():
-        # masks of diffusers hold -10,000 where a key is left out; its exponential is 0
-        attn_mask = attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)
-    call = Call(scale, None, attn_mask, is_causal, enable_gqa, layout="bhsd")
-    return checked_attention(query, key, value, layer, call, Wanted(dropout_p=dropout_p)).output
+    note_exact(module, layer, T, S, device.type, reason)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _thinned_call(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call,
+    dropout_p: float,
+) -> Estimated:  # fmt: skip
+    """Attend to few keys; raises NotImplementedError for what cannot be thinned."""
+    if query.ndim != 4:
+        raise NotImplementedError(
+            f"it attends with tensors of {query.ndim} axes, and thinformer takes 4, (B, H, T, E)"
+        )
+    layer = module.thinformer
+    wanted = Wanted(dropout_p=dropout_p, seed=seed_of_layer(module, layer.seed, query.device))
+    return checked_attention(query, key, value, layer, call, wanted)
+
+
+def _as_masks(attn_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask of a call; -10,000, which diffusers adds where a key is left out, becomes -inf."""
+    if attn_mask is None or not attn_mask.is_floating_point():
+        return attn_mask
+    return attn_mask.masked_fill(attn_mask == -10_000.0, -torch.inf)  # whose exponential is 0

@@ -181,7 +181,7 @@ def thinformer_attention(
     torch.Size([2, 8, 1024, 16])
     """
     selection = KeySelection(g, size, correction=correction, temperature=temperature, min_length=0)
-    layer = LayerOptions(selection, fallback=fallback, error_threshold=error_threshold)
+    layer = LayerOptions(selection, fallback, error_threshold, seed=None)
     checks.choice("layout", layout, LAYOUTS)
     given = query
     query, key, value, key_padding_mask = ragged.padded(

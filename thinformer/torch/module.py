@@ -147,7 +147,7 @@ class ThinformerAttention(nn.Module):
             "temperature": temperature, "fallback": fallback, "error_threshold": error_threshold,
         }  # fmt: skip
         if options is None:
-            self.options = layer_options(**settings, min_length=0)
+            self.options = layer_options(**settings, min_length=0, seed=None)
         else:
             self.options = given_options(options, **settings)
         self.scale = None if scale is None else checks.positive("scale", scale)

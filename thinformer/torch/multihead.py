@@ -10,6 +10,11 @@ from thinformer.attending.options import LayerOptions
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.attend.masks import keys_attended
+from thinformer.torch.choose.seeds import seed_of_layer
+from thinformer.torch.layers import path_of
+from thinformer.torch.report import note_exact, note_thinned
+
+WEIGHTS = "need_weights=True with a fallback, which has weights of all keys"
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):
@@ -30,20 +35,46 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend as nn.MultiheadAttention does; weights of dropped keys are 0.
 
-        With a fallback no weights are returned: exact attention has weights of all keys.
+        With a fallback, a call that wants the weights is exact: a head that falls back has weights
+        of all keys.
         """
-        batched = query.dim() == 3
-        tokens = int(batched and self.batch_first)
-        if self.thinformer.leaves_exact(query.shape[tokens], key.shape[tokens]):
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
-                is_causal,
-            )  # fmt: skip
-        if need_weights and self.thinformer.fallback is not None:
-            raise ValueError(
-                "need_weights must be False with a fallback: exact attention has weights of all "
-                "keys"
+        layer, tokens = self.thinformer, int(query.dim() == 3 and self.batch_first)
+        T, S, device = query.shape[tokens], key.shape[tokens], query.device.type
+        reason = None
+        if not layer.leaves_exact(T, S, device):
+            try:
+                if need_weights and layer.fallback is not None:
+                    raise NotImplementedError(WEIGHTS)
+                return self._thinned(
+                    query, key, value, key_padding_mask, need_weights, attn_mask,
+                    average_attn_weights, is_causal,
+                )  # fmt: skip
+            except NotImplementedError as error:
+                reason = str(error)
+        if reason and reason != WEIGHTS and layer.unsupported == "raise":
+            raise NotImplementedError(
+                f"{path_of(self)}: {reason}. Leave such layers exact with "
+                f"convert(model, unsupported='exact')"
             )
+        note_exact(self, layer, T, S, device, reason)
+        return super().forward(
+            query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
+            is_causal,
+        )  # fmt: skip
+
+    def _thinned(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None,
+        need_weights: bool,
+        attn_mask: torch.Tensor | None,
+        average_attn_weights: bool,
+        is_causal: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend to few keys; raises NotImplementedError for what cannot be thinned."""
+        batched = query.dim() == 3
         if not batched:
             query, key, value = (x[None] for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
@@ -60,8 +91,12 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.view(B, H, T, S)
         call = Call(key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal)
-        wanted = Wanted(need_weights, dropout_p=self.dropout if self.training else 0.0)
+        wanted = Wanted(
+            need_weights, dropout_p=self.dropout if self.training else 0.0,
+            seed=seed_of_layer(self, self.thinformer.seed, query.device),
+        )  # fmt: skip
         attended = checked_attention(query, key, value, self.thinformer, call, wanted)
+        note_thinned(self, self.thinformer, T, S, attended)
         output, weights = self.out_proj(attended.output.flatten(-2)), None
         if attended.weights is not None and attended.indices is not None:
             places = attended.indices.clamp(min=0)[:, :, None].expand_as(attended.weights)

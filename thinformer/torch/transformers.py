@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,17 +24,22 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
-from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
+from thinformer.attending.options import LayerOptions, given_options
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
-from thinformer.torch.convert import names_in
+from thinformer.torch.choose.seeds import seed_of_layer
+from thinformer.torch.layers import path_of, through_interface
+from thinformer.torch.report import note_exact, note_thinned
 
 # arguments of models that do not change the scores; any other argument raises
 HARMLESS = {
     "position_ids", "cache_position", "use_cache", "deterministic", "num_items_in_batch",
     "output_hidden_states", "output_router_logits", "return_dict", "encoder_hidden_states",
 }  # fmt: skip
+# arguments that transformers' own function for SDPA takes, or that its masks hold
+OF_SDPA = HARMLESS | {"dropout", "scaling", "position_bias", "sliding_window"}
+REGISTERED: set[str] = set()  # the names of implementations that thin
 
 
 def register(
@@ -40,11 +47,13 @@ def register(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int = MIN_LENGTH,
-    correction: str | None = None,
+    min_length: int | str = "auto",
+    correction: str | None = "queries",
     temperature: float | str | None = None,
-    fallback: str | None = None,
+    fallback: str | None = "exact",
     error_threshold: float | None = None,
+    seed: int | None = 0,
+    unsupported: str = "raise",
     options: LayerOptions | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
@@ -59,31 +68,40 @@ def register(
         Several names may be registered, each with its own settings.
     g, size : int
         As in `thinformer.thinformer_attention`.
-    min_length : int
+    min_length : int or "auto"
         Attention over fewer keys stays exact, and so does a sequence with fewer tokens in a batch.
-        Attention of a single query, a step of decoding, is exact too.
-    correction : {None, "nystrom", "queries"}
+        Attention of a single query, a step of decoding, is exact too. "auto" thins where it was
+        measured to be faster: on a CPU, from 2,048 tokens on.
+    correction : {"queries", "nystrom", None}
     temperature : float or "auto", optional
-    fallback : {None, "exact"}
+        As in `thinformer.thinformer_attention`; ``correction=None`` is the published method.
+    fallback : {"exact", None}
     error_threshold : float, optional
-        As in `thinformer.thinformer_attention`.
+        Attention of a head whose estimated error is above it, 0.5 by default, is computed exactly.
+    seed : int, optional
+        In evaluation, the same input gives the same output: each layer draws from this seed and its
+        own weights. In training, or with None, a call draws from torch's default generator.
+    unsupported : {"raise", "exact"}
+        What the forward pass does with attention that cannot be thinned; see Notes.
     options : LayerOptions, optional
         All of these settings as one object; they are left out then.
+        ``options=thinformer.torch.PUBLISHED`` is the method of the paper without any control.
 
     Notes
     -----
-    A text keeps the same keys alone and in a padded batch. Each layer draws a seed from torch's
-    default generator, so ``torch.manual_seed`` before a forward pass makes it reproducible.
-    `configure` changes the settings of single layers.
+    A text keeps the same keys alone and in a padded batch. `configure` changes the settings of
+    single layers, `calibrate` finds them, and `thinformer.torch.report` says what each layer did.
 
-    The forward pass raises NotImplementedError, and names the layer, for causal attention of more
-    than one query; for ``position_bias``, ``softcap``, ``s_aux``, ``sliding_window``,
-    ``cu_seq_lens_q``, ``output_attentions`` and every other argument that is not known to be
-    harmless; and for a mask that differs by query.
+    What cannot be thinned is causal attention of more than one query; a mask that differs by query;
+    ``position_bias``, ``softcap``, ``s_aux``, ``sliding_window``, ``cu_seq_lens_q``,
+    ``output_attentions`` and every other argument that is not known to be harmless. The forward
+    pass raises NotImplementedError and names the layer, or with ``unsupported="exact"`` attends as
+    the model does with ``"sdpa"``, or with ``"eager"`` where that cannot be.
     """
     of_model = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,
-        temperature=temperature, fallback=fallback, error_threshold=error_threshold,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold, seed=seed,
+        unsupported=unsupported,
     )  # fmt: skip
 
     def thinformer(
@@ -93,10 +111,11 @@ def register(
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **others: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layer = getattr(module, "thinformer", of_model)
         return _forward(layer, module, query, key, value, attention_mask, **others)
 
+    REGISTERED.add(name)
     AttentionInterface.register(name, thinformer)
     AttentionMaskInterface.register(name, _mask)
 
@@ -107,11 +126,13 @@ def configure(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int = MIN_LENGTH,
-    correction: str | None = None,
+    min_length: int | str = "auto",
+    correction: str | None = "queries",
     temperature: float | str | None = None,
-    fallback: str | None = None,
+    fallback: str | None = "exact",
     error_threshold: float | None = None,
+    seed: int | None = 0,
+    unsupported: str = "raise",
     exact: bool = False,
     options: LayerOptions | None = None,
 ) -> None:
@@ -126,7 +147,7 @@ def configure(
     settings : path or dict, optional
         A file that `thinformer tune` wrote, or what `thinformer.torch.load_settings` returns. It
         must name every attention layer of the model and no other; the other arguments are left out.
-    g, size, min_length, correction, temperature, fallback, error_threshold
+    g, size, min_length, correction, temperature, fallback, error_threshold, seed, unsupported
         As in `register`.
     exact : bool
         Leave the layer's attention as it is with ``attn_implementation="sdpa"``, causal or not.
@@ -140,13 +161,15 @@ def configure(
     """
     alone = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,
-        temperature=temperature, fallback=fallback, error_threshold=error_threshold, exact=exact,
+        temperature=temperature, fallback=fallback, error_threshold=error_threshold, seed=seed,
+        unsupported=unsupported, exact=exact,
     )  # fmt: skip
+    attending = attention_layers(layer)
+    _check_routed(layer, attending)
     if settings is None:
         for module in layer.modules():
             module.thinformer = alone  # type: ignore[assignment]
         return
-    attending = attention_layers(layer)
     each = of_layers(settings, alone, attending)
     for module in layer.modules():  # a module that hides its attention stays exact
         module.thinformer = LayerOptions(exact=True)  # type: ignore[assignment]
@@ -156,11 +179,7 @@ def configure(
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that attend through transformers' interface, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if "ALL_ATTENTION_FUNCTIONS" in names_in(type(module).forward)
-    }
+    return {name: module for name, module in model.named_modules() if through_interface(module)}
 
 
 def why_exact(
@@ -171,30 +190,30 @@ def why_exact(
     options: Mapping[str, Any],
 ) -> str | None:
     """Why a call of a module's attention cannot be thinned; None if it can."""
-    layer = layer_name(module)
-    unknown = [
-        name
-        for name, option in options.items()
-        if name not in HARMLESS and option is not None and option is not False
-    ]
+    unknown = _unknown(options, HARMLESS)
     if unknown:
-        return f"{layer} attends with {', '.join(unknown)}, which thinformer does not take"
-    # transformers' own rule: without a mask, a module that does not say is causal
-    causal = is_causal
-    if causal is None:
-        causal = getattr(module, "is_causal", attention_mask is None)
-    if causal and queries > 1:
+        return f"it attends with {', '.join(unknown)}, which thinformer does not take"
+    if _causal(module, attention_mask, is_causal) and queries > 1:
         return (
-            f"{layer} is causal, and thinformer attention is not: its keys stand for all of them, "
-            f"whatever their order"
+            "it is causal, and thinformer attention is not: its keys stand for all of them, "
+            "whatever their order"
         )
     return None
 
 
-def layer_name(module: nn.Module) -> str:
-    """A module's name in errors; the module does not know its name in the model."""
-    index = getattr(module, "layer_idx", None)
-    return type(module).__name__ + ("" if index is None else f" (layer {index})")
+def _unknown(options: Mapping[str, Any], known: set[str]) -> list[str]:
+    return [
+        name
+        for name, option in options.items()
+        if name not in known and option is not None and option is not False
+    ]
+
+
+def _causal(module: nn.Module, mask: torch.Tensor | None, is_causal: bool | None) -> bool:
+    """Whether a call is causal, by transformers' own rule."""
+    if is_causal is None:  # without a mask, a module that does not say is causal
+        return getattr(module, "is_causal", mask is None)
+    return is_causal
 
 
 def _forward(
@@ -209,27 +228,91 @@ def _forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
-    if not layer.exact:
-        reason = why_exact(module, query.shape[2], attention_mask, is_causal, options)
-        if reason:
-            raise NotImplementedError(
-                f"{reason}; leave it exact with "
-                f"thinformer.torch.transformers.configure(layer, exact=True)"
-            )
-    if layer.leaves_exact(query.shape[2], key.shape[2]):
+    T, S, device = query.shape[2], key.shape[2], query.device
+    short = layer.leaves_exact(T, S, device.type)
+    reason = None if layer.exact else why_exact(module, T, attention_mask, is_causal, options)
+    if not (reason or short):
+        try:
+            call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
+            wanted = Wanted(dropout_p=dropout, seed=seed_of_layer(module, layer.seed, device))
+            attended = checked_attention(query, key, value, layer, call, wanted)
+        except NotImplementedError as error:
+            reason = str(error)
+        else:
+            note_thinned(module, layer, T, S, attended)
+            return attended.output.transpose(1, 2).contiguous(), None
+    of_weights = short and _unknown(options, HARMLESS) == ["output_attentions"]
+    if reason and layer.unsupported == "raise" and not of_weights:  # exact weights are returned
+        raise NotImplementedError(f"{path_of(module)}: {reason}. {_remedy(options)}")
+    note_exact(module, layer, T, S, device.type, reason)
+    return _as_the_model(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+        is_causal=is_causal, **options,
+    )  # fmt: skip
+
+
+def _remedy(options: Mapping[str, Any]) -> str:
+    """What to do about an error of the forward pass."""
+    if options.get("output_attentions"):
+        return "model.set_attn_implementation('eager') returns the weights"
+    return (
+        "Leave such layers exact with register(unsupported='exact'), or this one with "
+        "thinformer.torch.transformers.configure(layer, exact=True)"
+    )
+
+
+def _as_the_model(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    is_causal: bool | None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend exactly, by SDPA; by the model's own function with arguments that SDPA lacks."""
+    unknown = _unknown(options, OF_SDPA)
+    if not unknown:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-            is_causal=is_causal, **options,
-        )  # fmt: skip
-    try:
-        call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
-        wanted = Wanted(dropout_p=dropout)
-        attended = checked_attention(query, key, value, layer, call, wanted)
-    except NotImplementedError as error:
-        raise NotImplementedError(f"{layer_name(module)}: {error}") from None
-    return attended.output.transpose(1, 2).contiguous(), None
+            module, query, key, value, attention_mask, is_causal=is_causal, **options
+        )
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise NotImplementedError(
+            f"{path_of(module)}: it attends with {', '.join(unknown)}, for which "
+            f"{type(module).__module__} has no eager_attention_forward"
+        )
+    T, S = query.shape[2], key.shape[2]
+    if attention_mask is None and T > 1 and _causal(module, attention_mask, is_causal):
+        attention_mask = torch.ones(T, S, dtype=torch.bool, device=key.device).tril(S - T)[
+            None, None
+        ]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        hidden = torch.zeros((), dtype=query.dtype, device=query.device)
+        attention_mask = hidden.masked_fill(~attention_mask, torch.finfo(query.dtype).min)
+    return eager(module, query, key, value, attention_mask, **options)
+
+
+def _check_routed(layer: nn.Module, attending: Mapping[str, nn.Module]) -> None:
+    """Warn where the settings of a layer or model have no effect."""
+    if not attending:
+        warnings.warn(
+            f"{type(layer).__name__} has no layer that attends through transformers' "
+            f"AttentionInterface: its attention stays exact",
+            stacklevel=3,
+        )
+        return
+    module = next(iter(attending.values()))
+    used = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if used is not None and used not in REGISTERED:
+        warnings.warn(
+            f"{type(layer).__name__} attends by {used!r}, so its settings have no effect before "
+            f"register() and model.set_attn_implementation('thinformer')",
+            stacklevel=3,
+        )
 
 
 def _mask(

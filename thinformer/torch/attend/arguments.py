@@ -41,7 +41,9 @@ class Wanted(NamedTuple):
     dropout_p : float
         The probability that a weight is dropped.
     generator : torch.Generator or None
-        Where seeds are drawn from; torch's default generator if None.
+        Where a seed is drawn from; torch's default generator if None.
+    seed : int64 tensor without axes, or None
+        The seed of all random numbers, instead of one that is drawn.
     query_mask : (B, T) bool tensor or None
         Which queries there are, where the masks of keys do not say it.
     """
@@ -50,6 +52,7 @@ class Wanted(NamedTuple):
     error: bool = False
     dropout_p: float = 0.0
     generator: torch.Generator | None = None
+    seed: torch.Tensor | None = None
     query_mask: torch.Tensor | None = None
 
 

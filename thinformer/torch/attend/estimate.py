@@ -1,4 +1,4 @@
-r"""The error of an attention output, estimated from few queries; and exact attention as fallback.
+r"""The error of an attention output, estimated from few queries; and exact attention.
 
 The relative error of a head, with output rows :math:`o_t` and exact rows :math:`e_t` for all T
 queries, is
@@ -16,16 +16,17 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
+from thinformer.torch.choose.seeds import uniforms
 
 QUERIES = 32  # queries a head; the spread of estimates falls as one over the root
+STREAM = 0x657374696D617465  # sets their random numbers apart from those of the keys
 
 
 def estimate_error(
     heads: Heads,
     output: torch.Tensor,
     indices: torch.Tensor,
-    *,
-    generator: torch.Generator | None = None,
+    seed: torch.Tensor,
     query_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Estimate the relative error of an output: (B, H), float32 or float64, without gradient.
@@ -36,8 +37,8 @@ def estimate_error(
     output : (B, T, H, D) tensor
     indices : (B, H_kv, n_out) int64 tensor
         The keys kept, -1 for none.
-    generator : torch.Generator, optional
-        Draws once, and the same for every sequence.
+    seed : int64 tensor without axes
+        That of the keys, from which other random numbers follow, the same for every sequence.
     query_mask : (B, T) bool tensor, optional
         Which queries there are; all of them by default.
 
@@ -57,7 +58,7 @@ def estimate_error(
     if T == 0:
         return output.new_zeros((B, H), dtype=wide)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        positions, counted = draw_queries(B, T, H, query_mask, generator, query.device)
+        positions, counted = draw_queries(B, T, H, query_mask, seed)
         few, approximate = (
             torch.take_along_dim(x, positions.transpose(1, 2)[..., None], dim=1)
             for x in (query, output)
@@ -84,8 +85,7 @@ def draw_queries(
     T: int,
     H: int,
     query_mask: torch.Tensor | None,
-    generator: torch.Generator | None,
-    device: torch.device,
+    seed: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw positions (B, H, m), and which of them count (B, m): one of each of m equal strata.
 
@@ -93,45 +93,19 @@ def draw_queries(
     sequence with fewer than m queries has strata of no query and of one: each of its queries counts
     once. All sequences share the random numbers, so that a sequence has the queries it has alone.
     """
-    drawn_on = device if generator is None else generator.device
-    room = torch.empty((H, QUERIES + 1), dtype=torch.float64, device=drawn_on)
-    uniforms = room.uniform_(generator=generator).to(device)
+    device = seed.device
+    numbers = uniforms(seed ^ STREAM, (H, QUERIES + 1))
     everyone = torch.full((B, 1), T, device=device)
     lengths = everyone if query_mask is None else query_mask.sum(-1, keepdim=True)
     bounds = torch.arange(QUERIES + 1, device=device) * lengths // QUERIES
     widths = bounds.diff()
-    start = (uniforms[:, :1] * lengths[:, None]).long()
-    inside = (uniforms[:, 1:] * widths[:, None]).long()
+    start = (numbers[:, :1] * lengths[:, None]).long()
+    inside = (numbers[:, 1:] * widths[:, None]).long()
     ranks = (start + bounds[:, None, :-1] + inside) % lengths.clamp(min=1)[:, None]
     if query_mask is None:
         return ranks, widths > 0
     order = query_mask.int().argsort(descending=True, stable=True)
     return order[:, None].expand(-1, H, -1).gather(2, ranks), widths > 0
-
-
-def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
-    """Return the output (B, T, H, D) with exact attention where `above`, (B, H) bool.
-
-    Exact attention is computed for these heads of these sequences only, so the CPU reads how many
-    they are.
-    """
-    if torch.compiler.is_compiling():
-        raise NotImplementedError(
-            "fallback must be None in a compiled graph: how many heads are above error_threshold "
-            "would have to be known; compile with fullgraph=False, or leave the attention out of "
-            "it with torch.compiler.disable"
-        )
-    query, key, value, valid, scale = heads
-    sequences, chosen = above.nonzero(as_tuple=True)
-    if len(sequences) == 0:
-        return output
-    shared = chosen // heads.group
-    there = None if valid is None else valid[sequences]
-    exact = exact_attention(
-        query[sequences, None, :, chosen], key[sequences, None, :, shared],
-        value[sequences, None, :, shared], there, scale,
-    )[:, 0].to(output.dtype)  # fmt: skip
-    return output.transpose(1, 2).index_put((sequences, chosen), exact).transpose(1, 2)
 
 
 def exact_attention(
@@ -140,11 +114,14 @@ def exact_attention(
     value: torch.Tensor,
     valid: torch.Tensor | None,
     scale: float,
+    dropout_p: float = 0.0,
 ) -> torch.Tensor:
     """Softmax attention (B, H, T, D) to the valid keys (B, H, S, E); 0 where none is valid."""
     if valid is None:
-        return scaled_dot_product_attention(query, key, value, scale=scale)
+        return scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale)
     # a masked key may be NaN, and 0 times NaN is not 0
     key, value = (x.masked_fill(~valid[:, None, :, None], 0) for x in (key, value))
     present = valid | ~valid.any(-1, keepdim=True)
-    return scaled_dot_product_attention(query, key, value, present[:, None, None], scale=scale)
+    return scaled_dot_product_attention(
+        query, key, value, present[:, None, None], dropout_p, scale=scale
+    )

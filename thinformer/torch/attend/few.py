@@ -9,15 +9,13 @@ from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
 from thinformer.torch.choose.calls import choose_keys
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
-from thinformer.torch.choose.seeds import draw_seed
 
 
 def attend_to_few(
-    heads: Heads, selection: KeySelection, wanted: Wanted
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
     query, key, value, valid, scale = heads
-    seed = draw_seed(wanted.generator, key.device)
     indices, counts, finite = choose_keys(heads, selection, seed)
     key, value = _gather(key, indices), _gather(value, indices)
     used = slots = None

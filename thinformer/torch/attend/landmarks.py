@@ -17,15 +17,13 @@ from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
 from thinformer.torch.choose import calls
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
-from thinformer.torch.choose.seeds import draw_seed
 
 
 def attend_to_landmarks(
-    heads: Heads, selection: KeySelection, wanted: Wanted
+    heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
     query, key, value, valid, scale = heads
-    seed = draw_seed(wanted.generator, key.device)
     if valid is None and wanted.dropout_p == 0 and not _differentiated(query, key, value):
         output, of_keys, indices = calls.attend_without_gradient(
             heads, selection, seed, wanted.weights

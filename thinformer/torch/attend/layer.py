@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import torch
 
-from thinformer.attending.options import KeySelection, LayerOptions
+from thinformer.attending.options import NEVER, KeySelection, LayerOptions
 from thinformer.support import checks
 from thinformer.torch.attend.arguments import Call, Wanted, check_generator, checked_heads
-from thinformer.torch.attend.estimate import estimate_error, fall_back
+from thinformer.torch.attend.estimate import estimate_error
+from thinformer.torch.attend.fallback import fall_back
 from thinformer.torch.attend.few import attend_to_few
 from thinformer.torch.attend.landmarks import attend_to_landmarks
 from thinformer.torch.choose.calls import keys_kept
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
+from thinformer.torch.choose.seeds import draw_seed
 
-ALL_KEYS = KeySelection(min_length=2**62)  # which no sequence reaches
+ALL_KEYS = KeySelection(correction=None, min_length=NEVER)
 
 
 class Estimated(NamedTuple):
@@ -50,16 +52,11 @@ def checked_attention(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As `checked_heads`; dropout out of its range, or beside an error estimate or a fallback.
+        As `checked_heads`; dropout out of its range.
     """
     if not 0 <= checks.finite_number("dropout_p", wanted.dropout_p) < 1:
         raise ValueError(f"dropout_p must lie in [0, 1); got {wanted.dropout_p}")
     check_generator(wanted.generator)
-    if wanted.dropout_p and (wanted.error or layer.fallback is not None):
-        raise ValueError(
-            f"dropout_p must be 0 with an error estimate or a fallback, as what is dropped would "
-            f"count as error; got {wanted.dropout_p}"
-        )
     heads = checked_heads(query, key, value, call)
     attended = attend(heads, layer, wanted)
     if call.layout == "bhsd":
@@ -73,34 +70,44 @@ def attend(heads: Heads, layer: LayerOptions, wanted: Wanted) -> Estimated:
     Raises
     ------
     NotImplementedError
-        Herding on a GPU; a fallback in a compiled graph.
+        Herding on a GPU.
     """
-    selection = ALL_KEYS if layer.exact else layer.selection
+    device = heads.key.device
+    selection = ALL_KEYS if layer.exact else layer.selection.on(device.type)
     if selection.method == "herding" and heads.key.is_cuda:
         raise NotImplementedError(
             f"temperature must be None without a correction on a GPU, where keys are not herded; "
             f"got {selection.temperature!r}. Use temperature=None, or a correction, or tensors on "
             f"the CPU"
         )
-    (B, T, H, _), S = heads.query.shape, heads.key.shape[1]
+    (B, _, H, _), S = heads.query.shape, heads.key.shape[1]
+    seed = wanted.seed
+    if seed is None:
+        seed = draw_seed(wanted.generator, device)
     # fitting all keys to themselves would solve for S unknowns; a compiled graph serves any S
     exact = heads.valid is None and not torch.compiler.is_compiling()
     exact = exact and keys_kept(S, selection, padded=False) == S
     to_landmarks = selection.correction is not None and not exact
     attend_to = attend_to_landmarks if to_landmarks else attend_to_few
-    output, weights, indices = attend_to(heads, selection, wanted)
+    output, weights, indices = attend_to(heads, selection, seed, wanted)
     if not wanted.error and layer.error_threshold is None:
         return Estimated(output, weights, indices, None)
     if exact:
         zeros = heads.query.new_zeros((B, H), dtype=COMPUTED_IN[heads.value.dtype])
         return Estimated(output, weights, indices, zeros)
-    query_mask = wanted.query_mask
-    if query_mask is None and T == S:  # queries and keys are the same tokens
-        query_mask = heads.valid
-    error = estimate_error(
-        heads, output, indices, generator=wanted.generator, query_mask=query_mask
-    )
+    estimated = output
+    if wanted.dropout_p:  # what is dropped is no error
+        with torch.no_grad():
+            estimated = attend_to(heads, selection, seed, Wanted())[0]
+    error = estimate_error(heads, estimated, indices, seed, _queries_there(heads, wanted))
     if layer.error_threshold is not None:
         above = ~(error <= layer.error_threshold)  # NaN is
-        output = fall_back(heads, output, above)
+        output = fall_back(heads, output, above, seed, wanted.dropout_p)
     return Estimated(output, weights, indices, error)
+
+
+def _queries_there(heads: Heads, wanted: Wanted) -> torch.Tensor | None:
+    """Which queries there are, (B, T) bool: those of valid tokens, where they are the keys' own."""
+    if wanted.query_mask is None and heads.query.shape[1] == heads.key.shape[1]:
+        return heads.valid
+    return wanted.query_mask

@@ -44,7 +44,7 @@ def select(
     kept = keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None)
     no_query = key[:, :0]  # halving does not look at queries
     heads = Heads(no_query, key, value, valid, softmax_scale(scale, key.shape[-1]))
-    selection = KeySelection(g, size, pre_thin, min_length=min_length)
+    selection = KeySelection(g, size, pre_thin, correction=None, min_length=min_length)
     return on_cpu.select(heads, selection, seed, kept)
 
 
@@ -94,8 +94,9 @@ def herd(
     kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
     heads = Heads(query, key, value, valid, scale)
     selection = KeySelection(
-        g, size, temperature="auto" if temperature is None else temperature, min_length=min_length
-    )
+        g, size, correction=None, temperature="auto" if temperature is None else temperature,
+        min_length=min_length,
+    )  # fmt: skip
     return on_cpu.herd(heads, selection, seed, kept)
 
 

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from thinformer.attending.arguments import softmax_scale
 from thinformer.torch.attend.masks import keys_attended
-from thinformer.torch.transformers import attention_layers, layer_name, register, why_exact
+from thinformer.torch.transformers import attention_layers, register, why_exact
 
 PROBE = "thinformer-probe"
 
@@ -139,9 +139,9 @@ def _why_exact(
     try:
         valid = keys_attended(None, mask, (*query.shape[:3], key.shape[2]), key.device)
     except NotImplementedError as error:
-        return f"{layer_name(module)}: {error}"
+        return str(error)
     if valid is not None and not valid.all():
-        return f"{layer_name(module)} masks tokens, of an input that is by itself"
+        return "it masks tokens, of an input that is by itself"
     return None
 
 
