@@ -15,9 +15,9 @@ from thinformer.support import checks
 CORRECTIONS = ("nystrom", "queries")
 FALLBACKS = ("exact",)
 UNSUPPORTED = ("raise", "exact")
-ERROR_THRESHOLD = 0.5  # of a fallback that names none
-# min_length="auto": thinning is faster from so many tokens on (`thinformer bench-models`), and where
-# there are at least so many tokens for each key that is kept
+ERROR_THRESHOLD = 0.4  # of a fallback that names none
+# min_length="auto" thins from so many tokens on (`thinformer bench-models`), and where there are at
+# least so many tokens for each key that is kept
 FASTER_FROM = {"cpu": 2048}
 TOKENS_PER_KEY = 8
 NEVER = 2**62  # tokens, which no sequence has
@@ -137,7 +137,7 @@ class LayerOptions:
         What to do where the estimated error of a head is above `error_threshold`. None: nothing,
         and no error is estimated.
     error_threshold : float, optional
-        Not negative; 0.5 with a fallback by default.
+        Not negative; 0.4 with a fallback by default.
     exact : bool
         Leave the layer exact.
     seed : int, optional

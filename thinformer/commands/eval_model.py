@@ -122,8 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The arguments for `thinformer.torch.transformers.configure`, a dict for each setting."""
-    from thinformer.attending.options import MIN_LENGTH
     from thinformer.attending.settings import WAYS, load_settings
+    from thinformer.measuring.tune import MIN_LENGTH
     from thinformer.support import checks
 
     if arguments.settings is not None:

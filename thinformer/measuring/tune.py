@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.attention import attention
-
-MIN_LENGTH = 256
 from thinformer.attending.settings import WAYS
 from thinformer.halving.schedule import coreset_size
 from thinformer.measuring.quality import interleaved, load_file
+
+MIN_LENGTH = 256  # keys, below which attention is not measured
 
 Take = Callable[[str, NDArray, NDArray, NDArray], None]
 

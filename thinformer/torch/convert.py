@@ -23,8 +23,8 @@ from thinformer.torch.attend.layer import Estimated, checked_attention
 from thinformer.torch.choose.seeds import seed_of_layer
 from thinformer.torch.layers import (
     SDPA,
-    attention_modules,
     attends,
+    attention_modules,
     names_in,
     names_in_class,
     path_of,
@@ -71,9 +71,9 @@ def convert(
     """Thin the attention of a model, in place.
 
     Swaps the modules of timm, diffusers and your own that call ``scaled_dot_product_attention``,
-    and ``torch.nn.MultiheadAttention``, also in ``nn.TransformerEncoderLayer`` and in torchvision. Weights and state_dict keys stay as they are;
-    `revert` undoes it. (Models of transformers take `thinformer.torch.transformers.register`
-    instead, TabPFN `thinformer.torch.tabpfn.register`.)
+    and ``torch.nn.MultiheadAttention``, also in ``nn.TransformerEncoderLayer`` and in torchvision.
+    Weights and state_dict keys stay as they are; `revert` undoes it. (Models of transformers take
+    `thinformer.torch.transformers.register` instead, TabPFN `thinformer.torch.tabpfn.register`.)
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def convert(
         As in `thinformer.thinformer_attention`; ``correction=None`` is the published method.
     fallback : {"exact", None}
     error_threshold : float, optional
-        Attention of a head whose estimated error is above it, 0.5 by default, is computed exactly.
+        Attention of a head whose estimated error is above it, 0.4 by default, is computed exactly.
     seed : int, optional
         In evaluation, the same input gives the same output: each layer draws from this seed and its
         own weights. In training, or with None, a call draws from torch's default generator.
@@ -181,7 +181,7 @@ def _set(module: nn.Module, **attributes: Any) -> None:
 
 def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, str]:
     """The class that a module gets, or None and the reason; "" for a module without attention."""
-    cls = type(module)
+    cls: Any = type(module)
     if cls is nn.MultiheadAttention:
         if module.bias_k is not None or module.add_zero_attn:
             return None, "it adds keys of its own (add_bias_kv or add_zero_attn)"

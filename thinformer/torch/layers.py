@@ -20,7 +20,7 @@ def names_in(function: Any) -> set[str]:
 
 
 @functools.cache
-def names_in_class(cls: type) -> frozenset[str]:
+def names_in_class(cls: Any) -> frozenset[str]:
     """The names that the methods of a class mention, without those of torch's own classes."""
     methods = (
         method
@@ -39,7 +39,7 @@ def through_interface(module: nn.Module) -> bool:
 
 def attends(module: nn.Module) -> bool:
     """Whether a module seems to attend: by its class's name, or by what its methods mention."""
-    cls = type(module)
+    cls: Any = type(module)
     if isinstance(module, nn.MultiheadAttention) or through_interface(module):
         return True
     if cls.__module__.startswith("torch."):

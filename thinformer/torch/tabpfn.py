@@ -51,7 +51,7 @@ def register(
         As in `thinformer.thinformer_attention`; ``correction=None`` is the published method.
     fallback : {"exact", None}
     error_threshold : float, optional
-        Attention of a head whose estimated error is above it, 0.5 by default, is computed exactly.
+        Attention of a head whose estimated error is above it, 0.4 by default, is computed exactly.
     seed : int, optional
         The seed of all attention without a gradient, the same for all layers, which TabPFN does not
         name. With a gradient, or with None, a call draws from torch's default generator.

@@ -77,7 +77,7 @@ def register(
         As in `thinformer.thinformer_attention`; ``correction=None`` is the published method.
     fallback : {"exact", None}
     error_threshold : float, optional
-        Attention of a head whose estimated error is above it, 0.5 by default, is computed exactly.
+        Attention of a head whose estimated error is above it, 0.4 by default, is computed exactly.
     seed : int, optional
         In evaluation, the same input gives the same output: each layer draws from this seed and its
         own weights. In training, or with None, a call draws from torch's default generator.
@@ -287,9 +287,8 @@ def _as_the_model(
         )
     T, S = query.shape[2], key.shape[2]
     if attention_mask is None and T > 1 and _causal(module, attention_mask, is_causal):
-        attention_mask = torch.ones(T, S, dtype=torch.bool, device=key.device).tril(S - T)[
-            None, None
-        ]
+        ones = torch.ones(T, S, dtype=torch.bool, device=key.device)
+        attention_mask = ones.tril(S - T)[None, None]
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         hidden = torch.zeros((), dtype=query.dtype, device=query.device)
         attention_mask = hidden.masked_fill(~attention_mask, torch.finfo(query.dtype).min)

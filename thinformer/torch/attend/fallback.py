@@ -6,7 +6,6 @@ graph is an operator, `torch.ops.thinformer.fall_back`, with a gradient of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch

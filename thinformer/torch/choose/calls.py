@@ -17,11 +17,11 @@ def choose_keys(
     if selection.method == "herding":
         return operators.herd(
             heads.query.detach(), key, value, heads.valid, seed, selection.g, selection.size,
-            heads.scale, selection.tau, selection.min_length,
+            heads.scale, selection.tau, selection.least_length(),
         )  # fmt: skip
     return operators.select(
         key, value, heads.valid, seed, selection.g, selection.size, heads.scale,
-        selection.pre_thin, selection.min_length,
+        selection.pre_thin, selection.least_length(),
     )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def choose_landmarks(
     assert selection.correction is not None
     return operators.landmarks(
         *tensors, heads.valid, seed, selection.g, selection.size, heads.scale,
-        selection.correction, selection.tau, selection.min_length,
+        selection.correction, selection.tau, selection.least_length(),
     )  # fmt: skip
 
 
@@ -51,5 +51,5 @@ def attend_without_gradient(
 def keys_kept(tokens: int, selection: KeySelection, padded: bool) -> int:
     """Return how many of at most that many tokens are kept, for a symbolic number too."""
     return operators.keys_kept(
-        tokens, selection.g, selection.size, selection.pre_thin, selection.min_length, padded
+        tokens, selection.g, selection.size, selection.pre_thin, selection.least_length(), padded
     )

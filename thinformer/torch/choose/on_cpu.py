@@ -39,8 +39,8 @@ def select(
 
         if valid is not None:
             return on_gpu.select_valid(
-                key, value, valid, kept, selection.min_length, g=selection.g, size=selection.size,
-                pre_thin=selection.pre_thin, scale=scale, seed=seed,
+                key, value, valid, kept, selection.least_length(), g=selection.g,
+                size=selection.size, pre_thin=selection.pre_thin, scale=scale, seed=seed,
             )  # fmt: skip
         plan_of_all = selection.plan(key.shape[1])
         indices, finite = on_gpu.select(key, value, settings=plan_of_all, scale=scale, seed=seed)
@@ -85,7 +85,7 @@ def landmarks(
         queries = grouped(query, key.shape[2]).to(wide)
         with torch.autocast(key.device.type, enabled=False):
             return choose_on_gpu(
-                queries, key.to(wide), value.to(wide), valid, kept, selection.min_length,
+                queries, key.to(wide), value.to(wide), valid, kept, selection.least_length(),
                 g=selection.g, size=selection.size, seed=seed, group=heads.group, scale=scale,
                 correction=selection.correction, temperature=selection.tau,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Seeds of a selection: drawn from torch's generators, or a layer's own; and numbers from a seed."""
+"""Seeds of a selection: drawn from torch's generators, or a layer's own; numbers from a seed."""
 
 from __future__ import annotations
 
