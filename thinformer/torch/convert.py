@@ -196,7 +196,7 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
         processor = type(module.processor)
         if not INTERCEPTED & names_in(processor.__call__):
             return None, f"{processor.__name__} does not call {SDPA}"
-        return _through_sdpa(cls), ""  # type: ignore[arg-type]
+        return _through_sdpa(cls), ""
     if not getattr(module, "fused_attn", True):
         return None, f"it does not call {SDPA} (fused_attn is False)"
     if SDPA not in names_in_class(cls):
@@ -204,7 +204,7 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
     biases = [name for name in BIASES if getattr(module, name, None) not in (None, False)]
     if biases:
         return None, f"it adds a relative position bias ({biases[0]})"
-    return _through_sdpa(cls), ""  # type: ignore[arg-type]
+    return _through_sdpa(cls), ""
 
 
 @functools.cache
