@@ -3,7 +3,7 @@
 People may edit such a file::
 
     {
-     "version": 1,
+     "version": 2,
      "layers": {
       "encoder.layer.0.attention.self": {"size": 64, "correction": "queries"},
       "encoder.layer.1.attention.self": {"exact": true}
@@ -29,18 +29,21 @@ from thinformer.attending.options import (
     left_out,
 )
 
-VERSION = 1  # of the file
+VERSION = 2  # of the file; in version 1 a layer without a correction had none
+FILE = "thinformer.json"  # in a model's folder
 SHOWN = 3  # names in an error
 # the names that commands give to the methods, and the settings of each
 WAYS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "herding": {"temperature": "auto"},
+    "none": {"correction": None},
+    "herding": {"correction": None, "temperature": "auto"},
     **{name: {"correction": name} for name in CORRECTIONS},
 }
 
 
 def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Load the settings of a model's attention layers from a file of `thinformer tune`.
+    """Load the settings of a model's attention layers from a file.
+
+    `thinformer tune` and `thinformer.torch.save_settings` write such files.
 
     `convert` and `thinformer.torch.transformers.configure` take the path itself, or the returned
     dict, changed or not.
@@ -48,10 +51,11 @@ def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Parameters
     ----------
     path : str or path
-        JSON: ``version``, which is 1, and ``layers``, an object for each layer. The object has
-        ``g``, ``size`` or ``"exact": true``. It may have the other fields of `KeySelection` and
-        `LayerOptions`: ``pre_thin``, ``correction``, ``temperature``, ``min_length`` (256 by
-        default), and ``fallback`` with ``error_threshold``. ``measured``, beside ``layers`` and in
+        A file, or a model's folder that holds thinformer.json. The file is JSON: ``version``, which
+        is 2, and ``layers``, an object for each layer. The object has ``g``, ``size`` or
+        ``"exact": true``. It may have the other fields of `KeySelection` and `LayerOptions`, with
+        their defaults: ``pre_thin``, ``correction``, ``temperature``, ``min_length``, ``fallback``,
+        ``error_threshold``, ``seed`` and ``unsupported``. ``measured``, beside ``layers`` and in
         each layer, is not read.
 
     Returns
@@ -71,7 +75,7 @@ def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     A layer of a ``size`` keeps as many keys of every sequence, however long. Sequences of no more
     tokens than that attend exactly.
     """
-    path = Path(path)
+    path = _file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unlike)
     except ValueError as error:  # also of UTF-8
@@ -88,9 +92,12 @@ def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 
 def save_settings(
-    path: Path, layers: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any]
+    path: str | os.PathLike,
+    layers: Mapping[str, Mapping[str, Any]],
+    measured: Mapping[str, Any],
 ) -> None:
     """Write what `load_settings` reads, a line a layer."""
+    path = _file(path)
     rows = [f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items()]
     lines = [
         "{",
@@ -147,6 +154,25 @@ def of_layers(
             f"layer as it is"
         )
     return {name: layer_options(**layers[name]) for name in names}
+
+
+def entry_of(layer: LayerOptions) -> dict[str, Any]:
+    """Return the entry of a layer in a file: what it must have, and what is not by default."""
+    if layer.exact:
+        return {"exact": True}
+    own, defaults = layer.settings(), LayerOptions().settings()
+    entry = {name: value for name, value in own.items() if value != defaults[name]}
+    if own["fallback"] is None:
+        del entry["error_threshold"]
+    if "size" not in entry:
+        return {"g": own["g"], **entry}
+    entry.pop("g", None)
+    return entry
+
+
+def _file(path: str | os.PathLike) -> Path:
+    """The file of a path, which may be a model's folder."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
 def _of_layer(title: str, layer: Any) -> dict[str, Any]:

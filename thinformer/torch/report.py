@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from thinformer.attending.options import NEVER, LayerOptions
+from thinformer.support.table import aligned
 from thinformer.torch.attend.layer import Estimated
 from thinformer.torch.layers import attention_modules
 
@@ -28,17 +29,17 @@ class Last:
         The most keys that a sequence keeps.
     why_exact : str
         Empty where the keys were thinned.
+    options : LayerOptions
     error_estimate : (B, H) tensor or None
-    threshold : float or None
-        A head with a larger estimate was exact.
+        A head whose estimate is above the options' threshold was exact.
     """
 
     queries: int
     keys: int
     kept: int | torch.Tensor
-    why_exact: str = ""
+    why_exact: str
+    options: LayerOptions
     error_estimate: torch.Tensor | None = None
-    threshold: float | None = None
 
 
 class Row(NamedTuple):
@@ -71,16 +72,7 @@ class Report(tuple[Row, ...]):
     def __str__(self) -> str:
         """Align the columns."""
         header = ("layer", "queries", "keys", "kept", "thinned", "why exact")
-        cells = [header, *(_cells(row) for row in self)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-        lines = (
-            "  ".join(
-                cell.rjust(width) if 0 < i < 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        )
-        return "\n".join(lines)
+        return aligned([header, *map(_cells, self)], left=(0, 5))
 
 
 def report(model: nn.Module) -> Report:
@@ -129,9 +121,7 @@ def note_thinned(
     estimate = attended.error_estimate
     if torch._C._functorch.peek_interpreter_stack() is not None:
         kept, estimate = keys, None  # which would outlive torch.vmap
-    module.__dict__["thinformer_last"] = Last(
-        queries, keys, kept, "", estimate, layer.error_threshold
-    )
+    module.__dict__["thinformer_last"] = Last(queries, keys, kept, "", layer, estimate)
 
 
 def note_exact(
@@ -151,7 +141,7 @@ def note_exact(
             stacklevel=2,
         )
     why = why or _why_short(layer, queries, device)
-    module.__dict__["thinformer_last"] = Last(queries, keys, keys, why)
+    module.__dict__["thinformer_last"] = Last(queries, keys, keys, why, layer)
 
 
 def _why_short(layer: LayerOptions, queries: int, device: str) -> str:
@@ -174,19 +164,20 @@ def _row(name: str, module: nn.Module) -> Row:
         return Row(name, None, None, None, None, _why_not(module))
     if last.why_exact:
         return Row(name, last.queries, last.keys, int(last.kept), 1.0, last.why_exact)
-    exact, why = 0.0, ""
-    if last.threshold is not None and last.error_estimate is not None:
-        exact = float((~(last.error_estimate <= last.threshold)).double().mean())
-        worst = float(last.error_estimate.nan_to_num(torch.inf).max())
+    exact, why, threshold = 0.0, "", last.options.error_threshold
+    if threshold is not None and last.error_estimate is not None:
+        exact = float((~(last.error_estimate <= threshold)).double().mean())
         if exact:
-            why = f"estimated error up to {worst:.2g}, above {last.threshold:g}"
+            worst = float(last.error_estimate.nan_to_num(torch.inf).max())
+            why = f"estimated error up to {worst:.2g}, above {threshold:g}"
     return Row(name, last.queries, last.keys, int(last.kept), exact, why)
 
 
 def _why_not(module: nn.Module) -> str:
     """Why a layer has nothing to report."""
-    if isinstance(getattr(module, "thinformer", None), LayerOptions):
-        return NOT_RUN
+    options = getattr(module, "thinformer", None)
+    if isinstance(options, LayerOptions):
+        return "its settings say exact" if options.exact else NOT_RUN
     return "it was never routed to thinformer"
 
 

@@ -6,6 +6,7 @@ Every input is run by itself, without padding, once with exact attention and onc
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from thinformer.torch.evaluation.metrics import (
 )
 from thinformer.torch.evaluation.record import through
 from thinformer.torch.evaluation.result import Evaluation, Result, label_of
+from thinformer.torch.report import report
 from thinformer.torch.transformers import configure, register
 
 NAME = "thinformer-eval"
@@ -84,6 +86,21 @@ def evaluate(
     ValueError
         Where nothing would be thinned.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report says which layers stay exact
+        return _evaluate(model, inputs, settings, exact_layers, pooling, rounds, seed, tell)
+
+
+def _evaluate(
+    model: nn.Module,
+    inputs: Sequence[dict[str, torch.Tensor]],
+    settings: Sequence[dict[str, Any]],
+    exact_layers: Sequence[int],
+    pooling: str,
+    rounds: int,
+    seed: int,
+    tell: Callable[[str, float | None], None],
+) -> Evaluation:
     register(NAME)
     attending = _attending(model, inputs[0])
     for layer in exact_layers:
@@ -95,7 +112,7 @@ def evaluate(
     probed: list[list[list[_Call]]] = []
     for i, setting in enumerate(settings):
         tell(f"layers, {label_of(setting)}", i / len(settings))
-        _configure(model, setting, exactly)
+        _configure(model, setting, exactly, seed)
         probed.append([_probed(model, x, seed) for x in inputs])
         _check_thinned(probed[-1], setting, [_options(module) for module in attending])
     lengths = [max(call.keys for call in calls) for calls in probed[0]]
@@ -103,12 +120,14 @@ def evaluate(
     inputs, probed = [inputs[i] for i in thinned], [[x[i] for i in thinned] for x in probed]
     exact: list[list[_Run]] = []
     runs: list[list[list[_Run]]] = [[] for _ in settings]
+    reports = [""] * len(settings)
     for i in range(rounds):
         tell(f"round {i + 1} of {rounds}", i / rounds)
         exact.append([_run(model, x, "sdpa", seed) for x in inputs])
-        for setting, of_setting in zip(settings, runs, strict=True):
-            _configure(model, setting, exactly)
-            of_setting.append([_run(model, x, NAME, seed + i) for x in inputs])
+        for j, setting in enumerate(settings):
+            _configure(model, setting, exactly, seed + i)
+            runs[j].append([_run(model, x, NAME, seed + i) for x in inputs])
+            reports[j] = str(report(model))
     model.set_attn_implementation("sdpa")  # type: ignore[operator]
     names = {module: name for name, module in model.named_modules()}
     return Evaluation(
@@ -117,8 +136,10 @@ def evaluate(
         left_out=len(lengths) - len(thinned),
         apart=cosine_between([output_of(run.outputs, pooling) for run in exact[0]]),
         results=[
-            _result(setting, calls, exact, of_setting, pooling)
-            for setting, calls, of_setting in zip(settings, probed, runs, strict=True)
+            _result(setting, calls, exact, of_setting, pooling)._replace(report=of_layers)
+            for setting, calls, of_setting, of_layers in zip(
+                settings, probed, runs, reports, strict=True
+            )
         ],
     )
 
@@ -170,9 +191,12 @@ def _attending(model: nn.Module, inputs: dict[str, torch.Tensor]) -> list[nn.Mod
     return modules
 
 
-def _configure(model: nn.Module, setting: dict[str, Any], exactly: list[nn.Module]) -> None:
-    """Give a model a setting, except the layers that stay exact."""
-    configure(model, **setting)
+def _configure(
+    model: nn.Module, setting: dict[str, Any], exactly: list[nn.Module], seed: int
+) -> None:
+    """Give a model a setting and a seed, except the layers that stay exact."""
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    configure(model, **setting if "settings" in setting else {"seed": seed, **setting})
     for module in exactly:
         configure(module, exact=True)
 
@@ -187,13 +211,13 @@ def _check_thinned(
     """Raise where a setting thins no call of any input."""
     if any(call.kept < call.keys for calls in probed for call in calls):
         return
-    least = [layer.selection.min_length for layer in of_layers if not layer.exact]
+    least = [layer.selection.least_length() for layer in of_layers if not layer.exact]
     if not least:
         raise ValueError("nothing would be thinned: all layers are left exact")
     raise ValueError(
         f"nothing would be thinned with {label_of(setting)}: no input has more than "
         f"{max(call.keys for calls in probed for call in calls)} keys, and fewer than "
-        f"{min(least)} stay exact (min_length)"
+        f"{min(least)} stay exact; --min-length 0 thins all"
     )
 
 
@@ -237,4 +261,6 @@ def _run(model: nn.Module, inputs: dict[str, torch.Tensor], implementation: str,
 
 
 def _kept(keys: int, layer: LayerOptions) -> int:
-    return keys if layer.exact else keys_kept(keys, layer.selection, padded=False)
+    if layer.leaves_exact(keys, keys):
+        return keys
+    return keys_kept(keys, layer.selection, padded=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+MOST_REPORTS = 2  # printed of as many settings
+
 
 class Result(NamedTuple):
     """An encoder with one setting, compared with exact attention.
@@ -16,6 +18,7 @@ class Result(NamedTuple):
     attention : error of each layer's attention on exact inputs, mean over heads
     states : error of each layer's output when all layers are thinned; empty where the model
         returns no states
+    report : what each layer did with the last input, as `thinformer.torch.report` prints it
     """
 
     setting: dict[str, Any]
@@ -28,6 +31,7 @@ class Result(NamedTuple):
     worst: float
     attention: list[float]
     states: list[float]
+    report: str = ""
 
 
 class Evaluation(NamedTuple):
@@ -49,7 +53,8 @@ class Evaluation(NamedTuple):
 
 def label_of(setting: dict[str, Any]) -> str:
     """Return a setting in few words, without min_length, which all settings have."""
-    return ", ".join(f"{name} = {value}" for name, value in setting.items() if name != "min_length")
+    named = ", ".join(f"{name} = {each}" for name, each in setting.items() if name != "min_length")
+    return named or "default"
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
@@ -77,7 +82,13 @@ def format_evaluation(evaluation: Evaluation) -> str:
         )
     if evaluation.apart is not None:
         lines.append(f"\ncosine between different inputs, exact: {evaluation.apart:.4f}")
-    return "\n".join([*lines, *_errors_by_layer(evaluation)])
+    lines += _errors_by_layer(evaluation)
+    if len(results) > MOST_REPORTS:
+        return "\n".join([*lines, "\none or two settings also print what each layer did"])
+    for i, result in enumerate(results, 1):
+        which = f", with setting {i}" if len(results) > 1 else ""
+        lines += [f"\nwhat each layer did with the last input{which}", result.report]
+    return "\n".join(lines)
 
 
 def _errors_by_layer(evaluation: Evaluation) -> list[str]:
