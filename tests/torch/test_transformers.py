@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from compiling import compiled, graph_breaks
+from layers import DRAWN
 from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("transformers")
@@ -35,15 +36,22 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from thinformer import thinformer_attention
+from thinformer.attending.settings import VERSION
 from thinformer.torch.evaluation.record import through
 from thinformer.torch.transformers import attention_layers, configure, register
 
-register()
-register("thinformer-all", size=4096)  # exact, through all of our own code
-register("thinformer-few", size=40, min_length=0)
+
+@pytest.fixture(autouse=True)
+def registered():
+    """Other files register the same names."""
+    register(**DRAWN)
+    register("thinformer-all", size=4096, **DRAWN)  # exact, through all of our own code
+    register("thinformer-few", size=40, **DRAWN | {"min_length": 0})
+
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64}  # fmt: skip
+NAMES = [f"encoder.layer.{i}.attention.self" for i in range(2)]
 TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 512}
 IMAGE = SMALL | {"image_size": 40, "patch_size": 2}
 
@@ -143,12 +151,20 @@ def test_short_sequences_stay_exact():
 
 
 CAUSAL = {
-    "CLIPAttention": lambda: make(
+    "encoder.layers.0.self_attn (CLIPAttention)": lambda: make(
         CLIPTextModel,
         CLIPTextConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, **TEXT), "thinformer"),
-    "BertSelfAttention (layer 0)": lambda: bert("thinformer", is_decoder=True),
-    "LlamaAttention (layer 0)": lambda: make(LlamaModel, LlamaConfig(**TEXT), "thinformer"),
+    "encoder.layer.0.attention.self (BertSelfAttention)":
+        lambda: bert("thinformer", is_decoder=True),
+    "layers.0.self_attn (LlamaAttention)":
+        lambda: make(LlamaModel, LlamaConfig(**TEXT), "thinformer"),
 }  # fmt: skip
+
+
+REMEDY = (
+    ". Leave such layers exact with register(unsupported='exact'), or this one with "
+    "thinformer.torch.transformers.configure(layer, exact=True)"
+)
 
 
 @pytest.mark.parametrize("layer", CAUSAL)
@@ -156,7 +172,8 @@ CAUSAL = {
 def test_causal_models_raise_and_name_the_layer(layer, length):
     with pytest.raises(NotImplementedError) as error:
         CAUSAL[layer]()(**text(length, length // 2, S=length))
-    assert str(error.value).startswith(f"{layer} is causal")
+    assert str(error.value).startswith(f"{layer}: it is causal, and ")
+    assert str(error.value).endswith(REMEDY)
 
 
 def test_steps_of_decoding_stay_exact():
@@ -180,34 +197,34 @@ def test_chunks_of_decoding_are_causal_and_raise():
     ids, cache = text(300, S=300)["input_ids"], DynamicCache(config=config)
     model(input_ids=ids, cache=cache)
     model.set_attn_implementation("thinformer")
-    with pytest.raises(NotImplementedError, match=r"^LlamaAttention \(layer 0\) is causal"):
+    with pytest.raises(NotImplementedError, match=r"^layers\.0\.self_attn \(LlamaAtt.*\): it is c"):
         model(input_ids=ids[:, :5], cache=cache)
 
 
 def test_position_bias_raises():
     config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
     model = make(T5EncoderModel, config, "thinformer")
-    with pytest.raises(NotImplementedError, match=r"^T5Attention \(layer 0\) .* position_bias"):
+    with pytest.raises(NotImplementedError, match=r"SelfAttention \(T5Attention\): .* position_b"):
         model(**text(400))
 
 
 def test_sliding_windows_raise():
     model = make(MistralModel, MistralConfig(**TEXT, sliding_window=64, num_key_value_heads=1),
                  "thinformer")  # fmt: skip
-    with pytest.raises(NotImplementedError, match=r"^MistralAttention \(layer 0\).*sliding_window"):
+    with pytest.raises(NotImplementedError, match=r"^layers\.0\.self_attn \(Mistral.*sliding_w"):
         model(**text(400))
 
 
 @pytest.mark.parametrize("option", ["softcap", "s_aux", "cu_seq_lens_q", "never_heard_of"])
 def test_arguments_are_never_swallowed(option):
-    with pytest.raises(NotImplementedError, match=rf"^BertSelfAttention \(layer 0\) .* {option}"):
+    with pytest.raises(NotImplementedError, match=rf"^{NAMES[0]} \(BertSelf.*\): .* {option}"):
         bert("thinformer")(**text(400), **{option: torch.tensor(2)})
 
 
 def test_masks_by_query_raise_and_name_the_layer():
     inputs = text(400)
     inputs["attention_mask"] = torch.ones(1, 1, 400, 400, dtype=torch.bool).tril()
-    with pytest.raises(NotImplementedError, match=r"^BertSelfAttention.*: attn_mask differs by q"):
+    with pytest.raises(NotImplementedError, match=rf"^{NAMES[0]} \(Bert.*\): attn_mask differs"):
         bert("thinformer")(**inputs)
 
 
@@ -218,24 +235,22 @@ def test_layers_of_their_own():
     for layer in model.encoder.layer:
         configure(layer, exact=True)
     assert torch.equal(run(model, **inputs), run(bert(), **inputs))
-    configure(model.encoder.layer[1], g=0)
+    configure(model.encoder.layer[1], g=0, **DRAWN)
     assert not torch.allclose(run(model, **inputs), run(bert(), **inputs), atol=1e-4)
-    configure(model.encoder.layer[1], size=400)
+    configure(model.encoder.layer[1], size=400, **DRAWN)
     torch.testing.assert_close(run(model, **inputs), run(bert(), **inputs), rtol=1e-5, atol=1e-5)
-    decoder = CAUSAL["LlamaAttention (layer 0)"]()
+    decoder = CAUSAL["layers.0.self_attn (LlamaAttention)"]()
     configure(decoder, exact=True)
     sdpa = make(LlamaModel, LlamaConfig(**TEXT))
     assert torch.equal(run(decoder, **inputs), run(sdpa, **inputs))
 
 
-NAMES = [f"encoder.layer.{i}.attention.self" for i in range(2)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "few",
-    [{"size": 40, "correction": "queries"}, {"size": 40, "temperature": "auto"},
-     {"size": 40, "fallback": "exact", "error_threshold": 9.0}],
+    [{"size": 40} | DRAWN | {"correction": "queries"},
+     {"size": 40, "temperature": "auto"} | DRAWN,
+     {"size": 40} | DRAWN | {"fallback": "exact", "error_threshold": 9.0}],
 )  # fmt: skip
 def test_a_file_of_settings(tmp_path, few):
     """Each layer attends as with its settings alone, in padded batches too."""
@@ -243,7 +258,7 @@ def test_a_file_of_settings(tmp_path, few):
     path = tmp_path / "settings.json"
     for i in (0, 1):
         layers = {NAMES[i]: {"exact": True}, NAMES[1 - i]: few}
-        path.write_text(json.dumps({"version": 1, "layers": layers}))
+        path.write_text(json.dumps({"version": VERSION, "layers": layers}))
         model, by_hand = bert("thinformer"), bert("thinformer")
         configure(model, path)
         configure(by_hand.encoder.layer[i], exact=True)
@@ -256,7 +271,7 @@ def test_a_file_of_settings(tmp_path, few):
 
 def test_herded_keys():
     """Those of the function, of one layer."""
-    register("thinformer-herded", size=40, temperature="auto")
+    register("thinformer-herded", size=40, temperature="auto", **DRAWN)
     models = [bert(name) for name in ("sdpa", "thinformer-herded", "thinformer")]
     configure(models[1].encoder.layer[0], exact=True)
     configure(models[2].encoder.layer[0], exact=True)
@@ -281,24 +296,22 @@ def test_herded_keys():
 @pytest.mark.slow
 def test_fallback():
     """Beyond the threshold attention is exact, but for nothing is it not."""
-    few, inputs = {"size": 40, "fallback": "exact"}, text(400, 300)
+    few, inputs = {"size": 40} | DRAWN | {"fallback": "exact"}, text(400, 300)
     model, exact = bert("thinformer"), run(bert(), **inputs)
     configure(model, **few, error_threshold=0.0)
     torch.testing.assert_close(run(model, **inputs)[0], exact[0], rtol=1e-5, atol=1e-5)
     configure(model, exact=True)
     configure(model.encoder.layer[1], **few, error_threshold=9.0)
     thinned = run(model, **inputs)
-    configure(model.encoder.layer[1], size=40)
+    configure(model.encoder.layer[1], size=40, **DRAWN)
     assert torch.equal(run(model, **inputs), thinned)
-    with pytest.raises(ValueError, match="^error_threshold must be a number with fallback='exact'"):
-        register(fallback="exact")
 
 
 @pytest.mark.slow
 def test_a_size_is_kept_for_any_length():
     """Of no more tokens all are kept."""
     model = bert("thinformer")
-    configure(model, {name: {"size": 300} for name in NAMES})
+    configure(model, {name: {"size": 300, **DRAWN} for name in NAMES})
     short, long = text(300, S=300), text(301, S=301)
     torch.testing.assert_close(run(model, **short), run(bert(), **short), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(run(model, **long), run(bert(), **long), atol=1e-5)
@@ -306,11 +319,11 @@ def test_a_size_is_kept_for_any_length():
 
 def test_settings_of_another_model():
     with pytest.raises(ValueError, match=rf"^settings: has nothing for '{NAMES[1]}' of the model"):
-        configure(bert(), {NAMES[0]: {"g": 2}})
+        configure(bert("thinformer"), {NAMES[0]: {"g": 2}})
     with pytest.raises(ValueError, match=r"no attention layer 'layer0'; it has 'encoder\.layer\.0"):
-        configure(bert(), {"layer0": {"g": 2}})
+        configure(bert("thinformer"), {"layer0": {"g": 2}})
     with pytest.raises(ValueError, match="^settings are of each layer: exact must be left out"):
-        configure(bert(), {"layer0": {"g": 2}}, exact=True)
+        configure(bert("thinformer"), {"layer0": {"g": 2}}, exact=True)
 
 
 def test_what_settings_do_not_name_is_exact():
@@ -322,8 +335,8 @@ def test_what_settings_do_not_name_is_exact():
 
     model, by_hand = bert("thinformer"), bert("thinformer")
     model.encoder.layer[1].attention.self.__class__ = Hidden
-    configure(model, {NAMES[0]: {"size": 40}})
-    configure(by_hand.encoder.layer[0], size=40)
+    configure(model, {NAMES[0]: {"size": 40, **DRAWN}})
+    configure(by_hand.encoder.layer[0], size=40, **DRAWN)
     configure(by_hand.encoder.layer[1], exact=True)
     assert torch.equal(run(model, **text(400)), run(by_hand, **text(400)))
 
