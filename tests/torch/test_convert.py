@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 from compiling import compiled, graph_breaks
-from layers import PADDING, randomised, run, tokens
+from layers import DRAWN, PADDING, randomised, run, tokens
 from torch import nn
 from torchvision_stub import torchvision
 
 from thinformer import thinformer_attention
-from thinformer.torch import convert, load_settings, revert
+from thinformer.attending.settings import VERSION
+from thinformer.torch import convert, load_settings, report, revert
 from thinformer.torch.convert import _through_sdpa
 
 
@@ -43,14 +44,14 @@ def test_timm(options):
     """1024 tokens or 1025, as 512 and more keys: size >= S equals exact attention."""
     model, x = vit(64, **options), image(64)
     expected = model(x)
-    done = convert(model, size=4096)
+    done = convert(model, size=4096, **DRAWN)
     assert done == (["blocks.0.attn", "blocks.1.attn"], {})
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
-    convert(model, g=1)
+    convert(model, g=1, **DRAWN)
     thinned = run(model, x)
     assert not torch.allclose(thinned, expected, atol=1e-5)
     assert torch.equal(run(model, x), thinned)
-    convert(model, min_length=1100)
+    convert(model, **DRAWN | {"min_length": 1100})
     assert torch.equal(model(x), expected)
 
 
@@ -59,7 +60,7 @@ def test_timm(options):
 def test_timm_as_the_function(few):
     """What a converted layer computes, by hand."""
     layer = vit().blocks[0].attn
-    convert(layer, **few)
+    convert(layer, **few, **DRAWN)
     x = torch.randn(2, 400, 32)
     q, k, v = layer.qkv(x).reshape(2, 400, 3, 2, 16).unbind(2)
     torch.manual_seed(0)
@@ -73,11 +74,11 @@ def test_timm_masks_are_not_ignored():
     there = torch.arange(400) < torch.tensor([[400], [300]])
     mask = there[:, None, None].expand(2, 1, 400, 400)
     expected = layer(x, attn_mask=mask)
-    convert(layer, size=400)
+    convert(layer, size=400, **DRAWN)
     torch.testing.assert_close(layer(x, attn_mask=mask), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(NotImplementedError, match="^is_causal must be False"):
+    with pytest.raises(NotImplementedError, match=r"^Thin\w+: is_causal must be False"):
         layer(x, is_causal=True)
-    with pytest.raises(NotImplementedError, match="^attn_mask differs by query"):
+    with pytest.raises(NotImplementedError, match=r"^Thin\w+: attn_mask differs by query"):
         layer(x, attn_mask=torch.ones(400, 400, dtype=torch.bool).tril())
     short = x[:, :200]
     torch.testing.assert_close(layer(short, is_causal=True),
@@ -89,10 +90,10 @@ def test_revert_is_bit_for_bit():
         attributes = [(type(m), sorted(m.__dict__)) for m in model.modules()]
         state = copy.deepcopy(model.state_dict())
         before = model(inputs)
-        convert(model, g=1)
+        convert(model, g=1, **DRAWN)
         assert list(model.state_dict()) == list(state)
         assert not torch.equal(model(inputs), before)
-        convert(model, g=0)
+        convert(model, g=0, **DRAWN)
         revert(model)
         assert torch.equal(model(inputs), before)
         assert all(map(torch.equal, model.state_dict().values(), state.values()))
@@ -117,10 +118,11 @@ def test_what_is_left_and_why():
     assert "adds keys of its own" in done.left["bias"]
     assert "adds keys of its own" in done.left["zero"]
     assert "causal" in done.left["decoder.self_attn"]
-    assert done.left["own"].endswith("OwnAttention is not known")
+    assert done.left["own"].endswith("OwnAttention does not call scaled_dot_product_attention")
     layer = vit().blocks[0].attn
     layer.fused_attn = False
-    assert "fused_attn is False" in convert(layer).left[""]
+    with pytest.warns(UserWarning, match="^convert found no attention to thin in Attention; the m"):
+        assert "fused_attn is False" in convert(layer).left[""]
     with pytest.raises(ValueError, match="^g must be"):
         convert(model, g=-1)
 
@@ -137,10 +139,11 @@ def test_encoder_layers_do_not_pass_by_on_the_fast_path(batch_first, grad, norm_
         x, there = x.transpose(0, 1), there.T
     with torch.set_grad_enabled(grad):
         expected = model(x, src_key_padding_mask=PADDING)
-        assert convert(model, size=300).swapped == ["layers.0.self_attn", "layers.1.self_attn"]
+        done = convert(model, size=300, **DRAWN)
+        assert done.swapped == ["layers.0.self_attn", "layers.1.self_attn"]
         got = model(x, src_key_padding_mask=PADDING)
         torch.testing.assert_close(got[there], expected[there], rtol=1e-4, atol=1e-5)
-        convert(model, size=20)
+        convert(model, size=20, **DRAWN)
         thinned = run(model, x, src_key_padding_mask=PADDING)
         changed = (thinned - expected).abs().amax(-1) > 1e-3
         lengths = (changed if batch_first else changed.T)[:, :10].any(1).tolist()
@@ -163,11 +166,11 @@ def test_multihead_attention(options):
     for average in (True, False):
         given = {"key_padding_mask": PADDING, "average_attn_weights": average}
         expected = module(query, key, value, **given)
-        convert(module, size=300)
+        convert(module, size=300, **DRAWN)
         for x, y in zip(module(query, key, value, **given), expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
         assert module(query, key, value, need_weights=False)[1] is None
-        convert(module, size=20)
+        convert(module, size=20, **DRAWN)
         _, weights = module(query, key, value, **given)
         assert weights.shape == expected[1].shape
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
@@ -186,7 +189,7 @@ def test_boolean_masks_of_multihead_attention_mean_the_reverse():
     expected = module(x, x, x, key_padding_mask=PADDING)[0]
     ignored = PADDING[1].expand(300, 300)
     by_attn_mask = module(x, x, x, attn_mask=ignored)[0]
-    convert(module, size=300)
+    convert(module, size=300, **DRAWN)
     for mask in masks.values():
         got = module(x, x, x, key_padding_mask=mask)[0]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -202,7 +205,7 @@ def test_boolean_masks_of_multihead_attention_mean_the_reverse():
 def test_multihead_attention_without_a_batch():
     module, x = heads(), tokens()[1]
     expected = module(x, x, x, key_padding_mask=PADDING[1])
-    convert(module, size=300)
+    convert(module, size=300, **DRAWN)
     got = module(x, x, x, key_padding_mask=PADDING[1])
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -210,7 +213,7 @@ def test_multihead_attention_without_a_batch():
 
 def test_dropout_in_training_only():
     module, x = heads(dropout=0.5), tokens()
-    convert(module, size=300)
+    convert(module, size=300, **DRAWN)
     evaluated = module(x, x, x)[0]
     assert torch.equal(module(x, x, x)[0], evaluated)
     module.train()
@@ -220,7 +223,7 @@ def test_dropout_in_training_only():
 @pytest.mark.slow
 def test_gradients_reach_every_parameter():
     for model, inputs in ((vit(), image()), (encoder().train(), tokens())):
-        convert(model, g=1)
+        convert(model, g=1, **DRAWN)
         model(inputs).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
@@ -233,7 +236,7 @@ def test_converted_models_are_pickled_whole(make):
     """By torch.save, and read where nothing was converted yet; reverted there, too."""
     model, inputs = make(), image() if make is vit else tokens()
     before = model(inputs)
-    convert(model, g=1)
+    convert(model, g=1, **DRAWN)
     thinned = run(model, inputs)
     file = io.BytesIO()
     torch.save(model, file)
@@ -251,7 +254,7 @@ def test_converted_models_are_pickled_whole(make):
 def test_copies_are_converted_and_reverted_by_themselves():
     model = vit()
     before = model(image())
-    convert(model, g=1)
+    convert(model, g=1, **DRAWN)
     other = copy.deepcopy(model)
     revert(model)
     assert torch.equal(model(image()), before)
@@ -264,7 +267,7 @@ def test_copies_are_converted_and_reverted_by_themselves():
 @pytest.mark.parametrize("make", [vit, encoder])
 def test_compile_breaks_no_graph(make):
     model, inputs = make(), image() if make is vit else tokens()
-    convert(model, g=1)
+    convert(model, g=1, **DRAWN)
     expected = run(model, inputs)
     fast, counter = compiled(model)
     torch.testing.assert_close(run(fast, inputs), expected, rtol=1e-4, atol=1e-5)
@@ -276,10 +279,10 @@ def test_compile_breaks_no_graph(make):
 def test_a_file_of_settings(tmp_path):
     """Each layer attends as with its settings alone."""
     names = [f"layers.{i}.self_attn" for i in range(2)]
-    few = {"size": 40, "correction": "nystrom"}
+    few = {"size": 40} | DRAWN | {"correction": "nystrom"}
     path = tmp_path / "settings.json"
     layers = {names[0]: {"exact": True}, names[1]: few}
-    path.write_text(json.dumps({"version": 1, "layers": layers}))
+    path.write_text(json.dumps({"version": VERSION, "layers": layers}))
     model, by_hand = encoder(), encoder()
     done = convert(model, path)
     assert done == ([names[1]], {names[0]: "its settings say exact"})
@@ -296,19 +299,30 @@ def test_fallback(make):
     """Above the threshold attention is exact; never where it is high."""
     inputs = image() if make is vit else tokens()
     exact, model = make()(inputs), make()
-    few = {"size": 40, "fallback": "exact"}
+    few = {"size": 40} | DRAWN | {"fallback": "exact"}
     convert(model, **few, error_threshold=0.0)
     torch.testing.assert_close(run(model, inputs), exact, rtol=1e-4, atol=1e-5)
     convert(model, **few, error_threshold=9.0)
     assert not torch.allclose(run(model, inputs), exact, atol=1e-4)
 
 
-def test_exact_attention_of_a_fallback_has_no_weights():
-    model, x = nn.MultiheadAttention(32, 2, batch_first=True), tokens()
-    convert(model, size=40, fallback="exact", error_threshold=0.1)
-    with pytest.raises(ValueError, match="^need_weights must be False with a fallback"):
-        model(x, x, x)
-    assert model(x, x, x, need_weights=False)[1] is None
+def test_weights_beside_a_fallback_are_exact():
+    """A head that falls back has weights of all keys, so the call is exact, and `report` says so.
+
+    Of a call without weights, no head is above a threshold of 9.
+    """
+    model, x = heads(), tokens()
+    exact, exact_weights = model(x, x, x)
+    convert(model, size=40, **DRAWN | {"fallback": "exact"}, error_threshold=9.0)
+    output, weights = model(x, x, x)
+    assert torch.equal(output, exact)
+    assert torch.equal(weights, exact_weights)
+    why = "need_weights=True with a fallback, which has weights of all keys"
+    assert report(model) == (("", 300, 300, 300, 1.0, why),)
+    thinned, weights = model(x, x, x, need_weights=False)
+    assert weights is None
+    assert not torch.allclose(thinned, exact, atol=1e-3)
+    assert report(model) == (("", 300, 300, 40, 0.0, ""),)
     assert model(x[:, :99], x[:, :99], x[:, :99])[1].shape == (3, 99, 99)  # exact by its length
 
 

@@ -8,7 +8,7 @@ import pytest
 import tabpfn_stub
 import torch
 from diffusers_stub import Attention, MatmulProcessor, SDPAProcessor, importable
-from layers import PADDING, randomised, run, tokens
+from layers import DRAWN, PADDING, randomised, run, tokens
 from torch import nn
 
 from thinformer import thinformer_attention
@@ -24,14 +24,14 @@ def test_diffusers_masks_of_minus_ten_thousand_are_masks():
     model = diffusion(SDPAProcessor())
     x, mask = tokens(S=50), torch.zeros(3, 1, 1, 300).masked_fill(PADDING[:, None, None], -10_000.0)
     expected = model["attn"](x, tokens(), mask)
-    assert convert(model, size=300) == (["attn"], {})
+    assert convert(model, size=300, **DRAWN) == (["attn"], {})
     for dtype in (torch.float32, torch.bfloat16):  # where it is 9984
         got = model.to(dtype)["attn"](x.to(dtype), tokens().to(dtype), mask.to(dtype))
         tolerance = 1e-5 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
-    convert(model.float(), size=20)
+    convert(model.float(), size=20, **DRAWN)
     assert not torch.allclose(run(model["attn"], x, tokens(), mask), expected, atol=0.01)
-    with pytest.raises(NotImplementedError, match="^attn_mask is a bias"):
+    with pytest.raises(NotImplementedError, match="^ThinnedAttention: attn_mask is a bias"):
         model["attn"](x, tokens(), mask / 2)
 
 
@@ -39,20 +39,21 @@ def test_diffusers_processors_that_pass_by_are_named():
     """Before and after the conversion: set_attn_processor may follow it."""
     model, x = diffusion(MatmulProcessor()), tokens()
     expected = model["attn"](x)
-    done = convert(model)
+    with pytest.warns(UserWarning, match="^convert found no attention to thin in ModuleDict; attn"):
+        done = convert(model)
     assert done.swapped == []
     assert done.left["attn"] == "MatmulProcessor does not call scaled_dot_product_attention"
     assert torch.equal(model["attn"](x), expected)
     model["attn"].processor = SDPAProcessor()
     convert(model)
     model["attn"].processor = MatmulProcessor()
-    with pytest.raises(NotImplementedError, match="^ThinnedAttention attends without scaled_dot"):
+    with pytest.raises(NotImplementedError, match="^ThinnedAttention: it attends without scaled_d"):
         model["attn"](x)
 
 
 def test_diffusers_models_are_pickled_whole():
     model, x = diffusion(SDPAProcessor()), tokens()
-    convert(model, g=0)
+    convert(model, g=0, **DRAWN)
     with importable():
         other = pickle.loads(pickle.dumps(model))
     assert torch.equal(run(other["attn"], x), run(model["attn"], x))
@@ -67,17 +68,17 @@ def test_tabpfn(monkeypatch):
         *tokens().unflatten(-1, (2, 2, 8)).unbind(2),
     )
     exact = attend(query, key, value)
-    adapter.register(size=300)
+    adapter.register(size=300, **DRAWN)
     torch.testing.assert_close(attend(query, key, value), exact)
-    adapter.register(g=1)
+    adapter.register(g=1, **DRAWN)
     expected = run(thinformer_attention, query, key, value, g=1, enable_gqa=True)
     assert torch.equal(run(attend, query, key, value), expected)
     assert not torch.allclose(expected, exact, atol=1e-3)
     few = {"size": 50, "temperature": 0.7}
-    adapter.register(**few)
+    adapter.register(**few, **DRAWN)
     expected = run(thinformer_attention, query, key, value, **few, enable_gqa=True)
     assert torch.equal(run(attend, query, key, value), expected)
-    adapter.register(g=0, fallback="exact", error_threshold=0)
+    adapter.register(g=0, **DRAWN | {"fallback": "exact"}, error_threshold=0)
     torch.testing.assert_close(attend(query, key, value), exact)
     short = query, key[:, :255], value[:, :255]
     one = query[:, :1], key, value

@@ -165,6 +165,7 @@ def convert(
 def revert(model: nn.Module) -> None:
     """Undo `convert`, in place. A model that was not converted stays as it is."""
     for module in model.modules():
+        module.__dict__.pop("thinformer_last", None)
         for attribute, before in module.__dict__.pop("_before_thinformer", {}).items():
             if before is None:
                 delattr(module, attribute)
