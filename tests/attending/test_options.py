@@ -12,6 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from thinformer import ThinformerAttention, thinformer_attention
 from thinformer.attending.options import (
     LAYER_NAMES,
+    NEVER,
+    PUBLISHED,
     SELECTION_NAMES,
     given_options,
     layer_options,
@@ -20,8 +22,12 @@ from thinformer.attending.settings import load_settings, save_settings
 from thinformer.halving.plan import plan
 from thinformer.torch import KeySelection, LayerOptions, convert, revert
 
-OPTIONS = LayerOptions(KeySelection(size=20, correction="queries", min_length=10))
-KEYWORDS = {"size": 20, "correction": "queries", "min_length": 10}
+OPTIONS = LayerOptions(
+    KeySelection(size=20, correction="queries", min_length=10), fallback=None, seed=None
+)
+KEYWORDS = {
+    "size": 20, "correction": "queries", "min_length": 10, "fallback": None, "seed": None
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -35,12 +41,13 @@ KEYWORDS = {"size": 20, "correction": "queries", "min_length": 10}
         ({"temperature": "warm"}, "temperature must be None, 'auto' or a number; got 'warm'"),
         ({"temperature": 0}, "temperature must be positive and finite; got 0"),
         ({"min_length": 1.5}, "min_length must be an integer of at least 0; got 1.5"),
+        ({"min_length": "short"}, "min_length must be 'auto' or an integer; got 'short'"),
         (
             {"pre_thin": "stride", "correction": "queries"},
             "pre_thin must be 'even' with a correction, which does not thin; got 'stride'",
         ),
         (
-            {"pre_thin": "stride", "temperature": "auto"},
+            {"pre_thin": "stride", "correction": None, "temperature": "auto"},
             "pre_thin must be 'even' with a temperature, which does not thin; got 'stride'",
         ),
     ],
@@ -57,8 +64,18 @@ def test_bad_selections(fields, message):
         ({"selection": 64}, TypeError, "selection must be a KeySelection; got int"),
         ({"exact": 1}, TypeError, "exact must be True or False; got 1"),
         ({"fallback": "none"}, ValueError, "fallback must be one of 'exact'; got 'none'"),
-        ({"fallback": "exact"}, ValueError, "error_threshold must be a number with fallback='e"),
-        ({"error_threshold": 0.1}, ValueError, "error_threshold belongs to a fallback, which is"),
+        (
+            {"fallback": None, "error_threshold": 0.1},
+            ValueError,
+            "error_threshold belongs to a fallback, which is",
+        ),
+        ({"error_threshold": "0.1"}, ValueError, "error_threshold must be finite"),
+        ({"error_threshold": float("nan")}, ValueError, "error_threshold must be finite; got nan"),
+        ({"seed": -1}, ValueError, "seed must be an integer of at least 0; got -1"),
+        ({"seed": True}, ValueError, "seed must be an integer of at least 0; got True"),
+        ({"seed": 2**63}, ValueError, "seed must be below 2^63, the range of int64; got 92233720"),
+        ({"unsupported": "warn"}, ValueError, "unsupported must be one of 'raise', 'exact'; got"),
+        ({"unsupported": None}, ValueError, "unsupported must be one of 'raise', 'exact'; got N"),
         (
             {"fallback": "exact", "error_threshold": -1},
             ValueError,
@@ -121,6 +138,61 @@ def test_either_the_object_or_keywords():
         given_options(OPTIONS, g=2, size=20)
     with pytest.raises(TypeError, match=r"^options must be a LayerOptions; got KeySelection$"):
         given_options(OPTIONS.selection)
+    assert given_options(OPTIONS, PUBLISHED, correction=None, fallback=None) is OPTIONS
+    assert given_options(None, PUBLISHED, size=9).settings() == PUBLISHED.settings() | {"size": 9}
+    with pytest.raises(ValueError, match=r"^options has all settings: correction must be left ou"):
+        given_options(OPTIONS, PUBLISHED, correction="queries")
+
+
+def test_defaults_and_the_published_method():
+    """Options of a layer are for models, the published ones for the paper."""
+    assert LayerOptions().settings() == {
+        "g": 2, "size": None, "pre_thin": "even", "correction": "queries", "temperature": None,
+        "min_length": "auto", "fallback": "exact", "error_threshold": 0.4, "exact": False,
+        "seed": 0, "unsupported": "raise",
+    }  # fmt: skip
+    assert PUBLISHED.settings() == LayerOptions().settings() | {
+        "correction": None, "min_length": 0, "fallback": None, "error_threshold": None, "seed": None
+    }  # fmt: skip
+    assert ThinformerAttention().options == PUBLISHED
+    for options in (LayerOptions(), PUBLISHED, OPTIONS):
+        assert ThinformerAttention(options=options).options is options
+
+
+@pytest.mark.parametrize(
+    ("fields", "device", "tokens"),
+    [
+        ({}, "cpu", 2048),  # 128 of 2,048 tokens
+        ({"g": 0}, "cpu", 2048),
+        ({"g": 3}, "cpu", 4096),  # 512 of 4,096 tokens are an eighth
+        ({"g": 4}, "cpu", 16_384),
+        ({"size": 1}, "cpu", 2048),
+        ({"size": 256}, "cpu", 2048),
+        ({"size": 257}, "cpu", 2056),
+        ({"size": 300, "g": 4}, "cpu", 2400),
+        ({}, "cuda", NEVER),
+        ({"size": 1}, "cuda", NEVER),
+        ({}, "mps", NEVER),
+        ({"min_length": 0}, "cpu", 0),
+        ({"min_length": 300}, "cuda", 300),
+        ({"min_length": 300, "size": 400}, "cpu", 300),
+    ],
+)
+def test_least_length(fields, device, tokens):
+    """From how many tokens on a sequence is thinned; `on` makes it a number."""
+    selection = KeySelection(**fields)
+    assert selection.least_length(device) == tokens
+    assert selection.on(device) == KeySelection(**fields | {"min_length": tokens})
+    layer = LayerOptions(selection)
+    assert not layer.leaves_exact(tokens, tokens, device)
+    assert layer.leaves_exact(tokens, tokens - 1, device) or tokens == 0
+    few_queries = fields.get("min_length", "auto") == "auto"
+    assert layer.leaves_exact(max(tokens - 1, 2), tokens, device) == few_queries
+    assert layer.leaves_exact(1, tokens, device)
+
+
+def test_a_huge_g_is_never_reached():
+    assert KeySelection(g=10**9).least_length() == (8 << 25) ** 2
 
 
 def test_the_module_takes_the_object():
@@ -141,9 +213,9 @@ def test_the_module_takes_the_object():
 @pytest.mark.parametrize(
     "options",
     [
-        LayerOptions(KeySelection(size=20), exact=True),
-        LayerOptions(KeySelection(size=20, min_length=301)),
-        LayerOptions(KeySelection(correction="nystrom", min_length=301)),
+        LayerOptions(KeySelection(size=20, min_length=0), fallback=None, exact=True),
+        LayerOptions(KeySelection(size=20, correction=None, min_length=301), fallback=None),
+        LayerOptions(KeySelection(correction="nystrom", min_length=301), fallback=None),
     ],
 )
 def test_a_module_that_stays_exact(options):
@@ -185,7 +257,8 @@ def test_transformers_take_the_object():
     from thinformer.torch.transformers import configure, register
 
     module = nn.Linear(2, 2)
-    configure(module, options=OPTIONS)
+    with pytest.warns(UserWarning, match="^Linear has no layer that attends through transformers"):
+        configure(module, options=OPTIONS)
     assert module.thinformer is OPTIONS
     register("thinformer-of-options", options=OPTIONS)
     for function in (register, lambda **settings: configure(module, **settings)):

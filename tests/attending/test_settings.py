@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from thinformer.attending.settings import load_settings, save_settings
+from thinformer.attending.settings import VERSION, load_settings, save_settings
 
 LAYERS = {"a": {"size": 64, "correction": "queries"}, "b.0": {"exact": True}, "ü": {"g": 3}}
 
 
 def written(tmp_path, layers, **others):
     path = tmp_path / "settings.json"
-    path.write_text(json.dumps({"version": 1, "layers": layers, **others}))
+    path.write_text(json.dumps({"version": VERSION, "layers": layers, **others}))
     return path
 
 
@@ -21,7 +21,11 @@ def test_round_trip(tmp_path):
     save_settings(path, measured, {"machine": {"cores": "2"}})
     assert load_settings(path) == load_settings(str(path)) == LAYERS
     content = json.loads(path.read_text())
-    assert content == {"version": 1, "layers": measured, "measured": {"machine": {"cores": "2"}}}
+    assert content == {
+        "version": VERSION,
+        "layers": measured,
+        "measured": {"machine": {"cores": "2"}},
+    }
     lines = path.read_text().splitlines()
     assert lines[3] == '  "a": {"size": 64, "correction": "queries", "measured": {"error": 0.1}},'
 
@@ -60,8 +64,12 @@ def test_what_people_write(tmp_path):
             {"size": 64, "fallback": "no", "error_threshold": 1},
             "fallback must be one of 'exact';",
         ),
-        ({"size": 64, "fallback": "exact"}, "error_threshold must be a number with fallback='ex"),
-        ({"size": 64, "error_threshold": 0.1}, "error_threshold belongs to a fallback, which is"),
+        (
+            {"size": 64, "fallback": None, "error_threshold": 0.1},
+            "error_threshold belongs to a fallback, which is",
+        ),
+        ({"size": 64, "seed": -1}, "seed must be an integer of at least 0; got -1"),
+        ({"size": 64, "unsupported": "no"}, "unsupported must be one of 'raise', 'exact'; got 'n"),
         ({"exact": True, "temperature": "auto"}, "is exact, so temperature has no meaning; leave"),
         ({"g": 2, "correction": "queries", "temperature": 0}, "temperature must be positive and"),
         ({"size": 64, "min_length": -1}, "min_length must be an integer of at least 0; got -1"),
@@ -86,16 +94,17 @@ def test_bad_layers(layer, message, tmp_path):
         (b"{", "is no settings file: Expecting property name"),
         (b"\xe4", "is no settings file: 'utf-8' codec can't decode"),
         (
-            b'{"version": 1, "layers": {"a": {"g": 1}, "a": {"g": 2}}}',
+            b'{"version": 2, "layers": {"a": {"g": 1}, "a": {"g": 2}}}',
             "is no settings file: 'a' is",
         ),
         (b"[1]", "is no settings file: it has no version"),
         (b'{"layers": {"a": {"g": 1}}}', "is no settings file: it has no version"),
-        (b'{"version": 2, "layers": {"a": {"g": 1}}}', "version must be 1; got 2"),
-        (b'{"version": "1", "layers": {"a": {"g": 1}}}', "version must be 1; got '1'"),
-        (b'{"version": 1, "layer": {}}', "'layer' is unknown; takes version, layers, measured"),
-        (b'{"version": 1}', "layers must be an object with settings of layers"),
-        (b'{"version": 1, "layers": {}}', "layers must be an object with settings of layers"),
+        (b'{"version": 1, "layers": {"a": {"g": 1}}}', "version must be 2; got 1"),
+        (b'{"version": 3, "layers": {"a": {"g": 1}}}', "version must be 2; got 3"),
+        (b'{"version": "2", "layers": {"a": {"g": 1}}}', "version must be 2; got '2'"),
+        (b'{"version": 2, "layer": {}}', "'layer' is unknown; takes version, layers, measured"),
+        (b'{"version": 2}', "layers must be an object with settings of layers"),
+        (b'{"version": 2, "layers": {}}', "layers must be an object with settings of layers"),
     ],
 )
 def test_bad_files(content, message, tmp_path):

@@ -177,6 +177,8 @@ class LayerOptions:
         checks.choice("unsupported", self.unsupported, UNSUPPORTED)
         if self.seed is not None:
             _store(self, "seed", checks.integer("seed", self.seed, 0))
+            if self.seed >= 2**63:
+                raise ValueError(f"seed must be below 2^63, the range of int64; got {self.seed}")
         if self.fallback is None and self.error_threshold is not None:
             raise ValueError(
                 f"error_threshold belongs to a fallback, which is None; "
@@ -219,8 +221,12 @@ def layer_options(**settings: Any) -> LayerOptions:
     return LayerOptions(KeySelection(**settings), **own)
 
 
-def given_options(options: LayerOptions | None, **settings: Any) -> LayerOptions:
+def given_options(
+    options: LayerOptions | None, defaults: LayerOptions | None = None, **settings: Any
+) -> LayerOptions:
     """Return the options given, or those that keyword arguments make.
+
+    `defaults` are those of the function that takes the keywords, where it has its own.
 
     Raises
     ------
@@ -229,20 +235,24 @@ def given_options(options: LayerOptions | None, **settings: Any) -> LayerOptions
     ValueError
         A keyword is out of its range, or is given beside `options`.
     """
-    made = layer_options(**settings)
+    defaults = LayerOptions() if defaults is None else defaults
+    # a threshold is its fallback's
+    made = layer_options(**{**defaults.settings(), "error_threshold": None, **settings})
     if options is None:
         return made
     if not isinstance(options, LayerOptions):
         raise TypeError(f"options must be a LayerOptions; got {type(options).__name__}")
-    left_out("options has all settings", made, settings)
+    left_out("options has all settings", made, defaults, settings)
     return options
 
 
-def left_out(reason: str, made: LayerOptions, names: Any = SETTING_NAMES) -> None:
+def left_out(
+    reason: str, made: LayerOptions, defaults: LayerOptions, names: Any = SETTING_NAMES
+) -> None:
     """Raise for a setting that is not its default, where settings come from elsewhere."""
-    values, defaults = made.settings(), LayerOptions().settings()
+    values, unset = made.settings(), defaults.settings()
     for name in names:
-        if values[name] != defaults[name]:
+        if values[name] != unset[name]:
             raise ValueError(f"{reason}: {name} must be left out; got {values[name]!r}")
 
 

@@ -130,7 +130,7 @@ def of_layers(
     TypeError, ValueError
         The settings are no settings, or not those of these layers; another argument is given.
     """
-    left_out("settings are of each layer", others)
+    left_out("settings are of each layer", others, LayerOptions())
     if isinstance(settings, Mapping):
         title = "settings"
         layers = {name: _of_layer(f"{title}: {name}", layer) for name, layer in settings.items()}

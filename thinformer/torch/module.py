@@ -9,6 +9,7 @@ from torch import nn
 
 from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.options import (
+    PUBLISHED,
     SETTING_NAMES,
     LayerOptions,
     given_options,
@@ -24,6 +25,7 @@ from thinformer.torch.attend.arguments import (
 )
 from thinformer.torch.attend.layer import attend
 from thinformer.torch.choose.heads import Heads
+from thinformer.torch.choose.seeds import seed_of_layer
 
 
 class ThinformerAttention(nn.Module):
@@ -71,11 +73,12 @@ class ThinformerAttention(nn.Module):
         also estimates the error, and returns no weights, as exact attention has weights of all
         keys.
     error_threshold : float, optional
-        Not negative; required by a fallback.
+        Not negative; 0.4 by default with a fallback.
     options : LayerOptions, optional
         All of these settings but `scale`, `use_torch_spda`, `generator` and `estimate_error` as one
-        object; they are left out then. Attention over fewer keys than its ``min_length``, 256 by
-        default, is exact; without the object, sequences of any length are thinned.
+        object; they are left out then. Attention over fewer keys than its ``min_length`` is exact;
+        without the object, sequences of any length are thinned. In evaluation its ``seed`` is used,
+        unless there is a `generator`.
 
     Attributes
     ----------
@@ -99,7 +102,11 @@ class ThinformerAttention(nn.Module):
     infinity among its keys or values has NaN in its output and weights; other heads do not.
 
     `thinformer_attention` says what the error estimate is and what it costs. A fallback makes the
-    CPU wait for a GPU, and breaks the graph of `torch.compile`.
+    CPU wait for a GPU.
+
+    The module has no parameters from which a seed could follow, as `convert` has. So modules with
+    the same ``seed`` in their `options` draw the same numbers: they choose among tokens alike, each
+    by its own keys. Give them different seeds where that matters.
 
     CUDA tensors need ``thinformer[cuda13]`` or ``[cuda12]``. The work runs on torch's current
     stream, and the CPU does not wait for it. The first call compiles; a later call of the same
@@ -110,8 +117,7 @@ class ThinformerAttention(nn.Module):
     TypeError, ValueError
         Arguments that do not fit.
     NotImplementedError
-        Tensors of another device; a temperature without a correction on a GPU; a fallback under
-        ``torch.compile(fullgraph=True)``.
+        Tensors of another device; a temperature without a correction on a GPU.
     RuntimeError
         CUDA tensors without the packages that they need; says what to install.
 
@@ -146,10 +152,7 @@ class ThinformerAttention(nn.Module):
             "g": g, "size": size, "pre_thin": pre_thin, "correction": correction,
             "temperature": temperature, "fallback": fallback, "error_threshold": error_threshold,
         }  # fmt: skip
-        if options is None:
-            self.options = layer_options(**settings, min_length=0, seed=None)
-        else:
-            self.options = given_options(options, **settings)
+        self.options = given_options(options, PUBLISHED, **settings)
         self.scale = None if scale is None else checks.positive("scale", scale)
         self.use_torch_spda = use_torch_spda
         check_generator(generator)
@@ -185,7 +188,10 @@ class ThinformerAttention(nn.Module):
             )
         heads = Heads(query, key, value, None, softmax_scale(self.scale, query.shape[-1]))
         weights = not self.use_torch_spda and self.options.fallback is None
-        wanted = Wanted(weights, self.estimate_error, generator=self.generator)
+        seed = None  # a generator that was given is drawn from
+        if self.generator is None:
+            seed = seed_of_layer(self, self.options.seed, key.device)
+        wanted = Wanted(weights, self.estimate_error, generator=self.generator, seed=seed)
         attended = attend(heads, self.options, wanted)
         self.last_error_estimate = attended.error_estimate
         return attended.output, attended.weights
