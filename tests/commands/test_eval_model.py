@@ -47,8 +47,12 @@ def texts(tmp_path):
     return path
 
 
+# the published method from 256 tokens on; options that follow replace these
+PUBLISHED = ("--correction", "none", "--error-threshold", "none", "--min-length", "256")
+
+
 def run(*arguments):
-    return main(["eval-model", *map(str, arguments), "--rounds", "1"])
+    return main(["eval-model", *PUBLISHED, *map(str, arguments), "--rounds", "1"])
 
 
 def evaluated(tmp_path, *arguments):
@@ -72,16 +76,17 @@ def test_figures_are_those_of_the_model(tmp_path, texts, capsys):
     )
     ends = []
     for g, result in zip((0, 1), figures["results"], strict=True):
-        assert result["setting"] == {"g": g, "min_length": 256}
+        assert result["setting"] == {
+            "g": g, "correction": None, "fallback": None, "min_length": 256
+        }  # fmt: skip
         assert (result["keys"], result["kept"]) == (350, 16 << g)
         assert result["seconds"] > 0
         cosines, errors, first = [], [], []
-        register("by-hand", g=g)
+        register("by-hand", g=g, correction=None, fallback=None, min_length=256, seed=3)
         for x in inputs:
             states = []
             for implementation in ("sdpa", "by-hand"):
                 model.set_attn_implementation(implementation)
-                torch.manual_seed(3)
                 states.append(model(input_ids=x, output_hidden_states=True))
             a, b = (s.last_hidden_state.mean(1)[0] for s in states)
             ends.append(a / a.norm())
@@ -103,7 +108,7 @@ def test_figures_are_those_of_the_model(tmp_path, texts, capsys):
     assert printed[0] == f"model: {tmp_path / 'bert'}, BertModel"
     assert printed[1] == "inputs: 3, of 20 to 400 keys; 1 too short to be thinned, left out"
     row = next(line for line in printed if line.startswith("2  g = 1"))
-    assert row.split()[4:7] == ["32", "of", "350"]
+    assert row.split()[10:13] == ["32", "of", "350"]
     assert f"{figures['results'][1]['mean']:.4f}" in row
     row = next(line for line in printed if "encoder.layer.1" in line)
     of_layer = [r[kind][1] for kind in ("attention", "states") for r in figures["results"]]
@@ -126,12 +131,13 @@ def test_corrections_and_herding(tmp_path, texts, capsys):
     saved(tmp_path / "bert", BertModel, BertConfig(**TEXT), tokenizer())
     arguments = "--text", texts, "--size", "40", "--correction", "none,herding,queries"
     results = evaluated(tmp_path, tmp_path / "bert", *arguments)["results"]
-    common = {"size": 40, "min_length": 256}
+    common = {"size": 40, "correction": None, "fallback": None, "min_length": 256}
     assert [result["setting"] for result in results] == [
         common, {**common, "temperature": "auto"}, {**common, "correction": "queries"}
     ]  # fmt: skip
     assert len({result["attention"][1] for result in results}) == 3
-    assert "size = 40, temperature = auto" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "size = 40, fallback = None, correction = None, temperature = auto" in printed
 
 
 def test_images_and_agreement_of_the_largest_logit(tmp_path, capsys):
@@ -165,7 +171,7 @@ def test_tower_of_images(tmp_path, texts, capsys):
     assert figures["lengths"] == [257]
     assert figures["results"][0]["metric"] == "cosine"
     assert "CLIPVision" in capsys.readouterr().out
-    assert "is causal" in error(capsys, tmp_path / "clip", "--text", texts)
+    assert "it is causal" in error(capsys, tmp_path / "clip", "--text", texts)
 
 
 def test_sounds_of_any_rate_through_the_encoder_alone(tmp_path):
@@ -218,6 +224,7 @@ def test_errors_are_one_line(tmp_path, texts, capsys, monkeypatch):
                           ("bad.wav", b"no")):  # fmt: skip
         (tmp_path / path).write_bytes(content)
     of_bert = bert, "--text", texts
+    nothing = "nothing would be thinned with g = {}, fallback = None, correction = None: no input"
     for arguments, message in [
         ((nowhere, "--text", texts), f"{nowhere}: there is no such folder"),
         ((empty, "--text", texts), f"{empty}: there is no config.json in this folder"),
@@ -230,8 +237,10 @@ def test_errors_are_one_line(tmp_path, texts, capsys, monkeypatch):
         ((*of_bert, "--g", "1,x"), "--g must be integers, as in 1,2; got 1,x"),
         ((*of_bert, "--g", "-1"), "--g must be an integer of at least 0; got -1"),
         ((*of_bert, "--exact", "2"), "there is no layer 2 to leave exact: 2 attend, from 0 on"),
-        ((*of_bert, "--g", "9"), "nothing would be thinned with g = 9: no input has more than 400"),
-        ((*of_bert, "--min-length", "401"), "nothing would be thinned with g = 1"),
+        ((*of_bert, "--g", "9"), f"{nothing.format(9)} has more than 400 keys, and fewer than 256"),
+        ((*of_bert, "--min-length", "401"), f"{nothing.format(2)} has more than 400 keys, and few"),
+        ((*of_bert, "--min-length", "auto"), f"{nothing.format(2)} has more than 400 keys, and fe"),
+        ((*of_bert, "--error-threshold", "low"), "--error-threshold must be a number or none; got"),
         ((*of_bert, "--json", nowhere / "x"), f"{nowhere / 'x'}: there is no folder"),
     ]:  # fmt: skip
         assert error(capsys, *arguments).startswith(message)
@@ -254,7 +263,7 @@ def test_errors_are_one_line(tmp_path, texts, capsys, monkeypatch):
 def test_models_that_cannot_be_thinned_raise_and_say_why(tmp_path, texts, capsys):
     saved(tmp_path / "llama", LlamaModel, LlamaConfig(**TEXT), tokenizer())
     assert error(capsys, tmp_path / "llama", "--text", texts).startswith(
-        "LlamaAttention (layer 0) is causal"
+        "layers.0.self_attn (LlamaAttention): it is causal"
     )
     config = T5Config(vocab_size=50, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
     saved(tmp_path / "t5", T5Model, config, tokenizer())
