@@ -57,8 +57,9 @@ def test_torch():
     import thinformer.torch
 
     assert sorted(thinformer.torch.__all__) == [
-        "Conversion", "KeySelection", "LayerOptions", "ThinformerAttention", "convert",
-        "load_settings", "revert", "thinformer_attention",
+        "Calibration", "Conversion", "KeySelection", "LayerOptions", "PUBLISHED", "Report",
+        "ThinformerAttention", "calibrate", "convert", "load_settings", "report", "revert",
+        "save_settings", "thinformer_attention",
     ]  # fmt: skip
     for name in ("ThinformerAttention", "thinformer_attention"):
         assert getattr(thinformer.torch, name) is getattr(thinformer, name)
@@ -109,18 +110,30 @@ def test_signatures():
 
 
 OF_A_LAYER = (
-    "*, g=2, size=None, min_length=256, correction=None, temperature=None, fallback=None, "
-    "error_threshold=None"
+    "*, g=2, size=None, min_length='auto', correction='queries', temperature=None, "
+    "fallback='exact', error_threshold=None, seed=0"
 )
+OF_AN_ADAPTER = f"{OF_A_LAYER}, unsupported='raise'"
 
 
 def test_signatures_of_torch():
     pytest.importorskip("torch")
-    from thinformer.torch import Conversion, convert, load_settings, revert
+    from thinformer.torch import (
+        Conversion,
+        calibrate,
+        convert,
+        load_settings,
+        report,
+        revert,
+        save_settings,
+    )
 
-    assert plain_signature(convert) == f"(model, settings=None, {OF_A_LAYER}, options=None)"
+    assert plain_signature(convert) == f"(model, settings=None, {OF_AN_ADAPTER}, options=None)"
     assert plain_signature(revert) == "(model)"
+    assert plain_signature(report) == "(model)"
     assert plain_signature(load_settings) == "(path)"
+    assert plain_signature(save_settings) == "(model, path)"
+    assert plain_signature(calibrate) == "(model, inputs)"
     assert plain_signature(Conversion) == "(swapped, left)"
 
 
@@ -129,10 +142,10 @@ def test_signatures_of_transformers():
     from thinformer.torch import transformers
 
     assert plain_signature(transformers.register) == (
-        f"(name='thinformer', {OF_A_LAYER}, options=None)"
+        f"(name='thinformer', {OF_AN_ADAPTER}, options=None)"
     )
     assert plain_signature(transformers.configure) == (
-        f"(layer, settings=None, {OF_A_LAYER}, exact=False, options=None)"
+        f"(layer, settings=None, {OF_AN_ADAPTER}, exact=False, options=None)"
     )
 
 
@@ -153,7 +166,7 @@ COMMANDS = {
     "--plot",
     "bench-points": "--largest --sizes --seeds --json",
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "
-    "--min-length --exact --rounds --seed --json",
+    "--error-threshold --min-length --exact --rounds --seed --json",
     "tune": "--text --image --audio --max-length --error-target --output --sizes --correction "
     "--min-length --rounds",
     "info": "",
