@@ -5,10 +5,13 @@ import pickle
 
 import pytest
 import torch
+from compiling import compiled, graph_breaks
 from estimates import corrections, equal, estimated
 from tensors import exact, padding, qkv, seeded
 
 from thinformer import ThinformerAttention, thinformer_attention
+from thinformer.torch.attend.fallback import fall_back
+from thinformer.torch.choose.heads import Heads
 
 
 @pytest.mark.slow
@@ -112,6 +115,126 @@ def test_module_copies_and_pickles():
             torch.manual_seed(0)
             assert torch.equal(other(*tensors)[0], expected)
             assert torch.equal(other.last_error_estimate, module.last_error_estimate)
+
+
+def in_float(**shape):
+    return [x.requires_grad_() for x in qkv(T=40, S=60, H=4, H_kv=2, **shape)]
+
+
+def graph(mask, seed, dropout_p):
+    """Attention with exact heads as a graph has it, and which heads are above."""
+    above = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    valid = None if mask is None else ~mask
+
+    def attend(query, key, value, output):
+        heads = Heads(query, key, value, valid, 0.3)
+        return fall_back(heads, output, above, torch.tensor(seed), dropout_p)
+
+    return attend, above
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.1)],
+)
+def test_the_operator_of_a_graph_is_what_runs_without_one(masked, dtype, tolerance):
+    """Outputs and gradients, of grouped heads some of which fall back, in every precision."""
+    mask = padding(60, 60, 25) if masked else None
+    attend, above = graph(mask, seed=3, dropout_p=0.0)
+    fast, _ = compiled(attend)
+    results = []
+    for function in (attend, fast):
+        tensors = in_float(dtype=dtype)
+        if masked:
+            with torch.no_grad():
+                for x in tensors[1:]:
+                    x[mask] = float("nan")
+        output = torch.ones(2, 40, 4, 5, dtype=dtype, requires_grad=True)
+        got = function(*tensors, output)
+        assert got.dtype == dtype
+        got.float().square().sum().backward()
+        results.append([got.detach(), *(x.grad for x in (*tensors, output))])
+    for got, expected in zip(*reversed(results), strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    below = ~above[:, None, :, None].expand_as(results[1][0])
+    assert (results[1][0][below] == 1).all()
+    assert (results[1][4] == 2 * below.to(dtype)).all()  # no gradient of what was replaced
+
+
+def test_the_operators_gradient_is_its_derivative():
+    """By finite differences; with dropout, of the weights that are dropped for that seed."""
+    query, key, value = qkv(B=2, T=5, S=6, H=4, H_kv=2, E=3, D=2)
+    _, above = graph(None, 3, 0.0)
+    valid = ~padding(6, 6, 4)
+    for dropout_p in (0.0, 0.4):
+
+        def attend(query, key, value, dropout_p=dropout_p):
+            return torch.ops.thinformer.fall_back(
+                query, key, value, valid, 0.7, above, torch.tensor(5), dropout_p
+            )
+
+        tensors = [x.requires_grad_() for x in (query, key, value)]
+        assert torch.autograd.gradcheck(attend, tensors)
+        arguments = (*tensors, valid, 0.7, above, torch.tensor(5), dropout_p)
+        assert set(torch.library.opcheck(torch.ops.thinformer.fall_back, arguments).values()) == {
+            "SUCCESS"
+        }
+
+
+def test_the_operators_dropout():
+    """A share of weights is dropped, the others are divided by what is left; others by seed."""
+    tensors = [x.detach() for x in in_float()]
+    tensors[2] = torch.eye(60, dtype=torch.float64)[None, :, None].expand(2, -1, 2, -1)
+    outputs = {}
+    for seed, dropout_p in ((3, 0.0), (3, 0.25), (4, 0.25)):
+        attend, above = graph(padding(60, 60, 25), seed, dropout_p)
+        fast, _ = compiled(attend)
+        with torch.no_grad():
+            outputs[seed, dropout_p] = fast(*tensors, torch.zeros(2, 40, 4, 60).double())
+    weights, dropped, other = (x.transpose(1, 2)[above] for x in outputs.values())
+    kept = dropped > 0
+    equal(dropped[kept], weights[kept] / 0.75)
+    there = weights > 0
+    assert there[2].sum() == 40 * 25
+    assert kept[there].double().mean() == pytest.approx(0.75, abs=0.02)
+    assert not torch.equal(dropped, other)
+    assert not torch.equal(kept[0], kept[1])  # heads have masks of their own
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@corrections
+@pytest.mark.usefixtures("few_sampled_queries")
+def test_dropout_is_no_error(dropout_p, correction):
+    """The estimate is of the output without it; gradients flow through what is left."""
+    tensors = [x.requires_grad_() for x in qkv(T=100)]
+    options = {"size": 20, "correction": correction}
+    plain = estimated(*tensors, **options)
+    threshold = float(plain.error_estimate.median())
+    options |= {"fallback": "exact", "error_threshold": threshold, "dropout_p": dropout_p}
+    torch.manual_seed(0)
+    got = estimated(*tensors, **options)
+    equal(got.error_estimate, plain.error_estimate)
+    assert torch.allclose(got.output, estimated(*tensors, **options).output) == (dropout_p == 0)
+    got.output.square().sum().backward()
+    assert all(x.grad.isfinite().all() and x.grad.abs().max() > 0 for x in tensors)
+
+
+@pytest.mark.slow
+def test_a_fallback_in_a_graph():
+    """Nothing breaks it, and the same heads fall back."""
+    tensors, options = qkv(H_kv=2), {"fallback": "exact", "error_threshold": 1.3}
+    options["enable_gqa"] = True
+    fast, counter = compiled(thinformer_attention)
+    results = []
+    for each in (fast, thinformer_attention):
+        torch.manual_seed(0)
+        results.append(each(*tensors, **options))
+    equal(*results)
+    assert counter.frame_count == 1
+    assert graph_breaks() == 0
+    assert not torch.equal(results[1], seeded(*tensors, enable_gqa=True))
 
 
 @pytest.mark.parametrize(
