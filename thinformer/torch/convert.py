@@ -203,9 +203,10 @@ def _thinned(module: nn.Module, parent: nn.Module | None) -> tuple[type | None, 
         return None, f"it does not call {SDPA} (fused_attn is False)"
     if SDPA not in names_in_class(cls):
         return None, f"{cls.__name__} does not call {SDPA}"
-    biases = [name for name in BIASES if getattr(module, name, None) not in (None, False)]
-    if biases:
-        return None, f"it adds a relative position bias ({biases[0]})"
+    for name in BIASES:
+        bias = getattr(module, name, None)
+        if bias is not None and bias is not False:
+            return None, f"it adds a relative position bias ({name})"
     return _through_sdpa(cls), ""
 
 

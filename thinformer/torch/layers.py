@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 SDPA = "scaled_dot_product_attention"
+BESIDE = ("output", "structure")  # LxmertAttentionOutput and FunnelAttentionStructure do not attend
 
 
 def names_in(function: Any) -> set[str]:
@@ -45,7 +46,8 @@ def attends(module: nn.Module) -> bool:
     if cls.__module__.startswith("torch."):
         return False
     names = names_in_class(cls)
-    by_name = "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
+    title = cls.__name__.lower()
+    by_name = ("attention" in title or "attn" in title) and not title.endswith(BESIDE)
     return by_name or SDPA in names or {"einsum", "softmax"} <= names
 
 
