@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
+from thinformer.torch.choose.seeds import draw_uniforms, under_vmap
 
 QUERIES = 32  # queries a head; the spread of estimates falls as one over the root
 
@@ -93,9 +94,7 @@ def draw_queries(
     sequence with fewer than m queries has strata of no query and of one: each of its queries counts
     once. All sequences share the random numbers, so that a sequence has the queries it has alone.
     """
-    drawn_on = device if generator is None else generator.device
-    room = torch.empty((H, QUERIES + 1), dtype=torch.float64, device=drawn_on)
-    uniforms = room.uniform_(generator=generator).to(device)
+    uniforms = draw_uniforms((H, QUERIES + 1), generator, device)
     everyone = torch.full((B, 1), T, device=device)
     lengths = everyone if query_mask is None else query_mask.sum(-1, keepdim=True)
     bounds = torch.arange(QUERIES + 1, device=device) * lengths // QUERIES
@@ -120,6 +119,11 @@ def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.
             "fallback must be None in a compiled graph: how many heads are above error_threshold "
             "would have to be known; compile with fullgraph=False, or leave the attention out of "
             "it with torch.compiler.disable"
+        )
+    if under_vmap():
+        raise NotImplementedError(
+            "fallback must be None under torch.vmap: how many heads are above error_threshold would "
+            "have to be read; give the members as sequences of one batch"
         )
     query, key, value, valid, scale = heads
     sequences, chosen = above.nonzero(as_tuple=True)
