@@ -26,6 +26,7 @@ from thinformer.attending.options import MIN_LENGTH, LayerOptions, given_options
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
+from thinformer.torch.attend.masks import OF_TRANSFORMERS
 from thinformer.torch.convert import names_in
 
 # arguments of models that do not change the scores; any other argument raises
@@ -224,7 +225,10 @@ def _forward(
             is_causal=is_causal, **options,
         )  # fmt: skip
     try:
-        call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
+        call = Call(
+            scaling, None, attention_mask, enable_gqa=True, layout="bhsd",
+            mask_names=OF_TRANSFORMERS,
+        )  # fmt: skip
         wanted = Wanted(dropout_p=dropout)
         attended = checked_attention(query, key, value, layer, call, wanted)
     except NotImplementedError as error:
