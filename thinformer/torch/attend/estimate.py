@@ -122,8 +122,8 @@ def fall_back(heads: Heads, output: torch.Tensor, above: torch.Tensor) -> torch.
         )
     if under_vmap():
         raise NotImplementedError(
-            "fallback must be None under torch.vmap: how many heads are above error_threshold would "
-            "have to be read; give the members as sequences of one batch"
+            "fallback must be None under torch.vmap: how many heads are above error_threshold "
+            "would have to be read; give the members as sequences of one batch"
         )
     query, key, value, valid, scale = heads
     sequences, chosen = above.nonzero(as_tuple=True)
