@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
+from thinformer.attending.arguments import check_finite, check_overflow, check_shapes, softmax_scale
 from thinformer.attending.herding import herd_keys
 from thinformer.attending.options import KeySelection
 from thinformer.attending.softmax import make_result, write_attention, write_landmark_attention
@@ -196,7 +196,9 @@ def attention(
     Raises
     ------
     TypeError, ValueError
-        As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity.
+        As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity; with a
+        correction, also for numbers so large that the output is not finite, such as keys whose
+        squared norms overflow.
     NotImplementedError
         Arrays on a GPU: the softmax is computed on the CPU.
 
@@ -264,7 +266,9 @@ def attention(
         finite = finite & is_finite(head_factor(query), query.shape[1])
     if not finite.all():
         check_finite(query=query, key=key, value=value)
-    if not (few and correction is not None):
+    if few and correction is not None:
+        check_overflow(query, key, value, output)
+    else:
         write_attention(query, key, value, indices, scale, output, weights)
     of_keys = None if weights is None else weights.astype(given, copy=False)
     return Attended(output.astype(given, copy=False), of_keys, indices if return_indices else None)
