@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.attending.arguments import check_finite, check_overflow, check_shapes, softmax_scale
 from thinformer.attending.herding import herd_keys
-from thinformer.attending.options import KeySelection
+from thinformer.attending.options import Correction, KeySelection
 from thinformer.attending.softmax import make_result, write_attention, write_landmark_attention
 from thinformer.attending.thinned import thin_keys
 from thinformer.cpu.run import is_finite
 from thinformer.halving.draws import Draws, seed_from
+from thinformer.halving.plan import PreThin
 from thinformer.halving.problem import head_factor
 from thinformer.support import checks
 
@@ -49,10 +50,10 @@ def compress_kv(
     size: int | None = None,
     scale: float | None = None,
     delta: float = 0.5,
-    pre_thin: str = "even",
+    pre_thin: PreThin = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
+    device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose the keys, with their values, that attention needs most.
 
@@ -144,12 +145,12 @@ def attention(
     size: int | None = None,
     scale: float | None = None,
     delta: float = 0.5,
-    pre_thin: str = "even",
+    pre_thin: PreThin = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
-    correction: str | None = None,
-    temperature: float | str | None = None,
+    device: bodies.Device = "auto",
+    correction: Correction | None = None,
+    temperature: float | Literal["auto"] | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:

@@ -7,13 +7,14 @@ field of one of them: settings files, and all functions that take a `LayerOption
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from thinformer.halving.plan import PRE_THIN, Plan, plan
 from thinformer.support import checks
 
-CORRECTIONS = ("nystrom", "queries")
-FALLBACKS = ("exact",)
+Correction = Literal["nystrom", "queries"]
+Fallback = Literal["exact"]
+CORRECTIONS, FALLBACKS = get_args(Correction), get_args(Fallback)
 MIN_LENGTH = 256  # tokens below which a layer of a model stays exact
 
 

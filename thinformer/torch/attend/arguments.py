@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -11,7 +11,8 @@ from thinformer.support import checks
 from thinformer.torch.attend.masks import OF_SDPA, MaskNames, keys_attended
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
 
-LAYOUTS = ("bshd", "bhsd")
+Layout = Literal["bshd", "bhsd"]
+LAYOUTS = get_args(Layout)
 
 
 class Call(NamedTuple):
