@@ -166,3 +166,23 @@ def test_compiled():
     function = torch.vmap(attend({"g": 0}), randomness="different")
     _, indices = torch.compile(function, backend="aot_eager", fullgraph=True)(*tensors)
     assert not torch.equal(indices[0], indices[1])
+
+
+@pytest.mark.slow
+def test_a_graph_outside_vmap_draws_as_torch_does():
+    """A compiler has random numbers of its own for rand and randint."""
+    targets = []
+
+    def backend(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    def draw(x):
+        return draw_seed(None, x.device), draw_uniforms((2,), None, x.device)
+
+    drawn = []
+    for function in (torch.compile(draw, backend=backend, fullgraph=True), draw):
+        torch.manual_seed(0)
+        drawn.append(function(torch.zeros(1)))
+    assert all(map(torch.equal, *drawn))
+    assert {"aten.random.default", "uniform_"} <= set(targets)

@@ -29,7 +29,7 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.
                 f"got one on {generator.device}"
             )
         return torch.full((), bits_of_seed(int(drawn)), device=device)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _transformed():
         # the numbers of random_() below, by a function for which vmap has rules of randomness
         drawn = torch.randint(
             -1, 2**63 - 1, (), generator=generator, dtype=torch.int64, device=device
@@ -45,12 +45,19 @@ def draw_uniforms(
 ) -> torch.Tensor:
     """Draw float64 numbers in [0, 1) where the generator is; under `torch.vmap` as `draw_seed`."""
     drawn_on = device if generator is None else generator.device
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _transformed():
         drawn = torch.rand(shape, generator=generator, dtype=torch.float64, device=drawn_on)
     else:  # the form that torch.compile draws as torch does
         room = torch.empty(shape, dtype=torch.float64, device=drawn_on)
         drawn = room.uniform_(generator=generator)
     return drawn.to(device)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work, `torch.vmap` or a gradient."""
+    # "is not None" would always hold in a graph that torch.compile makes
+    functorch = torch._C._functorch
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
 
 
 def under_vmap() -> bool:
