@@ -256,9 +256,8 @@ def attention(
         )
         indices, finite = chosen.indices, chosen.finite
     elif few and temperature is not None:
-        indices, finite = herd_keys(
-            query, key, value, selection, n_out=n_out, scale=scale, seed=seed
-        )
+        herded = herd_keys(query, key, value, selection, n_out=n_out, scale=scale, seed=seed)
+        indices, finite = herded
     else:
         indices, finite = thin_keys(
             key, value, selection, scale=scale, draws=seed if draws is None else draws,
