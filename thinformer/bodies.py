@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from thinformer.halving.problem import Factor, Problem
 from thinformer.halving.schedule import Schedule
 from thinformer.support import checks
 
-DEVICES = ("auto", "cpu", "cuda")
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES = get_args(Device)
 
 
 def on_gpu(array: Any) -> bool:
@@ -35,7 +36,7 @@ def float_array(name: str, array: Any) -> NDArray:
     return there
 
 
-def choose(device: str, **arrays: Any) -> str:
+def choose(device: Device, **arrays: Any) -> Literal["cpu", "cuda"]:
     """Return "cpu" or "cuda" for a call on some arrays, all or none of which are on a GPU.
 
     "auto" is "cuda" for arrays on a GPU, and "cpu" for others.
@@ -49,7 +50,7 @@ def choose(device: str, **arrays: Any) -> str:
     CudaUnavailableError
         The call needs a GPU, and none can be used; a RuntimeError that says why.
     """
-    device = checks.choice("device", device, DEVICES)
+    checks.choice("device", device, DEVICES)
     there = [name for name, array in arrays.items() if on_gpu(array)]
     if there and len(there) < len(arrays):
         here = [name for name in arrays if name not in there]

@@ -48,6 +48,21 @@ def test_csv_is_kept_byte_for_byte(chunk, small, tmp_path):
         assert report["chunks"] == 4
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_cell_holds_other_separators_of_lines(quote, end, tmp_path):
+    """U+2028, U+2029, NEL, form feed, VT, FS, GS and RS end no record."""
+    note = f"{quote}a\u2028b\u2029c\x85d\x0ce\x0bf\x1cg\x1dh\x1ei{quote}"
+    records = [f"{x!r},{note},{y!r}{end}" for x, y in POINTS.tolist()]
+    (tmp_path / "in.csv").write_bytes(f"x,note,y{end}{''.join(records)}".encode())
+    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 20, "--seed", 5,
+            "--report", tmp_path / "r.json")  # fmt: skip
+    rows = json.loads((tmp_path / "r.json").read_text())["row_numbers"]
+    assert rows == thin(POINTS, 20, rng=5).tolist()
+    expected = f"x,note,y{end}{''.join(records[i] for i in rows)}"
+    assert (tmp_path / "out.csv").read_bytes() == expected.encode()
+
+
 def test_csv_row_numbers_and_delimiters(tmp_path):
     lines = [f"{x!r}\t{y!r}\t{i}\n" for i, (x, y) in enumerate(POINTS.tolist())]
     text = "x\ty\ti\n\n" + "".join(lines[:10]) + "\n" + "".join(lines[10:]).rstrip("\n")

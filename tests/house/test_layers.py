@@ -143,6 +143,13 @@ def test_the_specification_stands_alone(path):
         assert name.split(".")[0] != "torch" or path.name == "torch_version.py"
 
 
+@EACH_FILE
+def test_lines_end_with_newlines_alone(path):
+    """`str.splitlines` also cuts at form feeds and at the separators of ASCII and Unicode."""
+    attributes = [x for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Attribute)]
+    assert "splitlines" not in {attribute.attr for attribute in attributes}
+
+
 def public(name):
     spaces = (thinformer, thinformer.kernels)
     return any(name in space.__all__ for space in spaces) or name in ("register", "configure",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.run import is_finite
@@ -41,3 +42,22 @@ def check_finite(**arrays: NDArray) -> None:
     """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
         checks.finite(name, is_finite(head_factor(array), array.shape[1]))
+
+
+def check_overflow(query: NDArray, key: NDArray, value: NDArray, output: NDArray) -> None:
+    """Check that finite arguments gave a finite output, and name one that is too large."""
+    if is_finite(head_factor(output), output.shape[1]):
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = key - key.mean(axis=1, keepdims=True)
+    checks.squared_norms("key", np.nan_to_num(centred), checks.SMALLER_KEYS)
+    checks.squared_norms("query", query, "Give a number as temperature")
+    largest = ", ".join(
+        f"{name} {float(np.abs(array).max()):.2g}"
+        for name, array in (("query", query), ("key", key), ("value", value))
+    )
+    raise ValueError(
+        f"query, key, value and scale are too large for a correction in {output.dtype}; got the "
+        f"largest numbers {largest}. Give a number as temperature, or divide value by a number and "
+        f"multiply the output by it{checks.or_float64(output.dtype)}"
+    )

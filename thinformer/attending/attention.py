@@ -6,19 +6,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
+from thinformer.attending.arguments import check_finite, check_overflow, check_shapes, softmax_scale
 from thinformer.attending.herding import herd_keys
-from thinformer.attending.options import KeySelection
+from thinformer.attending.options import Correction, KeySelection
 from thinformer.attending.softmax import make_result, write_attention, write_landmark_attention
 from thinformer.attending.thinned import thin_keys
 from thinformer.cpu.run import is_finite
 from thinformer.halving.draws import Draws, seed_from
+from thinformer.halving.plan import PreThin
 from thinformer.halving.problem import head_factor
 from thinformer.support import checks
 
@@ -49,10 +50,10 @@ def compress_kv(
     size: int | None = None,
     scale: float | None = None,
     delta: float = 0.5,
-    pre_thin: str = "even",
+    pre_thin: PreThin = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
+    device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose the keys, with their values, that attention needs most.
 
@@ -144,12 +145,12 @@ def attention(
     size: int | None = None,
     scale: float | None = None,
     delta: float = 0.5,
-    pre_thin: str = "even",
+    pre_thin: PreThin = "even",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
-    correction: str | None = None,
-    temperature: float | str | None = None,
+    device: bodies.Device = "auto",
+    correction: Correction | None = None,
+    temperature: float | Literal["auto"] | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
 ) -> Attended:
@@ -196,7 +197,9 @@ def attention(
     Raises
     ------
     TypeError, ValueError
-        As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity.
+        As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity; with a
+        correction, also for numbers so large that the output is not finite, such as keys whose
+        squared norms overflow.
     NotImplementedError
         Arrays on a GPU: the softmax is computed on the CPU.
 
@@ -253,9 +256,8 @@ def attention(
         )
         indices, finite = chosen.indices, chosen.finite
     elif few and temperature is not None:
-        indices, finite = herd_keys(
-            query, key, value, selection, n_out=n_out, scale=scale, seed=seed
-        )
+        herded = herd_keys(query, key, value, selection, n_out=n_out, scale=scale, seed=seed)
+        indices, finite = herded
     else:
         indices, finite = thin_keys(
             key, value, selection, scale=scale, draws=seed if draws is None else draws,
@@ -264,7 +266,9 @@ def attention(
         finite = finite & is_finite(head_factor(query), query.shape[1])
     if not finite.all():
         check_finite(query=query, key=key, value=value)
-    if not (few and correction is not None):
+    if few and correction is not None:
+        check_overflow(query, key, value, output)
+    else:
         write_attention(query, key, value, indices, scale, output, weights)
     of_keys = None if weights is None else weights.astype(given, copy=False)
     return Attended(output.astype(given, copy=False), of_keys, indices if return_indices else None)

@@ -7,14 +7,16 @@ field of one of them: settings files, and all functions that take a `LayerOption
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from thinformer.halving.plan import PRE_THIN, Plan, plan
 from thinformer.support import checks
 
-CORRECTIONS = ("nystrom", "queries")
-FALLBACKS = ("exact",)
-UNSUPPORTED = ("raise", "exact")
+Correction = Literal["nystrom", "queries"]
+Fallback = Literal["exact"]
+Unsupported = Literal["raise", "exact"]
+CORRECTIONS, FALLBACKS = get_args(Correction), get_args(Fallback)
+UNSUPPORTED = get_args(Unsupported)
 ERROR_THRESHOLD = 0.4  # of a fallback that names none
 # min_length="auto" thins from so many tokens on (`thinformer bench-models`), and where there are at
 # least so many tokens for each key that is kept

@@ -18,7 +18,7 @@ from thinformer.files.output import resolved
 from thinformer.files.source import STANDARD
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
-from thinformer.thinning.methods import METHODS
+from thinformer.thinning.methods import METHODS, Method
 from thinformer.thinning.streaming import LEAST
 
 
@@ -42,7 +42,7 @@ class Job(NamedTuple):
     bandwidth: str | float | list[float]
     columns: list[str] | None
     weights: str | None
-    method: str
+    method: Method
     g: int
     delta: float
     seed: int | None

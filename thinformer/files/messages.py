@@ -76,4 +76,4 @@ def writing(name: str, verb: str = "written") -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """The first line of an error, at most 200 characters."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0][:200]
+    return str(said).split("\n")[0][:200]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from thinformer.halving.draws import Draws
 from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size, published_length
 from thinformer.support import checks
 
-PRE_THIN = ("even", "stride")
+PreThin = Literal["even", "stride"]
+PRE_THIN = get_args(PreThin)
 
 
 class Plan(NamedTuple):

@@ -20,7 +20,7 @@ from thinformer.kernels import gaussian
 from thinformer.support.machine import hardware, versions
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import mmd
-from thinformer.thinning.methods import METHODS
+from thinformer.thinning.methods import METHODS, Method
 from thinformer.thinning.thin import thin
 
 QUADRATIC = ("kernel-thinning", "halving")
@@ -78,11 +78,13 @@ def costs(exponents: range) -> Iterator[Cost]:
 
 def qualities(sizes: tuple[int, ...], seeds: int) -> Iterator[Quality]:
     """Thin samples of n points to sqrt(n), with Compress++ at g = 2 and 4 and kernel thinning."""
+    methods: list[tuple[Method, int]]
+    methods = [("compress++", 2), ("compress++", 4), ("kernel-thinning", 0)]
     for name, sample in samples().items():
         for n in sizes:
             if sample(n, 0) is None:
                 continue
-            for method, g in (("compress++", 2), ("compress++", 4), ("kernel-thinning", 0)):
+            for method, g in methods:
                 yield _quality(name, sample, n, method, g, seeds)
 
 
@@ -162,7 +164,7 @@ def _quality(
     name: str,
     sample: Callable[[int, int], NDArray | None],
     n: int,
-    method: str,
+    method: Method,
     g: int,
     seeds: int,
     errors: bool = True,

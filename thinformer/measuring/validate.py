@@ -22,7 +22,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 OUTPUT_TOLERANCE = 1e-12
 SEEDS = range(10)
 BODIES = {"cpu": "numba", "cuda": "numba.cuda"}
+Device = Literal["cpu", "cuda"]
 INPUTS = ("K", "points", "query", "key", "value")
 
 
@@ -60,7 +61,7 @@ class Row(NamedTuple):
     left_out: int = 0
 
 
-def validate(device: str = "cpu") -> list[Row]:
+def validate(device: Device = "cpu") -> list[Row]:
     """Compare a body of this installation with the recorded vectors, and with the torch module.
 
     On "cuda" the cases of `thin` are left out, which run on the CPU only.
@@ -151,7 +152,7 @@ def load_upstream(folder: Path) -> ModuleType:
     return module
 
 
-def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: str = "cpu") -> bool:
+def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: Device = "cpu") -> bool:
     """Compute a case and compare it with what was recorded."""
     if "activations" in case:
         fields = fields | load_activations(case["activations"])[case["layer"]]
@@ -163,7 +164,7 @@ def _agrees(case: dict[str, Any], fields: dict[str, NDArray], device: str = "cpu
 
 
 def _compute(
-    case: dict[str, Any], inputs: dict[str, Any], fields: dict[str, NDArray], device: str
+    case: dict[str, Any], inputs: dict[str, Any], fields: dict[str, NDArray], device: Device
 ) -> tuple[NDArray, NDArray | None]:
     """Compute the indices of a case and, for attention, the output."""
     if case["kind"] == "halve":
@@ -202,7 +203,7 @@ def _name(case: dict[str, Any]) -> str:
     return " ".join(f"{key}={case[key]}" for key in ("id", "kernel", "layer") if key in case)
 
 
-def _torch_against_numpy(device: str) -> Row:
+def _torch_against_numpy(device: Device) -> Row:
     """Compare `ThinformerAttention` on a device with `attention`, seed by seed."""
     import torch
 

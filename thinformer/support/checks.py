@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SMALLER_KEYS = "Divide key by a number, multiply scale by it and give a larger temperature"
 COMPUTED_IN = {"float16": np.float32, "float32": np.float32, "float64": np.float64}
 
 
@@ -80,10 +81,27 @@ def integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def squared_norms(name: str, vectors: NDArray, remedy: str) -> NDArray:
+    """Return the squared norms of vectors (..., E); raise where finite numbers give infinity."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("...e,...e->...", vectors, vectors)
+    if (np.isinf(squares) & np.isfinite(vectors).all(axis=-1)).any():
+        limit = float(np.finfo(vectors.dtype).max) ** 0.5
+        raise ValueError(
+            f"{name} must have norms below {limit:.2g}, the root of the largest {vectors.dtype}; "
+            f"got a larger one. {remedy}{or_float64(vectors.dtype)}"
+        )
+    return squares
+
+
+def or_float64(dtype: np.dtype) -> str:
+    """The end of a remedy against numbers out of range."""
+    return "" if dtype == np.float64 else ", or give float64"
+
+
 def temperature_in_range(temperature: float, centred: NDArray, scale: float) -> None:
     """Check that centred keys (..., E) over a temperature have squared norms in their range."""
-    with np.errstate(over="ignore"):
-        squares = np.einsum("...e,...e->...", centred, centred)
+    squares = squared_norms("key", centred, SMALLER_KEYS)
     finite = np.isfinite(centred).all(axis=-1)  # another check finds keys that are not finite
     largest = float(np.max(squares, initial=1, where=finite))
     limit = np.finfo(centred.dtype).max

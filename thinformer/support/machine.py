@@ -37,7 +37,7 @@ def processor() -> str:
     """Return the processor's name; its architecture if the system has no name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        lines = [x for x in cpuinfo.read_text().split("\n") if x.startswith("model name")]
         if lines:
             return lines[0].split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

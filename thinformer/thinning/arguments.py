@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,8 @@ from thinformer.kernels.phi import PAIRWISE, TABLE
 from thinformer.support import checks
 from thinformer.thinning.tables import as_points
 
-TARGETS = ("sample", "mean-zero")
+Target = Literal["sample", "mean-zero"]
+TARGETS = get_args(Target)
 MEDIAN_ROWS = 1000  # the median distance is that of at most so many rows
 
 

@@ -13,7 +13,7 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
-from thinformer.thinning.arguments import TARGETS, as_problem, as_weights, resolve
+from thinformer.thinning.arguments import TARGETS, Target, as_problem, as_weights, resolve
 from thinformer.thinning.tables import as_points
 
 
@@ -24,7 +24,7 @@ def mmd(
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     weights: ArrayLike | None = None,
-    target: str = "sample",
+    target: Target = "sample",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
     r"""Return the maximum mean discrepancy (MMD) between points x (n, d) and a coreset y (s, d).

@@ -18,7 +18,8 @@ except ImportError as error:
     ) from error
 
 from thinformer.support import checks
-from thinformer.thinning.arguments import as_weights
+from thinformer.thinning.arguments import Target, as_weights
+from thinformer.thinning.methods import Method
 from thinformer.thinning.thin import thin
 
 
@@ -70,11 +71,11 @@ class KernelThinner(BaseEstimator):
         *,
         kernel: Any = "gaussian",
         bandwidth: Any = "median",
-        method: str = "compress++",
+        method: Method = "compress++",
         g: int = 4,
         delta: float = 0.5,
         refine: bool = True,
-        target: str = "sample",
+        target: Target = "sample",
         random_state: Any = None,
     ) -> None:
         self.n_samples = n_samples

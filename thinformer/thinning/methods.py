@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ from thinformer.thinning.weights import (
     spare_rows,
 )
 
-METHODS = ("compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random")
+Method = Literal[
+    "compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random"
+]  # fmt: skip
+METHODS = get_args(Method)
 ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
 BLIND = METHODS[4:]  # the methods that do not look at the points

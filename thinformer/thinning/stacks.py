@@ -23,7 +23,7 @@ def kernel_halve(
     delta: float = 0.5,
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
+    device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Keep one of every two consecutive points so that the kept half represents all S points.
 
@@ -114,7 +114,7 @@ def kh_compress(
     kernel: str | Kernel = "gaussian",
     rng: int | np.random.Generator | None = None,
     draws: Draws | None = None,
-    device: str = "auto",
+    device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose a small subset of points that represents all S points, in near-linear time.
 

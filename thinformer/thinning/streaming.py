@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
 from thinformer.thinning.arguments import resolve
-from thinformer.thinning.methods import BLIND, halvings_to
+from thinformer.thinning.methods import BLIND, Method, halvings_to
 from thinformer.thinning.thin import thin
 
 LEAST = 4096  # a coreset has at least so many rows, however small `size` is
@@ -51,7 +51,7 @@ def merge_and_reduce(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
-    method: str = "compress++",
+    method: Method = "compress++",
     g: int = 4,
     delta: float = 0.5,
     rng: int | np.random.Generator | None = None,

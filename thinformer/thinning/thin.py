@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from thinformer.kernels.phi import ENERGY
 from thinformer.support import checks
 from thinformer.thinning.arguments import (
     TARGETS,
+    Target,
     as_problem,
     as_weights,
     check_finite,
@@ -24,6 +25,7 @@ from thinformer.thinning.methods import (
     METHODS,
     ON_GPU,
     SWAPPED,
+    Method,
     choose_rows,
     random_rows,
     standard_rows,
@@ -39,15 +41,15 @@ def thin(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
-    method: str = "compress++",
+    method: Method = "compress++",
     g: int = 4,
     delta: float = 0.5,
     refine: bool = True,
     unique: bool = True,
     weights: ArrayLike | None = None,
-    target: str = "sample",
+    target: Target = "sample",
     rng: int | np.random.Generator | None = None,
-    device: str = "auto",
+    device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose `size` rows of a point set that represent all n.
 
@@ -182,7 +184,9 @@ def thin(
     return repeats_to_nearest_free(rows, n, share) if unique else rows
 
 
-def _check_options(method: str, target: str, refine: bool, device: str) -> str:
+def _check_options(
+    method: Method, target: Target, refine: bool, device: bodies.Device
+) -> Literal["cpu", "cuda"]:
     """Check the options that depend on each other; return "cpu" or "cuda"."""
     checks.choice("method", method, METHODS)
     checks.choice("target", target, TARGETS)

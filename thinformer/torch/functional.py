@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 
-from thinformer.attending.options import KeySelection, LayerOptions
+from thinformer.attending.options import Correction, Fallback, KeySelection, LayerOptions
 from thinformer.support import checks
 from thinformer.torch.attend import ragged
-from thinformer.torch.attend.arguments import LAYOUTS, Call, Wanted
+from thinformer.torch.attend.arguments import LAYOUTS, Call, Layout, Wanted
 from thinformer.torch.attend.layer import Estimated, checked_attention
 
 
@@ -29,6 +29,80 @@ class Attended(NamedTuple):
     indices: torch.Tensor | None
 
 
+class Options(TypedDict, total=False):
+    """The keywords of `thinformer_attention` on which the type of its result does not depend."""
+
+    g: int
+    size: int | None
+    scale: float | None
+    key_padding_mask: torch.Tensor | None
+    attn_mask: torch.Tensor | None
+    is_causal: bool
+    enable_gqa: bool
+    dropout_p: float
+    layout: Layout
+    generator: torch.Generator | None
+    correction: Correction | None
+    temperature: float | Literal["auto"] | None
+    fallback: Fallback | None
+    error_threshold: float | None
+
+
+@overload
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    return_weights: Literal[False] = False,
+    return_indices: Literal[False] = False,
+    return_error_estimate: Literal[False] = False,
+    **options: Unpack[Options],
+) -> torch.Tensor: ...
+@overload
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    return_weights: Literal[True],
+    return_indices: bool = False,
+    return_error_estimate: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Attended: ...
+@overload
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    return_weights: bool = False,
+    return_indices: Literal[True],
+    return_error_estimate: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Attended: ...
+@overload
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    return_weights: bool = False,
+    return_indices: bool = False,
+    return_error_estimate: Literal[True],
+    **options: Unpack[Options],
+) -> Estimated: ...
+@overload
+def thinformer_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    return_weights: bool = False,
+    return_indices: bool = False,
+    return_error_estimate: bool = False,
+    **options: Unpack[Options],
+) -> torch.Tensor | Attended | Estimated: ...
 def thinformer_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -42,14 +116,14 @@ def thinformer_attention(
     is_causal: bool = False,
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
-    layout: str = "bshd",
+    layout: Layout = "bshd",
     generator: torch.Generator | None = None,
-    correction: str | None = None,
-    temperature: float | str | None = None,
+    correction: Correction | None = None,
+    temperature: float | Literal["auto"] | None = None,
     return_weights: bool = False,
     return_indices: bool = False,
     return_error_estimate: bool = False,
-    fallback: str | None = None,
+    fallback: Fallback | None = None,
     error_threshold: float | None = None,
 ) -> torch.Tensor | Attended | Estimated:
     r"""Approximate softmax attention by attention over few keys.
@@ -149,14 +223,20 @@ def thinformer_attention(
     correction, where nested queries have other lengths than nested keys, queries of other sequences
     have an influence. A sequence that is masked entirely gets zeros. NaN or infinity in an unmasked
     key or value of a head makes the head's output NaN; so does NaN or infinity in its queries with
-    a temperature or a correction, which use them.
+    a temperature or a correction, which use them. With a correction it is NaN also where finite
+    numbers are too large: squared norms of keys, less their mean, or of queries that overflow
+    (norms above 1.8e19 in float32), for which `thinformer.attention` raises.
+
     On CUDA tensors with a mask, the CPU waits for the sequences' lengths; otherwise it waits for
     nothing.
 
     Gradients flow to the queries and to the kept keys and values; the selection itself is not
     differentiated. Keys are selected in float32 for float16 and bfloat16. `torch.utils.checkpoint`
     recomputes the same selection, but not with a `generator` of your own: torch restores its
-    default generators only.
+    default generators only. Under `torch.vmap`, ``randomness="different"`` draws a seed for each
+    member and "same" one for all. A fallback, and a floating mask, need values that a member of
+    `torch.vmap` does not have. `torch.jit.trace` cannot trace the function, as the number of keys
+    follows from the length; `torch.export.export` can.
 
     The error estimate is :math:`(\sum_t \|o_t - e_t\|^2 / \sum_t \|e_t\|^2)^{1/2}` for a head's
     output rows :math:`o_t` and the exact rows :math:`e_t`. The sums are over 32 queries, one drawn

@@ -9,7 +9,11 @@ from torch.nn.functional import linear
 from thinformer.attending.options import LayerOptions
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
-from thinformer.torch.attend.masks import keys_attended
+from thinformer.torch.attend.masks import (
+    OF_MULTIHEAD,
+    padding_of_multihead,
+    scores_of_multihead,
+)
 from thinformer.torch.choose.seeds import seed_of_layer
 from thinformer.torch.layers import path_of
 from thinformer.torch.report import note_exact, note_thinned
@@ -82,15 +86,14 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         query, key, value = self._projected(query, key, value)
         (B, T, H, _), S = query.shape, key.shape[1]
-        if key_padding_mask is not None and key_padding_mask.is_floating_point():
-            valid = keys_attended(None, key_padding_mask[:, None, None], (B, H, T, S), key.device)
-            key_padding_mask = None if valid is None else ~valid
+        if key_padding_mask is not None:
+            key_padding_mask = padding_of_multihead(key_padding_mask, (B, H, T, S))
         if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                attn_mask = ~attn_mask  # here True is left out, there True takes part
-            if attn_mask.dim() == 3:
-                attn_mask = attn_mask.view(B, H, T, S)
-        call = Call(key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal)
+            attn_mask = scores_of_multihead(attn_mask, (B, H, T, S))
+        call = Call(
+            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal,
+            mask_names=OF_MULTIHEAD,
+        )  # fmt: skip
         wanted = Wanted(
             need_weights, dropout_p=self.dropout if self.training else 0.0,
             seed=seed_of_layer(self, self.thinformer.seed, query.device),

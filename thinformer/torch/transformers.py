@@ -28,6 +28,7 @@ from thinformer.attending.options import LayerOptions, given_options
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
+from thinformer.torch.attend.masks import OF_TRANSFORMERS
 from thinformer.torch.choose.seeds import seed_of_layer
 from thinformer.torch.layers import path_of, through_interface
 from thinformer.torch.report import note_exact, note_thinned
@@ -236,7 +237,10 @@ def _forward(
     reason = None if layer.exact else why_exact(module, T, attention_mask, is_causal, options)
     if not (reason or short):
         try:
-            call = Call(scaling, None, attention_mask, enable_gqa=True, layout="bhsd")
+            call = Call(
+                scaling, None, attention_mask, enable_gqa=True, layout="bhsd",
+                mask_names=OF_TRANSFORMERS,
+            )  # fmt: skip
             wanted = Wanted(dropout_p=dropout, seed=seed_of_layer(module, layer.seed, device))
             attended = checked_attention(query, key, value, layer, call, wanted)
         except NotImplementedError as error:

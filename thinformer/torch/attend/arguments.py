@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from thinformer.attending.arguments import softmax_scale
 from thinformer.support import checks
-from thinformer.torch.attend.masks import keys_attended
+from thinformer.torch.attend.masks import OF_SDPA, MaskNames, keys_attended
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
 
-LAYOUTS = ("bshd", "bhsd")
+Layout = Literal["bshd", "bhsd"]
+LAYOUTS = get_args(Layout)
 
 
 class Call(NamedTuple):
     """What a call of attention says beside its tensors; checked by `checked_heads`.
 
     The names are those of ``torch.nn.functional.scaled_dot_product_attention`` and of
-    `thinformer.thinformer_attention`.
+    `thinformer.thinformer_attention`; `mask_names` is what the caller calls `attn_mask`.
     """
 
     scale: float | None = None
@@ -27,6 +28,7 @@ class Call(NamedTuple):
     is_causal: bool = False
     enable_gqa: bool = False
     layout: str = "bshd"
+    mask_names: MaskNames = OF_SDPA
 
 
 class Wanted(NamedTuple):
@@ -85,7 +87,9 @@ def checked_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, c
         )
     if H_kv != H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"query must have a multiple of the {H_kv} heads of key; got {H}")
-    valid = keys_attended(call.key_padding_mask, call.attn_mask, (B, H, T, S), key.device)
+    valid = keys_attended(
+        call.key_padding_mask, call.attn_mask, (B, H, T, S), key.device, call.mask_names
+    )
     return Heads(query, key, value, valid, softmax_scale(call.scale, E))
 
 
@@ -103,6 +107,13 @@ def check_tensors(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: str = "bshd"
 ) -> None:
     """Check that three tensors make an attention that can be computed here; heads may differ."""
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "thinformer attention cannot be traced (torch.jit.trace, torch.onnx.export with "
+            "dynamo=False): the number of keys that are kept follows from the length, which a "
+            "trace makes a tensor. Use torch.export.export. ONNX has no operator that chooses "
+            "keys: for ONNX, export the model with exact attention"
+        )
     tensors = {"query": query, "key": key, "value": value}
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
@@ -120,6 +131,13 @@ def check_tensors(
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"query, key, value must be on one device; got {got}")
+    if query.is_meta:
+        raise NotImplementedError(
+            "query is on device meta; thinformer takes tensors that hold numbers, on the CPU or a "
+            "CUDA device. Give the model memory (model.to_empty(device='cpu')) and load its "
+            "weights, and make its inputs on that device; for shapes alone, use "
+            "torch.export.export or tensors of torch._subclasses.FakeTensorMode"
+        )
     if query.device.type not in ("cpu", "cuda"):
         raise NotImplementedError(
             f"query is on device {query.device}; thinformer takes tensors on the CPU, where .cpu() "

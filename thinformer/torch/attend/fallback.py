@@ -12,6 +12,7 @@ import torch
 
 from thinformer.torch.attend.estimate import exact_attention
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
+from thinformer.torch.choose.seeds import under_vmap
 
 TENSORS = (
     "Tensor query, Tensor key, Tensor value, Tensor? valid, float scale, Tensor above, Tensor seed,"
@@ -33,6 +34,11 @@ def fall_back(
             query, key, value, valid, scale, above, seed, dropout_p
         )
         return torch.where(above[:, None, :, None], exact, output)
+    if under_vmap():
+        raise NotImplementedError(
+            "fallback must be None under torch.vmap: how many heads are above error_threshold "
+            "would have to be read; give the members as sequences of one batch"
+        )
     sequences, chosen = above.nonzero(as_tuple=True)
     if len(sequences) == 0:
         return output

@@ -132,7 +132,7 @@ def _chosen(key: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _one_by_one(operator: Any, info: Any, in_dims: tuple, arguments: tuple) -> tuple:
-    """`torch.vmap` of `select`: one call after the other, as sequences differ in seed and mask."""
+    """`torch.vmap` of an operator: one call a member, as members differ in seed and mask."""
     calls = [
         operator(
             *(
@@ -142,7 +142,8 @@ def _one_by_one(operator: Any, info: Any, in_dims: tuple, arguments: tuple) -> t
         )
         for i in range(info.batch_size)
     ]
-    return tuple(map(torch.stack, zip(*calls, strict=True))), (0, 0, 0)
+    stacked = tuple(map(torch.stack, zip(*calls, strict=True)))
+    return stacked, (0,) * len(stacked)
 
 
 @torch.library.custom_op(
@@ -206,6 +207,11 @@ def _(
         key.new_empty((B, H, summed), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.float64),
     )
+
+
+@landmarks.register_vmap
+def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    return _one_by_one(torch.ops.thinformer.landmarks, info, in_dims, arguments)
 
 
 @torch.library.custom_op(

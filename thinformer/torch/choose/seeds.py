@@ -19,13 +19,45 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> torch.
 
     None stands for torch's default generator of the device. In a CUDA graph, a generator of the GPU
     draws anew in each replay. A generator of the CPU draws the same seed for every device.
+
+    Under `torch.vmap`, its `randomness` says whether each member has a seed of its own.
+
+    Raises
+    ------
+    NotImplementedError
+        A generator of the CPU, and a seed for each member on a GPU.
     """
     if device.type == "cuda" and generator is not None and generator.device.type == "cpu":
-        drawn = int(draw_seed(generator, generator.device))
-        return torch.full((), bits_of_seed(drawn), device=device)
+        drawn = draw_seed(generator, generator.device)
+        if torch._C._functorch.is_batchedtensor(drawn):
+            raise NotImplementedError(
+                f"generator must be on {device} under torch.vmap(randomness='different'), or None; "
+                f"got one on {generator.device}"
+            )
+        return torch.full((), bits_of_seed(int(drawn)), device=device)
+    if _transformed():
+        # the numbers of random_() below, by a function for which vmap has rules of randomness
+        drawn = torch.randint(
+            -1, 2**63 - 1, (), generator=generator, dtype=torch.int64, device=device
+        )
+        return drawn + 1
     room = torch.empty((), dtype=torch.int64, device=device)
     # the form of random_() that torch.compile knows
     return torch.ops.aten.random.default(room, generator=generator)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work, `torch.vmap` or a gradient."""
+    # "is not None" would always hold in a graph that torch.compile makes
+    functorch = torch._C._functorch
+    return isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
+
+
+def under_vmap() -> bool:
+    """Whether this is one member of `torch.vmap`, whose values cannot be read."""
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or []
+    return any(level.key() == functorch.TransformType.Vmap for level in levels)
 
 
 def bits_of_seed(drawn: int) -> int:

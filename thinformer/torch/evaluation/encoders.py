@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import nn
 
 Inputs = list[dict[str, torch.Tensor]]
@@ -72,7 +74,10 @@ def load_encoder(folder: str, kind: str) -> nn.Module:
 
 
 def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> Inputs:
-    """Return the texts of files, one a line, as tokens, cut to `max_length`."""
+    r"""Return the texts of files, one a line, as tokens, cut to `max_length`.
+
+    A line ends with \n, \r\n or \r.
+    """
     tokenizer = _processor(transformers.AutoTokenizer, folder, "tokenizer")
     config = transformers.AutoConfig.from_pretrained(folder)
     if max_length is None:
@@ -81,10 +86,11 @@ def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> In
     texts = []
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8-sig")  # \r\n and \r are \n then
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: is not UTF-8") from error
-        texts += [line for line in lines if line.strip()]
+        # splitlines() would also cut at form feeds and at the separators of Unicode
+        texts += [line for line in text.split("\n") if line.strip()]
     if not texts:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no text, one a line")
     return [
@@ -94,46 +100,50 @@ def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> In
 
 
 def read_images(folder: str, paths: Sequence[Path]) -> Inputs:
-    """Return images as the model's processor prepares them."""
-    from PIL import Image, UnidentifiedImageError
+    """Return images as the model's processor prepares them; `read_image` says what it is given."""
+    from thinformer.torch.evaluation.images import read_image  # imports PIL
 
     processor = _processor(transformers.AutoImageProcessor, folder, "image processor")
-    inputs = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert("RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: is no image that can be read") from error
-        inputs.append(dict(processor(images=pixels, return_tensors="pt")))
-    return inputs
+    return [dict(processor(images=read_image(path), return_tensors="pt")) for path in paths]
 
 
 def read_sounds(folder: str, paths: Sequence[Path]) -> Inputs:
-    """Return the sounds of .wav files as the model's feature extractor prepares them."""
-    from scipy.io import wavfile
+    """Return the sounds of .wav files as the model's feature extractor prepares them.
+
+    Integers of any width are scaled to [-1, 1). Channels are averaged.
+    """
     from scipy.signal import resample_poly
 
     extractor = _processor(transformers.AutoFeatureExtractor, folder, "feature extractor")
     inputs = []
     for path in paths:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of no sound
-                rate, sound = wavfile.read(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: is no .wav that can be read: {error}") from error
-        if sound.dtype.kind == "u":
-            sound = sound.astype(np.float64) / 128 - 1
-        elif sound.dtype.kind == "i":
-            sound = sound / -float(np.iinfo(sound.dtype).min)
-        sound = resample_poly(
-            sound.reshape(len(sound), -1).mean(axis=1), extractor.sampling_rate, rate
-        )
+        rate, sound = _sound(path)
+        sound = resample_poly(sound, extractor.sampling_rate, rate)
         inputs.append(
             dict(extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
         )
     return inputs
+
+
+def _sound(path: Path) -> tuple[int, NDArray]:
+    """The rate of a .wav file, and its sound as one channel of floating numbers."""
+    from scipy.io import wavfile
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of no sound
+            rate, sound = wavfile.read(path)
+    except (ValueError, struct.error, ZeroDivisionError) as error:  # of a broken header too
+        raise ValueError(f"{path}: is no .wav that can be read: {error}") from error
+    if len(sound) == 0 or rate == 0:
+        raise ValueError(f"{path}: holds no sound: {len(sound)} samples, {rate} a second")
+    if sound.dtype.kind == "u":  # up to 8 bits, and 128 is silence
+        sound = sound.astype(np.float64) / 128 - 1
+    elif sound.dtype.kind == "i":  # fewer bits than the dtype has are its upper ones
+        sound = sound / -float(np.iinfo(sound.dtype).min)
+    if not np.isfinite(sound).all():
+        raise ValueError(f"{path}: holds NaN or infinity; a sound has finite numbers")
+    return rate, sound.reshape(len(sound), -1).mean(axis=1)
 
 
 def pooling_of(folder: str) -> str:
@@ -167,5 +177,4 @@ def _processor(cls: Any, folder: str, what: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from thinformer.attending.arguments import softmax_scale
-from thinformer.torch.attend.masks import keys_attended
+from thinformer.torch.attend.masks import OF_TRANSFORMERS, keys_attended
 from thinformer.torch.transformers import attention_layers, register, why_exact
 
 PROBE = "thinformer-probe"
@@ -137,7 +137,8 @@ def _why_exact(
     if reason:
         return reason
     try:
-        valid = keys_attended(None, mask, (*query.shape[:3], key.shape[2]), key.device)
+        shape = (*query.shape[:3], key.shape[2])
+        valid = keys_attended(None, mask, shape, key.device, OF_TRANSFORMERS)
     except NotImplementedError as error:
         return str(error)
     if valid is not None and not valid.all():
