@@ -279,8 +279,8 @@ def _concluded(
     if seconds[fastest] * FASTER > seconds[exact]:
         return tuned._replace(
             chosen=exact,
-            reason=f"the fastest setting of such an error takes {1e3 * seconds[fastest]:.2f} ms, "
-            f"exact attention {1e3 * seconds[exact]:.2f} ms",
+            reason=f"the fastest setting with an error of at most {target:g} takes "
+            f"{1e3 * seconds[fastest]:.2f} ms, exact attention {1e3 * seconds[exact]:.2f} ms",
         )
     return tuned._replace(chosen=fastest)
 

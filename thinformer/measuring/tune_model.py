@@ -121,12 +121,12 @@ def format_own(own: Own | None) -> str:
     result = own.result
     worst = "largest" if result.metric == "difference" else "smallest"
     inputs = f"{own.inputs} input{'s' if own.inputs > 1 else ''}"
-    seen = "it was not" if own.held_out else "it was (there is no other one to check on)"
+    tuned_on = "not tuned on" if own.held_out else "tuned on, as no other one is long enough"
     faster = result.exact_seconds / result.seconds
     slower = "; not faster than exact, so leave the model as it was" if faster <= 1 else ""
     return (
-        f"the model, on {inputs} that {seen} tuned on: {1e3 * result.seconds:.0f} ms, exact "
-        f"{1e3 * result.exact_seconds:.0f} ms ({faster:.2f}x faster), {result.metric} "
+        f"the model, on {inputs} that it was {tuned_on}: {1e3 * result.seconds:.0f} ms, exact "
+        f"{1e3 * result.exact_seconds:.0f} ms ({faster:.2f}x as fast), {result.metric} "
         f"{result.mean:.4f}, {worst} {result.worst:.4f}{slower}"
     )
 
