@@ -152,8 +152,7 @@ def test_errors_are_of_concatenated_heads_on_tensors(tmp_path):
     assert found.front == [2]  # exact is faster
     assert found.chosen == 2
     assert found.reason == (
-        "the fastest setting with an error of at most 0.5 takes 594.00 ms, exact attention "
-        "512.00 ms"
+        "the fastest of error at most 0.5 takes 594.00 ms, exact attention 512.00 ms"
     )
 
 

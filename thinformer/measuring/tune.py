@@ -279,7 +279,7 @@ def _concluded(
     if seconds[fastest] * FASTER > seconds[exact]:
         return tuned._replace(
             chosen=exact,
-            reason=f"the fastest setting with an error of at most {target:g} takes "
+            reason=f"the fastest of error at most {target:g} takes "
             f"{1e3 * seconds[fastest]:.2f} ms, exact attention {1e3 * seconds[exact]:.2f} ms",
         )
     return tuned._replace(chosen=fastest)
