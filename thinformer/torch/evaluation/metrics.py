@@ -66,7 +66,7 @@ def _error(thinned: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def error_of_heads(thinned: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the mean error of heads (B, T, H, D), as `thinformer tune` computes it."""
+    """Return the error of heads (B, T, H, D), each by itself: their mean."""
     return float(((thinned - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))).mean())
 
 

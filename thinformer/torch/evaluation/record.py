@@ -1,35 +1,40 @@
-"""Queries, keys and values of the attention layers of an encoder of transformers, as arrays.
+"""What the attention layers of an encoder of transformers see, and what each does to its output.
 
-For `thinformer tune`: one pass finds the layers that can be thinned, another one hands their arrays
-over.
+For `thinformer tune`: one pass finds the layers that can be thinned, another one hands their
+tensors over, and further ones thin a single layer each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from thinformer.attending.arguments import softmax_scale
 from thinformer.torch.attend.masks import OF_TRANSFORMERS, keys_attended
-from thinformer.torch.transformers import attention_layers, register, why_exact
+from thinformer.torch.evaluation.metrics import mean
+from thinformer.torch.transformers import attention_layers, configure, register, why_exact
 
 PROBE = "thinformer-probe"
+
+# take(name, query, key, value, mask, scale): what a layer's attention is called with
+Take = Callable[
+    [str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], None
+]
 
 
 class Survey(NamedTuple):
     """The attention layers of a model on some inputs.
 
-    calls : for each layer the number of keys of each attention; empty where it stays exact
+    calls : for each layer and input the number of keys of each attention; empty where it stays
+        exact
     left : for each layer that stays exact the reason
     """
 
-    calls: dict[str, list[int]]
+    calls: dict[str, list[list[int]]]
     left: dict[str, str]
 
 
@@ -38,7 +43,7 @@ def survey(model: nn.Module, inputs: Sequence[dict[str, torch.Tensor]], min_leng
 
     Attention of a single query, or over fewer than `min_length` keys, is not counted.
     """
-    calls: dict[str, list[int]] = {name: [] for name in attention_layers(model)}
+    calls: dict[str, list[list[int]]] = {name: [] for name in attention_layers(model)}
     left: dict[str, str] = {}
 
     def see(name: str, module: nn.Module, tensors: list[torch.Tensor], options: Any) -> None:
@@ -46,13 +51,16 @@ def survey(model: nn.Module, inputs: Sequence[dict[str, torch.Tensor]], min_leng
         if reason:
             left.setdefault(name, reason)
         elif _long_enough(tensors, min_length):
-            calls[name].append(tensors[1].shape[2])
+            calls[name][-1].append(tensors[1].shape[2])
 
-    _run(model, inputs, see)
-    for name, keys in calls.items():
+    for x in inputs:
+        for of_inputs in calls.values():
+            of_inputs.append([])
+        _run(model, [x], see)
+    for name, of_inputs in calls.items():
         if name in left:
-            keys.clear()
-        elif not keys:
+            calls[name] = [[] for _ in inputs]
+        elif not any(of_inputs):
             left[name] = f"never attends over {min_length} or more keys"
     return Survey(calls, left)
 
@@ -62,37 +70,58 @@ def record(
     inputs: Sequence[dict[str, torch.Tensor]],
     layers: Collection[str],
     min_length: int,
-    take: Callable[[str, NDArray, NDArray, NDArray], None],
+    take: Take,
 ) -> None:
-    """Run a model and call take(name, query, key, value) for each attention of some layers.
+    """Run a model and call `take` for each attention of some layers.
 
-    The arrays are as `as_arrays` returns them. Only attentions that `survey` counts are taken.
+    The tensors are those of the model: query (B, H, T, E), key and value (B, H_kv, S, dim). Only
+    attentions that `survey` counts are taken.
     """
 
     def see(name: str, module: nn.Module, tensors: list[torch.Tensor], options: Any) -> None:
         if name in layers and _long_enough(tensors, min_length):
             query, key, value = tensors
-            take(name, *as_arrays(query, key, value, options.get("scaling")))
+            take(name, query, key, value, options["mask"], options.get("scaling"))
 
     _run(model, inputs, see)
 
 
-def as_arrays(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Return float32 arrays of which `thinformer.attention` computes the same with its own scale.
+def effects(
+    model: nn.Module,
+    inputs: Sequence[dict[str, torch.Tensor]],
+    settings: Mapping[str, Mapping[str, Any]],
+    tell: Callable[[str, float | None], None] = lambda stage, fraction: None,
+) -> dict[str, float]:
+    """Return how much each layer that `settings` thin changes the model's output by itself.
 
-    query (B, H, T, E), key and value (B, H_kv, S, dim) -> query (B, T H / H_kv, H_kv, E), key and
-    value (B, S, H_kv, dim). Query heads that share a key head become queries of that head. A factor
-    that the scale lacks is divided between queries and keys, so that the keys also compare with
-    each other as in the model.
+    That is the relative error of the last states, or of the logits, while all other layers are
+    exact: mean over inputs. tell(stage, fraction) receives the progress.
     """
-    (B, H, T, E), H_kv = query.shape, key.shape[1]
-    query = query.reshape(B, H_kv, H // H_kv * T, E)
-    factor = (softmax_scale(scale, E) / softmax_scale(None, E)) ** 0.5
-    query, key = (x if factor == 1 else x * factor for x in (query, key))
-    query, key, value = (x.transpose(1, 2).float().contiguous() for x in (query, key, value))
-    return query.numpy(), key.numpy(), value.numpy()
+    exactly = {name: {"exact": True} for name in settings}
+    thinned = [name for name, setting in settings.items() if not setting.get("exact")]
+    expected = _outputs(model, inputs, "sdpa")
+    register(PROBE)
+    found = {}
+    for i, name in enumerate(thinned):
+        tell(f"{name} alone", i / len(thinned))
+        model.set_attn_implementation(PROBE)  # type: ignore[operator]
+        configure(model, exactly | {name: settings[name]})
+        found[name] = mean([
+            float((output - exact).norm() / exact.norm())
+            for output, exact in zip(_outputs(model, inputs, PROBE), expected, strict=True)
+        ])  # fmt: skip
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    return found
+
+
+def _outputs(
+    model: nn.Module, inputs: Sequence[dict[str, torch.Tensor]], implementation: str
+) -> list[torch.Tensor]:
+    """The first output of a model for each input: the logits, or the last states."""
+    model.set_attn_implementation(implementation)  # type: ignore[operator]
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        return [model(**x)[0] for x in inputs]
 
 
 def through(attend: Callable, model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
