@@ -165,6 +165,8 @@ COMMANDS = {
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",
     "bench-points": "--largest --sizes --seeds --json",
+    "bench-models": "--shapes --tokens --g --size --correction --device --dtype --threads --rounds "
+    "--json",
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "
     "--error-threshold --min-length --exact --rounds --seed --json",
     "tune": "--text --image --audio --max-length --error-target --output --sizes --correction "

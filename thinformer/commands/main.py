@@ -7,11 +7,21 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from thinformer.commands import bench, bench_points, demo, eval_model, info, thin, tune, validate
+from thinformer.commands import (
+    bench,
+    bench_models,
+    bench_points,
+    demo,
+    eval_model,
+    info,
+    thin,
+    tune,
+    validate,
+)
 from thinformer.support.checks import CudaUnavailableError
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
-COMMANDS = (thin, demo, bench, bench_points, eval_model, tune, info, validate)
+COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, validate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,16 +24,21 @@ def add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
     )  # fmt: skip
 
 
-def check_model_options(arguments: argparse.Namespace) -> None:
-    """Check the options of a command that runs a model, and that its libraries are installed."""
-    from thinformer.support import checks
-
+def check_model_libraries(arguments: argparse.Namespace) -> None:
+    """Check that the libraries of a command that runs a model are installed."""
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"{arguments.command} needs {package}, which is not installed: "
                 f"pip install 'thinformer[torch,models]'"
             )
+
+
+def check_model_options(arguments: argparse.Namespace) -> None:
+    """Check the options of a command that runs a model on inputs, and its libraries."""
+    from thinformer.support import checks
+
+    check_model_libraries(arguments)
     if arguments.max_length is not None:
         checks.integer("--max-length", arguments.max_length, 1)
         if arguments.text is None:

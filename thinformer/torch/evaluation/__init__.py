@@ -2,4 +2,5 @@
 
 - `encoders`: models and their inputs; `record`: what their layers attend to.
 - `evaluate`: exact and thinned runs; `metrics`: how they are compared; `result`: the tables.
+- `shapes`: models with random weights, for `bench-models`.
 """
