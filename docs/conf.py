@@ -7,7 +7,7 @@ from pathlib import Path
 from sphinx.util.docutils import SphinxDirective
 
 from thinformer import __version__
-from thinformer.measuring import points, speed
+from thinformer.measuring import models, points, speed
 
 HERE = Path(__file__).parent
 
@@ -98,7 +98,24 @@ def quality_table(stored):
     return rows
 
 
-TABLES = {"results": speed_table, "costs": cost_table, "qualities": quality_table}
+def models_table(stored):
+    """Times of whole models, a row a model and length."""
+    return [list(models.HEAD), *(models.cells(models.Row(**row)) for row in stored)]
+
+
+def pays_table(stored):
+    """From how many tokens on thinning pays, a row a model."""
+    rows = [[models.NAMES[shape], models.length(tokens)] for shape, tokens in stored.items()]
+    return [["model", "thinned attention is faster"], *rows]
+
+
+TABLES = {
+    "results": speed_table,
+    "costs": cost_table,
+    "qualities": quality_table,
+    "models": models_table,
+    "pays_from": pays_table,
+}
 
 
 class Stored(SphinxDirective):

@@ -45,6 +45,7 @@ def test_builds(tmp_path):
     benchmarks = (tmp_path / "benchmarks.html").read_text()
     assert benchmarks.count("<table") == 7
     assert "compress++" in benchmarks
+    assert (tmp_path / "where-it-pays.html").read_text().count("<table") == 4
 
 
 @pytest.mark.slow
