@@ -1,6 +1,7 @@
 """`KeySelection` and `LayerOptions`: checked where they are made, and taken by every function."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,12 +149,16 @@ def test_defaults_and_the_published_method():
     """Options of a layer are for models, the published ones for the paper."""
     assert LayerOptions().settings() == {
         "g": 2, "size": None, "pre_thin": "even", "correction": "queries", "temperature": None,
-        "min_length": "auto", "fallback": "exact", "error_threshold": 0.4, "exact": False,
+        "min_length": "auto", "fallback": "exact", "error_threshold": None, "exact": False,
         "seed": 0, "unsupported": "raise",
     }  # fmt: skip
     assert PUBLISHED.settings() == LayerOptions().settings() | {
-        "correction": None, "min_length": 0, "fallback": None, "error_threshold": None, "seed": None
+        "correction": None, "min_length": 0, "fallback": None, "seed": None
     }  # fmt: skip
+    assert (LayerOptions().threshold, PUBLISHED.threshold) == (0.4, None)
+    module = ThinformerAttention(options=LayerOptions())
+    module.fallback = None  # without naming the threshold, which is the fallback's
+    assert module.options == replace(LayerOptions(), fallback=None)
     assert ThinformerAttention().options == PUBLISHED
     for options in (LayerOptions(), PUBLISHED, OPTIONS):
         assert ThinformerAttention(options=options).options is options

@@ -155,7 +155,7 @@ def run_two_layers(monkeypatch, shape, options):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_head_would_fall_back(monkeypatch, estimates, shape):
     """As the notes say of the default: the largest estimate was 0.15, of the ViT."""
-    threshold = LayerOptions().error_threshold or 0.3
+    threshold = LayerOptions().threshold
     selection = KeySelection(g=2, correction="queries", min_length=0)
     run_two_layers(monkeypatch, shape, LayerOptions(selection, "exact", threshold))
     assert [fell for _, fell in estimates] == [False, False]

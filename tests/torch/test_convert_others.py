@@ -31,7 +31,7 @@ def test_diffusers_masks_of_minus_ten_thousand_are_masks():
         torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
     convert(model.float(), size=20, **DRAWN)
     assert not torch.allclose(run(model["attn"], x, tokens(), mask), expected, atol=0.01)
-    with pytest.raises(NotImplementedError, match="^ThinnedAttention: attn_mask is a bias"):
+    with pytest.raises(NotImplementedError, match="^Attention: attn_mask is a bias"):
         model["attn"](x, tokens(), mask / 2)
 
 
@@ -47,7 +47,7 @@ def test_diffusers_processors_that_pass_by_are_named():
     model["attn"].processor = SDPAProcessor()
     convert(model)
     model["attn"].processor = MatmulProcessor()
-    with pytest.raises(NotImplementedError, match="^ThinnedAttention: it attends without scaled_d"):
+    with pytest.raises(NotImplementedError, match="^Attention: it attends without scaled_d"):
         model["attn"](x)
 
 

@@ -66,10 +66,10 @@ KINDS = {
               "layers.0.self_attn (GptOssAttention)", "s_aux", "eager"),
     "mask by query": (bert, {"attention_mask": MASKED.tril(100)},
                       "encoder.layer.0.attention.self (BertSelfAttention)",
-                      "attn_mask differs by query", "sdpa"),
+                      "attention_mask differs by query", "sdpa"),
     "bias of keys": (bert, {"attention_mask": torch.linspace(-2, 0, 300)[None, None, None]},
                      "encoder.layer.0.attention.self (BertSelfAttention)",
-                     "attn_mask is a bias", "sdpa"),
+                     "attention_mask is a bias", "sdpa"),
 }  # fmt: skip
 
 

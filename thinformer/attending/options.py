@@ -139,7 +139,7 @@ class LayerOptions:
         What to do where the estimated error of a head is above `error_threshold`. None: nothing,
         and no error is estimated.
     error_threshold : float, optional
-        Not negative; 0.4 with a fallback by default.
+        Not negative; None is 0.4 with a fallback.
     exact : bool
         Leave the layer exact.
     seed : int, optional
@@ -190,9 +190,16 @@ class LayerOptions:
             return
         checks.choice("fallback", self.fallback, FALLBACKS)
         if self.error_threshold is None:
-            _store(self, "error_threshold", ERROR_THRESHOLD)
-        elif checks.finite_number("error_threshold", self.error_threshold) < 0:
+            return
+        if checks.finite_number("error_threshold", self.error_threshold) < 0:
             raise ValueError(f"error_threshold must not be negative; got {self.error_threshold!r}")
+
+    @property
+    def threshold(self) -> float | None:
+        """The estimated error above which a head is exact; None without a fallback."""
+        if self.fallback is None:
+            return None
+        return ERROR_THRESHOLD if self.error_threshold is None else self.error_threshold
 
     def leaves_exact(self, queries: int, keys: int, device: str = "cpu") -> bool:
         """Whether attention of that many queries to that many keys is exact.
@@ -239,7 +246,7 @@ def given_options(
     """
     defaults = LayerOptions() if defaults is None else defaults
     # a threshold is its fallback's
-    made = layer_options(**{**defaults.settings(), "error_threshold": None, **settings})
+    made = layer_options(**{**defaults.settings(), **settings})
     if options is None:
         return made
     if not isinstance(options, LayerOptions):

@@ -162,8 +162,6 @@ def entry_of(layer: LayerOptions) -> dict[str, Any]:
         return {"exact": True}
     own, defaults = layer.settings(), LayerOptions().settings()
     entry = {name: value for name, value in own.items() if value != defaults[name]}
-    if own["fallback"] is None:
-        del entry["error_threshold"]
     if "size" not in entry:
         return {"g": own["g"], **entry}
     entry.pop("g", None)

@@ -168,11 +168,11 @@ def _learnt(
         return Learnt(name, 0, None, None, None, why), options
     errors = torch.cat([each.flatten() for each in estimates]).nan_to_num(torch.inf)
     checked = replace(options, fallback="exact")
-    assert checked.error_threshold is not None
-    share = float((errors > checked.error_threshold).double().mean())
+    assert checked.threshold is not None
+    share = float((errors > checked.threshold).double().mean())
     if share > MOST_EXACT:
         settings, decision = replace(options, exact=True), "exact"
-    elif float(errors.max()) <= SAFE * checked.error_threshold:
+    elif float(errors.max()) <= SAFE * checked.threshold:
         settings = replace(options, fallback=None, error_threshold=None)
         decision = "thinned, no estimate"
     else:

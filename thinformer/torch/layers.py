@@ -68,7 +68,7 @@ def path_of(module: nn.Module) -> str:
     A module does not know its path. The outermost module on the stack of calls that has it among
     its own is taken for the model; this is for errors, where time does not matter.
     """
-    title = type(module).__name__
+    title = type(module).__name__.removeprefix("Thinned")  # the class before `convert`
     if torch.compiler.is_compiling():
         return title
     path, frame = "", sys._getframe()

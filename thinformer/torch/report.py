@@ -164,7 +164,7 @@ def _row(name: str, module: nn.Module) -> Row:
         return Row(name, None, None, None, None, _why_not(module))
     if last.why_exact:
         return Row(name, last.queries, last.keys, int(last.kept), 1.0, last.why_exact)
-    exact, why, threshold = 0.0, "", last.options.error_threshold
+    exact, why, threshold = 0.0, "", last.options.threshold
     if threshold is not None and last.error_estimate is not None:
         exact = float((~(last.error_estimate <= threshold)).double().mean())
         if exact:

@@ -90,7 +90,7 @@ def attend(heads: Heads, layer: LayerOptions, wanted: Wanted) -> Estimated:
     to_landmarks = selection.correction is not None and not exact
     attend_to = attend_to_landmarks if to_landmarks else attend_to_few
     output, weights, indices = attend_to(heads, selection, seed, wanted)
-    if not wanted.error and layer.error_threshold is None:
+    if not wanted.error and layer.threshold is None:
         return Estimated(output, weights, indices, None)
     if exact:
         zeros = heads.query.new_zeros((B, H), dtype=COMPUTED_IN[heads.value.dtype])
@@ -100,8 +100,8 @@ def attend(heads: Heads, layer: LayerOptions, wanted: Wanted) -> Estimated:
         with torch.no_grad():
             estimated = attend_to(heads, selection, seed, Wanted())[0]
     error = estimate_error(heads, estimated, indices, seed, _queries_there(heads, wanted))
-    if layer.error_threshold is not None:
-        above = ~(error <= layer.error_threshold)  # NaN is
+    if layer.threshold is not None:
+        above = ~(error <= layer.threshold)  # NaN is
         output = fall_back(heads, output, above, seed, wanted.dropout_p)
     return Estimated(output, weights, indices, error)
 
