@@ -113,7 +113,9 @@ def attend_to_landmarks(
     output = output.reshape(B, T, group, H_kv, D).swapaxes(2, 3).reshape(B, T, H, D)
     finite = torch.from_numpy(chosen.finite)
     hidden = ~finite.repeat_interleave(group, dim=1)
-    of_output = torch.from_numpy(output).masked_fill(hidden[:, None, :, None], math.nan)
+    of_output = torch.from_numpy(output)
+    if not chosen.finite.all():
+        of_output = of_output.masked_fill(hidden[:, None, :, None], math.nan)
     of_weights = heads.value.new_empty(0)
     if weights is not None:
         weights = weights.reshape(B, H_kv, T, group, kept).swapaxes(2, 3).reshape(B, H, T, kept)
