@@ -187,7 +187,7 @@ def test_converted_modules(kind):
     with pytest.raises(NotImplementedError) as error:
         model(x, **options)
     message = str(error.value)
-    assert message.startswith("block.attends (Thinned")
+    assert message.startswith(f"block.attends ({type(module).__name__.removeprefix('Thinned')}): ")
     assert reason in message
     assert message.endswith("Leave such layers exact with convert(model, unsupported='exact')")
     convert(model, **FEW, unsupported="exact")
