@@ -128,6 +128,9 @@ def thinformer_attention(
 ) -> torch.Tensor | Attended | Estimated:
     r"""Approximate softmax attention by attention over few keys.
 
+    The defaults are the published method. In a trained model pass ``correction="queries"`` and
+    ``fallback="exact"``: trained keys are peaked, and keys of equal weight miss much of them.
+
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063), with the arguments of
     ``torch.nn.functional.scaled_dot_product_attention``. Of every key-value head of every sequence
     :math:`2^g \sqrt n` keys are kept, n the largest power of four not above its number of tokens,
@@ -190,7 +193,7 @@ def thinformer_attention(
         What to do for a head of a sequence whose estimated error is above `error_threshold`, or is
         NaN. "exact" computes exact attention for it, and gradients flow through that.
     error_threshold : float, optional
-        Not negative; required by a fallback.
+        Not negative; 0.4 by default with a fallback.
 
     Returns
     -------
@@ -207,14 +210,13 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool), and a fallback in a graph that may not break; nested tensors that are
-        not jagged; a temperature without a correction on a GPU; other devices.
+        (B, 1, 1, S), bool); nested tensors that are not jagged; a temperature
+        without a correction on a GPU; other devices.
     RuntimeError
         A mask, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
         Arguments that do not fit; a temperature of herding so low that keys over it overflow;
-        dropout beside an estimate or a fallback, as it would count as
-        error; weights or indices beside a fallback, as exact attention has those of all keys.
+        weights or indices beside a fallback, as exact attention has those of all keys.
 
     Notes
     -----

@@ -31,6 +31,9 @@ from thinformer.torch.choose.seeds import seed_of_layer
 class ThinformerAttention(nn.Module):
     r"""Softmax attention over few keys and values that represent all keys and values.
 
+    The defaults are the published method. In a trained model use ``options=LayerOptions()``, or
+    `convert`: trained keys are peaked, and keys of equal weight miss much of them.
+
     Thinformer, Algorithm 1 of *Low-Rank Thinning* (arXiv 2502.12063). Every forward pass selects
     :math:`n_{out} = 2^g \sqrt n` keys of every head of every sequence, n the largest power of four
     not above S, and all queries attend to these keys. Where S <= n_out, the result is exact
