@@ -126,9 +126,9 @@ def estimates(monkeypatch):
     found = []
     real = attending.fall_back
 
-    def recording(heads, output, above):
+    def recording(heads, output, above, *others):
         found[-1] = (found[-1], bool(above.any()))
-        return real(heads, output, above)
+        return real(heads, output, above, *others)
 
     def estimated(*arguments, **options):
         found.append(estimate(*arguments, **options))

@@ -90,7 +90,7 @@ def test_models(tmp_path, capsys):
     held_out.write_text(path.read_text().splitlines()[2])
     figures = []
     of_model = ["eval-model", arguments[1], "--text", str(held_out), "--rounds", "1", "--json"]
-    for setting in (["--settings", str(output)], ["--size", "40"]):
+    for setting in (["--settings", str(output)], ["--size", "40", "--min-length", "256"]):
         assert main([*of_model, str(tmp_path / "x.json"), *setting]) == 0
         [result] = json.loads((tmp_path / "x.json").read_text())["results"]
         figures.append(result)

@@ -76,9 +76,9 @@ def test_timm_masks_are_not_ignored():
     expected = layer(x, attn_mask=mask)
     convert(layer, size=400, **DRAWN)
     torch.testing.assert_close(layer(x, attn_mask=mask), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(NotImplementedError, match=r"^Thin\w+: is_causal must be False"):
+    with pytest.raises(NotImplementedError, match=r"^Attention: is_causal must be False"):
         layer(x, is_causal=True)
-    with pytest.raises(NotImplementedError, match=r"^Thin\w+: attn_mask differs by query"):
+    with pytest.raises(NotImplementedError, match=r"^Attention: attn_mask differs by query"):
         layer(x, attn_mask=torch.ones(400, 400, dtype=torch.bool).tril())
     short = x[:, :200]
     torch.testing.assert_close(layer(short, is_causal=True),

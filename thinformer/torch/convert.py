@@ -152,7 +152,7 @@ def convert(
             _set(module, activation_relu_or_gelu=0)
         elif isinstance(module, nn.TransformerEncoder):
             _set(module, use_nested_tensor=False)
-    if not swapped and settings is None:
+    if not names and settings is None:
         known = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
         warnings.warn(
             f"convert found no attention to thin in {type(model).__name__}; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -88,7 +90,7 @@ def seed_of_layer(layer: nn.Module, seed: int | None, device: torch.device) -> t
 
 def uniforms(seed: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Uniform numbers in [0, 1) from a seed, float64, on its device: SplitMix64 of a counter."""
-    places = torch.arange(1, 1 + int(np.prod(shape)), device=seed.device).reshape(shape)
+    places = torch.arange(1, 1 + math.prod(shape), device=seed.device).reshape(shape)
     bits = _mixed(seed + GOLDEN * places)
     return ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
 
