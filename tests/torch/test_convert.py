@@ -314,7 +314,8 @@ def test_weights_beside_a_fallback_are_exact():
     model, x = heads(), tokens()
     exact, exact_weights = model(x, x, x)
     convert(model, size=40, **DRAWN | {"fallback": "exact"}, error_threshold=9.0)
-    output, weights = model(x, x, x)
+    with pytest.warns(UserWarning, match="^attention stays exact: need_weights=True .*=None"):
+        output, weights = model(x, x, x)
     assert torch.equal(output, exact)
     assert torch.equal(weights, exact_weights)
     why = "need_weights=True with a fallback, which has weights of all keys"
@@ -324,6 +325,26 @@ def test_weights_beside_a_fallback_are_exact():
     assert not torch.allclose(thinned, exact, atol=1e-3)
     assert report(model) == (("", 300, 300, 40, 0.0, ""),)
     assert model(x[:, :99], x[:, :99], x[:, :99])[1].shape == (3, 99, 99)  # exact by its length
+
+
+def test_a_module_that_attends_and_holds_one_that_does():
+    """Thinning its own calls would thin those of the inner module twice."""
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = heads()
+
+        def forward(self, x):
+            x = self.inner(x, x, x, need_weights=False)[0]
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    done = convert(torch.nn.ModuleDict({"outer": Outer()}))
+    assert done.swapped == ["outer.inner"]
+    assert done.left == {
+        "outer": "modules in it attend, and are thinned; its own calls of "
+        "scaled_dot_product_attention stay exact"
+    }
 
 
 def test_settings_of_another_model():

@@ -13,9 +13,10 @@ from torch import nn
 from thinformer.attending.options import LayerOptions
 from thinformer.support.table import aligned
 from thinformer.torch.layers import attention_modules
+from thinformer.torch.report import Last
 
 # a layer with a larger share of exact heads stays exact: it was thinned for nothing there, and
-# thinning is about 1.5 times as fast as exact attention at 2,048 tokens (`thinformer bench-models`)
+# models with thinned layers are about 1.5 times as fast at 2,048 tokens (`thinformer bench-models`)
 MOST_EXACT = 1 / 3
 SAFE = 0.5  # of the threshold; a layer whose errors are all below it is thinned without an estimate
 
@@ -71,7 +72,7 @@ def calibrate(model: nn.Module, inputs: Iterable[Any]) -> Calibration:
     ----------
     model : torch.nn.Module
         With "thinformer" as attention implementation of transformers, or after `convert`. It is run
-        in evaluation, and its layers' settings are changed in place.
+        in evaluation, and its layers' settings are changed in place; where it raises, they are not.
     inputs : iterable
         Each is what the model is called with: a dict of keyword arguments, a tuple of arguments, or
         one argument. Take inputs of the length and kind that the model will get; a few suffice.
@@ -105,58 +106,64 @@ def calibrate(model: nn.Module, inputs: Iterable[Any]) -> Calibration:
     given = list(inputs)
     if not given:
         raise ValueError("inputs must hold at least one input of the model; got none")
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the result says which layers are short
-            options, estimates = _estimates(model, given)
+            options = {name: last.options for name, last in _called(model, given[0]).items()}
+            if not options:
+                raise ValueError(
+                    f"no attention layer of {type(model).__name__} runs through thinformer: "
+                    f"model.set_attn_implementation('thinformer'), or convert(model), comes first"
+                )
+            estimates = _estimates(model, given, options)
     finally:
-        model.train(training)
-    modules = attention_modules(model)
-    learnt = []
-    for name, of_layer in options.items():
-        row, settings = _learnt(name, of_layer, estimates[name])
-        modules[name].thinformer = settings  # type: ignore[assignment]
-        learnt.append(row)
-    return Calibration(learnt)
+        for module, mode in training.items():
+            module.training = mode
+    learnt = {name: _learnt(name, options[name], estimates[name]) for name in options}
+    _give(model, {name: settings for name, (_, settings) in learnt.items()})
+    return Calibration(row for row, _ in learnt.values())
 
 
 def _estimates(
-    model: nn.Module, inputs: list[Any]
-) -> tuple[dict[str, LayerOptions], dict[str, list[torch.Tensor]]]:
-    """The options of the layers that ran, and their error estimates, one a thinned call."""
-    _call(model, inputs[0])  # layers that register() serves say what their options are
-    modules = {
-        name: module
-        for name, module in attention_modules(model).items()
-        if "thinformer_last" in module.__dict__
-    }
-    if not modules:
-        raise ValueError(
-            f"no attention layer of {type(model).__name__} runs through thinformer: "
-            f"model.set_attn_implementation('thinformer'), or convert(model), comes first"
-        )
-    options = {name: module.__dict__["thinformer_last"].options for name, module in modules.items()}
-    estimates: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
-    for name, module in modules.items():
-        module.thinformer = replace(options[name], fallback="exact")
-    for x in inputs:
-        _call(model, x)
-        for name, module in modules.items():
-            estimate = module.__dict__["thinformer_last"].error_estimate
-            if estimate is not None:
-                estimates[name].append(estimate)
-    return options, estimates
+    model: nn.Module, inputs: list[Any], options: Mapping[str, LayerOptions]
+) -> dict[str, list[torch.Tensor]]:
+    """The error estimates of each layer, one a thinned call; options are as before afterwards."""
+    estimates: dict[str, list[torch.Tensor]] = {name: [] for name in options}
+    _give(model, {name: replace(each, fallback="exact") for name, each in options.items()})
+    try:
+        for x in inputs:
+            for name, last in _called(model, x).items():
+                if name in options and last.error_estimate is not None:
+                    estimates[name].append(last.error_estimate)
+    finally:
+        _give(model, options)
+    return estimates
 
 
-def _call(model: nn.Module, x: Any) -> None:
+def _give(model: nn.Module, options: Mapping[str, LayerOptions]) -> None:
+    """Give layers options of their own."""
+    for name, each in options.items():
+        model.get_submodule(name).thinformer = each  # type: ignore[assignment]
+
+
+def _called(model: nn.Module, x: Any) -> dict[str, Last]:
+    """Call the model; what each attention layer did, by name, of those that were called."""
+    modules = attention_modules(model)
+    for module in modules.values():
+        module.__dict__.pop("thinformer_last", None)  # of an earlier call
     if isinstance(x, Mapping):
         model(**x)
     elif isinstance(x, tuple):
         model(*x)
     else:
         model(x)
+    return {
+        name: module.__dict__["thinformer_last"]
+        for name, module in modules.items()
+        if "thinformer_last" in module.__dict__
+    }
 
 
 def _learnt(

@@ -22,6 +22,7 @@ from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import Estimated, checked_attention
 from thinformer.torch.choose.seeds import seed_of_layer
 from thinformer.torch.layers import (
+    REMEDY,
     SDPA,
     attends,
     attention_modules,
@@ -34,6 +35,7 @@ from thinformer.torch.report import note_exact, note_thinned
 
 # a processor of diffusers can be thinned if its code names one of these functions
 INTERCEPTED = {SDPA, "dispatch_attention_fn"}
+HOLDS = f"modules in it attend, and are thinned; its own calls of {SDPA} stay exact"
 # attributes by which modules of timm say that they add a bias to the scores
 BIASES = ("relative_position_bias_table", "use_rel_pos", "rel_pos", "rel_pos_bias")
 
@@ -118,8 +120,9 @@ def convert(
     In the forward pass, a layer that is not exact raises NotImplementedError, and names itself, for
     a causal mask, a mask that differs by query, a bias, and tensors with other than four axes; with
     ``unsupported="exact"`` such attention is computed exactly. `report` lists what each layer did.
-    ``nn.MultiheadAttention`` keeps its own meaning of
-    boolean masks, where True is left out. It returns weights (B, T, S) that are 0 for dropped keys.
+    ``nn.MultiheadAttention`` keeps its own meaning of boolean masks, where True is left out. It
+    returns weights (B, T, S) that are 0 for dropped keys; with a fallback, a call that wants the
+    weights (``need_weights``, torch's default) is exact.
 
     Converting again replaces the settings. Converted models can be copied, pickled and saved whole.
     """
@@ -134,7 +137,8 @@ def convert(
     modules = dict(model.named_modules())
     classes = {name: _thinned(module, parents.get(module)) for name, module in modules.items()}
     for name in modules.keys() - attention_modules(model).keys():
-        classes[name] = None, ""  # one that it holds attends
+        calls = SDPA in names_in_class(type(modules[name]))  # type: ignore[arg-type]
+        classes[name] = None, HOLDS if calls else ""
     names = [name for name, (thinned, _) in classes.items() if thinned is not None]
     each = dict.fromkeys(names, alone) if settings is None else of_layers(settings, alone, names)
     for name, module in modules.items():
@@ -285,10 +289,7 @@ def _attend(
             note_thinned(module, layer, T, S, attended)
             return attended.output
     if reason and layer.unsupported == "raise":
-        raise NotImplementedError(
-            f"{path_of(module)}: {reason}. Leave such layers exact with "
-            f"convert(model, unsupported='exact')"
-        )
+        raise NotImplementedError(f"{path_of(module)}: {reason}. {REMEDY}")
     note_exact(module, layer, T, S, device.type, reason)
     return scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

@@ -210,8 +210,8 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors that are not jagged; a temperature
-        without a correction on a GPU; other devices.
+        (B, 1, 1, S), bool); nested tensors that are not jagged; a temperature without a
+        correction on a GPU; other devices.
     RuntimeError
         A mask, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError

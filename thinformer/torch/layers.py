@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 SDPA = "scaled_dot_product_attention"
+REMEDY = "Leave such layers exact with convert(model, unsupported='exact')"  # of a converted layer
 BESIDE = ("output", "structure")  # LxmertAttentionOutput and FunnelAttentionStructure do not attend
 
 

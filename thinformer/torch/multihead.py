@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -15,10 +17,11 @@ from thinformer.torch.attend.masks import (
     scores_of_multihead,
 )
 from thinformer.torch.choose.seeds import seed_of_layer
-from thinformer.torch.layers import path_of
+from thinformer.torch.layers import REMEDY, path_of
 from thinformer.torch.report import note_exact, note_thinned
 
 WEIGHTS = "need_weights=True with a fallback, which has weights of all keys"
+NO_WEIGHTS = "need_weights=False thins it, and so does convert(model, fallback=None)"
 
 
 class ThinnedMultiheadAttention(nn.MultiheadAttention):
@@ -44,22 +47,21 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
         """
         layer, tokens = self.thinformer, int(query.dim() == 3 and self.batch_first)
         T, S, device = query.shape[tokens], key.shape[tokens], query.device.type
-        reason = None
-        if not layer.leaves_exact(T, S, device):
+        short, reason = layer.leaves_exact(T, S, device), None
+        if need_weights and layer.fallback is not None and not short:
+            reason = WEIGHTS
+            if not torch.compiler.is_compiling():
+                warnings.warn(f"attention stays exact: {WEIGHTS}. {NO_WEIGHTS}", stacklevel=2)
+        elif not short:
             try:
-                if need_weights and layer.fallback is not None:
-                    raise NotImplementedError(WEIGHTS)
                 return self._thinned(
                     query, key, value, key_padding_mask, need_weights, attn_mask,
                     average_attn_weights, is_causal,
                 )  # fmt: skip
             except NotImplementedError as error:
+                if layer.unsupported == "raise":
+                    raise NotImplementedError(f"{path_of(self)}: {error}. {REMEDY}") from None
                 reason = str(error)
-        if reason and reason != WEIGHTS and layer.unsupported == "raise":
-            raise NotImplementedError(
-                f"{path_of(self)}: {reason}. Leave such layers exact with "
-                f"convert(model, unsupported='exact')"
-            )
         note_exact(self, layer, T, S, device, reason)
         return super().forward(
             query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,

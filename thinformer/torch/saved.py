@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from torch import nn
 
 from thinformer.attending import settings
 from thinformer.attending.options import LayerOptions
-from thinformer.torch.layers import attention_modules
+from thinformer.torch.layers import attention_modules, through_interface
 
 
 def save_settings(model: nn.Module, path: str | os.PathLike) -> None:
@@ -46,7 +45,7 @@ def save_settings(model: nn.Module, path: str | os.PathLike) -> None:
     ...     load_settings(folder)
     {'layers.0.self_attn': {'size': 64, 'min_length': 512}}
     """
-    layers = layer_options_of(model)
+    layers = _options(model)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no settings to save: convert(model), or "
@@ -57,12 +56,20 @@ def save_settings(model: nn.Module, path: str | os.PathLike) -> None:
     )
 
 
-def layer_options_of(model: nn.Module) -> dict[str, LayerOptions]:
+def _options(model: nn.Module) -> dict[str, LayerOptions]:
     """The options of a model's attention layers by name: their own, or those of the last call."""
-    found: dict[str, Any] = {}
+    found: dict[str, LayerOptions] = {}
+    missing = []
     for name, module in attention_modules(model).items():
         last = module.__dict__.get("thinformer_last")
         options = getattr(module, "thinformer", None if last is None else last.options)
         if isinstance(options, LayerOptions):
             found[name] = options
+        elif through_interface(module):  # which a file must name
+            missing.append(name)
+    if found and missing:
+        raise ValueError(
+            f"{type(model).__name__} has no settings of {missing[0]!r}, which has not run: "
+            f"thinformer.torch.transformers.configure(model) gives all layers some"
+        )
     return found

@@ -147,8 +147,8 @@ def configure(
         For example ``model.encoder.layer[0]``; with `settings` for example ``model``.
     settings : path or dict, optional
         A file that `thinformer tune` or `save_settings` wrote, or the folder with it, or what
-        `thinformer.torch.load_settings` returns. It
-        must name every attention layer of the model and no other; the other arguments are left out.
+        `thinformer.torch.load_settings` returns. It must name every attention layer of the model
+        and no other; the other arguments are left out.
     g, size, min_length, correction, temperature, fallback, error_threshold, seed, unsupported
         As in `register`.
     exact : bool
