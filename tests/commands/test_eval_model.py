@@ -240,6 +240,7 @@ def test_errors_are_one_line(tmp_path, texts, capsys, monkeypatch):
         ((*of_bert, "--g", "9"), f"{nothing.format(9)} has more than 400 keys, and fewer than 256"),
         ((*of_bert, "--min-length", "401"), f"{nothing.format(2)} has more than 400 keys, and few"),
         ((*of_bert, "--min-length", "auto"), f"{nothing.format(2)} has more than 400 keys, and fe"),
+        ((*of_bert, "--min-length", "9,256"), "--min-length must be auto or an integer of at lea"),
         ((*of_bert, "--error-threshold", "low"), "--error-threshold must be a number or none; got"),
         ((*of_bert, "--json", nowhere / "x"), f"{nowhere / 'x'}: there is no folder"),
     ]:  # fmt: skip

@@ -143,10 +143,12 @@ def _settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _min_length(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.min_length in (None, "auto"):
+    given = arguments.min_length
+    if given in (None, "auto"):
         return {"min_length": "auto"}
-    [least] = integers("--min-length", arguments.min_length, 0)[:1] or [0]
-    return {"min_length": least}
+    if not given.isdecimal():
+        raise ValueError(f"--min-length must be auto or an integer of at least 0; got {given}")
+    return {"min_length": int(given)}
 
 
 def _control(arguments: argparse.Namespace) -> dict[str, Any]:

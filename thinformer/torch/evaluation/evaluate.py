@@ -217,7 +217,7 @@ def _check_thinned(
     raise ValueError(
         f"nothing would be thinned with {label_of(setting)}: no input has more than "
         f"{max(call.keys for calls in probed for call in calls)} keys, and fewer than "
-        f"{min(least)} stay exact; --min-length 0 thins all"
+        f"{min(least)} stay exact; --min-length sets that, --g or --size the keys kept"
     )
 
 
