@@ -64,7 +64,7 @@ def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
     value[1, 4, 1] = torch.nan
     expected = select(key, value, valid, torch.tensor(5), 0, 4, 0.7, pre_thin, min_length)
     kept = expected[0].shape[-1]
-    selection = KeySelection(g=0, size=4, pre_thin=pre_thin, min_length=min_length)
+    selection = KeySelection(0, 4, pre_thin, correction=None, min_length=min_length)
     heads = Heads(None, key.as_subclass(OnCuda), value, valid, 0.7)
     found = on_cpu.select(heads, selection, torch.tensor(bits_of_seed(5)), kept)
     for one, other in zip(found, expected, strict=True):
