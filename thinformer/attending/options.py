@@ -209,9 +209,13 @@ class LayerOptions:
         """
         if self.exact or queries == 1:
             return True
-        least = self.selection.least_length(device)
-        few_queries = isinstance(self.selection.min_length, str) and queries < least
-        return keys < least or few_queries
+        if not isinstance(self.selection.min_length, str):
+            return keys < self.selection.min_length
+        tokens = min(queries, keys)
+        # the first comparison decides nearly every call, and is made at every call of a layer
+        return tokens < FASTER_FROM.get(device, NEVER) or tokens < self.selection.least_length(
+            device
+        )
 
     def settings(self) -> dict[str, Any]:
         """All settings by name, those of the selection among them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,9 +16,8 @@ from thinformer.torch.layers import attention_modules
 NOT_RUN = "has not run yet, or ran in a compiled graph"
 
 
-@dataclass(frozen=True)
-class Last:
-    """What a layer did in its last call.
+class Last(NamedTuple):
+    """What a layer did in its last call; made at every call, so it is a tuple and has no texts.
 
     Attributes
     ----------
@@ -27,9 +25,12 @@ class Last:
         Tokens.
     kept : int or int64 tensor without axes
         The most keys that a sequence keeps.
-    why_exact : str
-        Empty where the keys were thinned.
     options : LayerOptions
+    device : str
+        A type of device.
+    exact : bool
+    why : str or None
+        Why an exact call could not be thinned; None where its options leave it exact.
     error_estimate : (B, H) tensor or None
         A head whose estimate is above the options' threshold was exact.
     """
@@ -37,8 +38,10 @@ class Last:
     queries: int
     keys: int
     kept: int | torch.Tensor
-    why_exact: str
     options: LayerOptions
+    device: str
+    exact: bool
+    why: str | None = None
     error_estimate: torch.Tensor | None = None
 
 
@@ -121,7 +124,10 @@ def note_thinned(
     estimate = attended.error_estimate
     if torch._C._functorch.peek_interpreter_stack() is not None:
         kept, estimate = keys, None  # which would outlive torch.vmap
-    module.__dict__["thinformer_last"] = Last(queries, keys, kept, "", layer, estimate)
+    device = attended.output.device.type
+    module.__dict__["thinformer_last"] = Last(
+        queries, keys, kept, layer, device, exact=False, error_estimate=estimate
+    )
 
 
 def note_exact(
@@ -130,18 +136,25 @@ def note_exact(
     """Keep that a layer's call was exact; warn at its first call if "auto" leaves it exact."""
     if torch.compiler.is_compiling():
         return
-    by_auto = why is None and layer.selection.min_length == "auto"
-    by_auto = by_auto and not layer.exact and queries > 1
-    if by_auto and "thinformer_last" not in module.__dict__:
-        # one text for all layers, which Python prints once
-        warnings.warn(
-            f"{type(module).__name__} attends to {keys} keys, exactly: "
-            f"{_why_short(layer, queries, device)}. "
-            f"thinformer.torch.report(model) lists what each layer did",
-            stacklevel=2,
-        )
-    why = why or _why_short(layer, queries, device)
-    module.__dict__["thinformer_last"] = Last(queries, keys, keys, why, layer)
+    recorded = module.__dict__  # as an attribute it costs nn.Module's own look-ups, twice as much
+    if "thinformer_last" not in recorded and why is None:
+        _warn_of_auto(module, layer, queries, keys, device)
+    recorded["thinformer_last"] = Last(queries, keys, keys, layer, device, True, why)
+
+
+def _warn_of_auto(
+    module: nn.Module, layer: LayerOptions, queries: int, keys: int, device: str
+) -> None:
+    """Warn at a layer's first call, if "auto" leaves it exact."""
+    if layer.exact or queries == 1 or layer.selection.min_length != "auto":
+        return
+    # one text for all layers, which Python prints once
+    warnings.warn(
+        f"{type(module).__name__} attends to {keys} keys, exactly: "
+        f"{_why_short(layer, queries, device)}. "
+        f"thinformer.torch.report(model) lists what each layer did",
+        stacklevel=3,
+    )
 
 
 def _why_short(layer: LayerOptions, queries: int, device: str) -> str:
@@ -162,8 +175,9 @@ def _row(name: str, module: nn.Module) -> Row:
     last = module.__dict__.get("thinformer_last")
     if last is None:
         return Row(name, None, None, None, None, _why_not(module))
-    if last.why_exact:
-        return Row(name, last.queries, last.keys, int(last.kept), 1.0, last.why_exact)
+    if last.exact:
+        why = last.why or _why_short(last.options, last.queries, last.device)
+        return Row(name, last.queries, last.keys, int(last.kept), 1.0, why)
     exact, why, threshold = 0.0, "", last.options.threshold
     if threshold is not None and last.error_estimate is not None:
         exact = float((~(last.error_estimate <= threshold)).double().mean())
