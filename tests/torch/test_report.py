@@ -214,6 +214,29 @@ def test_configure_of_a_model_on_another_implementation_warns():
     assert warned(lambda: configure(model.encoder.layer[0], g=1)) == []
 
 
+def test_configure_of_a_model_that_attends_in_two_ways_warns():
+    register("thinformer-of-report")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    siglip = transformers.SiglipVisionModel(config)  # its head is torch's
+    siglip.set_attn_implementation("thinformer-of-report")
+    [message] = warned(lambda: configure(siglip, g=1))
+    assert message == (
+        "SiglipVisionModel also attends without transformers' AttentionInterface, exactly: "
+        "head.attention"
+    )
+    assert warned(lambda: configure(siglip.encoder, g=1)) == []
+    with torch.device("meta"):
+        mixed = transformers.Mask2FormerModel(transformers.Mask2FormerConfig())
+    [message] = [m for m in warned(lambda: configure(mixed, g=1)) if "also attends" in m]
+    others = attention_modules(mixed).keys() - attention_layers(mixed).keys()
+    assert len(others) > 3
+    assert message.endswith(", ...")
+    named = message.removesuffix(", ...").split("exactly: ")[1].split(", ")
+    assert set(named) < others
+
+
 # model classes that attend by themselves, and the class of their attention
 BY_THEMSELVES = {
     "BarkModel": "BarkSelfAttention",

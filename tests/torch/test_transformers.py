@@ -336,7 +336,8 @@ def test_what_settings_do_not_name_is_exact():
 
     model, by_hand = bert("thinformer"), bert("thinformer")
     model.encoder.layer[1].attention.self.__class__ = Hidden
-    configure(model, {NAMES[0]: {"size": 40, **DRAWN}})
+    with pytest.warns(UserWarning, match="^BertModel also attends .* encoder.layer.1.attention$"):
+        configure(model, {NAMES[0]: {"size": 40, **DRAWN}})
     configure(by_hand.encoder.layer[0], size=40, **DRAWN)
     configure(by_hand.encoder.layer[1], exact=True)
     assert torch.equal(run(model, **text(400)), run(by_hand, **text(400)))

@@ -31,7 +31,7 @@ from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.attend.masks import OF_TRANSFORMERS
 from thinformer.torch.choose.seeds import seed_of_layer
-from thinformer.torch.layers import path_of, through_interface
+from thinformer.torch.layers import attention_modules, path_of, through_interface
 from thinformer.torch.report import note_exact, note_thinned
 
 # arguments of models that do not change the scores; any other argument raises
@@ -309,6 +309,13 @@ def _check_routed(layer: nn.Module, attending: Mapping[str, nn.Module]) -> None:
             stacklevel=3,
         )
         return
+    others = [name for name in attention_modules(layer) if name not in attending]
+    if others:
+        warnings.warn(
+            f"{type(layer).__name__} also attends without transformers' AttentionInterface, "
+            f"exactly: {', '.join(others[:3])}{', ...' if others[3:] else ''}",
+            stacklevel=3,
+        )
     module = next(iter(attending.values()))
     used = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if used is not None and used not in REGISTERED:
