@@ -5,6 +5,7 @@ import threading
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from scipy.stats import energy_distance
@@ -20,6 +21,7 @@ from thinformer import (
 )
 from thinformer.cpu.run import embed, square
 from thinformer.thinning.arguments import as_problem
+from thinformer.thinning.moments import column_errors
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 3))
@@ -205,16 +207,48 @@ def test_compare_has_numpys_and_scipys_values():
     (row,) = compare(line, {"few": ROWS})
     assert math.isclose(row.energy, energy_distance(line[:, 0], line[ROWS, 0]), rel_tol=1e-12)
     (row,) = compare(np.ones((5, 2)), {"same": [0, 1]}, bandwidth=1.0)
-    assert row[2:] == (0, 0, 0, 0)
+    assert row[2:6] == (0, 0, 0, 0)
+    assert row.columns == (("0", 0, 0, 0), ("1", 0, 0, 0))
+
+
+def test_compare_has_the_errors_of_each_column():
+    x = np.column_stack([X[:, 0], 1e4 * X[:, 1], np.ones(150)])
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    (row,) = compare(frame, {"few": ROWS})
+    assert [each.column for each in row.columns] == ["a", "b", "c"]
+    for i, each in enumerate(row.columns[:2]):
+        column, part = x[:, i], x[ROWS, i]
+        assert math.isclose(each.mean, abs(part.mean() - column.mean()) / column.std())
+        assert math.isclose(each.deviation, abs(part.std() / column.std() - 1))
+        off = np.abs(np.quantile(part, [0.05, 0.95]) - np.quantile(column, [0.05, 0.95]))
+        assert math.isclose(each.tails, off.max() / column.std())
+    assert row.columns[2] == ("c", 0, 0, 0)
+    assert row.worst == max(row.columns[:2], key=lambda each: each.mean)
+    assert row.mean == row.worst.mean
+
+
+def test_errors_of_weighted_columns_are_those_of_repeated_rows():
+    repeats = np.random.default_rng(5).integers(1, 6, size=len(X))
+    weighted = column_errors(X, X[ROWS], "abc", repeats)
+    repeated = column_errors(np.repeat(X, repeats, axis=0), X[ROWS], "abc")
+    for one, other in zip(weighted, repeated, strict=True):
+        assert one[0] == other[0]
+        np.testing.assert_allclose(one[1:3], other[1:3], rtol=1e-12)
+        assert abs(one.tails - other.tails) < 0.05  # quantiles of repeated rows are interpolated
 
 
 def test_compare_prints_a_table():
     table = compare(X, {"a": ROWS, "a longer name": [0]}, bandwidth=1.0)
     head, first, second = str(table).splitlines()
-    assert head.split() == ["coreset", "size", "MMD", "energy", "mean", "covariance"]
-    assert first.split() == ["a", "20", *(f"{value:.5f}" for value in table[0][2:])]
+    assert head.split() == [
+        "coreset", "size", "MMD", "energy", "mean", "tails", "covariance", "worst", "column",
+    ]  # fmt: skip
+    row = table[0]
+    tails = max(each.tails for each in row.columns)
+    values = (row.mmd, row.energy, row.mean, tails, row.covariance)
+    assert first.split() == ["a", "20", *(f"{value:.5f}" for value in values), row.worst.column]
     assert second.startswith("a longer name       1 ")
-    assert len(head) == len(first) == len(second)
+    assert len(first) == len(second) == head.index("worst column") + 1
     printed = []
     table._repr_pretty_(type("Printer", (), {"text": printed.append}), False)
     assert printed == [str(table)]
@@ -247,7 +281,7 @@ def test_threads_change_no_bit():
             (
                 mmd(points, rows),
                 mmd2_unbiased(points, points[rows]),
-                *compare(points, {"some": rows})[0][2:],
+                *compare(points, {"some": rows})[0][2:6],
             )
         )
     assert results[0] == results[1] == results[2]

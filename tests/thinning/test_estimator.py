@@ -66,7 +66,7 @@ def test_float32_is_computed_in_float32():
 
 
 def test_frames_keep_their_names_and_types():
-    rows = KernelThinner(7, random_state=0).fit(X).coreset_indices_
+    rows = KernelThinner(7, standardize="scale", random_state=0).fit(X).coreset_indices_
     frame = pd.DataFrame(X, columns=["a", "b", "c"], index=np.arange(120) + 1000)
     labels = pd.Series(Y, index=frame.index, name="label")
     thinner = KernelThinner(7, random_state=0)
@@ -80,6 +80,9 @@ def test_frames_keep_their_names_and_types():
     few, few_labels = thinner.fit_resample(frame, pl.Series(Y))
     assert few.equals(frame[rows.tolist()])
     assert few_labels.to_list() == Y[rows].tolist()
+    by_array = KernelThinner(7, random_state=0).fit(X).coreset_indices_
+    as_it_is = KernelThinner(7, standardize=False, random_state=0).fit(frame).coreset_indices_
+    np.testing.assert_array_equal(as_it_is, by_array)
     assert thinner.feature_names_in_.tolist() == ["a", "b", "c"]
 
 
@@ -121,7 +124,7 @@ def test_parameters():
     thinner = KernelThinner(5, kernel=kernels.gaussian(2.0), g=2)
     assert list(thinner.get_params()) == [
         "bandwidth", "delta", "g", "kernel", "method", "n_samples", "random_state", "refine",
-        "target",
+        "standardize", "target",
     ]  # fmt: skip
     copy = clone(thinner)
     assert copy is not thinner

@@ -160,7 +160,7 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
     warnings.warn(
         f"kernel is plain Python: it is called {n * (n + 1) // 2} times, and the matrix of its "
         "values is stored; compile it with numba.njit to have neither",
-        stacklevel=_depth(),
+        stacklevel=depth(),
     )
     K = np.empty((n, n), points.dtype)
     for i in range(n):
@@ -171,7 +171,7 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
     return K
 
 
-def _depth() -> int:
+def depth() -> int:
     """The `stacklevel` of a warning that names the first caller outside this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):

@@ -14,7 +14,9 @@ from thinformer.kernels import energy
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.arguments import TARGETS, Target, as_problem, as_weights, resolve
-from thinformer.thinning.tables import as_points
+from thinformer.thinning.moments import ColumnError, column_errors
+from thinformer.thinning.scales import Standardize, for_columns, standardized
+from thinformer.thinning.tables import as_points, column_names
 
 
 def mmd(
@@ -23,6 +25,7 @@ def mmd(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
+    standardize: Standardize = "auto",
     weights: ArrayLike | None = None,
     target: Target = "sample",
     rng: int | np.random.Generator | None = 0,
@@ -42,6 +45,9 @@ def mmd(
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.
+    standardize
+        See `thin`; the scales of `points` are those of the coreset too. It is the unit in which the
+        value is meant.
     weights : (n,) array, optional
         The weights of the points; equal by default.
     target : "sample" or "mean-zero"
@@ -74,9 +80,11 @@ def mmd(
     >>> round(mmd(x, [0], bandwidth=1.0), 4)  # sqrt((1 - exp(-1/2)) / 2)
     0.4435
     """
+    unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
     rows, array = _with_coreset(array, coreset)
+    array = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
     if len(array) > n and resolved.tag in (STEIN, TABLE):
         raise ValueError(
@@ -99,6 +107,7 @@ def mmd2_unbiased(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
+    standardize: Standardize = "auto",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
     r"""Return the unbiased estimate of the squared MMD between two distributions, from samples.
@@ -111,8 +120,8 @@ def mmd2_unbiased(
     ----------
     x : (n, d) array, data frame or posterior, n >= 2
     y : (m, d) likewise, m >= 2
-    kernel, bandwidth, rng
-        See `mmd`; a median bandwidth is computed from both samples together.
+    kernel, bandwidth, standardize, rng
+        See `mmd`; a median bandwidth, and scales, are computed from both samples together.
 
     Returns
     -------
@@ -134,6 +143,7 @@ def mmd2_unbiased(
     >>> mmd2_unbiased([[0.0], [1.0]], [[0.0], [1.0]], kernel="linear")
     -0.5
     """
+    unit = for_columns(standardize, x, kernel, bandwidth)
     first, second = (
         as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
     )
@@ -144,7 +154,7 @@ def mmd2_unbiased(
         checks.finite(name, bool(np.isfinite(sample).all()))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
-    both = np.concatenate([first, second])
+    both = standardized(np.concatenate([first, second]), unit, kernel)
     problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
     total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
     for rows in (np.arange(n), n + np.arange(m)):
@@ -171,6 +181,8 @@ class Comparison(NamedTuple):
         The largest error of its mean over the dimensions, in standard deviations of the dimension.
     covariance : float
         The relative error of its covariance matrix, in the Frobenius norm.
+    columns : tuple of ColumnError
+        The errors of mean, deviation and tails by column.
     """
 
     name: str
@@ -179,6 +191,12 @@ class Comparison(NamedTuple):
     energy: float
     mean: float
     covariance: float
+    columns: tuple[ColumnError, ...]
+
+    @property
+    def worst(self) -> ColumnError:
+        """The column whose mean has the largest error."""
+        return max(self.columns, key=lambda each: each.mean)
 
 
 class Comparisons(list[Comparison]):
@@ -186,10 +204,12 @@ class Comparisons(list[Comparison]):
 
     def __str__(self) -> str:
         width = max([len("coreset"), *(len(row.name) for row in self)])
-        lines = [f"{'coreset':<{width}}    size       MMD    energy      mean  covariance"]
+        heads = "size       MMD    energy      mean     tails  covariance  worst column"
+        lines = [f"{'coreset':<{width}}    {heads}"]
         lines += [
             f"{row.name:<{width}} {row.size:>7} {row.mmd:>9.5f} {row.energy:>9.5f} "
-            f"{row.mean:>9.5f} {row.covariance:>11.5f}"
+            f"{row.mean:>9.5f} {max(each.tails for each in row.columns):>9.5f} "
+            f"{row.covariance:>11.5f}  {row.worst.column}"
             for row in self
         ]
         return "\n".join(lines)
@@ -204,6 +224,7 @@ def compare(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
+    standardize: Standardize = "auto",
     rng: int | np.random.Generator | None = 0,
 ) -> Comparisons:
     """Compare coresets of the same points: MMD, energy distance, errors of mean and covariance.
@@ -214,8 +235,9 @@ def compare(
         See `thin`.
     coresets : dict of (s,) int arrays
         For each name, the rows of `points` that are the coreset.
-    kernel, bandwidth, rng
-        See `mmd`.
+    kernel, bandwidth, standardize, rng
+        See `mmd`. MMD and energy distance are in units of standardised columns, where columns are;
+        all other errors have no unit.
 
     Returns
     -------
@@ -231,6 +253,7 @@ def compare(
     -----
     O(n^2 d) time, O(n d) memory.
     """
+    unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
     if isinstance(kernel, str) and kernel == "precomputed":
@@ -242,23 +265,23 @@ def compare(
         chosen[name], with_own = _with_coreset(array, rows, f"coresets[{name!r}]")
         if len(with_own) > n:
             raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
-    kernels = (resolve(kernel, bandwidth, array, rng), energy())
+    measured = standardized(array, unit, kernel)
+    kernels = (resolve(kernel, bandwidth, measured, rng), energy())
     share, every = np.full(n, 1 / n), np.arange(n)
     distances = []
     for each in kernels:
-        problem = as_problem(array, each)
+        problem = as_problem(measured, each)
         of_points = square(problem, every[None], share)[0]
         distances.append(
             [of_points + _terms_of_coreset(problem, rows, share) for rows in chosen.values()]
         )
-    deviation = array.std(axis=0)
-    deviation[deviation == 0] = 1
+    names = column_names(points, array.shape[1])
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
     size_of_covariance = np.linalg.norm(covariance) or 1.0
     table = Comparisons()
     for (name, rows), mmd2, energy2 in zip(chosen.items(), *distances, strict=True):
         part = array[rows]
-        off = np.abs(part.mean(axis=0) - array.mean(axis=0)) / deviation
+        columns = column_errors(array, part, names)
         of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
         table.append(
             Comparison(
@@ -266,8 +289,9 @@ def compare(
                 rows.size,
                 _root(mmd2),
                 _root(energy2),
-                float(off.max()),
+                max(each.mean for each in columns),
                 float(np.linalg.norm(of_part - covariance) / size_of_covariance),
+                columns,
             )
         )
     return table

@@ -20,6 +20,7 @@ except ImportError as error:
 from thinformer.support import checks
 from thinformer.thinning.arguments import Target, as_weights
 from thinformer.thinning.methods import Method
+from thinformer.thinning.scales import Standardize, for_columns
 from thinformer.thinning.thin import thin
 
 
@@ -34,7 +35,7 @@ class KernelThinner(BaseEstimator):
     n_samples : int or float
         Rows to choose: a number from 1 to n, or a share of n in (0, 1), which is rounded to the
         nearest number of rows, at least 1.
-    kernel, bandwidth, method, g, delta, refine, target
+    kernel, bandwidth, standardize, method, g, delta, refine, target
         See `thinformer.thin`. With ``kernel="precomputed"``, X is the Gram matrix.
     random_state : int, numpy.random.RandomState or None
         With an int, every `fit` chooses the rows of ``thin(..., rng=random_state)``. With a
@@ -71,6 +72,7 @@ class KernelThinner(BaseEstimator):
         *,
         kernel: Any = "gaussian",
         bandwidth: Any = "median",
+        standardize: Standardize = "auto",
         method: Method = "compress++",
         g: int = 4,
         delta: float = 0.5,
@@ -81,6 +83,7 @@ class KernelThinner(BaseEstimator):
         self.n_samples = n_samples
         self.kernel = kernel
         self.bandwidth = bandwidth
+        self.standardize = standardize
         self.method = method
         self.g = g
         self.delta = delta
@@ -126,6 +129,7 @@ class KernelThinner(BaseEstimator):
             _size(self.n_samples, n),
             kernel=self.kernel,
             bandwidth=self.bandwidth,
+            standardize=for_columns(self.standardize, X, self.kernel, self.bandwidth),
             method=self.method,
             g=self.g,
             delta=self.delta,

@@ -49,6 +49,33 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     return array
 
 
+def has_columns(points: Any) -> bool:
+    """Whether points are a frame or a posterior, whose columns have names and units."""
+    if hasattr(points, "to_numpy") and hasattr(points, "columns"):
+        return True
+    return any(hasattr(points, each) for each in ("dims", "children", "posterior"))
+
+
+def column_names(points: Any, dimensions: int) -> list[str]:
+    """The names of the columns that `as_points` gives; numbers where there are none.
+
+    The elements of a posterior's variable are numbered: ``theta[0]``, ``theta[1]``.
+    """
+    if hasattr(points, "to_numpy") and hasattr(points, "columns"):
+        return [str(label) for label in points.columns]
+    draws = _posterior(points)
+    if not hasattr(draws, "data_vars"):
+        return [str(i) for i in range(dimensions)]
+    variables = {label: draws[label] for label in draws.data_vars}
+    sample = _sample_dimensions(variables)
+    names: list[str] = []
+    for label, variable in variables.items():
+        shape = [size for dim, size in variable.sizes.items() if dim not in sample]
+        elements = (",".join(map(str, index)) for index in np.ndindex(*shape))
+        names += [f"{label}[{index}]" if index else str(label) for index in elements]
+    return names
+
+
 def _real(name: str, array: NDArray) -> NDArray:
     """An array of numbers in the dtype of its computation: integers and booleans as float64."""
     if array.dtype.kind in "biu":
@@ -92,12 +119,11 @@ def _stacked(dataset: Any, name: str) -> NDArray:
     variables = {label: dataset[label] for label in dataset.data_vars}
     if not variables:
         raise ValueError(f"{name} must have at least one variable")
-    shared = set.intersection(*(set(v.dims) for v in variables.values()))
-    sample = ("chain", "draw") if {"chain", "draw"} <= shared else tuple(sorted(shared))
+    sample = _sample_dimensions(variables)
     if sample != ("chain", "draw") and len(sample) != 1:
         raise ValueError(
             f"{name} must have variables with dimensions chain and draw, or one that they share; "
-            f"they share {sorted(map(str, shared)) or 'none'}"
+            f"they share {sorted(map(str, sample)) or 'none'}"
         )
     columns = []
     for label, variable in variables.items():
@@ -109,3 +135,9 @@ def _stacked(dataset: Any, name: str) -> NDArray:
             raise ValueError(f"{name} must have at least one draw")
         columns.append(_real(name, array).reshape(rows, -1))
     return np.concatenate(columns, axis=1)
+
+
+def _sample_dimensions(variables: dict[Any, Any]) -> tuple:
+    """The dimensions of a draw: chain and draw, or what all variables share."""
+    shared = set.intersection(*(set(v.dims) for v in variables.values()))
+    return ("chain", "draw") if {"chain", "draw"} <= shared else tuple(sorted(shared))

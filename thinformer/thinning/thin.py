@@ -30,6 +30,7 @@ from thinformer.thinning.methods import (
     random_rows,
     standard_rows,
 )
+from thinformer.thinning.scales import Standardize, for_columns, standardized
 from thinformer.thinning.tables import as_points
 from thinformer.thinning.task import Task
 from thinformer.thinning.weights import repeats_to_nearest_free
@@ -41,6 +42,7 @@ def thin(
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
+    standardize: Standardize = "auto",
     method: Method = "compress++",
     g: int = 4,
     delta: float = 0.5,
@@ -70,8 +72,12 @@ def thin(
     bandwidth : float, sequence of d floats, or "median"
         The bandwidth of a kernel given by name, in the units of the points: one for all dimensions
         or one for each. "median" is `median_distance`, with 1000 rows drawn from `rng`.
-        If the dimensions have different units, give one bandwidth for each, or standardise the
-        points.
+    standardize : {"auto", "scale", "whiten", False}
+        The unit of the columns, in which the bandwidth is then meant. "scale" divides each column
+        by a robust deviation, the distance between its quartiles over 1.349. "whiten" makes the
+        covariance the identity. False takes the columns as they are. "auto" scales the columns of a
+        frame or a posterior, and takes an array as it is, with a warning if deviations differ by
+        more than a factor of 10; with a bandwidth that is given, also in a `Kernel`, it is False.
     method : str
         - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
@@ -149,6 +155,7 @@ def thin(
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
+    unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points)
     n = len(array)
     size = checks.integer("size", size, 1)
@@ -172,6 +179,7 @@ def thin(
         else:
             rows = random_rows(n, size, share, unique, generator)
     else:
+        array = standardized(array, unit, kernel)
         resolved = resolve(kernel, bandwidth, array, generator)
         if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
             raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")

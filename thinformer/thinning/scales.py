@@ -1,0 +1,131 @@
+"""The argument `standardize`: columns are brought to one unit before a kernel compares rows."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.phi import STEIN, TABLE
+from thinformer.thinning.arguments import check_finite, depth
+from thinformer.thinning.tables import has_columns
+
+Standardize = Literal["auto", "scale", "whiten", False]
+NORMAL = (
+    1.3489795003921634  # the distance between the quartiles of a normal distribution of scale 1
+)
+APART = 10  # deviations that are further apart than this factor give a warning
+LOOKED_AT = 4096  # rows whose deviations are compared for the warning
+
+
+def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: Any) -> Standardize:
+    """Return what "auto" means for points with named columns; all else is returned as it is.
+
+    A bandwidth that is given, alone or in a kernel, has the units of the points: these stay.
+    """
+    named = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
+    if not (standardize is False or named):
+        raise ValueError(
+            f"standardize must be 'auto', 'scale', 'whiten' or False; got {standardize!r}"
+        )
+    if standardize != "auto":
+        return standardize
+    if not _unit_is_free(kernel, bandwidth):
+        return False
+    return "scale" if has_columns(points) else "auto"
+
+
+def standardized(
+    array: NDArray, standardize: Standardize, kernel: Any, of: NDArray | None = None
+) -> NDArray:
+    """Return points (n, d) with columns of one unit, in their dtype.
+
+    Parameters
+    ----------
+    array : (n, d)
+    standardize : "auto", "scale", "whiten" or False
+        As `for_columns` returns it: "auto" leaves the points, and warns of unlike columns.
+    kernel : str, Kernel or function
+        For errors.
+    of : (m, d), optional
+        The points whose scales are taken; these by default.
+    """
+    of = array if of is None else of
+    if standardize == "auto":
+        _warn_if_unlike(of)
+    if standardize not in ("scale", "whiten"):
+        return array
+    precomputed = isinstance(kernel, str) and kernel == "precomputed"
+    if precomputed or (isinstance(kernel, Kernel) and _holds_more(kernel)):
+        name = "precomputed" if precomputed else kernel.name
+        raise ValueError(
+            f"standardize must be False with the kernel {name!r}, which belongs to the points as "
+            f"they are; got {standardize!r}"
+        )
+    check_finite(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = array / deviations(of).astype(array.dtype)
+        if standardize == "whiten":
+            scaled = scaled @ _whitening(of / deviations(of)).astype(array.dtype)
+    if not np.isfinite(scaled).all():
+        raise ValueError("standardize: a column has too wide a range; scale it first")
+    return scaled
+
+
+def deviations(array: NDArray) -> NDArray[np.float64]:
+    """Return a robust deviation of each column of (n, d); 1 for a constant column.
+
+    It is the distance between the quartiles over 1.349, which is the standard deviation of normal
+    columns and which few wild rows do not change. Where half of a column is one value, it is the
+    standard deviation.
+    """
+    array = array.astype(np.float64, copy=False)
+    low, high = np.quantile(array, [0.25, 0.75], axis=0)
+    found = (high - low) / NORMAL
+    alike = found == 0
+    if alike.any():
+        found[alike] = array[:, alike].std(axis=0)
+    return np.where(found > 0, found, 1.0)
+
+
+def _whitening(array: NDArray) -> NDArray:
+    """A matrix (d, r) by which points of rank r have the identity as their covariance."""
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(array, rowvar=False, ddof=0)))
+    # a column that is a sum of others gives an eigenvalue of 0, up to rounding
+    held = values > values[-1] * len(values) * np.finfo(array.dtype).eps
+    if not held.any():
+        return np.eye(len(values))
+    return vectors[:, held] / np.sqrt(values[held])
+
+
+def _unit_is_free(kernel: Any, bandwidth: Any) -> bool:
+    """Whether neither the kernel nor the bandwidth is in the units of the points."""
+    by_name = isinstance(kernel, str) and kernel != "precomputed"
+    return by_name and isinstance(bandwidth, str)
+
+
+def _holds_more(kernel: Kernel) -> bool:
+    """Whether a kernel holds scores or a Gram matrix of its points."""
+    return any(term.tag in (STEIN, TABLE) for term in kernel.summands)
+
+
+def _warn_if_unlike(array: NDArray) -> None:
+    """Warn of columns (n, d) whose deviations are far apart; looks at evenly spaced rows."""
+    rows = array[:: -(-len(array) // LOOKED_AT)].astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):
+        spread = rows.std(axis=0)
+    varying = np.flatnonzero(spread > 0)
+    if varying.size < 2:
+        return
+    least, most = varying[spread[varying].argmin()], varying[spread[varying].argmax()]
+    if not APART * spread[least] < spread[most] < np.inf:
+        return
+    warnings.warn(
+        f"points have columns on unlike scales: the deviation of column {most} is "
+        f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}, which hardly counts. "
+        f"standardize='scale' gives all columns one unit; standardize=False takes them as they are",
+        stacklevel=depth(),
+    )
