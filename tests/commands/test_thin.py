@@ -20,7 +20,7 @@ def test_standard_streams(tmp_path):
     text = (HEADER + "".join(RECORDS)).encode()
     first = command("-", "-o", "-", "--size", "20", "--seed", "4", input=text)
     assert first.returncode == 0, first.stderr
-    chosen = thin(POINTS, 20, rng=4)
+    chosen = thin(POINTS, 20, standardize="scale", rng=4)
     assert first.stdout == (HEADER + "".join(RECORDS[i] for i in chosen)).encode()
     chatter = first.stderr.decode()
     assert "300 rows -> 20 rows: standard output" in chatter
@@ -71,14 +71,15 @@ def test_a_reader_that_leaves_is_met_with_silence(tmp_path):
         (["--method", "kernel-thinning", "--delta", "0.1"],
          {"method": "kernel-thinning", "delta": 0.1}),
         (["--g", "1"], {"g": 1}),
+        (["--no-standardize"], {"bandwidth": "median"}),
     ],
 )  # fmt: skip
 def test_settings_reach_the_thinning(arguments, settings, tmp_path):
     np.save(tmp_path / "in.npy", POINTS)
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 7, "--seed", 1, *arguments)
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "out.npy"), POINTS[thin(POINTS, 7, rng=1, **settings)]
-    )
+    scaled = False if "bandwidth" in settings else "scale"  # which has the units of the file
+    rows = thin(POINTS, 7, standardize=scaled, rng=1, **settings)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), POINTS[rows])
 
 
 def test_equal_rows_with_a_bandwidth(tmp_path):

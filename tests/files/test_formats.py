@@ -42,7 +42,7 @@ def test_csv_is_kept_byte_for_byte(chunk, small, tmp_path):
     assert report["columns"] == ["x", "y"]
     assert report["unused"] == ["name", "note"]
     if chunk == 1000:
-        assert rows == thin(POINTS, 200, rng=5).tolist()
+        assert rows == thin(POINTS, 200, standardize="scale", rng=5).tolist()
         assert report["chunks"] == 1
     else:
         assert report["chunks"] == 4
@@ -58,7 +58,7 @@ def test_a_cell_holds_other_separators_of_lines(quote, end, tmp_path):
     succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 20, "--seed", 5,
             "--report", tmp_path / "r.json")  # fmt: skip
     rows = json.loads((tmp_path / "r.json").read_text())["row_numbers"]
-    assert rows == thin(POINTS, 20, rng=5).tolist()
+    assert rows == thin(POINTS, 20, standardize="scale", rng=5).tolist()
     expected = f"x,note,y{end}{''.join(records[i] for i in rows)}"
     assert (tmp_path / "out.csv").read_bytes() == expected.encode()
 
@@ -95,7 +95,7 @@ def test_parquet(chunk, small, tmp_path):
     assert rest.schema.equals(table.schema)
     assert rest.schema.metadata[b"made"] == b"here"
     if chunk == 1000:
-        np.testing.assert_array_equal(rows, thin(POINTS, 20, rng=0))
+        np.testing.assert_array_equal(rows, thin(POINTS, 20, standardize="scale", rng=0))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int32", ">f4"])
@@ -109,7 +109,7 @@ def test_npy(dtype, tmp_path):
     assert out.dtype == array.dtype
     np.testing.assert_array_equal(out, array[rows])
     points = array[:, :2].astype("f4" if array.dtype.itemsize == 4 and dtype != "int32" else "f8")
-    np.testing.assert_array_equal(rows, thin(points, 20, rng=0))
+    np.testing.assert_array_equal(rows, thin(points, 20, standardize="scale", rng=0))
 
 
 def test_npz(tmp_path):
@@ -127,7 +127,9 @@ def test_npz(tmp_path):
         for name, array in arrays.items():
             np.testing.assert_array_equal(out[name], array[rows])
             assert out[name].dtype == array.dtype
-    np.testing.assert_array_equal(rows, thin(POINTS, 20, weights=arrays["w"], rng=0))
+    np.testing.assert_array_equal(
+        rows, thin(POINTS, 20, standardize="scale", weights=arrays["w"], rng=0)
+    )
 
 
 @pytest.mark.slow
@@ -144,7 +146,7 @@ def test_arviz_file(tmp_path, capsys):
         posterior = before["posterior"].dataset
         rows = after["posterior"]["row"].to_numpy()
         points = posterior[["mu", "tau"]].load()
-        np.testing.assert_array_equal(rows, thin(points, 30, rng=0))
+        np.testing.assert_array_equal(rows, thin(points, 30, standardize="scale", rng=0))
         assert set(after.children) == set(before.children)
         for name in ("posterior", "sample_stats", "log_likelihood", "posterior_predictive"):
             old = before[name].dataset.stack(sample=("chain", "draw"))
@@ -175,7 +177,7 @@ def test_dataset_of_one_dimension(tmp_path):
         rows = out["row"].to_numpy()
         assert out.drop_vars("row").identical(dataset.isel(obs=rows))
     points = np.column_stack([POINTS[:, 0], POINTS])
-    np.testing.assert_array_equal(rows, thin(points, 20, rng=0))
+    np.testing.assert_array_equal(rows, thin(points, 20, standardize="scale", rng=0))
 
 
 @pytest.mark.parametrize("chunk", [4, 1000])

@@ -11,19 +11,22 @@ from thinformer.cpu.run import embed
 from thinformer.files import comparison
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.arguments import as_problem
+from thinformer.thinning.moments import column_errors
+from thinformer.thinning.scales import deviations
 
 
 @pytest.mark.slow
 def test_report_and_plot(tmp_path, capsys):
     (tmp_path / "in.csv").write_text(HEADER + "".join(RECORDS))
-    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 20, "--standardize",
+    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", 20,
             "--kernel", "imq", "--report", tmp_path / "r.json",
             "--plot", tmp_path / "p.png")  # fmt: skip
     printed = capsys.readouterr()
     report = json.loads((tmp_path / "r.json").read_text())
     assert not printed.err
     assert (report["rows_in"], report["rows_out"]) == (N, 20)
-    points = POINTS / POINTS.std(axis=0)
+    scales = deviations(POINTS)
+    points = POINTS / scales
     rows = np.array(report["row_numbers"])
     np.testing.assert_array_equal(
         rows, thin(points, 20, kernel="imq", rng=report["seed"])
@@ -34,9 +37,9 @@ def test_report_and_plot(tmp_path, capsys):
     assert report["standard_mmd"] == pytest.approx(mmd(points, even, **settings))
     assert report["compared_with"] == "all rows"
     assert report["kernel"] == "inverse_multiquadric"
-    assert report["standard_deviations"] == pytest.approx(
-        dict(zip(["x", "y"], POINTS.std(axis=0), strict=True))
-    )
+    assert report["scales"] == pytest.approx(dict(zip(["x", "y"], scales, strict=True)))
+    errors = [each._asdict() for each in column_errors(POINTS, POINTS[rows], ["x", "y"])]
+    assert [pytest.approx(each) for each in errors] == report["errors"]
     assert report["settings"]["seed"] is None
     assert report["versions"]["numpy"] == np.__version__
     assert report["peak_megabytes"] > 10
@@ -48,6 +51,12 @@ def test_report_and_plot(tmp_path, capsys):
     assert lines[0] == f"300 rows -> 20 rows: {tmp_path / 'out.csv'}"
     assert f"MMD to all rows: {report['mmd']:.5f}" in printed.out
     assert f"seed {report['seed']}" in printed.out
+    assert ", each divided by its deviation\n" in printed.out
+    mean, tails = (max(errors, key=lambda each: each[name]) for name in ("mean", "tails"))
+    assert (
+        f"largest error of a mean {mean['mean']:.3f} standard deviations ({mean['column']}), of a "
+        f"5 or 95 % quantile {tails['tails']:.3f} ({tails['column']})\n"
+    ) in printed.out
     assert f"bandwidth {report['bandwidth']:.6g} (median distance of all rows)" in printed.out
 
 
@@ -162,14 +171,16 @@ def test_few_rows_weigh(tmp_path, small, capsys):
 def test_a_comparison_that_fails_is_a_note(tmp_path, capsys):
     np.save(tmp_path / "in.npy", 1e200 * POINTS)
     succeed(tmp_path / "in.npy", "-o", tmp_path / "out.npy", "--size", 5, "--kernel", "linear",
-            "--method", "random", "--report", tmp_path / "r.json")  # fmt: skip
+            "--no-standardize", "--method", "random", "--report", tmp_path / "r.json")  # fmt: skip
     printed = capsys.readouterr()
     assert "MMD to all rows: not known\n" in printed.out
     assert "MMD not known: " in printed.out
     assert not printed.err
     text = (tmp_path / "r.json").read_text()
     assert "NaN" not in text
-    assert json.loads(text)["mmd"] is None
+    report = json.loads(text)
+    assert report["mmd"] is None
+    assert [0 < each["mean"] < 2 for each in report["errors"]] == [True, True]
 
 
 @pytest.mark.slow

@@ -23,8 +23,10 @@ rows of a posterior chain after chain. An existing OUT is overwritten, and so ar
 --plot and --report.
 
 Columns. The distance is computed on all columns of numbers, also chain, iteration, lp__ or an id,
-but not on the index of a data frame. Choose columns with --columns, and use --standardize where
-their units differ. The chosen rows have equal weights: do not apply the column of --weights again.
+but not on the index of a data frame. Choose columns with --columns. Each column is divided by its
+deviation, the distance between its quartiles over 1.349; --no-standardize takes the columns in
+their units, and so does a --bandwidth in numbers. The chosen rows have equal weights: do not apply
+the column of --weights again.
 
 Seed. The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
 
@@ -34,7 +36,7 @@ prints a bound: "below" a number.
 
 Memory. .csv, .tsv and .parquet are read in chunks. If there are several, each chunk is thinned to a
 weighted coreset of at least c = max(2^g * size, 4096) rows. Coresets are merged and halved, and
-those left at the end are thinned to the size; "median" and --standardize are then computed on the
+those left at the end are thinned to the size; "median" and the deviations are then computed on the
 first chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
 
     300 MB + (2 * chunk-rows + 6 * sqrt(chunks) * c) * (120 + 24 * columns used + bytes of a row)
@@ -46,7 +48,7 @@ exit status: 0 done; 1 files written, but not the summary; 2 an error, no file w
 143 interrupted or ended; 141 nobody reads standard output
 
 examples:
-  thinformer thin draws.csv -o chosen.csv --size 500 --columns mu,tau --standardize --seed 1
+  thinformer thin draws.csv -o chosen.csv --size 500 --columns mu,tau --seed 1
   thinformer thin stan.csv -o chosen.csv --size 500 --comment '#' --columns mu,tau --plot chosen.png
 """
 
@@ -84,8 +86,9 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         " (default: all columns of numbers, also chain, iteration, lp__ or an id)",
     )  # fmt: skip
     parser.add_argument(
-        "--standardize", action="store_true",
-        help="divide each of these columns by its standard deviation: for different units",
+        "--standardize", action=argparse.BooleanOptionalAction, default=None,
+        help="divide each of these columns by its deviation (default: yes, unless --bandwidth gives"
+        " numbers)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="COLUMN",

@@ -6,7 +6,8 @@ Of several chunks `Seen` holds rows drawn at random, and evenly spaced rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.thinning.arguments import as_problem
+from thinformer.thinning.moments import column_errors
 from thinformer.thinning.thin import thin
 
 EXACT = 50_000  # a comparison takes all rows up to this number...
@@ -92,7 +94,8 @@ class Compared(NamedTuple):
 
     mmd, mmd_below : of the coreset
     standard_mmd, standard_mmd_below : of standard thinning to the same size
-    compared_with : the rows that the MMDs are computed with
+    compared_with : the rows that the MMDs and the errors of columns are computed with
+    errors : of the coreset's columns; see `ColumnError`
     notes : why an MMD is not known
     """
 
@@ -101,11 +104,16 @@ class Compared(NamedTuple):
     standard_mmd: float | None
     standard_mmd_below: float | None
     compared_with: str
+    errors: list[dict[str, Any]]
     notes: list[str]
 
 
 def compared(
-    job: Job, seen: Seen, coreset: NDArray, bandwidth: float | list[float] | None
+    job: Job,
+    seen: Seen,
+    coreset: NDArray,
+    bandwidth: float | list[float] | None,
+    columns: Sequence[str],
 ) -> Compared:
     """Compare the coreset, and standard thinning, with all rows; a failure becomes a note."""
     points, weights = seen.points, seen.weights
@@ -136,7 +144,8 @@ def compared(
                 distances[i] = _mmd(as_problem(both, kernel), both, weights, share)
     except (TypeError, ValueError) as error:
         notes.append(f"MMD not known: {printable(error)}")
-    return Compared(*distances[0], *distances[1], what, notes)
+    errors = [each._asdict() for each in column_errors(points, coreset, columns, weights)]
+    return Compared(*distances[0], *distances[1], what, errors, notes)
 
 
 def _affordable(rows: int, dimensions: int) -> bool:

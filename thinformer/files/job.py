@@ -19,6 +19,7 @@ from thinformer.files.source import STANDARD
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
 from thinformer.thinning.methods import METHODS, Method
+from thinformer.thinning.scales import unit_is_free
 from thinformer.thinning.streaming import LEAST
 
 
@@ -29,6 +30,7 @@ class Job(NamedTuple):
     columns : names of those that the distance is computed on; None for all columns of numbers
     weights : name of the column of weights, or None
     bandwidth : "median", a number, or a number for each dimension
+    standardize : whether columns are divided by their deviations
     seed : None for a fresh seed
     kind : format of standard input, as an ending; None for CSV
     delimiter : delimiter of CSV; None for the one that belongs to the ending
@@ -71,7 +73,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         g=arguments.g,
         delta=arguments.delta,
         seed=arguments.seed,
-        standardize=arguments.standardize,
+        standardize=_standardized(arguments),
         row_numbers=arguments.row_numbers,
         plot=arguments.plot,
         report=arguments.report,
@@ -80,6 +82,14 @@ def job_of(arguments: argparse.Namespace) -> Job:
         delimiter="\t" if delimiter == "\\t" else delimiter,
         comment=arguments.comment,
     )
+
+
+def _standardized(arguments: argparse.Namespace) -> bool:
+    """Whether columns are standardised: as they say, or where no bandwidth has their units."""
+    if arguments.standardize is None:
+        free = unit_is_free(SHORT.get(arguments.kernel, arguments.kernel), arguments.bandwidth)
+        return free and arguments.bandwidth == "median"
+    return arguments.standardize
 
 
 def _bandwidth(text: str) -> str | float | list[float]:

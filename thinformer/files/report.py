@@ -25,12 +25,13 @@ class Outcome(NamedTuple):
     columns, unused : columns that the distance is computed on, and columns only written
     kernel, bandwidth : the kernel, and its bandwidth if it has one
     bandwidth_from : "given", or the rows whose median distance it is
-    standard_deviations : divisors of the columns, or None without --standardize
+    scales : divisors of the columns, or None where they are not standardised
     seed : the seed that reproduces the run
     mmd : MMD of the coreset to all rows; None where it is not known
     mmd_below : a bound, where the estimate of the MMD is within its noise
     standard_mmd, standard_mmd_below : the same for standard thinning to the same size
-    compared_with : the rows that the MMDs are computed with
+    compared_with : the rows that the MMDs and the errors of columns are computed with
+    errors : of the mean, the deviation and the tails of each column; see `ColumnError`
     seconds : of reading, thinning, comparing, writing, and in total
     peak_megabytes : resident memory of the process, or None where the system does not say
     notes : notes on the file and the comparison
@@ -45,13 +46,14 @@ class Outcome(NamedTuple):
     kernel: str
     bandwidth: float | list[float] | None
     bandwidth_from: str
-    standard_deviations: dict[str, float] | None
+    scales: dict[str, float] | None
     seed: int
     mmd: float | None
     mmd_below: float | None
     standard_mmd: float | None
     standard_mmd_below: float | None
     compared_with: str
+    errors: list[dict[str, Any]]
     seconds: dict[str, float]
     peak_megabytes: float | None
     notes: list[str]
@@ -72,11 +74,14 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     compared = f"MMD to {outcome.compared_with}: {ours}"
     if theirs != "not known":
         compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
+    unit = "each divided by its deviation" if outcome.scales else "in their own units"
+    used += f", {unit}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
         used,
         f"{kernel}, seed {outcome.seed}",
         compared,
+        *_worst(outcome),
     ]
     if outcome.chunks > 1:
         lines.append(f"read in {outcome.chunks} chunks")
@@ -84,6 +89,18 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     if outcome.peak_megabytes is not None:
         memory = f", peak memory {outcome.peak_megabytes:.0f} MB"
     return "\n".join([*lines, *outcome.notes, f"time {outcome.seconds['total']:.1f} s{memory}"])
+
+
+def _worst(outcome: Outcome) -> list[str]:
+    """A line with the largest errors of columns."""
+    if not outcome.errors:
+        return []
+    found = {name: max(outcome.errors, key=lambda each: each[name]) for name in ("mean", "tails")}
+    return [
+        f"largest error of a mean {found['mean']['mean']:.3f} standard deviations "
+        f"({printable(found['mean']['column'])}), of a 5 or 95 % quantile "
+        f"{found['tails']['tails']:.3f} ({printable(found['tails']['column'])})"
+    ]
 
 
 def _distance(value: float | None, below: float | None) -> str:

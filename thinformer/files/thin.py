@@ -28,6 +28,7 @@ from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.support.machine import peak_resident_megabytes
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.methods import BLIND
+from thinformer.thinning.scales import deviations
 from thinformer.thinning.streaming import merge_and_reduce
 
 
@@ -38,7 +39,7 @@ class _Reading:
     seen : rows to compare the coreset with
     held : row numbers and records of the rows that may still be chosen, chunk by chunk
     bandwidth : bandwidth of the kernel, once the first chunk is read
-    deviation : standard deviations of the first chunk's columns, with --standardize
+    deviation : deviations of the first chunk's columns, if these are standardised
     seconds : time spent in reading
     """
 
@@ -172,7 +173,7 @@ def _thin(
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
     assert reading.seen is not None
-    found = compared(job, reading.seen, coreset.points, reading.bandwidth)
+    found = compared(job, reading.seen, coreset.points, reading.bandwidth, source.labels)
     seconds = {
         "reading": reading.seconds,
         "thinning": thinned - start - reading.seconds,
@@ -204,9 +205,9 @@ def _outcome(
     seen = reading.seen
     assert seen is not None
     first = "all rows" if seen.chunks == 1 else f"the first {chunk_rows(job)} rows"
-    deviations = None
+    scales = None
     if reading.deviation is not None:
-        deviations = dict(zip(source.labels, reading.deviation.tolist(), strict=True))
+        scales = dict(zip(source.labels, reading.deviation.tolist(), strict=True))
     distances = found._asdict()
     notes = [*source.notes, *distances.pop("notes")]
     return Outcome(
@@ -219,7 +220,7 @@ def _outcome(
         kernel=SHORT.get(job.kernel, job.kernel),
         bandwidth=reading.bandwidth,
         bandwidth_from=f"median distance of {first}" if job.bandwidth == "median" else "given",
-        standard_deviations=deviations,
+        scales=scales,
         seed=seed,
         **distances,
         seconds=seconds,
@@ -235,21 +236,22 @@ def _chunks(
     reading: _Reading,
     tell: Callable[[str, float | None], None],
 ) -> Iterator[NDArray | tuple[NDArray, NDArray]]:
-    """Yield points and weights of a source, chunk by chunk, standardised with --standardize."""
+    """Yield points and weights of a source, chunk by chunk, standardised if the job says so."""
     generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws
     clock = time.perf_counter()
     for chunk in source.chunks:
         points = chunk.points
         if job.standardize:
             if reading.deviation is None:
-                deviation = points.std(axis=0, dtype=np.float64)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    deviation = deviations(points)
                 if not np.isfinite(deviation).all():
                     column = source.labels[int(np.argmin(np.isfinite(deviation)))]
                     raise ValueError(
                         f"{title(job.source)}: column {shown(column)} is too large for "
-                        "--standardize; scale it first"
+                        "--standardize; scale it first, or say --no-standardize"
                     )
-                reading.deviation = np.where(deviation > 0, deviation, 1)
+                reading.deviation = deviation
             points = points / reading.deviation.astype(points.dtype)
         if reading.seen is None:
             reading.bandwidth = _bandwidth(job, points, seed)

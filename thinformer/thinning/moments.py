@@ -39,26 +39,29 @@ def column_errors(
 
     `weights` (n,) are those of the points. A constant column has errors of 0.
     """
-    share = None if weights is None else weights / weights.sum()
-    points, coreset = (array.astype(np.float64, copy=False) for array in (points, coreset))
-    mean = np.average(points, axis=0, weights=share)
-    deviation = np.sqrt(np.average((points - mean) ** 2, axis=0, weights=share))
-    unit = np.where(deviation > 0, deviation, 1.0)
-    off = np.abs(coreset.mean(axis=0) - mean) / unit
-    spread = np.abs(coreset.std(axis=0) - deviation) / unit
-    between = _quantiles(coreset, None) - _quantiles(points, share)
-    tails = np.abs(between).max(axis=0) / unit
-    columns = zip(names, off.tolist(), spread.tolist(), tails.tolist(), strict=True)
-    return tuple(ColumnError(*each) for each in columns)
+    if weights is not None:
+        weights = None if np.ptp(weights) == 0 else weights / weights.sum()
+    found = []
+    for name, column, part in zip(names, points.T, coreset.T, strict=True):
+        # scaling by a power of two is exact; without it the squares may overflow or underflow
+        _, exponent = np.frexp(max(np.abs(column).max(), np.abs(part).max()))
+        column, part = (np.ldexp(x.astype(np.float64), -exponent) for x in (column, part))
+        mean, deviation, tails = _moments(column, weights)
+        mean_of_part, deviation_of_part, tails_of_part = _moments(part, None)
+        unit = deviation if deviation > 0 else 1.0
+        off = abs(mean_of_part - mean), abs(deviation_of_part - deviation)
+        found.append(ColumnError(
+            name, off[0] / unit, off[1] / unit, float(np.abs(tails_of_part - tails).max()) / unit
+        ))  # fmt: skip
+    return tuple(found)
 
 
-def _quantiles(array: NDArray, share: NDArray | None) -> NDArray:
-    """The quantiles `TAILS` of columns (n, d), (2, d); `share` (n,) are weights of the rows."""
-    if share is None:
-        return np.quantile(array, TAILS, axis=0)
-    found = np.empty((len(TAILS), array.shape[1]))
-    for j, column in enumerate(array.T):
-        order = np.argsort(column, kind="stable")
-        below = np.cumsum(share[order])
-        found[:, j] = column[order[np.searchsorted(below, np.array(TAILS) * below[-1])]]
-    return found
+def _moments(column: NDArray, weights: NDArray | None) -> tuple[float, float, NDArray]:
+    """The mean, the standard deviation and the quantiles `TAILS` of a column (n,)."""
+    mean = float(np.average(column, weights=weights))
+    deviation = float(np.sqrt(np.average((column - mean) ** 2, weights=weights)))
+    if weights is None:
+        return mean, deviation, np.quantile(column, TAILS)
+    order = np.argsort(column, kind="stable")
+    below = np.cumsum(weights[order])
+    return mean, deviation, column[order[np.searchsorted(below, np.array(TAILS) * below[-1])]]

@@ -33,7 +33,7 @@ def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: A
         )
     if standardize != "auto":
         return standardize
-    if not _unit_is_free(kernel, bandwidth):
+    if not unit_is_free(kernel, bandwidth):
         return False
     return "scale" if has_columns(points) else "auto"
 
@@ -67,10 +67,11 @@ def standardized(
         )
     check_finite(array)
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = array / deviations(of).astype(array.dtype)
+        divisors = deviations(of)
+        scaled = array / divisors.astype(array.dtype)
         if standardize == "whiten":
-            scaled = scaled @ _whitening(of / deviations(of)).astype(array.dtype)
-    if not np.isfinite(scaled).all():
+            scaled = scaled @ _whitening(of / divisors).astype(array.dtype)
+    if not (np.isfinite(divisors).all() and np.isfinite(scaled).all()):
         raise ValueError("standardize: a column has too wide a range; scale it first")
     return scaled
 
@@ -101,9 +102,12 @@ def _whitening(array: NDArray) -> NDArray:
     return vectors[:, held] / np.sqrt(values[held])
 
 
-def _unit_is_free(kernel: Any, bandwidth: Any) -> bool:
-    """Whether neither the kernel nor the bandwidth is in the units of the points."""
-    by_name = isinstance(kernel, str) and kernel != "precomputed"
+def unit_is_free(kernel: Any, bandwidth: Any) -> bool:
+    """Whether neither the kernel nor the bandwidth is in the units of the points.
+
+    A Gram matrix has no columns, and the Sobolev kernel is one of the unit cube.
+    """
+    by_name = isinstance(kernel, str) and kernel not in ("precomputed", "sobolev")
     return by_name and isinstance(bandwidth, str)
 
 
