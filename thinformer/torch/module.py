@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,10 +11,13 @@ from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.options import (
     PUBLISHED,
     SETTING_NAMES,
+    Correction,
+    Fallback,
     LayerOptions,
     given_options,
     layer_options,
 )
+from thinformer.halving.plan import PreThin
 from thinformer.support import checks
 from thinformer.torch.attend.arguments import (
     Wanted,
@@ -141,12 +144,12 @@ class ThinformerAttention(nn.Module):
         use_torch_spda: bool = False,
         *,
         size: int | None = None,
-        pre_thin: str = "even",
-        correction: str | None = None,
-        temperature: float | str | None = None,
+        pre_thin: PreThin = "even",
+        correction: Correction | None = None,
+        temperature: float | Literal["auto"] | None = None,
         generator: torch.Generator | None = None,
         estimate_error: bool = False,
-        fallback: str | None = None,
+        fallback: Fallback | None = None,
         error_threshold: float | None = None,
         options: LayerOptions | None = None,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ except ImportError as error:
         "pip install tabpfn"
     ) from error
 
-from thinformer.attending.options import LayerOptions, given_options
+from thinformer.attending.options import Correction, Fallback, LayerOptions, given_options
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.choose.heads import COMPUTED_IN
@@ -29,10 +29,10 @@ def register(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int | str = "auto",
-    correction: str | None = "queries",
-    temperature: float | str | None = None,
-    fallback: str | None = "exact",
+    min_length: int | Literal["auto"] = "auto",
+    correction: Correction | None = "queries",
+    temperature: float | Literal["auto"] | None = None,
+    fallback: Fallback | None = "exact",
     error_threshold: float | None = None,
     seed: int | None = 0,
     options: LayerOptions | None = None,
