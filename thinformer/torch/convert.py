@@ -34,6 +34,7 @@ from thinformer.torch.layers import (
     attention_modules,
     names_in,
     names_in_class,
+    no_script,
     path_of,
 )
 from thinformer.torch.multihead import ThinnedMultiheadAttention
@@ -228,6 +229,7 @@ def _through_sdpa(cls: type) -> type:
 
 class _ThroughSDPA:
     thinformer: LayerOptions
+    __prepare_scriptable__ = no_script
 
     def forward(self, *args: Any, **options: Any) -> Any:
         calls = _Instead(self)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from thinformer.torch.attend.arguments import (
 from thinformer.torch.attend.layer import attend
 from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.seeds import seed_of_layer
+from thinformer.torch.layers import no_script
 
 
 class ThinformerAttention(nn.Module):
@@ -136,6 +137,8 @@ class ThinformerAttention(nn.Module):
     >>> output.shape, weights.shape
     (torch.Size([1, 1024, 2, 16]), torch.Size([1, 2, 1024, 64]))
     """
+
+    __prepare_scriptable__ = no_script
 
     def __init__(
         self,
