@@ -8,10 +8,14 @@ from typing import get_type_hints
 
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
-from thinformer import thinformer_attention
+import tabpfn_stub
+
+from thinformer import ThinformerAttention, thinformer_attention
+from thinformer.torch import KeySelection, LayerOptions, convert
 from thinformer.torch.functional import Options
+from thinformer.torch.transformers import configure, register
 
 # each call, and its type
 TYPES = {
@@ -35,7 +39,21 @@ TYPES = {
     "attention(a, a, a, correction='nystrom', pre_thin='stride', device='cpu').output.shape":
         "tuple[Any, ...]",
     "thin(a, 3, method='kh-compress', target='sample').shape": "tuple[Any, ...]",
+    "convert(model, correction=None, min_length='auto', fallback=None)": "Conversion",
+    "convert(model, correction='nystrom', temperature='auto', unsupported='exact')": "Conversion",
+    "ThinformerAttention(correction='queries', temperature=0.5, fallback='exact')":
+        "ThinformerAttention",
+    "KeySelection(pre_thin='stride', correction=None, min_length=9).min_length":
+        "int | Literal['auto']",
+    "LayerOptions(fallback=None, unsupported='exact').fallback": "Literal['exact'] | None",
 }  # fmt: skip
+# calls that have no result, and are right
+WITHOUT_RESULT = [
+    "register(correction=None, min_length='auto')",
+    "register('mine', correction='nystrom', temperature=0.5, fallback=None, unsupported='exact')",
+    "configure(model, correction='queries', temperature='auto', fallback='exact', min_length=9)",
+    "tabpfn.register(correction=None, temperature='auto', min_length='auto', fallback=None)",
+]
 # calls with a word that is not among the choices, and the argument that mypy names
 WRONG = {
     "thinformer_attention(q, q, q, layout='sbhd')": "layout",
@@ -49,15 +67,41 @@ WRONG = {
     "kh_compress(a, device='gpu')": "device",
     "thin(a, 3, method='best')": "method",
     "mmd(a, a, target='mean')": "target",
-}
+    "KeySelection(pre_thin='odd')": "pre_thin",
+    "KeySelection(correction='nystrm')": "correction",
+    "KeySelection(temperature='high')": "temperature",
+    "KeySelection(min_length='short')": "min_length",
+    "LayerOptions(fallback='sdpa')": "fallback",
+    "LayerOptions(unsupported='warn')": "unsupported",
+    "ThinformerAttention(pre_thin='odd')": "pre_thin",
+    **{
+        f"{call}{name}={word!r})": name
+        for call in ("register(", "configure(model, ", "convert(model, ", "tabpfn.register(")
+        for name, word in {
+            "correction": "nystrm", "temperature": "high", "min_length": "short",
+            "fallback": "sdpa", "unsupported": "warn",
+        }.items()
+        if (call, name) != ("tabpfn.register(", "unsupported")  # which it does not have
+    },
+    **{
+        f"ThinformerAttention({name}={word!r})": name
+        for name, word in {
+            "correction": "nystrm", "temperature": "high", "fallback": "sdpa",
+        }.items()
+    },
+}  # fmt: skip
 HEAD = """
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import numpy as np
 import torch
-from thinformer import attention, compress_kv, kh_compress, mmd, thin, thinformer_attention
+from thinformer import ThinformerAttention, attention, compress_kv, kh_compress, mmd, thin
+from thinformer import thinformer_attention
+from thinformer.torch import Conversion, KeySelection, LayerOptions, convert, tabpfn
+from thinformer.torch.transformers import configure, register
 
 q, a, asked = torch.zeros(1, 9, 1, 2), np.zeros((1, 9, 1, 2)), bool(input())
+model = torch.nn.Identity()
 """
 
 
@@ -66,21 +110,26 @@ def messages(tmp_path_factory):
     """What mypy says of each line."""
     path = tmp_path_factory.mktemp("types") / "calls.py"
     lines = [f"assert_type({call}, {expected})" for call, expected in TYPES.items()]
-    lines += WRONG
+    lines += [*WITHOUT_RESULT, *WRONG]
     path.write_text(HEAD + "\n".join(lines) + "\n")
-    # bare options: the package's own settings do not reach its users
-    command = [sys.executable, "-m", "mypy", "--config-file=", "--no-error-summary", path.name]
+    # bare options, as the package's own settings do not reach its users; reading all of
+    # transformers would take half of the time, and no signature has its types
+    settings = path.with_name("mypy.ini")
+    settings.write_text("[mypy]\n[mypy-transformers.*]\nfollow_imports = skip\n")
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", path.name]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
     assert not done.stderr, done.stderr
     said: dict[int, str] = {}
     for line, text in re.findall(r"^calls\.py:(\d+): (.*)$", done.stdout, re.M):
         said[int(line)] = said.get(int(line), "") + text
     first = HEAD.count("\n") + 1
-    return {call: said.get(first + i, "") for i, call in enumerate([*TYPES, *WRONG])}
+    return {
+        call: said.get(first + i, "") for i, call in enumerate([*TYPES, *WITHOUT_RESULT, *WRONG])
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("call", TYPES)
+@pytest.mark.parametrize("call", [*TYPES, *WITHOUT_RESULT])
 def test_results_have_one_type(call, messages):
     assert messages[call] == ""
 
@@ -98,3 +147,15 @@ def test_overloads_have_all_keywords():
     assert list(Options.__annotations__) == [k for k in keywords if not k.startswith("return_")]
     of_function, of_overloads = get_type_hints(thinformer_attention), get_type_hints(Options)
     assert {name: of_function[name] for name in of_overloads} == of_overloads
+
+
+def test_settings_have_the_types_of_their_fields(monkeypatch):
+    """In every function that takes settings of a layer as keywords."""
+    fields = get_type_hints(KeySelection) | get_type_hints(LayerOptions)
+    of_tabpfn = tabpfn_stub.adapter(monkeypatch).register
+    functions = (register, configure, convert, of_tabpfn, ThinformerAttention.__init__)
+    for function in (*functions, thinformer_attention):
+        hints = get_type_hints(function)
+        shared = hints.keys() & fields.keys()
+        assert shared >= {"g", "size", "correction", "temperature", "fallback", "error_threshold"}
+        assert {name: hints[name] for name in shared} == {name: fields[name] for name in shared}

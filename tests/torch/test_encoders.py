@@ -138,7 +138,7 @@ def test_half_transparent_pixels_are_mixed(tmp_path):
     assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (204, 224, 244)  # a fifth of it
 
 
-def png(path, *, colour, depth, rows, transparent, palette=None):
+def png(path, *, colour, depth, rows, transparent=None, palette=None):
     def chunk(name, data):
         return (
             struct.pack(">I", len(data)) + name + data
@@ -149,7 +149,9 @@ def png(path, *, colour, depth, rows, transparent, palette=None):
     chunks = [chunk(b"IHDR", header)]
     if palette is not None:
         chunks.append(chunk(b"PLTE", bytes(palette)))
-    chunks += [chunk(b"tRNS", transparent), chunk(b"IDAT", zlib.compress(b"\0" + rows))]
+    if transparent is not None:
+        chunks.append(chunk(b"tRNS", transparent))
+    chunks.append(chunk(b"IDAT", zlib.compress(b"\0" + rows)))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b""))
 
 
@@ -170,6 +172,72 @@ def test_a_value_that_stands_for_transparency_is_white(options, second, tmp_path
     png(tmp_path / "a.png", **options)
     got = read_image(tmp_path / "a.png")
     assert [got.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), second]
+
+
+# the kinds of PNG: the number of each, and the bits that its samples may have
+PNGS = {
+    "grey": (0, (1, 2, 4, 8, 16)), "RGB": (2, (8, 16)), "palette": (3, (1, 2, 4, 8)),
+    "grey and alpha": (4, (8, 16)), "RGBA": (6, (8, 16)),
+}  # fmt: skip
+PALETTE = [[10, 20, 30], [40, 50, 60]]
+
+
+def packed(samples, depth):
+    """Samples as a row of a PNG has them: the first in the highest bits, filled up to a byte."""
+    number = 0
+    for sample in samples:
+        number = number << depth | sample
+    bits = depth * len(samples)
+    return (number << -bits % 8).to_bytes(-(-bits // 8), "big")
+
+
+def png_of(kind, depth, transparent):
+    """The arguments of `png` for two pixels, one of them transparent or None, and their colours."""
+    number, _ = PNGS[kind]
+    largest = 2**depth - 1
+    low, high = largest // 3, (2 * largest + 2) // 3  # a third and two thirds, where there are bits
+    dark, light = (0, 255) if depth == 1 else (85, 170)
+    options = {"colour": number, "depth": depth}
+    alpha = [0 if i == transparent else largest for i in (0, 1)]
+    if kind == "palette":
+        pixels, colours = [[0], [1]], PALETTE
+        options["palette"] = [*PALETTE[0], *PALETTE[1]]
+    elif kind.startswith("grey"):
+        pixels, colours = [[low], [high]], [[dark] * 3, [light] * 3]
+    else:  # pixels that differ in one channel only
+        pixels, colours = [[low, high, high], [low, low, high]], [[85, 170, 170], [85, 85, 170]]
+    colours = [[255] * 3 if i == transparent else colours[i] for i in (0, 1)]
+    if kind in ("grey and alpha", "RGBA"):
+        pixels = [[*pixels[i], alpha[i]] for i in (0, 1)]
+    elif transparent is not None and kind == "palette":
+        options["transparent"] = bytes([255] * transparent + [0])
+    elif transparent is not None:
+        options["transparent"] = packed(pixels[transparent], 16)
+    return options | {"rows": packed([*pixels[0], *pixels[1]], depth)}, colours
+
+
+EACH_PNG = pytest.mark.parametrize(
+    ("kind", "depth"), [(kind, depth) for kind, (_, depths) in PNGS.items() for depth in depths]
+)
+
+
+@EACH_PNG
+@pytest.mark.parametrize("transparent", [None, 0, 1])
+def test_every_kind_of_png(kind, depth, transparent, tmp_path):
+    options, colours = png_of(kind, depth, transparent)
+    png(tmp_path / "a.png", **options)
+    if (kind, depth) == ("RGB", 16) and transparent is not None:  # of which PIL reads 8 bits
+        with pytest.raises(ValueError, match=r"a\.png: .* \(tRNS\); .*; save it with .* \(RGBA\)"):
+            read_image(tmp_path / "a.png")
+        return
+    assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [colours]
+
+
+@pytest.mark.parametrize("kind", ["grey", "RGB"])
+def test_a_transparent_value_that_is_cut_off_is_named(kind, tmp_path):
+    png(tmp_path / "a.png", **png_of(kind, 8, None)[0], transparent=b"\0")
+    with pytest.raises(ValueError, match=r"a\.png: is no image that can be read"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -205,7 +273,7 @@ def test_images_are_prepared_for_the_model(tmp_path):
 def test_broken_images_are_named(tmp_path):
     path, whole = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99), np.uint8)).save(whole)
-    for content in (b"", b"no", whole.read_bytes()[:5000]):
+    for content in (b"", b"no", whole.read_bytes()[:5000], b"P5 x 1 255\n"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.png: is no image that can be read"):
             read_image(path)

@@ -167,6 +167,13 @@ def test_tabpfn(monkeypatch):
     adapter.register(**HALVED, seed=1)
     with torch.no_grad():
         assert not torch.allclose(attend(*tensors), first, atol=1e-3)
+    adapter.register(**HALVED, seed=None)  # each call its own numbers, which can be repeated
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = attend(*tensors), attend(*tensors)
+        torch.manual_seed(0)
+        assert torch.equal(attend(*tensors), first)
+    assert not torch.allclose(first, second, atol=1e-3)
     adapter.unregister()
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from thinformer import ThinformerAttention, thinformer_attention
-from thinformer.torch import KeySelection, LayerOptions, convert
+from thinformer.torch import KeySelection, LayerOptions, convert, revert
 
 OPTIONS = LayerOptions(KeySelection(size=20, correction=None, min_length=0), fallback=None)
 CHOICES = [{}, {"correction": "queries"}, {"temperature": "auto"}]
@@ -41,6 +41,42 @@ EACH_MODEL = pytest.mark.parametrize(("model", "tensors"), MODELS.values(), ids=
 def test_a_trace_says_what_to_use(model, tensors):
     with pytest.raises(NotImplementedError, match=r"cannot be traced .* Use torch\.export\.export"):
         torch.jit.trace(model, tuple(tensors))
+
+
+class Sdpa(nn.Module):
+    def forward(self, query, key, value):
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def converted(model):
+    convert(model, options=OPTIONS)
+    return model
+
+
+SCRIPTED = {
+    "module": ThinformerAttention(),
+    "own": converted(Sdpa()),
+    "multihead": multihead(),
+    "of a model": nn.Sequential(nn.Identity(), converted(nn.TransformerEncoderLayer(8, 2))),
+}
+
+
+@pytest.mark.parametrize("model", SCRIPTED.values(), ids=SCRIPTED)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_a_script_says_what_to_use(model):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"^(ThinformerAttention|Sdpa|MultiheadAttention): torch\.jit\.script cannot compile "
+        r"thinformer attention\. Use torch\.export\.export or torch\.compile$",
+    ):
+        torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_reverted_model_is_scripted():
+    model, x = converted(Sdpa()), torch.randn(1, 2, 30, 4)
+    revert(model)
+    torch.testing.assert_close(torch.jit.script(model)(x, x, x), model(x, x, x))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from thinformer.halving.plan import PRE_THIN, Plan, plan
+from thinformer.halving.plan import PRE_THIN, Plan, PreThin, plan
 from thinformer.support import checks
 
 Correction = Literal["nystrom", "queries"]
@@ -57,10 +57,10 @@ class KeySelection:
 
     g: int = 2
     size: int | None = None
-    pre_thin: str = "even"
-    correction: str | None = "queries"
-    temperature: float | str | None = None
-    min_length: int | str = "auto"
+    pre_thin: PreThin = "even"
+    correction: Correction | None = "queries"
+    temperature: float | Literal["auto"] | None = None
+    min_length: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _store(self, "g", checks.integer("g", self.g, 0))
@@ -165,11 +165,11 @@ class LayerOptions:
     """
 
     selection: KeySelection = field(default_factory=KeySelection)
-    fallback: str | None = "exact"
+    fallback: Fallback | None = "exact"
     error_threshold: float | None = None
     exact: bool = False
     seed: int | None = 0
-    unsupported: str = "raise"
+    unsupported: Unsupported = "raise"
 
     def __post_init__(self) -> None:
         if not isinstance(self.selection, KeySelection):

@@ -9,14 +9,20 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from thinformer.attending.options import LayerOptions, given_options
+from thinformer.attending.options import (
+    Correction,
+    Fallback,
+    LayerOptions,
+    Unsupported,
+    given_options,
+)
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import Estimated, checked_attention
@@ -28,6 +34,7 @@ from thinformer.torch.layers import (
     attention_modules,
     names_in,
     names_in_class,
+    no_script,
     path_of,
 )
 from thinformer.torch.multihead import ThinnedMultiheadAttention
@@ -61,13 +68,13 @@ def convert(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int | str = "auto",
-    correction: str | None = "queries",
-    temperature: float | str | None = None,
-    fallback: str | None = "exact",
+    min_length: int | Literal["auto"] = "auto",
+    correction: Correction | None = "queries",
+    temperature: float | Literal["auto"] | None = None,
+    fallback: Fallback | None = "exact",
     error_threshold: float | None = None,
     seed: int | None = 0,
-    unsupported: str = "raise",
+    unsupported: Unsupported = "raise",
     options: LayerOptions | None = None,
 ) -> Conversion:
     """Thin the attention of a model, in place.
@@ -222,6 +229,7 @@ def _through_sdpa(cls: type) -> type:
 
 class _ThroughSDPA:
     thinformer: LayerOptions
+    __prepare_scriptable__ = no_script
 
     def forward(self, *args: Any, **options: Any) -> Any:
         calls = _Instead(self)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -79,3 +79,11 @@ def path_of(module: nn.Module) -> str:
             path = next((n for n, each in outer.named_modules() if each is module), path)
         frame = frame.f_back  # type: ignore[assignment]
     return f"{path} ({title})" if path else title
+
+
+def no_script(module: nn.Module) -> NoReturn:
+    """Raise: the ``__prepare_scriptable__`` of a module, which torch.jit.script calls first."""
+    raise NotImplementedError(
+        f"{path_of(module)}: torch.jit.script cannot compile thinformer attention. "
+        f"Use torch.export.export or torch.compile"
+    )

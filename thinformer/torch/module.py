@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,10 +11,13 @@ from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.options import (
     PUBLISHED,
     SETTING_NAMES,
+    Correction,
+    Fallback,
     LayerOptions,
     given_options,
     layer_options,
 )
+from thinformer.halving.plan import PreThin
 from thinformer.support import checks
 from thinformer.torch.attend.arguments import (
     Wanted,
@@ -26,6 +29,7 @@ from thinformer.torch.attend.arguments import (
 from thinformer.torch.attend.layer import attend
 from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.seeds import seed_of_layer
+from thinformer.torch.layers import no_script
 
 
 class ThinformerAttention(nn.Module):
@@ -134,6 +138,8 @@ class ThinformerAttention(nn.Module):
     (torch.Size([1, 1024, 2, 16]), torch.Size([1, 2, 1024, 64]))
     """
 
+    __prepare_scriptable__ = no_script
+
     def __init__(
         self,
         g: int = 2,
@@ -141,12 +147,12 @@ class ThinformerAttention(nn.Module):
         use_torch_spda: bool = False,
         *,
         size: int | None = None,
-        pre_thin: str = "even",
-        correction: str | None = None,
-        temperature: float | str | None = None,
+        pre_thin: PreThin = "even",
+        correction: Correction | None = None,
+        temperature: float | Literal["auto"] | None = None,
         generator: torch.Generator | None = None,
         estimate_error: bool = False,
-        fallback: str | None = None,
+        fallback: Fallback | None = None,
         error_threshold: float | None = None,
         options: LayerOptions | None = None,
     ) -> None:

@@ -17,7 +17,7 @@ from thinformer.torch.attend.masks import (
     scores_of_multihead,
 )
 from thinformer.torch.choose.seeds import seed_of_layer
-from thinformer.torch.layers import REMEDY, path_of
+from thinformer.torch.layers import REMEDY, no_script, path_of
 from thinformer.torch.report import note_exact, note_thinned
 
 WEIGHTS = "need_weights=True with a fallback, which has weights of all keys"
@@ -28,6 +28,7 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention with the same parameters, thinned as its options say."""
 
     thinformer: LayerOptions
+    __prepare_scriptable__ = no_script
 
     def forward(
         self,

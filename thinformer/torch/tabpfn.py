@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ except ImportError as error:
         "pip install tabpfn"
     ) from error
 
-from thinformer.attending.options import LayerOptions, given_options
+from thinformer.attending.options import Correction, Fallback, LayerOptions, given_options
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.choose.heads import COMPUTED_IN
@@ -29,10 +29,10 @@ def register(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int | str = "auto",
-    correction: str | None = "queries",
-    temperature: float | str | None = None,
-    fallback: str | None = "exact",
+    min_length: int | Literal["auto"] = "auto",
+    correction: Correction | None = "queries",
+    temperature: float | Literal["auto"] | None = None,
+    fallback: Fallback | None = "exact",
     error_threshold: float | None = None,
     seed: int | None = 0,
     options: LayerOptions | None = None,
@@ -53,15 +53,20 @@ def register(
     error_threshold : float, optional
         Attention of a head whose estimated error is above it, 0.4 by default, is computed exactly.
     seed : int, optional
-        The seed of all attention without a gradient, the same for all layers, which TabPFN does not
-        name. With a gradient, or with None, a call draws from torch's default generator.
+        Without a gradient, all layers draw from this same seed, because TabPFN does not tell a
+        backend which layer calls it. With ``seed=None``, or with a gradient, each call draws a seed
+        of its own from torch's default generator, which ``torch.manual_seed`` makes repeatable.
     options : LayerOptions, optional
         All of these settings as one object; they are left out then.
 
     Notes
     -----
     Registering again replaces the settings; `unregister` undoes it. TabPFN attends by itself where
-    attention is not thinned; `thinformer.torch.report` knows nothing of it.
+    attention is not thinned.
+
+    `thinformer.torch.report` does not list layers of TabPFN; TabPFN's own logger
+    ``tabpfn.architectures.shared.attention_backends`` says at level DEBUG which backend takes each
+    call.
     """
     layer = given_options(
         options, g=g, size=size, min_length=min_length, correction=correction,

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,13 @@ except ImportError as error:
         "pip install 'thinformer[models]'"
     ) from error
 
-from thinformer.attending.options import LayerOptions, given_options
+from thinformer.attending.options import (
+    Correction,
+    Fallback,
+    LayerOptions,
+    Unsupported,
+    given_options,
+)
 from thinformer.attending.settings import of_layers
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
@@ -49,13 +55,13 @@ def register(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int | str = "auto",
-    correction: str | None = "queries",
-    temperature: float | str | None = None,
-    fallback: str | None = "exact",
+    min_length: int | Literal["auto"] = "auto",
+    correction: Correction | None = "queries",
+    temperature: float | Literal["auto"] | None = None,
+    fallback: Fallback | None = "exact",
     error_threshold: float | None = None,
     seed: int | None = 0,
-    unsupported: str = "raise",
+    unsupported: Unsupported = "raise",
     options: LayerOptions | None = None,
 ) -> None:
     """Register Thinformer attention, and its masks, with transformers.
@@ -117,13 +123,13 @@ def configure(
     *,
     g: int = 2,
     size: int | None = None,
-    min_length: int | str = "auto",
-    correction: str | None = "queries",
-    temperature: float | str | None = None,
-    fallback: str | None = "exact",
+    min_length: int | Literal["auto"] = "auto",
+    correction: Correction | None = "queries",
+    temperature: float | Literal["auto"] | None = None,
+    fallback: Fallback | None = "exact",
     error_threshold: float | None = None,
     seed: int | None = 0,
-    unsupported: str = "raise",
+    unsupported: Unsupported = "raise",
     exact: bool = False,
     options: LayerOptions | None = None,
 ) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.landmarks import QUERIES, SUMMED
-from thinformer.attending.options import KeySelection
+from thinformer.attending.options import Correction, KeySelection
+from thinformer.halving.plan import PreThin
 from thinformer.torch.choose import on_cpu
 from thinformer.torch.choose.heads import Heads
 
@@ -31,7 +32,7 @@ def select(
     g: int,
     size: int | None,
     scale: float | None,
-    pre_thin: str,
+    pre_thin: PreThin,
     min_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose keys: positions (B, H, n_out), how many of them count (B,), finite heads (B, H).
@@ -57,7 +58,7 @@ def _(
     g: int,
     size: int | None,
     scale: float | None,
-    pre_thin: str,
+    pre_thin: PreThin,
     min_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return _chosen(key, keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None))
@@ -162,7 +163,7 @@ def landmarks(
     g: int,
     size: int | None,
     scale: float,
-    correction: str,
+    correction: Correction,
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, ...]:
@@ -190,7 +191,7 @@ def _(
     g: int,
     size: int | None,
     scale: float,
-    correction: str,
+    correction: Correction,
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, ...]:
@@ -228,7 +229,7 @@ def attend_to_landmarks(
     g: int,
     size: int | None,
     scale: float,
-    correction: str,
+    correction: Correction,
     temperature: float | None,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -251,7 +252,7 @@ def _(
     g: int,
     size: int | None,
     scale: float,
-    correction: str,
+    correction: Correction,
     temperature: float | None,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

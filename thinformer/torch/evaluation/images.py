@@ -12,6 +12,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 WIDE = ("I", "F")  # 32 bits, of any range
 READ_AS_WIDE = ("PNG", "PPM")  # formats of 16 bits at most, which PIL may read into mode "I"
 LARGEST = 2**16 - 1
+DEPTH_AT = 24  # the byte of a PNG that says how many bits a sample has
 
 
 def read_image(path: Path) -> Any:
@@ -23,16 +24,34 @@ def read_image(path: Path) -> Any:
     Raises
     ------
     ValueError
-        The file is no image that can be read, or has 32-bit numbers, whose range is not known.
+        The file is no image that can be read, or has 32-bit numbers, whose range is not known, or
+        is a PNG of 16-bit colours, one of which stands for transparency.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _colours(ImageOps.exif_transpose(image), image.format, path)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # as PIL raises them
+        with Image.open(path) as opened:
+            opened.load()
+            file_format, image = opened.format, ImageOps.exif_transpose(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL does
         if getattr(error, "errno", None) is not None:  # the file cannot be opened
             raise
         raise ValueError(f"{path}: is no image that can be read") from error
+    if file_format == "PNG" and "transparency" in image.info:
+        _scale_transparency(image, path)
+    return _colours(image, file_format, path)
+
+
+def _scale_transparency(image: Any, path: Path) -> None:
+    """Scale the transparent value of a PNG as PIL scaled the pixels: it has the file's bits."""
+    with open(path, "rb") as file:
+        depth = file.read(DEPTH_AT + 1)[DEPTH_AT]
+    if image.mode == "RGB" and depth == 16:
+        raise ValueError(
+            f"{path}: is a PNG of 16-bit colours, one of which stands for transparency (tRNS); PIL "
+            f"reads 8 bits of them, which do not tell it from others; save it with an alpha "
+            f"channel (RGBA)"
+        )
+    if image.mode == "L":
+        image.info["transparency"] *= 255 // (2**depth - 1)
 
 
 def _colours(image: Any, file_format: str | None, path: Path) -> Any:
