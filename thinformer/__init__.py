@@ -40,6 +40,7 @@ from thinformer.kernels import Kernel
 from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import Comparison, Comparisons, compare, mmd, mmd2_unbiased
+from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attended",
+    "ColumnError",
     "Comparison",
     "Comparisons",
     "Draws",

@@ -17,8 +17,8 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Attended", "Comparison", "Comparisons", "Draws", "Kernel", "KernelThinner", "Schedule",
-        "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
+        "Attended", "ColumnError", "Comparison", "Comparisons", "Draws", "Kernel", "KernelThinner",
+        "Schedule", "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
         "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
         "thin", "thinformer_attention",
@@ -79,19 +79,21 @@ def test_signatures():
         "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None, device='auto')",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None, device='auto')",
-        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', method='compress++', "
-        "g=4, "
-        "delta=0.5, refine=True, unique=True, weights=None, target='sample', rng=None, "
-        "device='auto')",
-        "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', weights=None, "
-        "target='sample', rng=0)",
-        "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', rng=0)",
-        "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', rng=0)",
+        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', standardize='auto', "
+        "method='compress++', g=4, delta=0.5, refine=True, unique=True, weights=None, "
+        "target='sample', rng=None, device='auto')",
+        "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', standardize='auto', "
+        "weights=None, target='sample', rng=0)",
+        "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
+        "rng=0)",
+        "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
+        "standardize='auto', rng=0)",
         "median_distance": "(points, rng=None)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
-        "method='compress++', g=4, delta=0.5, refine=True, target='sample', random_state=None)",
+        "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='sample', "
+        "random_state=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
@@ -159,8 +161,9 @@ def test_signatures_of_tabpfn(monkeypatch):
 
 
 COMMANDS = {
-    "thin": "-o --out --size --columns --standardize --weights --kernel --bandwidth --method --g "
-    "--delta --seed --row-numbers --plot --report --chunk-rows --format --delimiter --comment",
+    "thin": "-o --out --size --columns --standardize --no-standardize --weights --kernel "
+    "--bandwidth --method --g --delta --seed --row-numbers --plot --report --chunk-rows --format "
+    "--delimiter --comment",
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",
