@@ -1,9 +1,11 @@
 """What type checkers say of calls as users write them."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -12,6 +14,7 @@ pytest.importorskip("transformers")
 
 import tabpfn_stub
 
+import thinformer
 from thinformer import ThinformerAttention, thinformer_attention
 from thinformer.torch import KeySelection, LayerOptions, convert
 from thinformer.torch.functional import Options
@@ -117,7 +120,12 @@ def messages(tmp_path_factory):
     settings = path.with_name("mypy.ini")
     settings.write_text("[mypy]\n[mypy-transformers.*]\nfollow_imports = skip\n")
     command = [sys.executable, "-m", "mypy", "--no-error-summary", path.name]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+    root = Path(thinformer.__file__).parents[1]
+    # mypy cannot follow an editable installation, and takes no folder of installed packages here
+    found = {} if root.name == "site-packages" else {"MYPYPATH": str(root)}
+    done = subprocess.run(
+        command, cwd=path.parent, capture_output=True, text=True, env=os.environ | found
+    )
     assert not done.stderr, done.stderr
     said: dict[int, str] = {}
     for line, text in re.findall(r"^calls\.py:(\d+): (.*)$", done.stdout, re.M):
