@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="IN", type=Path,
+        "source", metavar="IN", type=Path, nargs="+",
         help=".csv, .tsv, .parquet, .npy, .npz or .nc file; - reads standard input",
     )  # fmt: skip
     parser.add_argument(
