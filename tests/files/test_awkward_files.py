@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from files_of_points import succeed
+from files_of_points import run, succeed
 
 from thinformer.files import csv as csv_files
 from thinformer.files.several import open_sources
@@ -269,6 +269,49 @@ def test_columns_rows_notes_and_output(case, tmp_path, capsys):
         assert "left out" not in said
         assert not report["left_out"]
     assert set(report["left_out"]) <= set(report["unused"])
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("# x,y", "# row,x,y"),
+        ('#"x","y"', '#row,"x","y"'),
+        ("\ufeff#  x,y", "\ufeff#  row,x,y"),
+        ("", ""),
+    ],
+)
+def test_row_numbers_stand_before_any_header(header, expected, tmp_path):
+    (tmp_path / "in.csv").write_bytes(("# a\n" * ("\ufeff" not in header) + table(header)).encode())
+    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", N, "--row-numbers")
+    assert (tmp_path / "out.csv").read_bytes() == table(expected, "{i},{x},{y}").encode()
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "rows"),
+    [("#p,3\n", ("--comment", "#"), ["p,1", "p,2"]), ('"#p",3\n', (), ["p,1", '"#p",3', "p,2"])],
+)
+def test_a_comment_that_may_be_a_row_has_two_remedies(row, options, rows, tmp_path):
+    (tmp_path / "in.csv").write_text(f"# a\nt,x\np,1\n{row}p,2\n")
+    succeed(tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--size", len(rows), *options)
+    assert (tmp_path / "out.csv").read_text().splitlines() == ["t,x", *rows]
+
+
+@pytest.mark.parametrize("cell", ["1,5", "-2,25", "1,5e-3", "1,234.5", "-12,345,678", "1.234,5"])
+def test_what_pandas_converts_is_read(cell, tmp_path, capsys):
+    """The remedy of the error about commas in numbers."""
+    pd = pytest.importorskip("pandas")
+    source = tmp_path / "in.csv"
+    source.write_text(f"x;t\n{cell};a\n{cell.replace('5', '6')};b\n")
+    arguments = (source, "-o", tmp_path / "out.csv", "--size", 2, "--bandwidth", 1)
+    for options in ((), ("--columns", "x")):
+        assert run(*arguments, "--delimiter", ";", *options) == 2
+        said = capsys.readouterr().err
+        assert f"line 2, column 'x' holds '{cell}'; numbers take a point before decimals" in said
+    points = {"decimal": ",", "thousands": "."}
+    commas = {"thousands": ","} if cell in ("1,234.5", "-12,345,678") else points
+    pd.read_csv(source, sep=";", **commas).to_csv(source, index=False)
+    succeed(*arguments)
+    assert "columns x (not used: t)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", [2, 8192])

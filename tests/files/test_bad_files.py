@@ -51,7 +51,7 @@ ERRORS = {
     "decimal comma": ("in.csv", "x;t\n1,5;a\n2,5;b\n3;c\n", ["--delimiter", ";"],
                       "in.csv: line 2, column 'x' holds '1,5'; numbers take a point before decimals"
                       " and nothing between thousands: pandas reads others by read_csv(..., "
-                      "decimal=',') or thousands=','"),
+                      "decimal=',', thousands='.') or read_csv(..., thousands=','); write them"),
     "decimal comma by name": ("in.csv", "x;t\n1;a\n2,5e-3;b\n3;c\n",
                               ["--delimiter", ";", "--columns", "x"],
                               "line 3, column 'x' holds '2,5e-3'; numbers take a point"),
@@ -64,11 +64,11 @@ ERRORS = {
     "blank names by name": ("in.csv", ",,x\n1,2,3\n", ["--columns", ",x"],
                             "in.csv: the header has columns twice: ''"),
     "gzip": ("in.csv", gzip.compress(TABLE.encode()), [],
-             "in.csv: is compressed; that takes a name that ends in .csv.gz"),
+             "in.csv: is compressed; its name must end in .csv.gz"),
     "xz": ("in.tsv", lzma.compress(TABLE.encode()), [],
-           "in.tsv: is compressed; that takes a name that ends in .tsv.xz"),
+           "in.tsv: is compressed; its name must end in .tsv.xz"),
     "bz2": ("in.csv", bz2.compress(TABLE.encode()), [],
-            "in.csv: is compressed; that takes a name that ends in .csv.bz2"),
+            "in.csv: is compressed; its name must end in .csv.bz2"),
     "no gzip": ("in.csv.gz", TABLE, [], "in.csv.gz: cannot be read: Not a gzipped file"),
     "no bz2": ("in.csv.bz2", TABLE, [], "in.csv.bz2: cannot be read: Invalid data stream"),
     "no xz": ("in.csv.xz", TABLE, [], "in.csv.xz: cannot be read: Input format not supported"),

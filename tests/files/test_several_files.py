@@ -241,10 +241,12 @@ def test_compressed_rows_are_the_same_bytes(tmp_path):
 
 def test_zst_needs_pyarrow(tmp_path, capsys, monkeypatch):
     (tmp_path / "in.csv.zst").write_bytes(PACK[".zst"](TABLE.encode()))
+    (tmp_path / "in.csv").write_text("no header, but an error of its own")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert run(tmp_path / "in.csv.zst", "-o", tmp_path / "out.csv", "--size", 5) == 2
-    message = ".zst files need pyarrow: pip install 'thinformer[files]'"
-    assert message in capsys.readouterr().err
+    for source, out in (("in.csv.zst", "out.csv"), ("in.csv", "out.csv.zst")):
+        assert run(tmp_path / source, "-o", tmp_path / out, "--size", 5) == 2
+        message = ".zst files need pyarrow: pip install 'thinformer[files]'"
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [40, 1000])
@@ -321,6 +323,8 @@ def test_an_index_of_parquet_and_of_arrays(values, tmp_path):
         assert used == ["x"]
         assert source.left_out == {"lp__": "of a sampler", "Id": "an index"}
         np.testing.assert_array_equal(points[0], POINTS[:, :1])
+        used, _, source = read([tmp_path / name], ["x", "lp__"])
+        assert (used, source.left_out, source.unused) == (["x", "lp__"], {}, ["Id"])
         assert read([tmp_path / name], ["Id"])[0] == ["Id"]
 
 

@@ -64,9 +64,9 @@ def without_constants(source: Source, request: Request) -> Source:
     stay: the rows are equal.
     """
     if request.columns is not None:
-        return source
+        return source._replace(left_out={})
     left_out = dict.fromkeys(filter(is_of_a_sampler, source.unused), OF_A_SAMPLER)
-    left_out |= dict(source.left_out)
+    left_out |= {c: reason for c, reason in source.left_out.items() if c in source.unused}
     read = list(itertools.islice(source.chunks, 2))
     source = source._replace(left_out=left_out, chunks=itertools.chain(read, source.chunks))
     if len(read) != 1:

@@ -77,7 +77,7 @@ def _check_text(first: str, form: Form) -> None:
     for start, kind in COMPRESSED.items():
         if first.startswith(start):
             ending = Path(form.name).suffix
-            advice = f"that takes a name that ends in {ending}{kind}" if ending else "unpack it first"
+            advice = f"its name must end in {ending}{kind}" if ending else "unpack it first"
             raise ValueError(f"{form.name}: is compressed; {advice}")
     if first.startswith(("\udcff\udcfe", "\udcfe\udcff")) or "\0" in first:
         raise ValueError(f"{form.name}: is no UTF-8 text (UTF-16, or a binary file?)")

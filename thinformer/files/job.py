@@ -15,6 +15,7 @@ from thinformer.files.csv import DELIMITERS
 from thinformer.files.formats import ending
 from thinformer.files.messages import shown
 from thinformer.files.output import resolved
+from thinformer.files.packing import check_packing
 from thinformer.files.source import STANDARD, title
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
@@ -29,7 +30,7 @@ class Job(NamedTuple):
 
     source, out : files; "-" is standard input and output
     more : files that are read after the source, as one table
-    columns : names of those that the distance is computed on; None for all columns of numbers
+    columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     bandwidth : "median", a number, or a number for each dimension
     seed : None for a fresh seed
@@ -170,6 +171,7 @@ def _check_formats(job: Job) -> str:
             )
         if ending(path, "IN") != kind:
             raise ValueError(f"IN takes files of one ending, like {job.source}; got {path}")
+    check_packing(job.out)
     for option, value in (("--delimiter", job.delimiter), ("--comment", job.comment)):
         if value is not None and kind not in DELIMITERS:
             raise ValueError(f"{option} is of CSV; IN is {job.source}")

@@ -20,6 +20,12 @@ def packing(path: Path) -> str:
     return path.suffix.lower() if path.suffix.lower() in PACKINGS else ""
 
 
+def check_packing(path: Path) -> None:
+    """Raise, before the work, where a file cannot be compressed."""
+    if packing(path) == ".zst":
+        optional("pyarrow", ".zst")
+
+
 def unpacked(raw: IO[bytes], kind: str) -> Any:
     """Return what a compressed file holds, as a stream."""
     if kind == ".gz":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,12 +51,7 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
     check_alike(request, fields)
     request = matched(request, schema.names)
     check_numbered(request, schema.names)
-    numeric = [f.name for f in schema if _is_numeric(pa, f.type)]
-    index = [] if request.columns else _index(numeric, stored, path)
-    try:
-        columns = default_columns(request, numeric, path, index)
-    except ValueError as error:
-        raise ValueError(f"{error}{_lists(pa, schema)}") from None
+    columns, index = _choose(pa, request, stored)
     wanted = places(request, columns, schema.names)
     check_repeated(schema.names, [schema.names[j] for j in wanted], path)
     for j in wanted:
@@ -85,18 +81,6 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
                 table = table.add_column(0, "chain", chain)
             yield chunk_of(values, len(columns), table if plain == written else table.cast(plain))
 
-    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
-        with contextlib.ExitStack() as stack:
-            writer = None
-            for rows, held in kept:
-                table = held if held.schema.equals(written) else held.cast(written)
-                if numbered:
-                    table = table.add_column(0, "row", pa.array(rows))
-                if writer is None:
-                    pq = optional("pyarrow.parquet", "Parquet")
-                    writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
-                writer.write_table(table)
-
     return Source(
         columns=columns,
         labels=columns,
@@ -104,10 +88,36 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
         notes=[],
         chunks=chunks(),
         fraction=lambda: progress[0] / stored.rows,
-        write=write,
-        left_out=dict.fromkeys((c for c in index if c != request.weights), INDEX),
+        write=functools.partial(_write, pa, written),
+        left_out=dict.fromkeys(index, INDEX),
         fields=fields,
     )
+
+
+def _write(
+    pa: Any, schema: Any, target: Path, kept: list[tuple[NDArray, Any]], numbered: bool
+) -> None:
+    """Write tables with the schema that the file has."""
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for rows, held in kept:
+            table = held if held.schema.equals(schema) else held.cast(schema)
+            if numbered:
+                table = table.add_column(0, "row", pa.array(rows))
+            if writer is None:
+                pq = optional("pyarrow.parquet", "Parquet")
+                writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
+            writer.write_table(table)
+
+
+def _choose(pa: Any, request: Request, stored: _Stored) -> tuple[list[str], list[str]]:
+    """The columns of the distance, and those that are an index."""
+    numeric = [f.name for f in stored.schema if _is_numeric(pa, f.type)]
+    index = [] if request.columns else _index(numeric, stored, request.path)
+    try:
+        return default_columns(request, numeric, request.path, index), index
+    except ValueError as error:
+        raise ValueError(f"{error}{_lists(pa, stored.schema)}") from None
 
 
 def _open_file(pa: Any, path: Path, stack: contextlib.ExitStack) -> _Stored:

@@ -62,7 +62,7 @@ class Request(NamedTuple):
     """What a reader is to read.
 
     path : the file; "-" is standard input
-    columns : names of those that the distance is computed on; None for all columns of numbers
+    columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     rows : number of rows of a chunk
     numbered : whether row numbers will be written
