@@ -51,7 +51,7 @@ ERRORS = {
     "decimal comma": ("in.csv", "x;t\n1,5;a\n2,5;b\n3;c\n", ["--delimiter", ";"],
                       "in.csv: line 2, column 'x' holds '1,5'; numbers take a point before decimals"
                       " and nothing between thousands: pandas reads others by read_csv(..., "
-                      "decimal=',', thousands='.') or read_csv(..., thousands=','); write them"),
+                      "decimal=',', thousands='.') or read_csv(..., thousands=','), and writes"),
     "decimal comma by name": ("in.csv", "x;t\n1;a\n2,5e-3;b\n3;c\n",
                               ["--delimiter", ";", "--columns", "x"],
                               "line 3, column 'x' holds '2,5e-3'; numbers take a point"),

@@ -80,6 +80,26 @@ def test_chunks_do_not_end_with_files(limit, tmp_path):
     assert source.fraction() == 1
 
 
+@pytest.mark.parametrize("limit", [50, 1000])
+def test_weights_of_several_files(limit, small, tmp_path):
+    weights = np.arange(N) % 7
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    lines = [f"{w},{x!r},{y!r}\n" for w, (x, y) in zip(weights, POINTS.tolist(), strict=True)]
+    for path, part in zip(paths, (lines[:170], lines[170:]), strict=True):
+        path.write_text("w,x,y\n" + "".join(part))
+    succeed(*paths, "-o", tmp_path / "out.csv", "--size", 40, "--chunk-rows", limit,
+            "--weights", "w", "--row-numbers")  # fmt: skip
+    head, *kept = (tmp_path / "out.csv").read_text().splitlines(keepends=True)
+    assert head == "row,chain,w,x,y\n"
+    numbers = [int(line.split(",")[0]) for line in kept]
+    assert kept == [f"{i},{1 + (i >= 170)},{lines[i]}" for i in numbers]
+    requests = [Request(path, None, "w", limit, False, ",", None) for path in paths]
+    with open_sources(requests, ".csv") as source:
+        assert source.columns == ["x", "y"]
+        found = np.concatenate([chunk.weights for chunk in source.chunks])
+    np.testing.assert_array_equal(found, weights)
+
+
 def test_a_pattern_stands_for_files(tmp_path):
     paths = write(tmp_path)
     texts = set()

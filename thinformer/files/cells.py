@@ -21,7 +21,7 @@ WITH_COMMA = re.compile(
 )
 COMMAS = (
     "; numbers take a point before decimals and nothing between thousands: pandas reads others by "
-    "read_csv(..., decimal=',', thousands='.') or read_csv(..., thousands=','); write them by to_csv"
+    "read_csv(..., decimal=',', thousands='.') or read_csv(..., thousands=','), and writes these"
 )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.files.messages import few, listed
-from thinformer.files.source import CHECKED, Request, Source, title
+from thinformer.files.source import CHECKED, Chunk, Request, Source, title
 
 # reasons to leave a column out, as users read them
 OF_A_SAMPLER, INDEX, CONSTANT = "of a sampler", "an index", "constant"
@@ -68,7 +68,7 @@ def without_constants(source: Source, request: Request) -> Source:
     left_out = dict.fromkeys(filter(is_of_a_sampler, source.unused), OF_A_SAMPLER)
     left_out |= {c: reason for c, reason in source.left_out.items() if c in source.unused}
     read = list(itertools.islice(source.chunks, 2))
-    source = source._replace(left_out=left_out, chunks=itertools.chain(read, source.chunks))
+    source = source._replace(left_out=left_out, chunks=_released(read, source.chunks))
     if len(read) != 1:
         return source
     varies = _varies(read[0].points)
@@ -85,6 +85,13 @@ def without_constants(source: Source, request: Request) -> Source:
         left_out=left_out | constant,
         chunks=iter([read[0]._replace(points=np.take(read[0].points, kept, axis=1))]),
     )
+
+
+def _released(read: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks that were read, each of which is let go, and the rest."""
+    while read:
+        yield read.pop(0)
+    yield from rest
 
 
 def _varies(points: NDArray) -> NDArray[np.bool_]:
