@@ -7,7 +7,8 @@ Point sets:
 - `thin` chooses rows of a point set by kernel thinning, Compress++ and other methods.
   `KernelThinner` does the same as a scikit-learn estimator.
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
-  several subsets and returns `Comparisons`, a table with one `Comparison` for each subset.
+  several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
+  has a `ColumnError` for each column.
 - `median_distance` is the default bandwidth of `thin`.
 - `kh_compress` runs KH-Compress on stacks of point sets. `kernel_halve` keeps one of every two
   points, from their Gram matrix.

@@ -1,6 +1,9 @@
 """Bad files and options: an error of one line, and nothing left behind."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import sys
 import zipfile
@@ -35,10 +38,57 @@ ERRORS = {
     "line break in an option": ("in.csv", TABLE, ["--columns", '"z\nz"'],
                                 "--columns 'z\\nz' is not there"),
     "carriage return in an option": ("in.csv", TABLE, ["--columns", "z\ry"], "--columns 'z'"),
-    "Stan": ("in.csv", "# model = a\n# b\n" + TABLE, [],
-             "if lines that begin with # are comments, say --comment '#'"),
-    "Stan, columns": ("in.csv", "# model = a\n" + TABLE, ["--columns", "x"],
-                      "there are '# model = a'; if lines that begin with # are comments"),
+    "only comments": ("in.csv", "# model = a\n\n# b\n", [],
+                      "in.csv: is empty but for comments; it takes a header row and rows"),
+    "only warm-up": ("in.csv", "# save_warmup = 1\n" + TABLE, [],
+                     "in.csv: all of its 20 rows are warm-up, as a comment says save_warmup = 1"),
+    "a comment that may be a row": ("in.csv", "# a\nt,x\np,1\np,2\n#p,3\n", [],
+                                    "in.csv: line 5 begins with # and has as many fields as the "
+                                    "header; say --comment '#' if it is a comment, or quote its"),
+    "only of a sampler": ("in.csv", "chain,id,lp__,t\n" + "1,2,3,a\n1,3,2,b\n", [],
+                          "in.csv: has no column to compute with; 'chain', 'id', 'lp__' are of a "
+                          "sampler or an index; --columns takes any"),
+    "decimal comma": ("in.csv", "x;t\n1,5;a\n2,5;b\n3;c\n", ["--delimiter", ";"],
+                      "in.csv: line 2, column 'x' holds '1,5'; numbers take a point before decimals"
+                      " and nothing between thousands: pandas reads others by read_csv(..., "
+                      "decimal=',', thousands='.') or read_csv(..., thousands=','), and writes"),
+    "decimal comma by name": ("in.csv", "x;t\n1;a\n2,5e-3;b\n3;c\n",
+                              ["--delimiter", ";", "--columns", "x"],
+                              "line 3, column 'x' holds '2,5e-3'; numbers take a point"),
+    "thousands": ("in.csv", 'x,y\n2,"1,234.5"\n3,"-2,000,000"\n', [],
+                  "line 2, column 'y' holds '1,234.5'; numbers take a point"),
+    "points between thousands": ("in.csv", 'x,y\n2,"1.234,5"\n3,"12.345,6"\n', [],
+                                 "line 2, column 'y' holds '1.234,5'; numbers take a point"),
+    "space": ("in.csv", "# x y\n1 2\n3 4\n", [],
+              "the header has one column, '1 2'; say --delimiter ' ' if that is what separates"),
+    "blank names by name": ("in.csv", ",,x\n1,2,3\n", ["--columns", ",x"],
+                            "in.csv: the header has columns twice: ''"),
+    "gzip": ("in.csv", gzip.compress(TABLE.encode()), [],
+             "in.csv: is compressed; its name must end in .csv.gz"),
+    "xz": ("in.tsv", lzma.compress(TABLE.encode()), [],
+           "in.tsv: is compressed; its name must end in .tsv.xz"),
+    "bz2": ("in.csv", bz2.compress(TABLE.encode()), [],
+            "in.csv: is compressed; its name must end in .csv.bz2"),
+    "no gzip": ("in.csv.gz", TABLE, [], "in.csv.gz: cannot be read: Not a gzipped file"),
+    "no bz2": ("in.csv.bz2", TABLE, [], "in.csv.bz2: cannot be read: Invalid data stream"),
+    "no xz": ("in.csv.xz", TABLE, [], "in.csv.xz: cannot be read: Input format not supported"),
+    "no zst": ("in.csv.zst", TABLE, [], "in.csv.zst: cannot be read: "),
+    "truncated gzip": ("in.csv.gz", gzip.compress(TABLE.encode())[:-30], [],
+                       "in.csv.gz: cannot be read: Compressed file ended before"),
+    "truncated xz": ("in.csv.xz", lzma.compress(TABLE.encode())[:-30], [],
+                     "in.csv.xz: cannot be read: Compressed file ended before"),
+    "compressed parquet": ("in.parquet.gz", b"x", [],
+                           "got {dir}/in.parquet.gz (text may be compressed: .csv.gz, .csv.bz2"),
+    "a pattern without a file": ("in.csv", TABLE, ["{dir}/none-*.csv"],
+                                 "none-*.csv: there is no such file, and none that it matches"),
+    "a file twice": ("in.csv", TABLE, ["{dir}/folder.csv/../in.csv"],
+                     "folder.csv/../in.csv twice"),
+    "standard input beside a file": ("in.csv", TABLE, ["-"], "IN: - is standard input; it is read"),
+    "other endings": ("in.csv", TABLE, ["{dir}/in.tsv"],
+                      "IN takes files of one ending, like {dir}/in.csv; got {dir}/in.tsv"),
+    "several arrays": ("in.npy", NPY.getvalue(), ["{dir}/other.npy"],
+                       "IN takes several files of .csv, .tsv, .parquet, or one of .npy; got "
+                       "{dir}/other.npy too: join them first, as by numpy.concatenate"),
     "comment later": ("in.csv", TABLE + "# took 1 s", [],
                       "line 22 has 1 fields; the header has 3; if lines that begin with # are"),
     "empty comment": ("in.csv", TABLE, ["--comment", ""], "--comment takes what lines begin with"),
@@ -80,7 +130,7 @@ ERRORS = {
     "empty": ("in.csv", "", [], "in.csv: is empty"),
     "blank": ("in.csv", "\n\n", [], "in.csv: is empty; it takes a header row"),
     "header only": ("in.csv", "x,y\n", [], "in.csv: has a header and no rows"),
-    "no header": ("in.csv", "1.5,2\n3,4\n", [], "in.csv: the first row is numbers"),
+    "no header": ("in.csv", "1.5,2\n3,4\n", [], "in.csv: --size 3 is more than its 2 rows"),
     "UTF-16": ("in.csv", TABLE.encode("utf-16"), [], "in.csv: is no UTF-8 text"),
     "missing": ("other.csv", TABLE, [], "in.csv: there is no such file"),
     "ending": ("in.txt", TABLE, [],
@@ -127,14 +177,16 @@ def test_errors_are_one_line_and_leave_nothing(case, tmp_path, capsys, monkeypat
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / name).write_bytes(content)
     source = tmp_path / (name if name.startswith("in.") else "in.csv")
-    out = tmp_path / f"out{source.suffix}"
+    out = tmp_path / f"out{''.join(source.suffixes)}"
     places = {"dir": str(tmp_path), "out": str(tmp_path / "out")}
     arguments = [a.format(**places) for a in arguments]
     options = ["-o", out, "--size", 3, *arguments]
+    if arguments and (arguments[0] == "-" or arguments[0].startswith(str(tmp_path))):
+        options = [*arguments, "-o", out, "--size", 3]  # one more IN
     before = sorted(tmp_path.iterdir())
     assert run(source, *options) == 2
     printed = capsys.readouterr()
-    assert message in printed.err
+    assert message.replace("{dir}", str(tmp_path)) in printed.err
     assert printed.err.startswith("thinformer thin: ")
     assert printed.err.count("\n") == 1
     assert not printed.out

@@ -1,4 +1,4 @@
-"""``thinformer thin``: choose the rows of a file that represent it best, and write them."""
+"""``thinformer thin``: choose the rows of files that represent them best, and write them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,36 @@ from typing import Any, TextIO
 from thinformer.commands.options import can_plot
 
 NOTES = """\
-Formats. .csv and .tsv have a header row, and the chosen rows are written as they stand in IN, byte
-for byte; blank lines are no rows. .parquet keeps its schema. .npz holds arrays of one length. .nc
-(NetCDF 4) holds a dataset with one shared dimension, or an ArviZ posterior, whose chosen draws get
-a dimension `sample`. Rows are written in their order in IN. --row-numbers counts rows from 0, and
-rows of a posterior chain after chain. An existing OUT is overwritten, and so are the files of
---plot and --report.
+Formats. Rows of .csv and .tsv are written as they stand in IN, byte for byte; blank lines are no
+rows. .parquet keeps its schema; a folder of .parquet files is one table, and a folder in it such as
+chain=1 gives a column. .npz holds arrays of one length; where --columns says what to thin, arrays
+of other lengths are copied. .nc (NetCDF 4) holds a dataset with one shared dimension, or an ArviZ
+posterior, whose chosen draws get a dimension `sample`. .csv and .tsv may be compressed, and OUT is
+as its name says: .gz, .bz2, .xz, .zst. Rows are written in their order in IN. --row-numbers counts
+from 0 the rows that are read, and rows of a posterior chain after chain. An existing OUT is
+overwritten, and so are the files of --plot and --report.
 
-Columns. The distance is computed on all columns of numbers, also chain, iteration, lp__ or an id,
-but not on the index of a data frame. Choose columns with --columns. Each column is divided by its
-deviation, the distance between its quartiles over 1.349; --no-standardize takes the columns in
-their units, and so does a --bandwidth in numbers. The chosen rows have equal weights: do not apply
-the column of --weights again.
+Several files. They have the same columns, and are thinned as one table, in their order. OUT gets a
+column chain, 1, 2, ..., by the file, unless there is one. .csv, .tsv and .parquet only.
+
+Columns. The distance is computed on all columns of numbers, but not on those of a sampler (chain,
+iteration, draw, .chain, ..., and all that end in __, as lp__), an index (a column without a name,
+or whole numbers that increase and are named id, index or row), and columns that are constant, where
+all rows are in one chunk. The command says what it leaves out; --columns takes any. All columns are
+written. Each column is divided by its deviation, the distance between its quartiles over 1.349;
+--no-standardize takes the columns in their units, and so does a --bandwidth in numbers. The chosen
+rows have equal weights: do not apply the column of --weights again.
+
+Comments of CSV. Where the first line begins with #, all lines that do are comments. They are not
+written. A comment is the header if it has a name for each column, the first row below it has a
+number, and no other header follows. If only later lines begin with #, say --comment '#'.
+
+Headers of CSV. A first row that is all numbers is a row, unless it is 0,1,2,...: pandas writes such
+names. Columns without names are 0, 1, ... for --columns, and OUT has no header either. Headers that
+are repeated among the rows, as in joined files, are left out and counted.
+
+Warm-up. Where a comment of CmdStan says save_warmup = 1, rows above "Adaptation terminated" are
+left out and counted.
 
 Seed. The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
 
@@ -49,7 +67,7 @@ exit status: 0 done; 1 files written, but not the summary; 2 an error, no file w
 
 examples:
   thinformer thin draws.csv -o chosen.csv --size 500 --columns mu,tau --seed 1
-  thinformer thin stan.csv -o chosen.csv --size 500 --comment '#' --columns mu,tau --plot chosen.png
+  thinformer thin run-1.csv run-2.csv -o chosen.csv --size 500 --plot chosen.png
 """
 
 
@@ -57,14 +75,14 @@ def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser(
         "thin",
-        help="choose the rows of a file that represent it best",
-        description="Choose the rows of a file that represent it best, and write them.",
+        help="choose the rows of files that represent them best",
+        description="Choose the rows of files that represent them best, and write them.",
         epilog=NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="IN", type=Path,
-        help=".csv, .tsv, .parquet, .npy, .npz or .nc file; - reads standard input",
+        "source", metavar="IN", type=Path, nargs="+",
+        help=".csv, .tsv, .parquet, .npy, .npz or .nc file, or several; - reads standard input",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--out", required=True, type=Path, metavar="OUT",
@@ -83,7 +101,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", metavar="A,B",
         help="columns that the distance is computed on: names, or in .npy places, the first 0"
-        " (default: all columns of numbers, also chain, iteration, lp__ or an id)",
+        " (default: all columns of numbers but a sampler's, an index and constants, see below)",
     )  # fmt: skip
     parser.add_argument(
         "--standardize", action=argparse.BooleanOptionalAction, default=None,
@@ -151,7 +169,8 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--comment", metavar="C",
-        help="lines of CSV that begin with C are no rows, and are not written: # in Stan's files",
+        help="lines of CSV that begin with C are no rows, and are not written (default: #, where"
+        " the first line begins with it)",
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ table, elsewhere the row number.
 from __future__ import annotations
 
 import contextlib
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,19 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.csv import open_delimited
+from thinformer.files.columns import INDEX, default_columns, is_index
+from thinformer.files.csv import DELIMITERS, open_delimited
 from thinformer.files.messages import listed, not_numbers, reading, shown
+from thinformer.files.packing import PACKINGS, packing
+from thinformer.files.parquet import open_parquet
 from thinformer.files.source import (
     STANDARD,
-    Chunk,
     Request,
     Source,
     check_finite,
     check_numbered,
-    check_repeated,
     check_rows,
-    chunk_of,
-    default_columns,
     in_memory_source,
     matched,
     optional,
@@ -45,10 +43,18 @@ NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file with other dr
 
 
 def ending(path: Path, option: str) -> str:
-    """Return the ending of a file; raise where there is no reader for it."""
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"{option} takes a file ending in {', '.join(READERS)}; got {path}")
-    return path.suffix.lower()
+    """Return the format of a file, an ending; raise where there is no reader for it."""
+    last = path.suffix.lower()
+    if packing(path) and Path(path.stem).suffix.lower() in DELIMITERS:
+        return Path(path.stem).suffix.lower()
+    if option == "IN" and path.is_dir() and last not in READERS:
+        return ".parquet"
+    if last not in READERS:
+        raise ValueError(
+            f"{option} takes a file ending in {', '.join(READERS)}; got {path} "
+            f"(text may be compressed: .csv{', .csv'.join(PACKINGS)})"
+        )
+    return last
 
 
 @contextlib.contextmanager
@@ -57,90 +63,12 @@ def open_source(request: Request, kind: str) -> Iterator[Source]:
     if request.path != Path(STANDARD):
         if not request.path.exists():
             raise FileNotFoundError(f"{request.path}: there is no such file")
-        if request.path.is_dir():
+        if request.path.is_dir() and kind != ".parquet":
             raise IsADirectoryError(f"{request.path}: is a folder; IN takes a file")
         if request.path.is_file() and not request.path.stat().st_size:
             raise ValueError(f"{request.path}: is empty")
     with contextlib.ExitStack() as stack:
         yield READERS[kind](request, stack)
-
-
-def _open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
-    """Open a Parquet file; records are rows of Arrow tables."""
-    pa = optional("pyarrow", "Parquet")
-    pq = optional("pyarrow.parquet", "Parquet")
-    path = request.path
-    with reading(path, "Parquet"):
-        file = stack.enter_context(pq.ParquetFile(path))
-    schema = file.schema_arrow
-    check_rows(file.metadata.num_rows, path)
-    check_repeated(schema.names, path)
-
-    def is_numeric(kind: Any) -> bool:
-        types = pa.types
-        numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-        return any(test(kind) for test in numeric)
-
-    request = matched(request, schema.names)
-    check_numbered(request, schema.names)
-    index = _pandas_index(schema)
-    numeric = [f.name for f in schema if is_numeric(f.type) and f.name not in index]
-    columns = default_columns(request, numeric, path)
-    wanted = places(request, columns, schema.names)
-    for j in wanted:
-        if not is_numeric(schema.field(j).type):
-            raise ValueError(not_numbers(path, schema.names[j], schema.field(j).type))
-    plain = _takeable(pa, schema)
-    progress = [0]
-
-    def chunks() -> Iterator[Chunk]:
-        batches = file.iter_batches(batch_size=min(request.rows, file.metadata.num_rows))
-        while True:
-            with reading(path, "Parquet"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            values = np.empty((batch.num_rows, len(wanted)))
-            for k, j in enumerate(wanted):
-                cells = batch.column(j).cast(pa.float64(), safe=False)
-                values[:, k] = cells.to_numpy(zero_copy_only=False)
-            check_finite(values, [schema.names[j] for j in wanted], path, progress[0])
-            progress[0] += batch.num_rows
-            table = pa.Table.from_batches([batch])
-            yield chunk_of(values, len(columns), table if plain == schema else table.cast(plain))
-
-    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
-        with contextlib.ExitStack() as stack:
-            writer = None
-            for rows, held in kept:
-                table = held if plain == schema else held.cast(schema)
-                if numbered:
-                    table = table.add_column(0, "row", pa.array(rows))
-                if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
-                writer.write_table(table)
-
-    def fraction() -> float | None:
-        return progress[0] / file.metadata.num_rows
-
-    unused = [c for c in schema.names if c not in columns and c != request.weights]
-    return Source(columns, columns, unused, [], chunks(), fraction, write)
-
-
-def _pandas_index(schema: Any) -> list[str]:
-    """The columns in which pandas stored its index."""
-    try:
-        index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
-        return [c for c in index if isinstance(c, str)]  # a range is no column
-    except (KeyError, TypeError, ValueError):
-        return []
-
-
-def _takeable(pa: Any, schema: Any) -> Any:
-    """The schema, without types that Arrow cannot take rows of."""
-    others = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
-    fields = [f.with_type(others.get(str(f.type), f.type)) for f in schema]
-    return pa.schema(fields, schema.metadata)
 
 
 def _open_npy(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -189,21 +117,16 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{path}: holds {shown(name)}, which is no array")
-        if not array.ndim:
-            raise ValueError(f"{path}: takes arrays of one length; {shown(name)} is a single value")
-    lengths = {name: len(array) for name, array in arrays.items()}
-    n = next(iter(lengths.values()))
-    for name, length in lengths.items():
-        if length != n:
-            raise ValueError(
-                f"{path}: takes arrays of one length; {shown(next(iter(arrays)))} has {n}, "
-                f"{shown(name)} has {length}"
-            )
     request = matched(request, list(arrays))
     check_numbered(request, list(arrays))
+    copied = _copied(arrays, request, path)
+    arrays = {name: array for name, array in arrays.items() if name not in copied}
+    n = len(next(iter(arrays.values())))
     check_rows(n, path)
     numeric = [name for name, array in arrays.items() if array.dtype.kind in "biuf" and array.size]
-    columns = default_columns(request, numeric, path)
+    flat = [name for name in numeric if arrays[name].ndim == 1]
+    index = [name for name in flat if is_index(name, arrays[name].astype(np.float64))]
+    columns = default_columns(request, numeric, path, index)
     used = used_columns(request, columns, list(arrays))
     for name in used:
         if name not in numeric:
@@ -215,7 +138,7 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
     def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
         rows = row_numbers(kept)
         chosen = {"row": rows} if numbered else {}
-        chosen |= {name: array[rows] for name, array in arrays.items()}
+        chosen |= {name: array[rows] for name, array in arrays.items()} | copied
         # np.savez takes no array named "file"
         with zipfile.ZipFile(target, "w", allowZip64=True) as archive:
             for name, array in chosen.items():
@@ -223,7 +146,33 @@ def _open_npz(request: Request, stack: contextlib.ExitStack) -> Source:
                     np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
 
     unused = [c for c in arrays if c not in used]
-    return in_memory_source(points, columns, labels, unused, [], write)
+    notes = [f"arrays copied as they are, not thinned: {listed(list(copied))}"] if copied else []
+    source = in_memory_source(points, columns, labels, unused, notes, write)
+    return source._replace(left_out=dict.fromkeys(index, INDEX))
+
+
+def _copied(arrays: dict[str, NDArray], request: Request, path: Path) -> dict[str, NDArray]:
+    """The arrays of other lengths than those of --columns; without --columns there may be none."""
+    first = next(iter(arrays))
+    if request.columns is not None:
+        first = used_columns(request, request.columns, list(arrays))[0]
+    copied = {}
+    for name, array in arrays.items():
+        if not array.ndim:
+            what = f"{shown(name)} is a single value"
+        elif not arrays[first].ndim or len(array) == len(arrays[first]):
+            continue
+        else:
+            what = f"{shown(first)} has {len(arrays[first])}, {shown(name)} has {len(array)}"
+        if request.columns is None:
+            raise ValueError(
+                f"{path}: takes arrays of one length; {what}; where --columns says what to thin, "
+                "arrays of other lengths are copied as they are"
+            )
+        if name in (*request.columns, request.weights):
+            raise ValueError(f"{path}: takes arrays of one length; {what}")
+        copied[name] = array
+    return copied
 
 
 def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
@@ -327,7 +276,7 @@ def _chosen_draws(xr: Any, group: Any, dims: tuple[str, ...], rows: NDArray, num
 READERS: dict[str, Callable[[Request, contextlib.ExitStack], Source]] = {
     ".csv": open_delimited,
     ".tsv": open_delimited,
-    ".parquet": _open_parquet,
+    ".parquet": open_parquet,
     ".npy": _open_npy,
     ".npz": _open_npz,
     ".nc": _open_netcdf,

@@ -15,19 +15,23 @@ from thinformer.files.csv import DELIMITERS
 from thinformer.files.formats import ending
 from thinformer.files.messages import shown
 from thinformer.files.output import resolved
-from thinformer.files.source import STANDARD
+from thinformer.files.packing import check_packing
+from thinformer.files.source import STANDARD, title
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
 from thinformer.thinning.methods import METHODS, Method
 from thinformer.thinning.scales import unit_is_free
 from thinformer.thinning.streaming import LEAST
 
+JOINED = (*DELIMITERS, ".parquet")  # formats of which several files are read
+
 
 class Job(NamedTuple):
     """The request, as the options of the command state it.
 
     source, out : files; "-" is standard input and output
-    columns : names of those that the distance is computed on; None for all columns of numbers
+    more : files that are read after the source, as one table
+    columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     bandwidth : "median", a number, or a number for each dimension
     standardize : whether columns are divided by their deviations
@@ -38,6 +42,7 @@ class Job(NamedTuple):
     """
 
     source: Path
+    more: list[Path]
     out: Path
     size: int
     kernel: str
@@ -61,8 +66,10 @@ class Job(NamedTuple):
 def job_of(arguments: argparse.Namespace) -> Job:
     """Return the request that the arguments state."""
     delimiter = arguments.delimiter
+    source, *more = _found(arguments.source)
     return Job(
-        source=arguments.source,
+        source=source,
+        more=more,
         out=arguments.out,
         size=arguments.size,
         kernel=arguments.kernel,
@@ -90,6 +97,25 @@ def _standardized(arguments: argparse.Namespace) -> bool:
         free = unit_is_free(SHORT.get(arguments.kernel, arguments.kernel), arguments.bandwidth)
         return free and arguments.bandwidth == "median"
     return arguments.standardize
+
+
+def _found(paths: list[Path]) -> list[Path]:
+    """The files; a pattern that no shell has replaced stands for all files that it matches."""
+    found: list[Path] = []
+    for path in paths:
+        if path.exists() or not set(path.name) & set("*?["):
+            found.append(path)
+            continue
+        matches = sorted(path.parent.glob(path.name))
+        if not matches:
+            raise FileNotFoundError(f"{path}: there is no such file, and none that it matches")
+        found += matches
+    return found
+
+
+def name_of(job: Job) -> str:
+    """Return the name of what is read, in errors."""
+    return title(job.source) + (f" and {len(job.more)} more" if job.more else "")
 
 
 def _bandwidth(text: str) -> str | float | list[float]:
@@ -139,12 +165,23 @@ def check(job: Job) -> str:
 
 def _check_formats(job: Job) -> str:
     """Check that IN and OUT have the same format, and options that belong to it; return it."""
+    if Path(STANDARD) in job.more or (job.source == Path(STANDARD) and job.more):
+        raise ValueError("IN: - is standard input; it is read alone")
     if job.source == Path(STANDARD):
         kind = job.kind or ".csv"
     else:
         kind = ending(job.source, "IN")
         if job.kind is not None:
             raise ValueError(f"--format is of standard input; IN is {job.source}")
+    for path in job.more:
+        if kind not in JOINED:
+            raise ValueError(
+                f"IN takes several files of {', '.join(JOINED)}, or one of {kind}; got {path} too: "
+                "join them first, as by numpy.concatenate or xarray.concat"
+            )
+        if ending(path, "IN") != kind:
+            raise ValueError(f"IN takes files of one ending, like {job.source}; got {path}")
+    check_packing(job.out)
     for option, value in (("--delimiter", job.delimiter), ("--comment", job.comment)):
         if value is not None and kind not in DELIMITERS:
             raise ValueError(f"{option} is of CSV; IN is {job.source}")
@@ -164,7 +201,12 @@ def _check_paths(job: Job, kind: str) -> None:
     outputs = {"-o": job.out, "--plot": job.plot, "--report": job.report}
     if job.row_numbers and kind == ".npy":
         outputs["--row-numbers"] = rows_beside(job.out)
-    places: dict[Path, str] = {resolved(job.source): "IN"}
+    places: dict[Path, str] = {}
+    sources = [job.source, *job.more]
+    for source in sources:
+        if resolved(source) in places:
+            raise ValueError(f"IN names {source} twice")
+        places[resolved(source)] = "IN"
     for option, path in outputs.items():
         if path is None or (path == standard and option == "-o"):
             continue
@@ -174,7 +216,7 @@ def _check_paths(job: Job, kind: str) -> None:
         if not target.parent.is_dir():
             raise FileNotFoundError(f"{option} {path}: there is no folder {target.parent}")
         other = places.setdefault(target, option)
-        same = job.source.exists() and path.exists() and path.samefile(job.source)
+        same = path.exists() and any(s.exists() and path.samefile(s) for s in sources)
         if other != option or same:
             raise ValueError(f"{option} {path} is the file of {'IN' if same else other} too")
 

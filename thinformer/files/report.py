@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thinformer.files.columns import format_left_out
 from thinformer.files.job import Job
 from thinformer.files.messages import few, printable
 from thinformer.files.source import STANDARD
@@ -23,6 +24,7 @@ class Outcome(NamedTuple):
     chunks : number of chunks that were read
     row_numbers : those of the chosen rows; the first row of the file is 0
     columns, unused : columns that the distance is computed on, and columns only written
+    left_out : those of the unused that are numbers but no data, and why
     kernel, bandwidth : the kernel, and its bandwidth if it has one
     bandwidth_from : "given", or the rows whose median distance it is
     scales : divisors of the columns, or None where they are not standardised
@@ -43,6 +45,7 @@ class Outcome(NamedTuple):
     row_numbers: list[int]
     columns: list[str]
     unused: list[str]
+    left_out: dict[str, str]
     kernel: str
     bandwidth: float | list[float] | None
     bandwidth_from: str
@@ -63,8 +66,9 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     """Return a few lines that say what was done."""
     where = "standard output" if out == Path(STANDARD) else printable(out)
     used = f"columns {few(outcome.columns)}"
-    if outcome.unused:
-        used += f" (not used: {few(outcome.unused)})"
+    unused = [column for column in outcome.unused if column not in outcome.left_out]
+    if unused:
+        used += f" (not used: {few(unused)})"
     kernel = f"kernel {outcome.kernel}"
     if outcome.bandwidth is not None:
         numbers = np.atleast_1d(outcome.bandwidth).tolist()
@@ -79,6 +83,7 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
         used,
+        *([format_left_out(outcome.left_out)] if outcome.left_out else []),
         f"{kernel}, seed {outcome.seed}",
         compared,
         *_worst(outcome),
@@ -114,7 +119,7 @@ def report(job: Job, outcome: Outcome) -> dict[str, Any]:
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in job._asdict().items()
-    }
+    } | {"more": [str(path) for path in job.more]}
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "settings": settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,9 @@ class Source(NamedTuple):
     fraction : returns the share of the file that was read, or None where that is not known
     write : write(path, kept, numbered) writes rows, given as row numbers and records, chunk by
         chunk; with their row numbers if `numbered`
+    left_out : columns that the distance would be computed on but for a reason, and the reason
+    skipped : what was read so far and is no row, and how often
+    fields : name and type of each column, for formats of which several files can be read
     """
 
     columns: list[str]
@@ -50,18 +53,24 @@ class Source(NamedTuple):
     chunks: Iterator[Chunk]
     fraction: Callable[[], float | None]
     write: Callable[[Path, list[tuple[NDArray, Any]], bool], None]
+    left_out: Mapping[str, str] = {}
+    skipped: Mapping[str, int] = {}
+    fields: Sequence[tuple[str, str]] = ()
 
 
 class Request(NamedTuple):
     """What a reader is to read.
 
     path : the file; "-" is standard input
-    columns : names of those that the distance is computed on; None for all columns of numbers
+    columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     rows : number of rows of a chunk
     numbered : whether row numbers will be written
     delimiter : delimiter of CSV
     comment : start of the lines of CSV that are no records, or None
+    packing : how CSV that is written is compressed, an ending, or empty
+    chain : what a column `chain` that is added holds, or None
+    like : name and fields of another file that must have the same columns, or None
     """
 
     path: Path
@@ -71,6 +80,9 @@ class Request(NamedTuple):
     numbered: bool
     delimiter: str
     comment: str | None
+    packing: str = ""
+    chain: int | None = None
+    like: tuple[str, Sequence[tuple[str, str]]] | None = None
 
 
 def title(path: Path) -> str:
@@ -139,14 +151,27 @@ def check_numbered(request: Request, names: Sequence[str], where: str = "") -> N
         )
 
 
-def default_columns(request: Request, numeric: list[str], path: Path) -> list[str]:
-    """Return the columns of the request, or all columns of numbers except the weights."""
-    if request.columns is not None:
-        return request.columns
-    columns = [c for c in numeric if c != request.weights]
-    if not columns:
-        raise ValueError(f"{path}: has no column of numbers")
-    return columns
+def check_alike(request: Request, fields: Sequence[tuple[str, str]]) -> None:
+    """Raise where a file has other columns than the one that it is read with."""
+    if request.like is None or list(request.like[1]) == list(fields):
+        return
+    path, (first, others) = title(request.path), request.like
+    here, there = [name for name, _ in fields], [name for name, _ in others]
+    for one, two, missing, has in ((here, there, path, first), (there, here, first, path)):
+        if absent := [name for name in two if name not in one]:
+            raise ValueError(
+                f"{path}: takes the columns of {first}; {missing} has no column "
+                f"{shown(absent[0])}, which {has} has"
+            )
+    for place, (ours, theirs) in enumerate(zip(fields, others, strict=False), 1):
+        for what, a, b in zip(("", "of "), ours, theirs, strict=True):
+            if a != b:
+                raise ValueError(
+                    f"{path}: takes the columns of {first}; column {place}"
+                    f"{f' ({shown(ours[0])})' if what else ''} is {what}{shown(a)} here and "
+                    f"{what}{shown(b)} there"
+                )
+    raise ValueError(f"{path}: has {len(here)} columns; {first} has {len(there)}")
 
 
 def used_columns(request: Request, columns: list[str], names: Sequence[str]) -> list[str]:
@@ -174,11 +199,11 @@ def check_rows(n: int, path: Path) -> None:
         raise ValueError(f"{path}: has no rows")
 
 
-def check_repeated(names: Sequence[str], path: Path) -> None:
-    """Raise where two columns have one name."""
-    repeated = sorted({c for c in names if names.count(c) > 1})
+def check_repeated(names: Sequence[str], used: Sequence[str], path: Path, where: str = "") -> None:
+    """Raise where a column to read has the name of another."""
+    repeated = sorted({c for c in used if names.count(c) > 1})
     if repeated:
-        raise ValueError(f"{path}: has columns twice: {listed(repeated)}")
+        raise ValueError(f"{title(path)}: {where}has columns twice: {listed(repeated)}")
 
 
 def without_weights(labels: list[str], request: Request) -> list[str]:

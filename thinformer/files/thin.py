@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from thinformer.files.comparison import Compared, Seen, compared, see
 from thinformer.files.csv import DELIMITERS
-from thinformer.files.formats import open_source
-from thinformer.files.job import Job, check, chunk_rows, rows_beside
+from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
 from thinformer.files.messages import few, shown, writing
 from thinformer.files.output import replacing
+from thinformer.files.packing import packing
 from thinformer.files.plot import draw
 from thinformer.files.report import Outcome, report
+from thinformer.files.sampler import format_skipped
+from thinformer.files.several import open_sources
 from thinformer.files.source import STANDARD, Request, Source, title
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
@@ -70,9 +72,9 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # a warning that matters is raised as an error
         outputs = _outputs(job, kind, stack)
-        with _about(title(job.source)):
-            source = stack.enter_context(open_source(_request(job, kind), kind))
-        reading = _Reading()
+        with _about(job):
+            source = stack.enter_context(open_sources(_requests(job, kind), kind))
+        reading = _Reading(seconds=time.perf_counter() - start)
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()
         tell("writing", None)
@@ -103,8 +105,8 @@ def _outputs(job: Job, kind: str, stack: contextlib.ExitStack) -> dict[str, Path
     return outputs
 
 
-def _request(job: Job, kind: str) -> Request:
-    return Request(
+def _requests(job: Job, kind: str) -> list[Request]:
+    request = Request(
         path=job.source,
         columns=job.columns,
         weights=job.weights,
@@ -112,7 +114,9 @@ def _request(job: Job, kind: str) -> Request:
         numbered=job.row_numbers and kind != ".npy",
         delimiter=job.delimiter or DELIMITERS.get(kind, ","),
         comment=job.comment,
+        packing=packing(job.out),
     )
+    return [request._replace(path=path) for path in (job.source, *job.more)]
 
 
 def _write(
@@ -138,14 +142,15 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
 
 
 @contextlib.contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Put the name of the file before an error that does not begin with it or an option."""
+def _about(job: Job) -> Iterator[None]:
+    """Put the name of the file before an error that does not begin with one or an option."""
+    names = [name_of(job), *(title(path) for path in (job.source, *job.more))]
     try:
         yield
     except (TypeError, ValueError) as error:
-        if str(error).startswith((f"{name}: ", "--")):
+        if str(error).startswith((*(f"{name}: " for name in names), "--")):
             raise
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{names[0]}: {error}") from error
 
 
 def _thin(
@@ -158,7 +163,7 @@ def _thin(
     start = time.perf_counter()
     seed = int(np.random.default_rng().integers(2**32)) if job.seed is None else job.seed
     _check_bandwidths(job, source)
-    with _about(title(job.source)):
+    with _about(job):
         coreset = merge_and_reduce(
             _chunks(job, source, seed, reading, tell),
             job.size,
@@ -209,7 +214,7 @@ def _outcome(
     if reading.deviation is not None:
         scales = dict(zip(source.labels, reading.deviation.tolist(), strict=True))
     distances = found._asdict()
-    notes = [*source.notes, *distances.pop("notes")]
+    notes = [*source.notes, *format_skipped(source.skipped), *distances.pop("notes")]
     return Outcome(
         rows_in=seen.rows,
         rows_out=job.size,
@@ -217,6 +222,7 @@ def _outcome(
         row_numbers=rows,
         columns=source.columns,
         unused=source.unused,
+        left_out=dict(source.left_out),
         kernel=SHORT.get(job.kernel, job.kernel),
         bandwidth=reading.bandwidth,
         bandwidth_from=f"median distance of {first}" if job.bandwidth == "median" else "given",
@@ -248,7 +254,7 @@ def _chunks(
                 if not np.isfinite(deviation).all():
                     column = source.labels[int(np.argmin(np.isfinite(deviation)))]
                     raise ValueError(
-                        f"{title(job.source)}: column {shown(column)} is too large for "
+                        f"{name_of(job)}: column {shown(column)} is too large for "
                         "--standardize; scale it first, or say --no-standardize"
                     )
                 reading.deviation = deviation
@@ -258,7 +264,7 @@ def _chunks(
         weights = np.ones(len(points)) if chunk.weights is None else chunk.weights
         if weights.min() < 0:
             raise ValueError(
-                f"{title(job.source)}: --weights {shown(job.weights)} must not be negative; "
+                f"{name_of(job)}: --weights {shown(job.weights)} must not be negative; "
                 f"it holds {weights.min()}"
             )
         reading.seen = see(reading.seen, points, weights, job.size, generator)
@@ -271,7 +277,7 @@ def _chunks(
     reading.seconds += time.perf_counter() - clock
     if reading.seen is not None and reading.seen.rows < job.size:
         raise ValueError(
-            f"{title(job.source)}: --size {job.size} is more than its {reading.seen.rows} rows"
+            f"{name_of(job)}: --size {job.size} is more than its {reading.seen.rows} rows"
         )
     tell("thinning", None)
 
@@ -288,7 +294,7 @@ def _bandwidth(job: Job, points: NDArray, seed: int) -> float | list[float] | No
         if job.method in BLIND:
             return None
         raise ValueError(
-            f"{title(job.source)}: {error} (of the first {len(points)} rows); "
+            f"{name_of(job)}: {error} (of the first {len(points)} rows); "
             "say --bandwidth NUMBER, or a larger --chunk-rows if others differ"
         ) from None
 
