@@ -40,6 +40,14 @@ def one_access_at_a_time():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_lines_of_progress():
+    """Commands that tests run print none, however slow the machine is."""
+    from thinformer.support import progress
+
+    progress.BEFORE = 1e6
+
+
 @pytest.fixture
 def fill_workspaces(monkeypatch):
     """A function that hands kernels memory full of a number from then on."""

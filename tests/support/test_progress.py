@@ -1,4 +1,4 @@
-"""The bar of a command in a terminal."""
+"""The progress of a command: a bar in a terminal, lines elsewhere, and what is compiled."""
 
 import io
 import sys
@@ -29,3 +29,45 @@ def test_the_bar(monkeypatch):
     with progress.progress() as tell:
         tell("reading", 0.5)
     assert quick.getvalue() == ""
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch):
+    from thinformer.support import progress
+
+    piped = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", piped)
+    for name in ("BEFORE", "PERIOD", "BETWEEN"):
+        monkeypatch.setattr(progress, name, 0.001)
+    with progress.progress() as tell:
+        for stage in ("reading", "thinning: compiling", "thinning", "writing"):
+            tell(stage, 0.5)
+            while stage != "thinning" and not piped.getvalue().endswith(f"{stage}\n"):
+                pass
+    lines = piped.getvalue().splitlines()
+    assert lines == [f"thinformer: {x}" for x in ("reading", "thinning: compiling", "writing")]
+    quick = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quick)
+    monkeypatch.setattr(progress, "BEFORE", 60.0)
+    with progress.progress() as tell:
+        tell("reading", 0.5)
+    assert quick.getvalue() == ""
+
+
+def test_what_is_compiled_is_told():
+    import numba
+
+    from thinformer.cpu.jit import telling_of_compilation
+
+    told = []
+    inner = numba.njit(lambda x: x + 1)
+    outer = numba.njit(lambda x: inner(x) * 2)
+    with telling_of_compilation(lambda *stage: told.append(stage)) as tell:
+        tell("adding", 0.5)
+        assert outer(1) == 4
+        assert set(told[1:-1]) == {("adding: compiling, once for this version", 0.5)}
+        assert told[-1] == ("adding", 0.5)
+        told.clear()
+        assert outer(2) == 6
+        assert told == []
+    numba.njit(lambda x: x + 2)(1)
+    assert told == []

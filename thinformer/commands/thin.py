@@ -176,16 +176,20 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Thin the file, and print what was done where no rows are printed."""
-    from thinformer.files import job, report, thin
     from thinformer.files.messages import printable
     from thinformer.support.progress import progress
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
     try:
         with _terminable(), progress() as tell:
+            tell("loading", None)
+            from thinformer.cpu.jit import telling_of_compilation
+            from thinformer.files import job, report, thin
+
             if arguments.plot is not None:
                 can_plot(arguments.plot)
-            outcome = thin.run(job.job_of(arguments), tell)
+            with telling_of_compilation(tell) as tell_all:
+                outcome = thin.run(job.job_of(arguments), tell_all)
     except MemoryError as error:
         raise ValueError(
             f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"

@@ -7,15 +7,17 @@ children (omp). Kernels release the GIL and run on the threads of `thinformer.su
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.extending import overload
 
 # the folders with compiled functions, and with the named tuples that these functions take
@@ -127,3 +129,31 @@ def by_dtype(float32: Callable, float64: Callable) -> Callable:
         return float32 if x == numba.float32 else float64
 
     return choose
+
+
+@contextlib.contextmanager
+def telling_of_compilation(
+    tell: Callable[[str, float | None], None],
+) -> Iterator[Callable[[str, float | None], None]]:
+    """Yield a tell(stage, fraction) whose stages also say when Numba compiles.
+
+    What the cache on disk has is loaded, and is no compilation.
+    """
+    last: list[tuple[str, float | None]] = [("", None)]
+    running: list[str] = []  # a kernel's compilation compiles those that it calls
+
+    def told(stage: str, fraction: float | None) -> None:
+        last[0] = stage, fraction
+        tell(f"{stage}: compiling, once for this version" if running else stage, fraction)
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            running.append("")
+            told(*last[0])
+
+        def on_end(self, event: Any) -> None:
+            running.pop()
+            told(*last[0])
+
+    with event.install_listener("numba:compile", Listener()):
+        yield told
