@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.files.csv import open_delimited
-from thinformer.files.messages import listed, not_numbers, reading, shown
+from thinformer.files.messages import not_numbers, reading, shown
 from thinformer.files.netcdf import open_netcdf
 from thinformer.files.source import (
     STANDARD,

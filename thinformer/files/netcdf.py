@@ -84,9 +84,7 @@ def open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
     return in_memory_source(points, columns, labels, unused, notes, write)
 
 
-def _read(
-    xr: Any, path: Path, stack: contextlib.ExitStack
-) -> tuple[dict[str, Any], list[str]]:
+def _read(xr: Any, path: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
     """The groups of a file by their paths, and what to tell the user.
 
     They are as stored: attributes and packed values are written back as they were.

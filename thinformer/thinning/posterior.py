@@ -66,9 +66,7 @@ def take_draws(posterior: Any, rows: ArrayLike) -> Any:
     numbers = _checked(rows, math.prod(main.sizes[dim] for dim in dims))
 
     def taken(name: str, group: Any) -> Any:
-        return (
-            chosen_draws(group, dims, numbers) if same_draws(name, group, main, dims) else group
-        )
+        return chosen_draws(group, dims, numbers) if same_draws(name, group, main, dims) else group
 
     if hasattr(type(posterior), "subtree"):  # a Dataset may have a variable of this name
         tree = posterior.copy()  # of a part of a tree, a tree of its own
