@@ -17,10 +17,10 @@ from thinformer.commands.options import can_plot
 NOTES = """\
 Formats. .csv and .tsv have a header row, and the chosen rows are written as they stand in IN, byte
 for byte; blank lines are no rows. .parquet keeps its schema. .npz holds arrays of one length. .nc
-(NetCDF 4) holds a dataset with one shared dimension, or an ArviZ posterior, whose chosen draws get
-a dimension `sample`. Rows are written in their order in IN. --row-numbers counts rows from 0, and
-rows of a posterior chain after chain. An existing OUT is overwritten, and so are the files of
---plot and --report.
+holds a dataset with one shared dimension, or an ArviZ posterior, whose chosen draws become one
+chain that ArviZ takes; `source_chain` and `source_draw` say where they were. Rows are written in
+their order in IN. --row-numbers counts rows from 0, and rows of a posterior chain after chain. An
+existing OUT is overwritten, and so are the files of --plot and --report.
 
 Columns. The distance is computed on all columns of numbers, also chain, iteration, lp__ or an id,
 but not on the index of a data frame. Choose columns with --columns, and use --standardize where
