@@ -5,7 +5,8 @@ Thinning picks a small subset that represents the whole set.
 Point sets:
 
 - `thin` chooses rows of a point set by kernel thinning, Compress++ and other methods.
-  `KernelThinner` does the same as a scikit-learn estimator.
+  `KernelThinner` does the same as a scikit-learn estimator. `take_draws` returns a posterior of
+  these rows, for ArviZ.
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
@@ -42,6 +43,7 @@ from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import Comparison, Comparisons, compare, mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
+from thinformer.thinning.posterior import take_draws
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize
@@ -75,6 +77,7 @@ __all__ = [
     "mmd2_unbiased",
     "set_num_threads",
     "symmetrize",
+    "take_draws",
     "thin",
     "thinformer_attention",
 ]

@@ -21,7 +21,7 @@ def test_all_is_there_and_nothing_else_is_meant():
         "Schedule", "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
         "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
-        "thin", "thinformer_attention",
+        "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -89,6 +89,7 @@ def test_signatures():
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', rng=0)",
         "median_distance": "(points, rng=None)",
+        "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "

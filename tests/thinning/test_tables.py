@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 import xarray as xr
-from arviz_base import from_dict
+from arviz_base import extract, from_dict
 
 from thinformer import mmd, thin
 from thinformer.thinning.tables import as_points
@@ -46,6 +46,9 @@ def strided():
     return wide[::-2, ::2]
 
 
+STACKED = {"sample": ("chain", "draw")}
+CHAINS = {"mu": X[:, 0].reshape(4, 15), "theta": X[:, 1:].reshape(4, 15, 2)}
+
 FLOAT64 = {
     "array": X,
     "list": X.tolist(),
@@ -78,6 +81,23 @@ FLOAT64 = {
         }
     ),
     "InferenceData": Posterior(),
+    "stacked": dataset().stack(STACKED),
+    "stacked, draws first": dataset().stack(STACKED).transpose("sample", ...),
+    "stacked under another name": dataset().stack(s=("chain", "draw")),
+    "stacked, without an index": dataset()
+    .assign_coords(chain=np.arange(4), draw=np.arange(15))
+    .stack(STACKED)
+    .reset_index("sample"),
+    "extracted": extract(from_dict({"posterior": CHAINS})),
+    "one chain": xr.Dataset({"v": (("school", "draw"), X.T)}),
+    "a dimension sample": xr.Dataset({"v": (("school", "sample"), X.T)}),
+    "dict": CHAINS,
+    "dict of lists": {name: array.tolist() for name, array in CHAINS.items()},
+    "dict of tensors": {name: torch.tensor(array) for name, array in CHAINS.items()},
+    "dict of one chain": {name: a.reshape(1, 60, *a.shape[2:]) for name, a in CHAINS.items()},
+    "dict without chains": {"mu": X[:, 0], "theta": X[:, 1:]},
+    "dict of columns": dict(zip("abc", X.T, strict=True)),
+    "dict of groups": {"posterior": CHAINS, "prior": {"mu": np.zeros((1, 7))}},
 }
 
 
@@ -86,6 +106,85 @@ def test_one_variable_of_a_posterior():
     expected = draws["theta"].to_numpy().reshape(60, -1)
     np.testing.assert_array_equal(as_points(draws["theta"]), expected)
     np.testing.assert_array_equal(as_points(np.ma.array(X, mask=False)), X)
+
+
+ONE_VARIABLE = {
+    "chains": dataset()["theta"],
+    "chains last": dataset()["theta"].transpose("school", "draw", "chain"),
+    "stacked": dataset()["theta"].stack(STACKED),
+    "stacked, draws first": dataset()["theta"].stack(STACKED).transpose("sample", ...),
+    "stacked under another name": dataset()["theta"].stack(s=("chain", "draw")),
+    "extracted": extract(from_dict({"posterior": CHAINS}), var_names="theta"),
+    "one chain": xr.DataArray(X[:, 1:].T, dims=("school", "draw")),
+    "a dimension sample": xr.DataArray(X[:, 1:].T, dims=("school", "sample")),
+}
+
+
+@pytest.mark.parametrize("variable", ONE_VARIABLE.values(), ids=ONE_VARIABLE)
+def test_rows_are_draws_in_any_order_of_dimensions(variable):
+    np.testing.assert_array_equal(as_points(variable), X[:, 1:])
+    np.testing.assert_array_equal(thin(variable, 5, rng=0), thin(X[:, 1:], 5, rng=0))
+
+
+def test_a_number_for_each_draw_is_one_column():
+    mu = extract(from_dict({"posterior": CHAINS}), var_names="mu")
+    np.testing.assert_array_equal(as_points(mu), X[:, :1])
+    np.testing.assert_array_equal(as_points({"mu": X[:, 0]}), X[:, :1])
+
+
+def test_draws_stacked_in_another_order_keep_it():
+    points = dataset().stack(sample=("draw", "chain"))
+    np.testing.assert_array_equal(
+        as_points(points), X.reshape(4, 15, 3).swapaxes(0, 1).reshape(-1, 3)
+    )
+
+
+HOURS = np.arange(60) * np.timedelta64(1, "h")
+TIMES = {"durations": HOURS.astype("m8[ns]"), "dates": np.datetime64("2020-01-01", "ns") + HOURS}
+
+
+@pytest.mark.parametrize("values", TIMES.values(), ids=TIMES)
+@pytest.mark.parametrize(
+    "container",
+    [pd.DataFrame, pl.DataFrame, dict, lambda columns: xr.Dataset(columns).rename(dim_0="obs")],
+)
+def test_dates_and_durations_are_no_numbers(container, values):
+    """They would count in nanoseconds. The error says how they become numbers."""
+    columns = {"x": X[:, 0], "t": values}
+    if container not in (pd.DataFrame, pl.DataFrame, dict):
+        columns = {name: xr.DataArray(column) for name, column in columns.items()}
+    points = container(columns)
+    message = r"a (column|variable) 't' of .*, not of numbers; make it a number, as by \(t - t.min"
+    with pytest.raises(TypeError, match="^points has " + message):
+        thin(points, 5)
+    t = xr.Dataset({"t": ("obs", values)})["t"]
+    numbers = (t - t.min()) / np.timedelta64(1, "s")  # the remedy
+    expected = 3600.0 * np.arange(60)[:, None]
+    np.testing.assert_array_equal(as_points(numbers.to_dataset()), expected)
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        ({}, ValueError, "must have at least one variable$"),
+        (
+            {"theta": X},
+            ValueError,
+            r"chains as draws, .* got theta \(60, 3\). Draws without chains",
+        ),
+        ({"a": X[:, 0], "b": X[1:]}, ValueError, r"got a \(60,\), b \(59, 3\). Draws"),
+        ({"a": X.T, "b": X.T[:2]}, ValueError, r"got a \(3, 60\), b \(2, 60\). Draws"),
+        ({"a": 1.0}, ValueError, r"got a \(\). Draws"),
+        ({"a": X[:, 0], "b": 1.0}, ValueError, r"got a \(60,\), b \(\). Draws"),
+        ({"a": np.empty(0)}, ValueError, "must have at least one draw$"),
+        ({"a": np.empty((0, 5))}, ValueError, "must have at least one draw$"),
+        ({"a": ["x", "y"]}, TypeError, "has a variable 'a' of <U1, not of numbers$"),
+        ({"prior": {"mu": X}}, TypeError, "has a variable 'prior' of object, not of numbers$"),
+    ],
+)
+def test_dicts_that_hold_no_draws(points, error, message):
+    with pytest.raises(error, match="^points .*" + message):
+        thin(points, 1)
 
 
 @pytest.mark.parametrize("points", FLOAT64.values(), ids=FLOAT64)

@@ -18,11 +18,12 @@ NOTES = """\
 Formats. Rows of .csv and .tsv are written as they stand in IN, byte for byte; blank lines are no
 rows. .parquet keeps its schema; a folder of .parquet files is one table, and a folder in it such as
 chain=1 gives a column. .npz holds arrays of one length; where --columns says what to thin, arrays
-of other lengths are copied. .nc (NetCDF 4) holds a dataset with one shared dimension, or an ArviZ
-posterior, whose chosen draws get a dimension `sample`. .csv and .tsv may be compressed, and OUT is
-as its name says: .gz, .bz2, .xz, .zst. Rows are written in their order in IN. --row-numbers counts
-from 0 the rows that are read, and rows of a posterior chain after chain. An existing OUT is
-overwritten, and so are the files of --plot and --report.
+of other lengths are copied. .nc holds a dataset with one shared dimension, or an ArviZ posterior,
+whose chosen draws become one chain that ArviZ takes; `source_chain` and `source_draw` say where
+they were. .csv and .tsv may be compressed, and OUT is as its name says: .gz, .bz2, .xz, .zst. Rows
+are written in their order in IN. --row-numbers counts from 0 the rows that are read, and rows of a
+posterior chain after chain. An existing OUT is overwritten, and so are the files of --plot and
+--report.
 
 Several files. They have the same columns, and are thinned as one table, in their order. OUT gets a
 column chain, 1, 2, ..., by the file, unless there is one. .csv, .tsv and .parquet only.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from thinformer.files.columns import INDEX, default_columns, is_index
 from thinformer.files.csv import DELIMITERS, open_delimited
 from thinformer.files.messages import listed, not_numbers, reading, shown
+from thinformer.files.netcdf import open_netcdf
 from thinformer.files.packing import PACKINGS, packing
 from thinformer.files.parquet import open_parquet
 from thinformer.files.source import (
@@ -30,7 +31,6 @@ from thinformer.files.source import (
     check_rows,
     in_memory_source,
     matched,
-    optional,
     places,
     row_numbers,
     side_by_side,
@@ -38,8 +38,6 @@ from thinformer.files.source import (
     without_weights,
 )
 from thinformer.thinning.tables import as_points
-
-NOT_OF_THE_SAMPLE = ("prior", "warmup")  # groups of an ArviZ file with other draws
 
 
 def ending(path: Path, option: str) -> str:
@@ -175,109 +173,11 @@ def _copied(arrays: dict[str, NDArray], request: Request, path: Path) -> dict[st
     return copied
 
 
-def _open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
-    """Open the posterior of an ArviZ file, or a dataset; records are row numbers."""
-    xr = optional("xarray", "NetCDF")
-    optional("h5netcdf", "NetCDF")
-    path = request.path
-    with reading(path, "NetCDF 4"):
-        # as stored: attributes and packed values are written back as they were
-        tree = xr.open_datatree(path, engine="h5netcdf", mask_and_scale=False, decode_times=False)
-        stack.callback(tree.close)
-        groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
-    place = "/posterior" if "/posterior" in groups else "/"
-    main = groups[place]
-    dims = _sample_dimensions(main, path)
-    n = int(np.prod([main.sizes[d] for d in dims]))
-    check_rows(n, path)
-    decoded = xr.decode_cf(main, decode_times=False)
-    request = matched(request, [str(v) for v in decoded.data_vars])
-    over = [str(v) for v in decoded.data_vars if set(dims) <= set(decoded[v].dims)]
-    numeric = [v for v in over if decoded[v].dtype.kind in "biuf" and decoded[v].size]
-    columns = default_columns(request, numeric, path)
-    used = used_columns(request, columns, over)
-    for name in used:
-        if name not in numeric:
-            raise ValueError(not_numbers(path, name, decoded[name].dtype))
-    with reading(path, "NetCDF 4"):
-        arrays = {v: decoded[v].transpose(*dims, ...).to_numpy().reshape(n, -1) for v in used}
-    points, labels = side_by_side(arrays)
-    check_finite(points, labels, path)
-    labels = without_weights(labels, request)
-    thinned = [p for p, group in groups.items() if p == place or _same_draws(p, group, main, dims)]
-    for name in thinned:
-        taken = [*map(str, groups[name].variables), *map(str, groups[name].dims)]
-        check_numbered(request, taken, f"group {shown(name.strip('/'))} " if name != "/" else "")
-    left = sorted(p.strip("/") for p, g in groups.items() if p not in thinned and g.variables)
-
-    def write(target: Path, kept: list[tuple[NDArray, Any]], numbered: bool) -> None:
-        rows = row_numbers(kept)
-        out = {}
-        for name, group in groups.items():
-            chosen = group.drop_encoding()
-            if name in thinned:
-                chosen = _chosen_draws(xr, chosen, dims, rows, numbered)
-            out[name] = chosen
-        xr.DataTree.from_dict(out).to_netcdf(target, engine="h5netcdf")
-
-    notes = [f"groups copied as they are, not thinned: {listed(left)}"] if left else []
-    unused = [v for v in over if v not in used]
-    return in_memory_source(points, columns, labels, unused, notes, write)
-
-
-def _sample_dimensions(dataset: Any, path: Path) -> tuple[str, ...]:
-    """Chain and draw, or the one dimension that all variables share."""
-    if not dataset.data_vars:
-        raise ValueError(f"{path}: has no group 'posterior' and no variables of its own")
-    if {"chain", "draw"} <= set(dataset.dims):
-        dims: tuple[str, ...] = ("chain", "draw")
-    else:
-        dims = tuple(set.intersection(*(set(v.dims) for v in dataset.data_vars.values())))
-    if dims != ("chain", "draw") and len(dims) != 1:
-        raise ValueError(
-            f"{path}: takes variables with dimensions chain and draw, or one that all share; "
-            f"they share {listed(sorted(map(str, dims))) or 'none'}"
-        )
-    if dims == ("chain", "draw") and "sample" in dataset.dims:
-        raise ValueError(f"{path}: has a dimension 'sample' already")
-    return dims
-
-
-def _same_draws(name: str, group: Any, main: Any, dims: tuple[str, ...]) -> bool:
-    """Whether a group of an ArviZ file belongs to the draws of the posterior."""
-    if name.strip("/").startswith(NOT_OF_THE_SAMPLE):
-        return False
-    if dims == ("chain", "draw"):
-        return "sample" not in group.dims and all(
-            d in group.dims and group[d].equals(main[d]) for d in dims
-        )
-    # thinned before, or a dataset: equal coordinates mean equal rows
-    (dim,) = dims
-    labels = [c for c in main.coords if dim in main[c].dims]
-    return (
-        bool(labels)
-        and dim in group.dims
-        and all(c in group.coords and group[c].equals(main[c]) for c in labels)
-    )
-
-
-def _chosen_draws(xr: Any, group: Any, dims: tuple[str, ...], rows: NDArray, numbered: bool) -> Any:
-    """The chosen rows of a group, along its one dimension or a new dimension `sample`."""
-    name = dims[0] if len(dims) == 1 else "sample"
-    if len(dims) == 1:
-        group = group.isel({name: rows})
-    else:
-        places = divmod(rows, group.sizes["draw"])
-        index = {d: xr.DataArray(i, dims=name) for d, i in zip(dims, places, strict=True)}
-        group = group.assign_coords({d: group[d] for d in dims}).isel(index)
-    return group.assign_coords(row=(name, rows)) if numbered else group
-
-
 READERS: dict[str, Callable[[Request, contextlib.ExitStack], Source]] = {
     ".csv": open_delimited,
     ".tsv": open_delimited,
     ".parquet": open_parquet,
     ".npy": _open_npy,
     ".npz": _open_npz,
-    ".nc": _open_netcdf,
+    ".nc": open_netcdf,
 }

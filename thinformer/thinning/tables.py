@@ -5,12 +5,17 @@ No data library is imported here. A frame and a posterior are recognised by thei
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.support import checks
+from thinformer.thinning.posterior import is_variable, posterior_group, sample_dimensions
+
+# for dates and durations
+REMEDY = "; make it a number, as by (t - t.min()) / np.timedelta64(1, 's'), or leave it out"
 
 
 def as_points(points: Any, name: str = "points") -> NDArray:
@@ -18,10 +23,11 @@ def as_points(points: Any, name: str = "points") -> NDArray:
 
     Parameters
     ----------
-    points : array-like (n, d), pandas or polars frame, xarray Dataset, DataArray or DataTree, or an
-        ArviZ posterior
+    points : array-like (n, d), pandas or polars frame, xarray Dataset, DataArray or DataTree, an
+        ArviZ posterior, or a dict of arrays
         The columns of a frame are the dimensions. The rows of a posterior are its draws, chain
-        after chain; its dimensions are the elements of its variables, in their order.
+        after chain; its dimensions are the elements of its variables, in their order. A dict holds
+        arrays (chain, draw, ...), or arrays (n, ...) if one of them is 1-D.
     name : str
         What error messages call the argument.
 
@@ -32,11 +38,13 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     """
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return _of_frame(points, name)
-    if hasattr(points, "to_series") and {"chain", "draw"} <= set(getattr(points, "dims", ())):
+    if is_variable(points):
         points = points.to_dataset(name="points")  # a DataArray: one variable of a posterior
-    draws = _posterior(points)
+    draws = posterior_group(points)
     if hasattr(draws, "data_vars"):
         return _stacked(draws, name)
+    if isinstance(points, Mapping):
+        return _of_mapping(points, name)
     if np.ma.is_masked(points):
         raise ValueError(f"{name} must have no masked entries; drop or fill them")
     array = np.asarray(points.to_numpy() if hasattr(points, "to_numpy") else points)
@@ -50,10 +58,11 @@ def as_points(points: Any, name: str = "points") -> NDArray:
 
 
 def has_columns(points: Any) -> bool:
-    """Whether points are a frame or a posterior, whose columns have names and units."""
+    """Whether points are a frame, a posterior or a dict, whose columns have names and units."""
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return True
-    return any(hasattr(points, each) for each in ("dims", "children", "posterior"))
+    of_xarray = any(hasattr(points, each) for each in ("dims", "children", "posterior"))
+    return of_xarray or isinstance(points, Mapping)
 
 
 def column_names(points: Any, dimensions: int) -> list[str]:
@@ -63,14 +72,24 @@ def column_names(points: Any, dimensions: int) -> list[str]:
     """
     if hasattr(points, "to_numpy") and hasattr(points, "columns"):
         return [str(label) for label in points.columns]
-    draws = _posterior(points)
-    if not hasattr(draws, "data_vars"):
+    if is_variable(points):
+        points = points.to_dataset(name=points.name or "points")
+    draws = posterior_group(points)
+    if hasattr(draws, "data_vars"):
+        sample = sample_dimensions(draws, "points")
+        shapes = {
+            label: [size for dim, size in draws[label].sizes.items() if dim not in sample]
+            for label in draws.data_vars
+        }
+    elif isinstance(points, Mapping):
+        arrays = points.get("posterior", points)
+        shapes = {label: list(np.shape(array)) for label, array in arrays.items()}
+        leading = _leading(shapes.values())
+        shapes = {label: shape[leading:] for label, shape in shapes.items()}
+    else:
         return [str(i) for i in range(dimensions)]
-    variables = {label: draws[label] for label in draws.data_vars}
-    sample = _sample_dimensions(variables)
     names: list[str] = []
-    for label, variable in variables.items():
-        shape = [size for dim, size in variable.sizes.items() if dim not in sample]
+    for label, shape in shapes.items():
         elements = (",".join(map(str, index)) for index in np.ndindex(*shape))
         names += [f"{label}[{index}]" if index else str(label) for index in elements]
     return names
@@ -91,7 +110,7 @@ def _of_frame(frame: Any, name: str) -> NDArray:
         series = frame.iloc[:, i] if hasattr(frame, "iloc") else frame[label]
         column = series.to_numpy()
         if column.dtype.kind not in "biuf":
-            raise TypeError(f"{name} has a column {label!r} of {series.dtype}, not of numbers")
+            raise TypeError(_not_numbers(f"{name} has a column {label!r}", series.dtype, column))
         columns.append(_real(name, column))
     if not columns:
         raise ValueError(f"{name} must have at least one column")
@@ -100,36 +119,18 @@ def _of_frame(frame: Any, name: str) -> NDArray:
     return np.column_stack(columns)
 
 
-def _posterior(points: Any) -> Any:
-    """The Dataset in the group "posterior"; a Dataset, and anything else, is returned as it is."""
-    if hasattr(points, "data_vars") and points.data_vars:
-        return points
-    try:
-        group = points["posterior"] if hasattr(points, "children") else points.posterior
-    except (AttributeError, KeyError):
-        return points
-    return getattr(group, "dataset", group)
-
-
 def _stacked(dataset: Any, name: str) -> NDArray:
     """A Dataset as an array (n, d): one row for each draw, chain after chain.
 
     A Dataset without chains has one dimension that all its variables share; this gives the rows.
     """
+    sample = sample_dimensions(dataset, name)
     variables = {label: dataset[label] for label in dataset.data_vars}
-    if not variables:
-        raise ValueError(f"{name} must have at least one variable")
-    sample = _sample_dimensions(variables)
-    if sample != ("chain", "draw") and len(sample) != 1:
-        raise ValueError(
-            f"{name} must have variables with dimensions chain and draw, or one that they share; "
-            f"they share {sorted(map(str, sample)) or 'none'}"
-        )
     columns = []
     for label, variable in variables.items():
         array = variable.transpose(*sample, ...).to_numpy()
         if array.dtype.kind not in "biuf":
-            raise TypeError(f"{name} has a variable {label!r} of {array.dtype}, not of numbers")
+            raise TypeError(_not_numbers(f"{name} has a variable {label!r}", array.dtype, array))
         rows = int(np.prod(array.shape[: len(sample)]))
         if rows == 0:
             raise ValueError(f"{name} must have at least one draw")
@@ -137,7 +138,39 @@ def _stacked(dataset: Any, name: str) -> NDArray:
     return np.concatenate(columns, axis=1)
 
 
-def _sample_dimensions(variables: dict[Any, Any]) -> tuple:
-    """The dimensions of a draw: chain and draw, or what all variables share."""
-    shared = set.intersection(*(set(v.dims) for v in variables.values()))
-    return ("chain", "draw") if {"chain", "draw"} <= shared else tuple(sorted(shared))
+def _of_mapping(points: Mapping, name: str) -> NDArray:
+    """A dict of draws as an array (n, d): (chain, draw, ...) as ArviZ reads it, or (n, ...)."""
+    if "posterior" in points:  # groups, as `from_dict` of ArviZ takes them
+        return as_points(points["posterior"], name)
+    arrays = {label: np.asarray(values) for label, values in points.items()}
+    if not arrays:
+        raise ValueError(f"{name} must have at least one variable")
+    for label, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise TypeError(_not_numbers(f"{name} has a variable {label!r}", array.dtype, array))
+    leading = _leading(array.shape for array in arrays.values())
+    shapes = {array.shape[:leading] for array in arrays.values()}
+    shape = shapes.pop()
+    # more chains than draws are no chains: draws (n, d) would be read as n chains of d draws
+    if shapes or len(shape) < leading or shape[0] > shape[-1]:
+        got = ", ".join(f"{label} {array.shape}" for label, array in arrays.items())
+        raise ValueError(
+            f"{name} as a dict must hold arrays (chain, draw, ...) with at most as many chains as "
+            f"draws, or arrays (n, ...), at least one of them (n,); got {got}. "
+            "Draws without chains become one chain by array[None]"
+        )
+    rows = int(np.prod(shape))
+    if rows == 0:
+        raise ValueError(f"{name} must have at least one draw")
+    columns = [_real(name, array).reshape(rows, -1) for array in arrays.values()]
+    return np.concatenate(columns, axis=1)
+
+
+def _leading(shapes: Iterable[Sequence[int]]) -> int:
+    """How many axes of a dict's arrays are of the draws: (n,), or chain and draw."""
+    return 1 if any(len(shape) == 1 for shape in shapes) else 2
+
+
+def _not_numbers(subject: str, dtype: Any, values: NDArray) -> str:
+    """The error about a column or a variable that does not hold numbers."""
+    return f"{subject} of {dtype}, not of numbers{REMEDY if values.dtype.kind in 'mM' else ''}"

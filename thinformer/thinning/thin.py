@@ -59,10 +59,11 @@ def thin(
 
     Parameters
     ----------
-    points : (n, d) array, pandas or polars frame, xarray or ArviZ posterior
+    points : (n, d) array, pandas or polars frame, xarray or ArviZ posterior, dict of draws
         float32 is computed in float32, float64 and integers in float64. A memory-mapped array is
         read in place. The rows of a posterior are its draws, chain after chain; its columns are
-        the elements of its variables.
+        the elements of its variables. `take_draws` makes a posterior of the chosen rows. A dict
+        has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D.
     size : int
         Rows to choose, from 1 to n.
     kernel : str, Kernel, function or "precomputed"
