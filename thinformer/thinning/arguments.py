@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer.cpu.run import diagonal, function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
-from thinformer.kernels import Kernel, linear, pairwise
+from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
+from thinformer.kernels.kernel import MEDIAN
 from thinformer.kernels.phi import PAIRWISE, TABLE
 from thinformer.support import checks
 from thinformer.thinning.tables import as_points
@@ -37,6 +38,8 @@ def resolve(
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
+    if isinstance(kernel, Kernel) and kernel.scale == MEDIAN:
+        kernel = kernel.weight * stein(kernel.companion, _median(points, rng))
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
             raise ValueError(
@@ -51,10 +54,13 @@ def resolve(
                 "bandwidth must be a positive number, one for each dimension or 'median'; "
                 f"got {bandwidth!r}"
             )
-        if len(points) == 1:  # one point has no distance; any bandwidth gives the same result
-            return as_kernel(kernel, 1.0)
-        bandwidth = median_distance(points, rng)
+        bandwidth = _median(points, rng)
     return as_kernel(kernel, bandwidth)
+
+
+def _median(points: NDArray, rng: int | np.random.Generator | None) -> float:
+    """The median distance of points (n, d), or 1 for one point, for which no bandwidth matters."""
+    return median_distance(points, rng) if len(points) > 1 else 1.0
 
 
 def median_distance(points: Any, rng: int | np.random.Generator | None = None) -> float:
