@@ -456,7 +456,8 @@ NAN = np.where(X > 2, np.nan, X)
         (
             lambda: mmd(X, ROWS, weights=WEIGHTS, target="mean-zero"),
             ValueError,
-            "^weights are of the points, with which target='mean-zero' has no part$",
+            "^weights are of the points, with which target='mean-zero' has no part; leave them "
+            "out, or compare with the points: target='sample'$",
         ),
         (lambda: median_distance(X[0]), ValueError, r"^points must have shape \(n, d\); got"),
         (lambda: median_distance(NAN), ValueError, "^points must be finite; it holds NaN or infin"),

@@ -1,4 +1,4 @@
-"""The arguments `kernel`, `bandwidth` and `weights`: each is checked and brought to one form.
+"""The arguments `kernel`, `bandwidth`, `target` and `weights`, checked and brought to one form.
 
 `points` is read in `tables`.
 """
@@ -18,11 +18,11 @@ from thinformer.halving.problem import Points, check_function, make_factor, make
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
 from thinformer.kernels.kernel import MEDIAN
-from thinformer.kernels.phi import PAIRWISE, TABLE
+from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.tables import as_points
 
-Target = Literal["sample", "mean-zero"]
+Target = Literal["auto", "sample", "mean-zero"]
 TARGETS = get_args(Target)
 MEDIAN_ROWS = 1000  # the median distance is that of at most so many rows
 
@@ -107,6 +107,37 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
             f"all {len(array)} that were looked at are equal"
         )
     return float(np.ldexp(np.median(distances), exponent))
+
+
+def target_of(target: Target, kernel: Any) -> Literal["sample", "mean-zero"]:
+    """Return what "auto" means: the density of the scores if the kernel has some, or the points."""
+    if checks.choice("target", target, TARGETS) == "auto":
+        return "mean-zero" if holds_scores(kernel) else "sample"
+    return "sample" if target == "sample" else "mean-zero"
+
+
+def holds_scores(kernel: Any) -> bool:
+    """Whether it is a Stein kernel, which no sum contains."""
+    return isinstance(kernel, Kernel) and kernel.tag == STEIN
+
+
+def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) -> None:
+    """Warn of scores (n, d) of the wrong sign, if points (n, d) can tell.
+
+    Under a density p that decays, <x - m, grad log p(x)> has the mean -d for any m (Stein's
+    identity). Among points that are too wide or off the centre it is negative too.
+    """
+    points = points.astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):
+        centred = points - np.average(points, axis=0, weights=weights)
+        mean = np.average(np.einsum("ij,ij->i", centred, scores), weights=weights)
+    if mean > 0:
+        warnings.warn(
+            "scores point away from the mass of the points: they should be the gradient of the log "
+            f"density, not of its negative. The mean of <x - mean(x), score(x)> is {mean:.3g}; it "
+            "is negative where the density decays",
+            stacklevel=depth(),
+        )
 
 
 def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
