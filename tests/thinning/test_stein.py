@@ -87,6 +87,18 @@ def test_compare_with_another_kernel_of_mean_zero():
         compare(cube, {"a": np.arange(9)}, target="zero")
 
 
+@pytest.mark.parametrize("kernel", ["energy", kernels.gaussian() + kernels.energy()], ids=str)
+def test_the_energy_kernel_has_no_measure_of_mean_zero(kernel):
+    """The square of its norm is negative, which read as a discrepancy of 0."""
+    for call in (
+        lambda: thin(X, 5, kernel=kernel, target="mean-zero"),
+        lambda: mmd(X, ROWS, kernel=kernel, target="mean-zero"),
+        lambda: compare(X, {"a": ROWS}, kernel=kernel, target="mean-zero"),
+    ):
+        with pytest.raises(ValueError, match="^target='mean-zero' takes a positive definite"):
+            call()
+
+
 # unlike scales
 
 

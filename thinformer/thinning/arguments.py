@@ -18,7 +18,7 @@ from thinformer.halving.problem import Points, check_function, make_factor, make
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
 from thinformer.kernels.kernel import MEDIAN
-from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
+from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.tables import as_points
 
@@ -114,6 +114,12 @@ def target_of(target: Target, kernel: Any) -> Literal["sample", "mean-zero"]:
     if checks.choice("target", target, TARGETS) == "auto":
         return "mean-zero" if holds_scores(kernel) else "sample"
     return "sample" if target == "sample" else "mean-zero"
+
+
+def check_definite(target: str, kernel: Kernel) -> None:
+    """Check that a measure of mean zero is asked of a kernel whose squares are not negative."""
+    if target == "mean-zero" and any(term.tag == ENERGY for term in kernel.summands):
+        raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
 
 
 def holds_scores(kernel: Any) -> bool:

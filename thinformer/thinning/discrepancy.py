@@ -17,6 +17,7 @@ from thinformer.thinning.arguments import (
     Target,
     as_problem,
     as_weights,
+    check_definite,
     holds_scores,
     resolve,
     target_of,
@@ -95,6 +96,7 @@ def mmd(
     represents = target_of(target, kernel)
     array = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
+    check_definite(represents, resolved)
     if len(array) > n and resolved.tag in (STEIN, TABLE):
         raise ValueError(
             f"coreset must hold rows of points for kernel {resolved.name}; "
@@ -290,6 +292,7 @@ def compare(
     represents = target_of(target, kernel)
     measured = standardized(array, unit, kernel)
     resolved = resolve(kernel, bandwidth, measured, rng)
+    check_definite(represents, resolved)
     listed = list(chosen.values())
     problem = as_problem(measured, resolved)
     if represents == "mean-zero":

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import as_kernel
-from thinformer.kernels.phi import ENERGY
 from thinformer.support import checks
 from thinformer.thinning.arguments import (
     Target,
     as_problem,
     as_weights,
+    check_definite,
     check_finite,
     holds_scores,
     resolve,
@@ -192,8 +192,7 @@ def thin(
     else:
         array = standardized(array, unit, kernel)
         resolved = resolve(kernel, bandwidth, array, generator)
-        if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
-            raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
+        check_definite(target, resolved)
         if device == "cuda":
             array = np.ascontiguousarray(array)
         problem = as_problem(array, resolved, shift=True)
