@@ -74,14 +74,16 @@ def sobolev(x, y, smoothness=1):
 def stein(x, y, score_x, score_y, bandwidth=1.0):
     """The Langevin Stein kernel of the inverse multiquadric k(x, y) = q^(-1/2).
 
-    It is div_x div_y k + <grad_x k, s_y> + <grad_y k, s_x> + k <s_x, s_y>, for scores s.
+    It is div_x div_y k + <grad_x k, s_y> + <grad_y k, s_x> + k <s_x, s_y>, for scores s. The
+    bandwidth is a number, or one for each of the d columns.
     """
+    inverse = np.broadcast_to(1 / np.asarray(bandwidth) ** 2, x.shape[1])
     difference = x[:, None, :] - y[None, :, :]
-    distance = squared_distance(x, y)
-    q = 1 + distance / bandwidth**2
+    q = 1 + np.sum(difference**2 * inverse, axis=-1)
     k = q**-0.5
-    grad_x = -difference / bandwidth**2 * (q**-1.5)[:, :, None]
+    grad_x = -difference * inverse * (q**-1.5)[:, :, None]
     grad_y = -grad_x
-    divergence = x.shape[1] / bandwidth**2 * q**-1.5 - 3 * distance / bandwidth**4 * q**-2.5
+    fourth = np.sum((difference * inverse) ** 2, axis=-1)
+    divergence = np.sum(inverse) * q**-1.5 - 3 * fourth * q**-2.5
     cross = np.sum(grad_x * score_y[None, :, :] + grad_y * score_x[:, None, :], axis=-1)
     return divergence + cross + k * (score_x @ score_y.T)

@@ -199,7 +199,7 @@ def test_validate(monkeypatch):
 def test_what_is_not_there_is_refused():
     points = np.random.default_rng(0).random((8, 1))
     with pytest.raises(NotImplementedError, match='device="cpu" takes stein and functions'):
-        thin(points, 2, kernel=stein(-points), method="halving", device="cuda")
+        thin(points, 2, kernel=stein(-points), target="sample", method="halving", device="cuda")
     with pytest.raises(NotImplementedError, match="'kh-compress' or 'halving'; got 'compress"):
         thin(points, 2, device="cuda")
 

@@ -131,7 +131,7 @@ def test_mean_zero_is_the_norm_of_the_coreset():
     everything = mmd(X, np.arange(150), kernel=kernel, target="mean-zero")
     assert math.isclose(everything, math.sqrt(of_points.mean()), rel_tol=1e-12)
     between = of_points[ROWS].mean()
-    got = mmd(X, ROWS, kernel=kernel)
+    got = mmd(X, ROWS, kernel=kernel, target="sample")
     assert math.isclose(got**2, of_points.mean() - 2 * between + K.mean(), rel_tol=1e-10)
     cube = X % 1
     got = mmd(cube, cube[:9], kernel="sobolev", target="mean-zero")
@@ -371,7 +371,7 @@ NAN = np.where(X > 2, np.nan, X)
         (
             lambda: mmd(X, [0], target="zero"),
             ValueError,
-            "^target must be one of 'sample', 'mean-z",
+            "^target must be one of 'auto', 'sample', 'mean-z",
         ),
         (
             lambda: mmd(X, [0], weights=[1, 2]),
@@ -456,7 +456,8 @@ NAN = np.where(X > 2, np.nan, X)
         (
             lambda: mmd(X, ROWS, weights=WEIGHTS, target="mean-zero"),
             ValueError,
-            "^weights are of the points, with which target='mean-zero' has no part$",
+            "^weights are of the points, with which target='mean-zero' has no part; leave them "
+            "out, or compare with the points: target='sample'$",
         ),
         (lambda: median_distance(X[0]), ValueError, r"^points must have shape \(n, d\); got"),
         (lambda: median_distance(NAN), ValueError, "^points must be finite; it holds NaN or infin"),

@@ -218,7 +218,7 @@ def test_mean_zero_stands_for_the_density(method):
     kernel = kernels.stein(-points)
     settings = {"kernel": kernel, "rng": 0, "method": method, "g": 5}
     rows = thin(points, 24, target="mean-zero", **settings)
-    of_sample = thin(points, 24, **settings)
+    of_sample = thin(points, 24, target="sample", **settings)
     discrepancy = {
         name: mmd(points, chosen, kernel=kernel, target="mean-zero")
         for name, chosen in {

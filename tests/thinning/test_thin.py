@@ -230,7 +230,7 @@ STEIN = kernels.stein(-X)
         ({"points": X[:, 0]}, r"^points must have shape \(n, d\); got shape \(300,\) \(one column"),
         ({"method": "compress"}, r"^method must be one of 'compress\+\+', .*; got 'compress'$"),
         ({"method": None}, "^method must be one of .*; got None$"),
-        ({"target": "zero"}, "^target must be one of 'sample', 'mean-zero'; got 'zero'$"),
+        ({"target": "zero"}, "^target must be one of 'auto', 'sample', 'mean-zero'; got 'zero'$"),
         ({"device": "tpu"}, "^device must be one of 'auto', 'cpu'.*; got 'tpu'$"),
         ({"g": -1}, "^g must be an integer of at least 0; got -1$"),
         ({"g": 1.5}, "^g must be an integer of at least 0; got 1.5$"),
@@ -289,6 +289,15 @@ STEIN = kernels.stein(-X)
         (
             {"kernel": STEIN, "target": "mean-zero", "refine": False},
             "^target='mean-zero' takes .* got refine=False, method='compress",
+        ),
+        (
+            {"kernel": STEIN, "method": "kh-compress"},
+            "^kernel stein has target='mean-zero' unless you say target='sample'. "
+            r"target='mean-zero' takes refine=True and method 'compress\+\+' or .*, method='kh-com",
+        ),
+        (
+            {"kernel": 2.0 * STEIN, "refine": False},
+            "^kernel stein has target='mean-zero' unless .* got refine=False, method='compress",
         ),
         (
             {"kernel": "energy", "target": "mean-zero"},

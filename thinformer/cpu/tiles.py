@@ -339,24 +339,30 @@ def sobolev(rows, panel, coefficients, tile):
 def stein(rows, panel, scale, constant, degree, tile):
     """Write the Stein kernel to the tile; the second half of a point's columns has its scores."""
     dim, width = panel.shape[0] // 2, panel.shape[1]
-    inverse = scale[0] * scale[0]
-    divergence = rows.dtype.type(dim) * inverse  # an integer factor would make it float64
-    products, scores = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
+    largest = scale[:dim].max()
+    divergence = np.sum(scale[:dim] * scale[:dim])
+    spread, products = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
+    scores = np.empty(width, rows.dtype)
     for r in range(rows.shape[0]):
         distance = tile[r * width : (r + 1) * width]
         distance[:] = 0
+        spread[:] = 0
         products[:] = 0
         scores[:] = 0
         for d in range(dim):
             x, y, s, t = rows[r, d], panel[d], rows[r, dim + d], panel[dim + d]
+            inverse, share = scale[d] * scale[d], scale[d] / largest
+            share *= share
             for c in range(width):
                 difference = x - y[c]
-                distance[c] += inverse * difference * difference
+                square = inverse * difference * difference
+                distance[c] += square
+                spread[c] += share * square
                 products[c] += inverse * difference * (s - t[c])
                 scores[c] += s * t[c]
         for c in range(width):
             distance[c] = stein_of(
-                distance[c], products[c], scores[c], divergence, constant, degree
+                distance[c], spread[c], products[c], scores[c], divergence, constant, degree
             )
 
 

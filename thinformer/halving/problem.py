@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from thinformer.kernels import Kernel, linear
+from thinformer.kernels.kernel import MEDIAN
 from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
@@ -240,6 +241,11 @@ def _nothing(dtype: np.dtype) -> NDArray:
 
 
 def _check_scale(kernel: Kernel, dtype: np.dtype) -> None:
+    if kernel.scale == MEDIAN:
+        raise ValueError(
+            f"kernel {kernel.name} has bandwidth='median', which thin, mmd and compare take from "
+            "their points; here it must be a number, such as median_distance(points)"
+        )
     limits = np.finfo(dtype)
     for scale in np.atleast_1d(kernel.scale):
         if not float(limits.tiny) <= scale <= float(limits.max):

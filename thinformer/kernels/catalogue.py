@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.kernel import MEDIAN, Kernel
 from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
@@ -246,35 +246,50 @@ def sobolev(smoothness: int = 1) -> Kernel:
     return Kernel("sobolev", SOBOLEV, coefficients=tuple(map(float, coefficients)))
 
 
-def stein(scores: ArrayLike, bandwidth: float = 1.0) -> Kernel:
+def stein(scores: ArrayLike, bandwidth: ArrayLike | str = 1.0) -> Kernel:
     r"""The Langevin Stein kernel of the inverse multiquadric, from the points' scores.
 
     With :math:`q = 1 + |x - y|^2 / \ell^2` and scores :math:`s_x = \nabla \log p(x)` of a density p
     that need not be normalised,
     :math:`q^{-1/2} \langle s_x, s_y \rangle + q^{-3/2} (\langle x - y, s_x - s_y \rangle + d)
     / \ell^2 - 3 q^{-5/2} |x - y|^2 / \ell^4`.
-    Its mean embedding under p is zero, so ``target="mean-zero"`` gives points that represent p. The
-    given points may be a biased or unconverged sample of p (kernel Stein discrepancy).
+    Its mean embedding under p is zero, so `thin` gives points that represent p, not the points that
+    it gets: these may be a biased or unconverged sample of p. The MMD is then the kernel Stein
+    discrepancy (KSD).
+
+    With one bandwidth for each dimension j, each product and square of differences is divided by
+    its own :math:`\ell_j^2`, as in k(x, y) = :math:`q^{-1/2}`; the scores are not. Scores are in
+    inverse units of the points. So columns on unlike scales are best divided by their deviations,
+    and their scores multiplied by these: ``thin(points / u, 100, kernel=stein(scores * u, ...))``.
 
     Parameters
     ----------
     scores : (n, d) float array
         The scores of the points that will be thinned, row by row.
-    bandwidth : float
-        The length l.
+    bandwidth : float, sequence of d floats, or "median"
+        The length l, in the units of the points: one for all dimensions, or one for each. "median"
+        is `thinformer.median_distance` of the points, in functions that have a `bandwidth` too.
 
     Raises
     ------
     ValueError
-        The scores are not finite numbers of shape (n, d); the bandwidth is not positive.
+        The scores are not finite numbers of shape (n, d); the bandwidth is not positive, or it is
+        another word.
     """
     scores = np.asarray(scores, dtype=np.float64)
     checks.shape("scores", scores, 2, "(n, d)")
     checks.finite("scores", bool(np.isfinite(scores).all()))
-    bandwidth = checks.positive("bandwidth", bandwidth)
-    return Kernel(
-        "stein", STEIN, 1 / bandwidth, constant=1.0, degree=3 / bandwidth**2, companion=scores
-    )
+    if isinstance(bandwidth, str):
+        if bandwidth != MEDIAN:
+            raise ValueError(
+                "bandwidth must be a positive number, one for each dimension or 'median'; "
+                f"got {bandwidth!r}"
+            )
+        return Kernel("stein", STEIN, MEDIAN, constant=1.0, companion=scores)
+    scale = _inverse(bandwidth)
+    largest = float(np.max(scale))
+    degree = 3 * largest * largest  # a power would raise where this is infinity
+    return Kernel("stein", STEIN, scale, constant=1.0, degree=degree, companion=scores)
 
 
 def pairwise(function: Callable) -> Kernel:

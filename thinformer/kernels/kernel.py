@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
+
+MEDIAN: Literal["median"] = "median"  # the scale of a Stein kernel that has not seen its points
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +23,9 @@ class Kernel:
         The name in lists and messages.
     tag : int
         The integer that the compiled bodies branch on.
-    scale : float or tuple of floats
+    scale : float, tuple of floats or "median"
         The factor of the points, 1 / bandwidth up to a constant: one number, or one a dimension.
+        "median" stands for a bandwidth that `thin`, `mmd` and `compare` take from the points.
     constant : float
         Parameter of phi.
     degree : float
@@ -40,7 +43,7 @@ class Kernel:
 
     name: str
     tag: int
-    scale: float | tuple[float, ...] = 1.0
+    scale: float | tuple[float, ...] | Literal["median"] = 1.0
     constant: float = 0.0
     degree: float = 1.0
     coefficients: tuple[float, ...] = ()

@@ -74,12 +74,19 @@ def sobolev_factor(x, y, coefficients):
     return value
 
 
-def stein_of(distance, products, scores, dim, constant, degree):
-    """Return the Stein kernel from |x-y|^2 / l^2, <x-y, s_x-s_y> / l^2, <s_x, s_y> and d / l^2.
+def stein_of(distance, spread, products, scores, divergence, constant, degree):
+    """Return the Stein kernel of two points x, y with scores s, t and bandwidths l_j.
 
+    With the shortest bandwidth m and z_j = (x_j - y_j) / l_j, sums over j:
+
+    distance : of z_j^2
+    spread : of z_j^2 (m / l_j)^2; it is the distance where there is one bandwidth
+    products : of (x_j - y_j) (s_j - t_j) / l_j^2
+    scores : of s_j t_j
+    divergence : of 1 / l_j^2
     constant : 1
-    degree : 3 / l^2
+    degree : 3 / m^2
     """
     q = constant / (constant + distance)
     root = sqrt(q)
-    return root * (scores + q * (products + dim - degree * distance * q))
+    return root * (scores + q * (products + divergence - degree * spread * q))

@@ -1,4 +1,4 @@
-"""The arguments `kernel`, `bandwidth` and `weights`: each is checked and brought to one form.
+"""The arguments `kernel`, `bandwidth`, `target` and `weights`, checked and brought to one form.
 
 `points` is read in `tables`.
 """
@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer.cpu.run import diagonal, function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
-from thinformer.kernels import Kernel, linear, pairwise
+from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
-from thinformer.kernels.phi import PAIRWISE, TABLE
+from thinformer.kernels.kernel import MEDIAN
+from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.tables import as_points
 
-Target = Literal["sample", "mean-zero"]
+Target = Literal["auto", "sample", "mean-zero"]
 TARGETS = get_args(Target)
 MEDIAN_ROWS = 1000  # the median distance is that of at most so many rows
 
@@ -37,6 +38,8 @@ def resolve(
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
+    if isinstance(kernel, Kernel) and kernel.scale == MEDIAN:
+        kernel = kernel.weight * stein(kernel.companion, _median(points, rng))
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
             raise ValueError(
@@ -51,10 +54,13 @@ def resolve(
                 "bandwidth must be a positive number, one for each dimension or 'median'; "
                 f"got {bandwidth!r}"
             )
-        if len(points) == 1:  # one point has no distance; any bandwidth gives the same result
-            return as_kernel(kernel, 1.0)
-        bandwidth = median_distance(points, rng)
+        bandwidth = _median(points, rng)
     return as_kernel(kernel, bandwidth)
+
+
+def _median(points: NDArray, rng: int | np.random.Generator | None) -> float:
+    """The median distance of points (n, d), or 1 for one point, for which no bandwidth matters."""
+    return median_distance(points, rng) if len(points) > 1 else 1.0
 
 
 def median_distance(points: Any, rng: int | np.random.Generator | None = None) -> float:
@@ -101,6 +107,43 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
             f"all {len(array)} that were looked at are equal"
         )
     return float(np.ldexp(np.median(distances), exponent))
+
+
+def target_of(target: Target, kernel: Any) -> Literal["sample", "mean-zero"]:
+    """Return what "auto" means: the density of the scores if the kernel has some, or the points."""
+    if checks.choice("target", target, TARGETS) == "auto":
+        return "mean-zero" if holds_scores(kernel) else "sample"
+    return "sample" if target == "sample" else "mean-zero"
+
+
+def check_definite(target: str, kernel: Kernel) -> None:
+    """Check that a measure of mean zero is asked of a kernel whose squares are not negative."""
+    if target == "mean-zero" and any(term.tag == ENERGY for term in kernel.summands):
+        raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
+
+
+def holds_scores(kernel: Any) -> bool:
+    """Whether it is a Stein kernel, which no sum contains."""
+    return isinstance(kernel, Kernel) and kernel.tag == STEIN
+
+
+def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) -> None:
+    """Warn of scores (n, d) of the wrong sign, if points (n, d) can tell.
+
+    Under a density p that decays, <x - m, grad log p(x)> has the mean -d for any m (Stein's
+    identity). Among points that are too wide or off the centre it is negative too.
+    """
+    points = points.astype(np.float64, copy=False)
+    with np.errstate(all="ignore"):
+        centred = points - np.average(points, axis=0, weights=weights)
+        mean = np.average(np.einsum("ij,ij->i", centred, scores), weights=weights)
+    if mean > 0:
+        warnings.warn(
+            "scores point away from the mass of the points: they should be the gradient of the log "
+            f"density, not of its negative. The mean of <x - mean(x), score(x)> is {mean:.3g}; it "
+            "is negative where the density decays",
+            stacklevel=depth(),
+        )
 
 
 def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:

@@ -13,7 +13,15 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
-from thinformer.thinning.arguments import TARGETS, Target, as_problem, as_weights, resolve
+from thinformer.thinning.arguments import (
+    Target,
+    as_problem,
+    as_weights,
+    check_definite,
+    holds_scores,
+    resolve,
+    target_of,
+)
 from thinformer.thinning.moments import ColumnError, column_errors
 from thinformer.thinning.scales import Standardize, for_columns, standardized
 from thinformer.thinning.tables import as_points, column_names
@@ -27,7 +35,7 @@ def mmd(
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
     weights: ArrayLike | None = None,
-    target: Target = "sample",
+    target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
 ) -> float:
     r"""Return the maximum mean discrepancy (MMD) between points x (n, d) and a coreset y (s, d).
@@ -50,9 +58,10 @@ def mmd(
         value is meant.
     weights : (n,) array, optional
         The weights of the points; equal by default.
-    target : "sample" or "mean-zero"
+    target : {"auto", "sample", "mean-zero"}
         What the coreset is compared with: the points, or the measure whose mean embedding is zero.
-        With a `stein` kernel the latter is the kernel Stein discrepancy of the coreset.
+        With a `stein` kernel the latter is the kernel Stein discrepancy (KSD) of the coreset.
+        "auto" is "mean-zero" for a `stein` kernel and "sample" for all others.
     rng : int, numpy.random.Generator or None
         Draws the rows for a median bandwidth (SPEC 7).
 
@@ -84,18 +93,23 @@ def mmd(
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
     rows, array = _with_coreset(array, coreset)
+    represents = target_of(target, kernel)
     array = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
+    check_definite(represents, resolved)
     if len(array) > n and resolved.tag in (STEIN, TABLE):
         raise ValueError(
             f"coreset must hold rows of points for kernel {resolved.name}; "
             f"got points of its own, shape {(len(array) - n, array.shape[1])}"
         )
     problem = as_problem(array, resolved)
-    if checks.choice("target", target, TARGETS) == "mean-zero":
+    if represents == "mean-zero":
         if weights is not None:
-            raise ValueError("weights are of the points, with which target='mean-zero' has no part")
-        return _root(square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0])
+            raise ValueError(
+                "weights are of the points, with which target='mean-zero' has no part; leave them "
+                "out, or compare with the points: target='sample'"
+            )
+        return _root(_square_of(problem, rows))
     share = as_weights(weights, n)
     of_points = square(problem, np.arange(n)[None], share)[0]
     return _root(of_points + _terms_of_coreset(problem, rows, share))
@@ -174,7 +188,7 @@ class Comparison(NamedTuple):
     size : int
         The number of its rows.
     mmd : float
-        Its MMD to the points, under the kernel.
+        Its MMD to the points, under the kernel; or its KSD, with a `stein` kernel.
     energy : float
         Its energy distance to the points.
     mean : float
@@ -200,12 +214,20 @@ class Comparison(NamedTuple):
 
 
 class Comparisons(list[Comparison]):
-    """A list of `Comparison` that prints as a table."""
+    """A list of `Comparison` that prints as a table.
+
+    Attributes
+    ----------
+    measure : str
+        What `Comparison.mmd` is: "MMD", or "KSD" where it is a kernel Stein discrepancy.
+    """
+
+    measure = "MMD"
 
     def __str__(self) -> str:
         width = max([len("coreset"), *(len(row.name) for row in self)])
-        heads = "size       MMD    energy      mean     tails  covariance  worst column"
-        lines = [f"{'coreset':<{width}}    {heads}"]
+        heads = "energy      mean     tails  covariance  worst column"
+        lines = [f"{'coreset':<{width}}    size {self.measure:>9}    {heads}"]
         lines += [
             f"{row.name:<{width}} {row.size:>7} {row.mmd:>9.5f} {row.energy:>9.5f} "
             f"{row.mean:>9.5f} {max(each.tails for each in row.columns):>9.5f} "
@@ -225,6 +247,7 @@ def compare(
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
+    target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
 ) -> Comparisons:
     """Compare coresets of the same points: MMD, energy distance, errors of mean and covariance.
@@ -235,9 +258,10 @@ def compare(
         See `thin`.
     coresets : dict of (s,) int arrays
         For each name, the rows of `points` that are the coreset.
-    kernel, bandwidth, standardize, rng
-        See `mmd`. MMD and energy distance are in units of standardised columns, where columns are;
-        all other errors have no unit.
+    kernel, bandwidth, standardize, target, rng
+        See `mmd`. With a `stein` kernel the column MMD is "KSD", the kernel Stein discrepancy of
+        each coreset; all other errors are to the points. MMD and energy distance are in units of
+        standardised columns, where columns are; all other errors have no unit.
 
     Returns
     -------
@@ -265,21 +289,24 @@ def compare(
         chosen[name], with_own = _with_coreset(array, rows, f"coresets[{name!r}]")
         if len(with_own) > n:
             raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
+    represents = target_of(target, kernel)
     measured = standardized(array, unit, kernel)
-    kernels = (resolve(kernel, bandwidth, measured, rng), energy())
-    share, every = np.full(n, 1 / n), np.arange(n)
-    distances = []
-    for each in kernels:
-        problem = as_problem(measured, each)
-        of_points = square(problem, every[None], share)[0]
-        distances.append(
-            [of_points + _terms_of_coreset(problem, rows, share) for rows in chosen.values()]
-        )
+    resolved = resolve(kernel, bandwidth, measured, rng)
+    check_definite(represents, resolved)
+    listed = list(chosen.values())
+    problem = as_problem(measured, resolved)
+    if represents == "mean-zero":
+        mmds = [_square_of(problem, rows) for rows in listed]
+    else:
+        mmds = _squares_to_points(problem, listed, n)
+    energies = _squares_to_points(as_problem(measured, energy()), listed, n)
     names = column_names(points, array.shape[1])
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
     size_of_covariance = np.linalg.norm(covariance) or 1.0
     table = Comparisons()
-    for (name, rows), mmd2, energy2 in zip(chosen.items(), *distances, strict=True):
+    if represents == "mean-zero" and holds_scores(resolved):
+        table.measure = "KSD"
+    for (name, rows), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
         part = array[rows]
         columns = column_errors(array, part, names)
         of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
@@ -297,15 +324,26 @@ def compare(
     return table
 
 
+def _square_of(problem: Points, rows: NDArray) -> float:
+    """The squared norm of the mean embedding of equally weighted rows (s,)."""
+    return square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
+
+
+def _squares_to_points(problem: Points, coresets: list[NDArray], n: int) -> list[float]:
+    """The squared MMD of each coreset, rows (s,), to the n points of a problem."""
+    share = np.full(n, 1 / n)
+    of_points = square(problem, np.arange(n)[None], share)[0]
+    return [of_points + _terms_of_coreset(problem, rows, share) for rows in coresets]
+
+
 def _terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray) -> float:
     """The two terms of a squared MMD that depend on the coreset.
 
     rows : (s,) the coreset's rows in `problem`
     weights : (n,) of the points, which are the first n rows of `problem`
     """
-    equal = np.full(rows.size, 1 / rows.size)
     between = embed(problem, rows, np.arange(weights.size), weights).mean()
-    return square(problem, rows[None], equal)[0] - 2 * between
+    return _square_of(problem, rows) - 2 * between
 
 
 def _root(squared: float) -> float:

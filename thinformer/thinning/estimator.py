@@ -77,7 +77,7 @@ class KernelThinner(BaseEstimator):
         g: int = 4,
         delta: float = 0.5,
         refine: bool = True,
-        target: Target = "sample",
+        target: Target = "auto",
         random_state: Any = None,
     ) -> None:
         self.n_samples = n_samples

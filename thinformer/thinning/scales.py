@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from thinformer.kernels.kernel import Kernel
 from thinformer.kernels.phi import STEIN, TABLE
-from thinformer.thinning.arguments import check_finite, depth
+from thinformer.thinning.arguments import check_finite, depth, holds_scores
 from thinformer.thinning.tables import has_columns
 
 Standardize = Literal["auto", "scale", "whiten", False]
@@ -18,13 +18,20 @@ NORMAL = (
     1.3489795003921634  # the distance between the quartiles of a normal distribution of scale 1
 )
 APART = 10  # deviations that are further apart than this factor give a warning
+OF_POINTS = ", which hardly counts. standardize='scale' gives all columns one unit"
+# bandwidths do not help: the product of two scores is not divided by them
+OF_SCORES = (
+    ", whose scores outweigh the others. Take points / u and stein(scores * u, ...), where u are "
+    "the deviations of the columns, to give all columns one unit"
+)
 LOOKED_AT = 4096  # rows whose deviations are compared for the warning
 
 
 def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: Any) -> Standardize:
     """Return what "auto" means for points with named columns; all else is returned as it is.
 
-    A bandwidth that is given, alone or in a kernel, has the units of the points: these stay.
+    A bandwidth that is given, alone or in a kernel, has the units of the points: these stay. So do
+    those of a Stein kernel, whose scores have units too; unlike columns are told.
     """
     named = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
     if not (standardize is False or named):
@@ -33,6 +40,8 @@ def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: A
         )
     if standardize != "auto":
         return standardize
+    if holds_scores(kernel):
+        return "auto"
     if not unit_is_free(kernel, bandwidth):
         return False
     return "scale" if has_columns(points) else "auto"
@@ -55,7 +64,7 @@ def standardized(
     """
     of = array if of is None else of
     if standardize == "auto":
-        _warn_if_unlike(of)
+        _warn_if_unlike(of, OF_SCORES if holds_scores(kernel) else OF_POINTS)
     if standardize not in ("scale", "whiten"):
         return array
     precomputed = isinstance(kernel, str) and kernel == "precomputed"
@@ -116,7 +125,7 @@ def _holds_more(kernel: Kernel) -> bool:
     return any(term.tag in (STEIN, TABLE) for term in kernel.summands)
 
 
-def _warn_if_unlike(array: NDArray) -> None:
+def _warn_if_unlike(array: NDArray, remedy: str) -> None:
     """Warn of columns (n, d) whose deviations are far apart; looks at evenly spaced rows."""
     rows = array[:: -(-len(array) // LOOKED_AT)].astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
@@ -129,7 +138,7 @@ def _warn_if_unlike(array: NDArray) -> None:
         return
     warnings.warn(
         f"points have columns on unlike scales: the deviation of column {most} is "
-        f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}, which hardly counts. "
-        f"standardize='scale' gives all columns one unit; standardize=False takes them as they are",
+        f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}{remedy}; "
+        "standardize=False takes them as they are",
         stacklevel=depth(),
     )

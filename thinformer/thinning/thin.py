@@ -10,15 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import as_kernel
-from thinformer.kernels.phi import ENERGY
 from thinformer.support import checks
 from thinformer.thinning.arguments import (
-    TARGETS,
     Target,
     as_problem,
     as_weights,
+    check_definite,
     check_finite,
+    holds_scores,
     resolve,
+    target_of,
+    warn_if_reversed,
 )
 from thinformer.thinning.methods import (
     BLIND,
@@ -49,13 +51,14 @@ def thin(
     refine: bool = True,
     unique: bool = True,
     weights: ArrayLike | None = None,
-    target: Target = "sample",
+    target: Target = "auto",
     rng: int | np.random.Generator | None = None,
     device: bodies.Device = "auto",
 ) -> NDArray[np.int64]:
     r"""Choose `size` rows of a point set that represent all n.
 
-    The error is the maximum mean discrepancy (MMD) between the rows and the point set.
+    The error is the maximum mean discrepancy (MMD) between the rows and the point set. With a
+    `stein` kernel the rows represent the density of its scores instead.
 
     Parameters
     ----------
@@ -79,6 +82,7 @@ def thin(
         covariance the identity. False takes the columns as they are. "auto" scales the columns of a
         frame or a posterior, and takes an array as it is, with a warning if deviations differ by
         more than a factor of 10; with a bandwidth that is given, also in a `Kernel`, it is False.
+        A `stein` kernel takes columns as they are, with that warning.
     method : str
         - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
@@ -102,9 +106,10 @@ def thin(
     weights : (n,) array, optional
         The weights of the points in the sample that the rows represent. The chosen rows are
         equally weighted.
-    target : "sample" or "mean-zero"
-        What the rows represent: the points, or the measure whose mean embedding is zero, for
-        `stein` kernels.
+    target : {"auto", "sample", "mean-zero"}
+        What the rows represent: the points ("sample"), or the measure whose mean embedding is zero,
+        which is the density of the scores for a `stein` kernel. "auto" is "mean-zero" for a `stein`
+        kernel and "sample" for all others.
     rng : None, int or numpy.random.Generator
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
@@ -125,6 +130,11 @@ def thin(
     RuntimeError, NotImplementedError, MemoryError
         On a GPU: there is none, and why; the method or the kernel cannot be computed there, or
         the points are there already; too little memory.
+
+    Warns
+    -----
+    UserWarning
+        Columns are on unlike scales; a kernel is plain Python; scores seem to have the wrong sign.
 
     Notes
     -----
@@ -162,7 +172,8 @@ def thin(
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    device = _check_options(method, target, refine, device)
+    device = _check_options(method, target, kernel, refine, device)
+    target = target_of(target, kernel)
     g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
     refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
     generator = np.random.default_rng(seed_from(rng))
@@ -182,11 +193,12 @@ def thin(
     else:
         array = standardized(array, unit, kernel)
         resolved = resolve(kernel, bandwidth, array, generator)
-        if target == "mean-zero" and any(term.tag == ENERGY for term in resolved.summands):
-            raise ValueError("target='mean-zero' takes a positive definite kernel; energy is not")
+        check_definite(target, resolved)
         if device == "cuda":
             array = np.ascontiguousarray(array)
         problem = as_problem(array, resolved, shift=True)
+        if holds_scores(resolved):
+            warn_if_reversed(array, resolved.companion, share)
         task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
         rows = choose_rows(task, method, g)
     rows = np.sort(rows)
@@ -194,19 +206,23 @@ def thin(
 
 
 def _check_options(
-    method: Method, target: Target, refine: bool, device: bodies.Device
+    method: Method, target: Target, kernel: Any, refine: bool, device: bodies.Device
 ) -> Literal["cpu", "cuda"]:
     """Check the options that depend on each other; return "cpu" or "cuda"."""
     checks.choice("method", method, METHODS)
-    checks.choice("target", target, TARGETS)
+    represents = target_of(target, kernel)
     device = bodies.choose(device)
     if device == "cuda" and method not in ON_GPU:
         raise NotImplementedError(
             f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
         )
-    if target == "mean-zero" and not (refine and method in SWAPPED):
-        raise ValueError(
+    blind = target == "auto" and method in BLIND  # which has no target
+    if represents == "mean-zero" and not (refine and method in SWAPPED) and not blind:
+        wanted = (
             f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
             f"got refine={refine!r}, method={method!r}"
         )
+        if target == "auto":
+            wanted = f"kernel stein has target='mean-zero' unless you say target='sample'. {wanted}"
+        raise ValueError(wanted)
     return device
