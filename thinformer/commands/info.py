@@ -27,19 +27,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _facts() -> dict[str, list[str]]:
     """What is known of this installation, by name."""
-    from thinformer.cpu import halve
+    from thinformer.cpu import halve, jit
     from thinformer.cuda.jit import gpu_names, why_unavailable
     from thinformer.support.threads import available_cores, get_num_threads
 
-    cache = halve.halve_buckets.stats.cache_path
-    reason = why_unavailable()
+    no_kernels, reason = jit.why_unavailable(), why_unavailable()
+    cache = None if no_kernels else halve.halve_buckets.stats.cache_path
     return {
         **{name: [_version(name)] for name in PACKAGES},
         "python": [platform.python_version()],
         "system": [platform.platform()],
         "threads": [f"{get_num_threads()} of {available_cores()} cores"],
         "threading layer": ["thinformer's own threads; Numba's layers are not used"],
-        "kernel cache": [cache or "none: compiled at every start"],
+        "kernel cache": [cache or f"none: {no_kernels or 'compiled at every start'}"],
         "CUDA devices": _wrapped(f"cannot be used: {reason}") if reason else gpu_names(),
     }
 

@@ -18,10 +18,12 @@ from thinformer.commands import (
     tune,
     validate,
 )
-from thinformer.support.checks import CudaUnavailableError
+from thinformer.support.checks import CompilerUnavailableError, CudaUnavailableError
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
 COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, validate)
+
+UNAVAILABLE = (CompilerUnavailableError, CudaUnavailableError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return arguments.run(arguments)
-    except (OSError, ValueError, ImportError, CudaUnavailableError) as error:
+    except (OSError, ValueError, ImportError, *UNAVAILABLE) as error:
         print(f"thinformer {arguments.command}: {error}", file=sys.stderr)
         return 2
 

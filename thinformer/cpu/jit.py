@@ -20,6 +20,8 @@ import numba
 from numba.core import event
 from numba.extending import overload
 
+from thinformer.support.checks import CompilerUnavailableError
+
 # the folders with compiled functions, and with the named tuples that these functions take
 COMPILED = ("kernels", "halving", "cpu")
 
@@ -38,13 +40,30 @@ def source_hash() -> str:
     return digest.hexdigest()[:8]
 
 
+def why_unavailable() -> str | None:
+    """Return why no kernel can be compiled here and what to do about it; None if kernels can."""
+    if getattr(numba.config, "DISABLE_JIT", 0):
+        return "thinformer needs Numba's compiler: unset NUMBA_DISABLE_JIT"
+    return None
+
+
+def refuse(*arguments: Any) -> Any:
+    """Stand in for every kernel where nothing can be compiled."""
+    raise CompilerUnavailableError(why_unavailable())
+
+
 def kernel(function: Callable) -> Any:
     """Compile a function that Python calls; its machine code is cached on disk where possible.
+
+    Where Numba compiles nothing, the call raises: the loops in `thinformer.cpu.simd` have no Python
+    form.
 
     Numba's own cache does not notice a change of a callee in another file, and would run old code
     after an upgrade. Numba names its index file after the function; so the function's name gets the
     hash of all sources that may be compiled into it.
     """
+    if why_unavailable():
+        return refuse
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
@@ -58,6 +77,8 @@ def kernel(function: Callable) -> Any:
 @functools.cache
 def uncached(compiled: Any) -> Any:
     """Return the same kernel, compiled without the cache on disk."""
+    if compiled is refuse:
+        return refuse
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 

@@ -329,8 +329,7 @@ def of_products(phi: Callable) -> Kernel:
     TypeError
         phi is not compiled by ``numba.njit``.
     """
-    if not hasattr(phi, "py_func"):
-        raise TypeError(f"phi must be compiled by numba.njit; got {phi!r}")
+    checks.compiled("phi", phi)
     return Kernel("of_products", OF_PRODUCTS, companion=phi)
 
 

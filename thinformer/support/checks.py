@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def compiled(name: str, function: Any) -> None:
+    """Check that ``numba.njit`` compiled a function."""
+    if not hasattr(function, "py_func"):
+        off = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+        hint = " (unset NUMBA_DISABLE_JIT, with which numba.njit compiles nothing)" if off else ""
+        raise TypeError(f"{name} must be compiled by numba.njit; got {function!r}{hint}")
+
+
 def boolean(name: str, value: Any) -> bool:
     """Return True or False."""
     if not isinstance(value, (bool, np.bool_)):
@@ -153,3 +162,7 @@ def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> str:
 
 class CudaUnavailableError(RuntimeError):
     """There is no GPU that can be used; the message says why and what to do."""
+
+
+class CompilerUnavailableError(RuntimeError):
+    """Numba compiles nothing; the message says why and what to do."""

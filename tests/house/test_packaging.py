@@ -1,0 +1,116 @@
+"""What a release has in it: files, addresses, version, licences."""
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from checkout import ROOT
+
+import thinformer
+from thinformer.data import ACTIVATIONS
+
+CITATION = (ROOT / "CITATION.cff").read_text()
+NOTICE = (ROOT / "NOTICE").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+ADDRESS = tomllib.loads(PYPROJECT)["tool"]["thinformer"]["repository"]
+
+
+def egg_info(root, folder):
+    """What setuptools writes of a project: its metadata, and the files of its sdist."""
+    pytest.importorskip("setuptools", "77")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (written,) = folder.glob("*.egg-info")
+    metadata = email.message_from_string((written / "PKG-INFO").read_text())
+    return metadata, set((written / "SOURCES.txt").read_text().splitlines())
+
+
+@pytest.fixture
+def project(tmp_path):
+    """What setuptools reads of the project besides the package."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_tracked_file_is_in_the_sdist(tmp_path):
+    """So the tests run where it is unpacked."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no checkout of git")
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tracked = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    assert len(tracked) > 300
+    _, files = egg_info(ROOT, tmp_path)
+    assert tracked - files == set()
+    junk = ("__pycache__", ".ipynb_checkpoints", "docs/notebooks/")
+    assert [name for name in files if any(part in name for part in junk)] == []
+
+
+@pytest.mark.slow
+def test_licences_are_in_the_metadata(project, tmp_path):
+    """Files named there go into the wheel."""
+    metadata, files = egg_info(project, tmp_path)
+    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+    assert {"LICENSE", "NOTICE"} <= files
+
+
+@pytest.mark.slow
+def test_no_address_is_invented(project, tmp_path):
+    """Without one there are no URLs, and the description is the README as it stands."""
+    text = PYPROJECT.replace(f'repository = "{ADDRESS}"', 'repository = ""')
+    (project / "pyproject.toml").write_text(text)
+    metadata, _ = egg_info(project, tmp_path)
+    assert metadata.get_all("Project-URL") is None
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+
+
+@pytest.mark.slow
+def test_one_address_makes_all_links(project, tmp_path):
+    """Project URLs, and each relative link and image of the README."""
+    address = "https://example.org/of/us"
+    text = PYPROJECT.replace(f'repository = "{ADDRESS}"', f'repository = "{address}"')
+    (project / "pyproject.toml").write_text(text)
+    metadata, _ = egg_info(project, tmp_path)
+    assert metadata.get_all("Project-URL") == [
+        f"Source, {address}",
+        f"Changelog, {address}/blob/HEAD/CHANGELOG.md",
+        f"Issues, {address}/issues",
+    ]
+    links = r"\]\(([^)]+)\)"
+    before = re.findall(links, (ROOT / "README.md").read_text())
+    after = re.findall(links, metadata.get_payload())
+    assert len(before) == len(after) > 15
+    for old, new in zip(before, after, strict=True):
+        kind = "raw" if old.endswith(".png") else "blob"
+        outside = old.startswith(("http", "#"))
+        assert new == (old if outside else f"{address}/{kind}/HEAD/{old}")
+
+
+def test_the_citation_has_the_address_and_the_version():
+    assert re.findall(r"^repository-code: (.*)$", CITATION, re.MULTILINE) == [ADDRESS] * bool(
+        ADDRESS
+    )
+    assert re.findall(r"^version: (.*)$", CITATION, re.MULTILINE) == [thinformer.__version__]
+
+
+def test_the_notice_names_all_bundled_data():
+    """Each recording has its model and its input; the package has no other data files."""
+    parts = re.split(r"^(\w+\.npz)$", NOTICE, flags=re.MULTILINE)
+    assert parts[1::2] == [f"{name}.npz" for name in ACTIVATIONS]
+    for part in parts[2::2]:
+        assert re.search(r"^    model    .*^    input    ", part, re.MULTILINE | re.DOTALL)
+    data = ROOT / "thinformer" / "data"
+    files = {path.relative_to(ROOT).as_posix() for path in data.rglob("*.npz")}
+    recordings = {f"thinformer/data/activations/{name}.npz" for name in ACTIVATIONS}
+    assert files == {"thinformer/data/vectors.npz"} | recordings
+    assert "thinformer/data/vectors.npz" in NOTICE
