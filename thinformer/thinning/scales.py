@@ -14,9 +14,7 @@ from thinformer.thinning.arguments import check_finite, depth, holds_scores
 from thinformer.thinning.tables import has_columns
 
 Standardize = Literal["auto", "scale", "whiten", False]
-NORMAL = (
-    1.3489795003921634  # the distance between the quartiles of a normal distribution of scale 1
-)
+NORMAL = 1.3489795003921634  # the distance between the quartiles of a standard normal distribution
 APART = 10  # deviations that are further apart than this factor give a warning
 OF_POINTS = ", which hardly counts. standardize='scale' gives all columns one unit"
 # bandwidths do not help: the product of two scores is not divided by them
