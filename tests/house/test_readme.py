@@ -52,8 +52,9 @@ def test_thin(capsys):
 def test_thin_a_point_set(capsys):
     *_, names = run_each(POINTS, together=True)
     assert names["coreset"].shape == (100, 2)
-    assert names["chain"].max() == 3
-    assert names["draw"].max() < 500
+    assert dict(names["few"]["posterior"].sizes) == {"chain": 1, "draw": 50, "school": 8}
+    assert names["few"]["posterior"]["source_chain"].max() == 3
+    assert names["few"]["posterior"]["source_draw"].max() < 500
     assert names["rows"].shape == (100,)
     assert capsys.readouterr().out == examples(POINTS, "text")[0]
     # the last ones stand for the standard normal, which the points are not a sample of
