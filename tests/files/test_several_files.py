@@ -107,6 +107,11 @@ def test_a_pattern_stands_for_files(tmp_path):
         succeed(*source, "-o", tmp_path / "out.csv", "--size", 9, "--seed", 1)
         texts.add((tmp_path / "out.csv").read_text())
     assert len(texts) == 1
+    for k in (2, 10, 9):  # their chains are 1, 2, 3, in the order of these numbers
+        (tmp_path / f"c{k}.csv").write_text(f"x,y\n{k},1\n{k},2\n")
+    succeed(tmp_path / "c*.csv", "-o", tmp_path / "out.csv", "--size", 6)
+    lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert lines == ["1,2,1", "1,2,2", "2,9,1", "2,9,2", "3,10,1", "3,10,2"]
     (tmp_path / "a[1].csv").write_text(TABLE)
     succeed(tmp_path / "a[1].csv", "-o", tmp_path / "out.csv", "--size", 20)
     assert (tmp_path / "out.csv").read_text() == TABLE

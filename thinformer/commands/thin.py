@@ -107,7 +107,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--standardize", action=argparse.BooleanOptionalAction, default=None,
         help="divide each of these columns by its deviation (default: yes, unless --bandwidth gives"
-        " numbers)",
+        " numbers or the kernel is sobolev)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="COLUMN",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -106,11 +107,16 @@ def _found(paths: list[Path]) -> list[Path]:
         if path.exists() or not set(path.name) & set("*?["):
             found.append(path)
             continue
-        matches = sorted(path.parent.glob(path.name))
+        matches = sorted(path.parent.glob(path.name), key=_by_number)
         if not matches:
             raise FileNotFoundError(f"{path}: there is no such file, and none that it matches")
         found += matches
     return found
+
+
+def _by_number(path: Path) -> list[int | str]:
+    """A key by which run-2 comes before run-10, as chains are counted."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def name_of(job: Job) -> str:

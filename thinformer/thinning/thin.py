@@ -74,15 +74,16 @@ def thin(
         compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
         is the symmetric (n, n) Gram matrix.
     bandwidth : float, sequence of d floats, or "median"
-        The bandwidth of a kernel given by name, in the units of the points: one for all dimensions
-        or one for each. "median" is `median_distance`, with 1000 rows drawn from `rng`.
+        The bandwidth of a kernel given by name, in the units of the columns after `standardize`:
+        one for all dimensions or one for each. "median" is `median_distance`, with 1000 rows drawn
+        from `rng`.
     standardize : {"auto", "scale", "whiten", False}
-        The unit of the columns, in which the bandwidth is then meant. "scale" divides each column
-        by a robust deviation, the distance between its quartiles over 1.349. "whiten" makes the
-        covariance the identity. False takes the columns as they are. "auto" scales the columns of a
-        frame or a posterior, and takes an array as it is, with a warning if deviations differ by
-        more than a factor of 10; with a bandwidth that is given, also in a `Kernel`, it is False.
-        A `stein` kernel takes columns as they are, with that warning.
+        The unit of the columns. "scale" divides each by a robust standard deviation, the distance
+        between its quartiles over 1.349. "whiten" makes the covariance the identity. False takes
+        the columns as they are. "auto" scales the columns of a frame or a posterior, and takes an
+        array as it is, with a warning if deviations differ by more than a factor of 10. It is False
+        with a bandwidth that is given, with a `Kernel` or function of yours, and with "sobolev" and
+        "precomputed". A `stein` kernel takes columns as they are, with that warning.
     method : str
         - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
@@ -107,9 +108,10 @@ def thin(
         The weights of the points in the sample that the rows represent. The chosen rows are
         equally weighted.
     target : {"auto", "sample", "mean-zero"}
-        What the rows represent: the points ("sample"), or the measure whose mean embedding is zero,
-        which is the density of the scores for a `stein` kernel. "auto" is "mean-zero" for a `stein`
-        kernel and "sample" for all others.
+        What the rows represent: the points ("sample"), or the distribution under which the mean of
+        k(x, .) is zero. For a `stein` kernel this is the density whose scores it has. "auto" is
+        "mean-zero" for a `stein` kernel, and "sample" for all others. "mean-zero" takes the methods
+        "compress++" and "kernel-thinning" with ``refine=True``; `weights` have no part in it.
     rng : None, int or numpy.random.Generator
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
