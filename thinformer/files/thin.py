@@ -28,10 +28,14 @@ from thinformer.files.source import STANDARD, Request, Source, title
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.support.machine import peak_resident_megabytes
-from thinformer.thinning.arguments import median_distance
+from thinformer.thinning import ess as effective
+from thinformer.thinning.arguments import as_weights, median_distance
 from thinformer.thinning.methods import BLIND
 from thinformer.thinning.scales import deviations
-from thinformer.thinning.streaming import merge_and_reduce
+from thinformer.thinning.streaming import LEAST, merge_and_reduce
+from thinformer.thinning.thin import thin
+
+Rows = tuple[NDArray, NDArray]  # points and weights
 
 
 @dataclass
@@ -164,16 +168,23 @@ def _thin(
     seed = int(np.random.default_rng().integers(2**32)) if job.seed is None else job.seed
     _check_bandwidths(job, source)
     with _about(job):
+        chunks = _chunks(job, source, seed, reading, tell)
+        settings: dict[str, Any] = {
+            "kernel": job.kernel,
+            "bandwidth": job.bandwidth,
+            "method": job.method,
+            "g": job.g,
+            "delta": job.delta,
+            "rng": seed,
+        }
+        size, ess = job.size, None
+        if size is None:
+            only = _only_chunk(job, chunks)
+            ess = _effective_size(job, source, *only)
+            size = thin(only[0], "auto", ess=ess[0], weights=only[1], **settings).size
+            chunks = iter([only])
         coreset = merge_and_reduce(
-            _chunks(job, source, seed, reading, tell),
-            job.size,
-            kernel=job.kernel,
-            bandwidth=job.bandwidth,
-            method=job.method,
-            g=job.g,
-            delta=job.delta,
-            rng=seed,
-            keep=lambda rows: _keep_only(reading.held, rows),
+            chunks, size, keep=lambda rows: _keep_only(reading.held, rows), **settings
         )
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
@@ -185,7 +196,34 @@ def _thin(
         "comparing": time.perf_counter() - thinned,
     }
     rows = coreset.rows.tolist()
-    return coreset.points, _outcome(job, source, reading, found, seed, rows, seconds)
+    outcome = _outcome(job, source, reading, found, seed, rows, seconds)
+    if ess is not None:
+        outcome = outcome._replace(ess=ess[0], ess_from=ess[1])
+    return coreset.points, outcome
+
+
+def _only_chunk(job: Job, chunks: Iterator[Rows]) -> Rows:
+    """The chunk that holds all rows."""
+    first = next(chunks, None)
+    if first is None:
+        raise ValueError(f"{name_of(job)}: has no rows")
+    if next(chunks, None) is not None:
+        raise ValueError(
+            f"--size auto takes rows of one chunk; {name_of(job)} has more than "
+            f"{chunk_rows(job)}: say --chunk-rows NUMBER, or --size NUMBER"
+        )
+    return first
+
+
+def _effective_size(
+    job: Job, source: Source, points: NDArray, weights: NDArray
+) -> tuple[float, str]:
+    """The effective sample size of the rows, and where it is from."""
+    if job.ess is not None:
+        return job.ess, "given"
+    if source.draws:
+        return effective.of_draws(points), "autocorrelation"
+    return effective.of_weights(as_weights(weights, len(points))), "independent rows"
 
 
 def _check_bandwidths(job: Job, source: Source) -> None:
@@ -217,7 +255,9 @@ def _outcome(
     notes = [*source.notes, *format_skipped(source.skipped), *distances.pop("notes")]
     return Outcome(
         rows_in=seen.rows,
-        rows_out=job.size,
+        rows_out=len(rows),
+        ess=None,
+        ess_from=None,
         chunks=seen.chunks,
         row_numbers=rows,
         columns=source.columns,
@@ -241,7 +281,7 @@ def _chunks(
     seed: int,
     reading: _Reading,
     tell: Callable[[str, float | None], None],
-) -> Iterator[NDArray | tuple[NDArray, NDArray]]:
+) -> Iterator[Rows]:
     """Yield points and weights of a source, chunk by chunk, standardised if the job says so."""
     generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws
     clock = time.perf_counter()
@@ -267,7 +307,7 @@ def _chunks(
                 f"{name_of(job)}: --weights {shown(job.weights)} must not be negative; "
                 f"it holds {weights.min()}"
             )
-        reading.seen = see(reading.seen, points, weights, job.size, generator)
+        reading.seen = see(reading.seen, points, weights, job.size or LEAST, generator)
         rows = reading.seen.rows
         reading.held.append((np.arange(rows - len(points), rows), chunk.records))
         reading.seconds += time.perf_counter() - clock
@@ -275,7 +315,7 @@ def _chunks(
         yield points, weights
         clock = time.perf_counter()
     reading.seconds += time.perf_counter() - clock
-    if reading.seen is not None and reading.seen.rows < job.size:
+    if reading.seen is not None and job.size is not None and reading.seen.rows < job.size:
         raise ValueError(
             f"{name_of(job)}: --size {job.size} is more than its {reading.seen.rows} rows"
         )

@@ -9,39 +9,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
-from thinformer.kernels.catalogue import as_kernel
 from thinformer.support import checks
-from thinformer.thinning.arguments import (
-    Target,
-    as_problem,
-    as_weights,
-    check_definite,
-    check_finite,
-    holds_scores,
-    resolve,
-    target_of,
-    warn_if_reversed,
-)
-from thinformer.thinning.methods import (
-    BLIND,
-    METHODS,
-    ON_GPU,
-    SWAPPED,
-    Method,
-    choose_rows,
-    random_rows,
-    standard_rows,
-)
-from thinformer.thinning.scales import Standardize, for_columns, standardized
+from thinformer.thinning import sizes
+from thinformer.thinning.arguments import Target, check_finite, unequal_weights
+from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
+from thinformer.thinning.options import ThinOptions, task_of
+from thinformer.thinning.scales import Standardize, for_columns
 from thinformer.thinning.tables import as_points
-from thinformer.thinning.task import Task
-from thinformer.thinning.weights import repeats_to_nearest_free
 
 
 def thin(
     points: Any,
-    size: int,
+    size: int | Literal["auto"],
     *,
+    ess: float | None = None,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
@@ -67,8 +48,15 @@ def thin(
         read in place. The rows of a posterior are its draws, chain after chain; its columns are
         the elements of its variables. `take_draws` makes a posterior of the chosen rows. A dict
         has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D.
-    size : int
-        Rows to choose, from 1 to n.
+    size : int or "auto"
+        Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
+        draws: their squared MMD is at most the expected one of so many draws. `error_curve` returns
+        errors by size.
+    ess : float, optional
+        For "auto", the effective sample size of the points: thinning then adds no more error than
+        the points have themselves. By default it is estimated for a posterior and a dict of draws,
+        from their autocorrelation, as the smallest over the columns. Rows of an array and of a
+        frame count as independent: it is n, or for weighted rows :math:`1 / \sum_i w_i^2`.
     kernel : str, Kernel, function or "precomputed"
         The name of a kernel; a kernel made by `thinformer.kernels`; or your own function k(x, y),
         compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
@@ -168,63 +156,25 @@ def thin(
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
+    options = ThinOptions(
+        kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
+    ).checked()
+    if isinstance(size, str):
+        checks.choice("size", size, ("auto",))
+        task, draws = sizes.prepared(points, options, ess, rng)
+        return sizes.smallest(task, options, draws)
+    if ess is not None:
+        raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
     unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points)
     n = len(array)
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    device = _check_options(method, target, kernel, refine, device)
-    target = target_of(target, kernel)
-    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
-    refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
+    share = unequal_weights(weights, n)
     generator = np.random.default_rng(seed_from(rng))
-    share = None if weights is None else as_weights(weights, n)
-    if share is not None and np.ptp(share) == 0:
-        share = None
-    if isinstance(kernel, str) and kernel != "precomputed":
-        as_kernel(kernel)
-    if method in BLIND or (size == n and unique):  # the kernel changes nothing
+    if method in BLIND or (size == n and options.unique):  # the kernel changes nothing
         check_finite(array)
-        if size == n and unique:
-            return np.arange(n)
-        if method == "standard":
-            rows = standard_rows(n, size, share)
-        else:
-            rows = random_rows(n, size, share, unique, generator)
-    else:
-        array = standardized(array, unit, kernel)
-        resolved = resolve(kernel, bandwidth, array, generator)
-        check_definite(target, resolved)
-        if device == "cuda":
-            array = np.ascontiguousarray(array)
-        problem = as_problem(array, resolved, shift=True)
-        if holds_scores(resolved):
-            warn_if_reversed(array, resolved.companion, share)
-        task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
-        rows = choose_rows(task, method, g)
-    rows = np.sort(rows)
-    return repeats_to_nearest_free(rows, n, share) if unique else rows
-
-
-def _check_options(
-    method: Method, target: Target, kernel: Any, refine: bool, device: bodies.Device
-) -> Literal["cpu", "cuda"]:
-    """Check the options that depend on each other; return "cpu" or "cuda"."""
-    checks.choice("method", method, METHODS)
-    represents = target_of(target, kernel)
-    device = bodies.choose(device)
-    if device == "cuda" and method not in ON_GPU:
-        raise NotImplementedError(
-            f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
-        )
-    blind = target == "auto" and method in BLIND  # which has no target
-    if represents == "mean-zero" and not (refine and method in SWAPPED) and not blind:
-        wanted = (
-            f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
-            f"got refine={refine!r}, method={method!r}"
-        )
-        if target == "auto":
-            wanted = f"kernel stein has target='mean-zero' unless you say target='sample'. {wanted}"
-        raise ValueError(wanted)
-    return device
+        return blind_rows(n, size, method, share, options.unique, generator)
+    task = task_of(array, size, options, unit, share, generator)
+    return choose_rows(task, method, options.g)
