@@ -166,6 +166,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="also draw the first four dimensions, rows and coreset (.png, .svg, .pdf)",
     )  # fmt: skip
     parser.add_argument(
+        "--curve", type=Path, metavar="FILE",
+        help="also draw the error by size, 1, 2, 4, ..., in the unit of --size auto",
+    )  # fmt: skip
+    parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write what was done, in JSON"
     )
 
@@ -201,8 +205,9 @@ def run(arguments: argparse.Namespace) -> int:
             from thinformer.cpu.jit import telling_of_compilation
             from thinformer.files import job, report, thin
 
-            if arguments.plot is not None:
-                can_plot(arguments.plot)
+            for option in ("plot", "curve"):
+                if getattr(arguments, option) is not None:
+                    can_plot(getattr(arguments, option), f"--{option}")
             with telling_of_compilation(tell) as tell_all:
                 outcome = thin.run(job.job_of(arguments), tell_all)
     except MemoryError as error:

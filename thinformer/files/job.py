@@ -60,6 +60,7 @@ class Job(NamedTuple):
     standardize: bool
     row_numbers: bool
     plot: Path | None
+    curve: Path | None
     report: Path | None
     chunk_rows: int
     kind: str | None
@@ -88,6 +89,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         standardize=_standardized(arguments),
         row_numbers=arguments.row_numbers,
         plot=arguments.plot,
+        curve=arguments.curve,
         report=arguments.report,
         chunk_rows=arguments.chunk_rows,
         kind=None if arguments.format is None else f".{arguments.format}",
@@ -217,7 +219,7 @@ def _check_formats(job: Job) -> str:
 def _check_paths(job: Job, kind: str) -> None:
     """Check that every file to write has a folder, and is no other file of the command."""
     standard = Path(STANDARD)
-    outputs = {"-o": job.out, "--plot": job.plot, "--report": job.report}
+    outputs = {"-o": job.out, "--plot": job.plot, "--curve": job.curve, "--report": job.report}
     if job.row_numbers and kind == ".npy":
         outputs["--row-numbers"] = rows_beside(job.out)
     places: dict[Path, str] = {}
@@ -256,8 +258,8 @@ def _check_numbers(job: Job) -> None:
         checks.integer("--size", job.size, 1)
     if job.ess is not None:
         checks.positive("--ess", job.ess)
-        if job.size is not None:
-            raise ValueError(f"--ess is for --size auto; got --size {job.size}")
+        if job.size is not None and job.curve is None:
+            raise ValueError(f"--ess is for --size auto and --curve; got --size {job.size}")
     checks.integer("--chunk-rows", job.chunk_rows, 1)
     checks.integer("--g", job.g, 0)
     if job.seed is not None:

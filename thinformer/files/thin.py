@@ -17,21 +17,23 @@ from numpy.typing import NDArray
 from thinformer.files.comparison import Compared, Seen, compared, see
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
-from thinformer.files.messages import few, shown, writing
+from thinformer.files.messages import brief, few, shown, writing
 from thinformer.files.output import replacing
 from thinformer.files.packing import packing
-from thinformer.files.plot import draw
 from thinformer.files.report import Outcome, report
 from thinformer.files.sampler import format_skipped
 from thinformer.files.several import open_sources
 from thinformer.files.source import STANDARD, Request, Source, title
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
+from thinformer.plot import draw_coreset
+from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
 from thinformer.thinning import ess as effective
-from thinformer.thinning.arguments import as_weights, median_distance
+from thinformer.thinning.arguments import median_distance, unequal_weights
 from thinformer.thinning.methods import BLIND
 from thinformer.thinning.scales import deviations
+from thinformer.thinning.sizes import error_curve
 from thinformer.thinning.streaming import LEAST, merge_and_reduce
 from thinformer.thinning.thin import thin
 
@@ -85,6 +87,9 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         _write(job, source, reading, outputs, outcome)
         if "plot" in outputs:
             _draw(job, source, reading, points, outputs["plot"])
+        if "curve" in outputs:
+            tell("measuring the error by size", None)
+            _draw_errors(job, source, reading, outcome, outputs["curve"])
         end = time.perf_counter()
         outcome.seconds.update({"writing": end - thinned, "total": end - start})
         outcome = outcome._replace(peak_megabytes=peak_resident_megabytes())
@@ -97,7 +102,7 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
 
 def _outputs(job: Job, kind: str, stack: contextlib.ExitStack) -> dict[str, Path]:
     """Files to write, by what they hold; each replaces its path when the stack closes."""
-    paths = {"out": job.out, "plot": job.plot, "report": job.report}
+    paths = {"out": job.out, "plot": job.plot, "curve": job.curve, "report": job.report}
     if job.row_numbers and kind == ".npy":
         paths["rows"] = rows_beside(job.out)
     outputs = {}
@@ -142,7 +147,23 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
     scale = 1.0 if reading.deviation is None else reading.deviation
     every = reading.seen.points * scale
     with writing(str(job.plot), "drawn"):
-        draw(every, points * scale, source.labels, target, job.plot.suffix.lower())
+        figure = draw_coreset(every, points * scale, [brief(label) for label in source.labels])
+        figure.savefig(target, dpi=150, format=job.plot.suffix.lower()[1:])
+
+
+def _draw_errors(
+    job: Job, source: Source, reading: _Reading, outcome: Outcome, target: Path
+) -> None:
+    """Draw the error of coresets by size."""
+    assert job.curve is not None
+    assert reading.seen is not None
+    if reading.seen.only is None:
+        raise ValueError(_several_chunks(job, "--curve"))
+    points, weights = reading.seen.only
+    ess, _ = _effective_size(job, source, points, weights)
+    curve = error_curve(points, ess=ess, weights=weights, **_settings(job, outcome.seed))
+    with writing(str(job.curve), "drawn"):
+        draw_curve(curve).savefig(target, dpi=150, format=job.curve.suffix.lower()[1:])
 
 
 @contextlib.contextmanager
@@ -169,14 +190,7 @@ def _thin(
     _check_bandwidths(job, source)
     with _about(job):
         chunks = _chunks(job, source, seed, reading, tell)
-        settings: dict[str, Any] = {
-            "kernel": job.kernel,
-            "bandwidth": job.bandwidth,
-            "method": job.method,
-            "g": job.g,
-            "delta": job.delta,
-            "rng": seed,
-        }
+        settings = _settings(job, seed)
         size, ess = job.size, None
         if size is None:
             only = _only_chunk(job, chunks)
@@ -202,17 +216,33 @@ def _thin(
     return coreset.points, outcome
 
 
+def _settings(job: Job, seed: int) -> dict[str, Any]:
+    """The arguments of `thinformer.thin` that the job states."""
+    return {
+        "kernel": job.kernel,
+        "bandwidth": job.bandwidth,
+        "method": job.method,
+        "g": job.g,
+        "delta": job.delta,
+        "rng": seed,
+    }
+
+
 def _only_chunk(job: Job, chunks: Iterator[Rows]) -> Rows:
     """The chunk that holds all rows."""
     first = next(chunks, None)
     if first is None:
         raise ValueError(f"{name_of(job)}: has no rows")
     if next(chunks, None) is not None:
-        raise ValueError(
-            f"--size auto takes rows of one chunk; {name_of(job)} has more than "
-            f"{chunk_rows(job)}: say --chunk-rows NUMBER, or --size NUMBER"
-        )
+        raise ValueError(_several_chunks(job, "--size auto"))
     return first
+
+
+def _several_chunks(job: Job, option: str) -> str:
+    return (
+        f"{option} takes rows of one chunk; {name_of(job)} has more than {chunk_rows(job)}: "
+        "say --chunk-rows NUMBER" + (", or --size NUMBER" if job.size is None else "")
+    )
 
 
 def _effective_size(
@@ -223,7 +253,8 @@ def _effective_size(
         return job.ess, "given"
     if source.draws:
         return effective.of_draws(points), "autocorrelation"
-    return effective.of_weights(as_weights(weights, len(points))), "independent rows"
+    shares = unequal_weights(weights, len(points))
+    return effective.of_independent(len(points), shares), "independent rows"
 
 
 def _check_bandwidths(job: Job, source: Source) -> None:

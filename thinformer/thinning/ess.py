@@ -17,9 +17,9 @@ def of_draws(array: NDArray) -> float:
     return min(_of_column(column) for column in array.T)
 
 
-def of_weights(weights: NDArray) -> float:
-    """Return the ESS of independent draws with weights (n,) of sum 1 (Kish, 1965)."""
-    return float(1 / (weights @ weights))
+def of_independent(n: int, weights: NDArray | None) -> float:
+    """Return the ESS of n independent draws with weights (n,) of sum 1 (Kish, 1965), or equal."""
+    return float(n) if weights is None else float(1 / (weights @ weights))
 
 
 def _of_column(column: NDArray) -> float:

@@ -28,7 +28,7 @@ from thinformer.thinning.scales import Standardize, for_columns
 from thinformer.thinning.tables import are_draws, as_points
 from thinformer.thinning.task import Task
 
-COMPARED = 2**14  # rows that a coreset is compared with, at most
+COMPARED = 2**16  # rows that a coreset is compared with, at most
 NEAR = 1.05  # the smallest size is found to this factor
 
 
@@ -110,7 +110,7 @@ def error_curve(
     Notes
     -----
     The time is that of the calls of `thin`, and O(n^2 d) for the errors. Where there are more than
-    16,384 points, their KH-Compress coreset of 8,192 to 16,384 rows stands for them.
+    65,536 points, their KH-Compress coreset of 32,768 to 65,536 rows stands for them.
 
     Examples
     --------
@@ -154,8 +154,10 @@ def prepared(
     generator = np.random.default_rng(seed_from(rng))
     task = task_of(array, len(array), options, unit, weights, generator)
     if ess is None:
-        ess = float(len(array)) if weights is None else effective.of_weights(weights)
-        ess = effective.of_draws(array) if are_draws(points) else ess
+        if are_draws(points):
+            ess = effective.of_draws(array)
+        else:
+            ess = effective.of_independent(len(array), weights)
     return task, ess
 
 

@@ -160,7 +160,8 @@ def thin(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
     ).checked()
     if isinstance(size, str):
-        checks.choice("size", size, ("auto",))
+        if size != "auto":
+            raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
         task, draws = sizes.prepared(points, options, ess, rng)
         return sizes.smallest(task, options, draws)
     if ess is not None:
