@@ -165,10 +165,11 @@ def test_a_comparison(monkeypatch):
     """The time of the first call does not count, its rows do."""
     rows = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     done = {"rows": rows, "seconds": [9.0, 1.0, 3.0], "mebibytes": 7.0}
-    monkeypatch.setattr(peers, "METHODS", {"MMD": {"one": None, "other": None, "third": None}})
-    monkeypatch.setattr(peers, "why_not", lambda method, n: "away" if method == "other" else "")
-    monkeypatch.setattr(peers, "in_child", lambda _, method, n, seeds: done if method == "one"
-                        else "failed: no luck")  # fmt: skip
+    names = ("one", "two", "three", "four")
+    results = {"one": done, "three": "failed: no luck", "four": done | {"rows": [[0, 1]] * 3}}
+    monkeypatch.setattr(peers, "METHODS", {"MMD": dict.fromkeys(names)})
+    monkeypatch.setattr(peers, "why_not", lambda method, n: "away" if method == "two" else "")
+    monkeypatch.setattr(peers, "in_child", lambda _, method, n, seeds: results[method])
     stages = []
     line, *others = peers.compared("MMD", 16, 3, lambda stage, fraction: stages.append(stage))
     expected = [
@@ -176,9 +177,10 @@ def test_a_comparison(monkeypatch):
         for seed in range(3)
     ]
     assert line == peers.Line("MMD", 16, 4, "one", pytest.approx(expected), 2.0, 7.0, "")
-    assert [other.note for other in others] == ["away", "failed: no luck"]
-    assert [other.errors for other in others] == [[], []]
-    assert stages[:3] == [f"MMD, n = 16: {method}" for method in ("one", "other", "third")]
+    notes = ["away", "failed: no luck", "left out: 2 rows in place of 4"]
+    assert [other.note for other in others] == notes
+    assert [other.errors for other in others] == [[], [], []]
+    assert stages[:4] == [f"MMD, n = 16: {method}" for method in names]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells this memory")
