@@ -66,7 +66,7 @@ def test_where_other_packages_are_ahead():
                 found.pop(f"thinformer, {method}") for method in ("compress++", "kernel-thinning")
             )
             theirs, of_theirs = found.pop(swept)
-            assert ours - theirs < off + of_theirs
+            assert ours < 1.05 * theirs
             assert measured["thinformer, compress++"].seconds < measured[swept].seconds
             assert ours < fast < min(error for error, _ in found.values())
             if n == 4096:
