@@ -70,7 +70,7 @@ def test_scores_are_the_gradient_of_the_log_density():
 def test_chains_reach_the_mixture():
     """Each variance of the mixture is 1 of a Gaussian and 9 / 2 of the circle."""
     drawn = peers.chains(64_000, 0).reshape(16, 4000, 2)
-    assert np.abs(drawn[:, 0]).max() > 8  # the way in is there
+    assert np.abs(drawn[:, 0]).max() > 8  # the warm-up is there
     late = drawn[:, 1000:].reshape(-1, 2)
     np.testing.assert_allclose(late.mean(axis=0), 0, atol=0.15)
     np.testing.assert_allclose(late.var(axis=0), 5.5, rtol=0.05)

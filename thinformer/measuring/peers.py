@@ -45,7 +45,7 @@ MANY = 4**7  # above so many points, FEW_SEEDS in place of SEEDS
 SEEDS, FEW_SEEDS = 10, 2
 NOTES = """\
 MMD       points of the mixture; Gaussian kernel
-KSD       16 Metropolis chains of the mixture, one after the other, each with its way in; Langevin
+KSD       16 Metropolis chains of the mixture, one after the other, each with its warm-up; Langevin
           Stein kernel of the inverse multiquadric, with the scores of the mixture
 error     mean and standard error over seeds; the bandwidth of both kernels is the root of 2
 seconds   median over seeds, without the first, whose call may compile
@@ -54,7 +54,7 @@ sweeps    the first chooses the rows; each later one replaces every row in turn 
 plain     without the regularisation that is coreax's default
 coreax computes in float32, its default, and sums kernel values in blocks."""
 
-Rows = Callable[[NDArray, NDArray, int, int], NDArray]  # (points, scores, size, seed) -> rows
+Rows = Callable[[NDArray, NDArray, int, int], NDArray]  # (points, scores, size, seed) -> row numbers
 
 
 @dataclass
@@ -88,7 +88,7 @@ def scores(points: Any, xp: Any = np) -> Any:
 def chains(n: int, seed: int) -> NDArray:
     """Return n draws of 16 random-walk Metropolis chains of the mixture, one after the other.
 
-    The chains start far apart, and their way to the mixture is left in.
+    The chains start far apart, and their warm-up is left in.
     """
     rng = np.random.default_rng(seed)
 
