@@ -54,7 +54,7 @@ sweeps    the first chooses the rows; each later one replaces every row in turn 
 plain     without the regularisation that is coreax's default
 coreax computes in float32, its default, and sums kernel values in blocks."""
 
-Rows = Callable[[NDArray, NDArray, int, int], NDArray]  # (points, scores, size, seed) -> row numbers
+Rows = Callable[[NDArray, NDArray, int, int], NDArray]  # (points, scores, size, seed) -> rows
 
 
 @dataclass
