@@ -179,7 +179,7 @@ COMMANDS = {
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",
-    "bench-points": "--largest --sizes --seeds --json",
+    "bench-points": "--largest --sizes --seeds --peers --json",
     "bench-models": "--shapes --tokens --g --size --correction --device --dtype --threads --rounds "
     "--json",
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "
