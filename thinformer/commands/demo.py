@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinformer.commands.options import can_plot
+from thinformer.commands.options import can_plot, print_left_out
 
 if TYPE_CHECKING:
     from thinformer.measuring.demo import Line
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         " many keys drawn\nuniformly. time: all recorded heads, on the NumPy path, best of five."
         " memory: the most held at once beside\none layer's inputs."
     )
+    print_left_out()
     if arguments.plot is not None:
         demo.plot(lines, arguments.plot)
         print(f"plot: {arguments.plot}")
