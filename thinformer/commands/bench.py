@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--quality", nargs="*", type=Path, metavar="FILE.npz",
         help="instead, measure how close to exact attention Thinformer, its corrections and simple"
-        " sampling are: on activations of three trained encoders, or of files with arrays"
+        " sampling are: on activations of trained encoders, or of files with arrays"
         " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
     )  # fmt: skip
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``thinformer demo``: exact attention and Thinformer on activations of three trained encoders."""
+"""``thinformer demo``: exact attention and Thinformer on activations of trained encoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser(
-        "demo", help="exact attention and Thinformer on attention of three trained encoders"
+        "demo", help="exact attention and Thinformer on attention of trained encoders"
     )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="also draw error against keys kept (.png, .svg)"
