@@ -184,13 +184,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with _terminable(), progress() as tell:
             tell("loading", None)
-            from thinformer.cpu.jit import telling_of_compilation
             from thinformer.files import job, report, thin
 
             if arguments.plot is not None:
                 can_plot(arguments.plot)
-            with telling_of_compilation(tell) as tell_all:
-                outcome = thin.run(job.job_of(arguments), tell_all)
+            outcome = thin.run(job.job_of(arguments), tell)
     except MemoryError as error:
         raise ValueError(
             f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"

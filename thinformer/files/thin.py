@@ -174,6 +174,7 @@ def _thin(
             delta=job.delta,
             rng=seed,
             keep=lambda rows: _keep_only(reading.held, rows),
+            progress=tell,
         )
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)

@@ -9,8 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
+from thinformer.halving.problem import Points
+from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.support import checks
+from thinformer.support.progress import Progress, Tell, showing
 from thinformer.thinning.arguments import (
     Target,
     as_problem,
@@ -54,6 +57,7 @@ def thin(
     target: Target = "auto",
     rng: int | np.random.Generator | None = None,
     device: bodies.Device = "auto",
+    progress: Progress = None,
 ) -> NDArray[np.int64]:
     r"""Choose `size` rows of a point set that represent all n.
 
@@ -118,6 +122,14 @@ def thin(
     device : {"auto", "cpu", "cuda"}
         Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
         "halving" with the same draws, under all kernels except `stein` and your own functions.
+    progress : None, bool or function
+        What is told of a call that takes long, on standard error. True shows a bar with the stage
+        and the part of it that is done, of tqdm if it is installed. A function is called with them,
+        as in progress("halving", 0.25), on the thread that calls `thin`; an exception that it
+        raises ends the call. The stages are those of the method: "kernel matrix" for a function in
+        plain Python, "halving", "KT-SPLIT", "mean embedding" (the target of KT-SWAP) and "KT-SWAP",
+        for every block. None is silent, but for a line in a terminal or a notebook, once a process,
+        if kernels are compiled for longer than two seconds. False leaves out the line too.
 
     Returns
     -------
@@ -168,6 +180,7 @@ def thin(
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
+    shown = showing(progress)
     unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points)
     n = len(array)
@@ -196,15 +209,26 @@ def thin(
         array = standardized(array, unit, kernel)
         resolved = resolve(kernel, bandwidth, array, generator)
         check_definite(target, resolved)
-        if device == "cuda":
-            array = np.ascontiguousarray(array)
-        problem = as_problem(array, resolved, shift=True)
-        if holds_scores(resolved):
-            warn_if_reversed(array, resolved.companion, share)
-        task = Task(problem, n, size, share, delta, refine, unique, target, generator, device)
-        rows = choose_rows(task, method, g)
+        with shown as tell:
+            problem = _problem(array, resolved, share, device, tell)
+            task = Task(
+                problem, n, size, share, delta, refine, unique, target, generator, device, tell
+            )
+            rows = choose_rows(task, method, g)
     rows = np.sort(rows)
     return repeats_to_nearest_free(rows, n, share) if unique else rows
+
+
+def _problem(
+    array: NDArray, kernel: Kernel, share: NDArray | None, device: str, tell: Tell
+) -> Points:
+    """The points (n, d) under the kernel, with a warning if its scores seem reversed."""
+    if device == "cuda":
+        array = np.ascontiguousarray(array)
+    problem = as_problem(array, kernel, shift=True, tell=tell)
+    if holds_scores(kernel):
+        warn_if_reversed(array, kernel.companion, share)
+    return problem
 
 
 def _check_options(
