@@ -81,20 +81,20 @@ def test_signatures():
         "draws=None, device='auto')",
         "thin": "(points, size, *, kernel='gaussian', bandwidth='median', standardize='auto', "
         "method='compress++', g=4, delta=0.5, refine=True, unique=True, weights=None, "
-        "target='auto', rng=None, device='auto')",
+        "target='auto', rng=None, device='auto', progress=None)",
         "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "weights=None, target='auto', rng=0)",
+        "weights=None, target='auto', rng=0, progress=None)",
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "rng=0)",
+        "rng=0, progress=None)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
-        "standardize='auto', target='auto', rng=0)",
+        "standardize='auto', target='auto', rng=0, progress=None)",
         "median_distance": "(points, rng=None)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
-        "random_state=None)",
+        "random_state=None, progress=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
