@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+from processes import run
 
 from thinformer.support import compiling
 from thinformer.support.progress import showing
@@ -159,11 +160,36 @@ def test_what_numba_compiles_is_told(timers):
         assert heard == [True, False]
         assert twice(2.0) == 6.0
         assert heard == [True, False] * 2
-        of_a_user = compiled(lambda x: one_more(x) - 1, "a_package_of_thinformer_users")
-        assert of_a_user(1j) == 1j
+        for module in ("a_package_of_thinformer_users", None):  # None: of code that is executed
+            of_a_user = compiled(lambda x: one_more(x) - 1, module)
+            assert of_a_user(1j) == 1j
         assert heard == [True, False] * 2
     assert compiled(lambda x: x + 2)(1) == 3
     assert heard == [True, False] * 2
     with pytest.raises(Exception, match="nonsense"), compiling.told_to(heard.append):
         compiled(lambda x: x.nonsense)(1)
     assert heard == [True, False] * 3
+
+
+@pytest.mark.slow
+def test_the_first_call_of_a_process():
+    """In a pipe it is silent, in a terminal it says the line; whatever is compiled."""
+    said = run("""
+        import io, sys
+        import numpy as np
+        from thinformer import kernel_halve
+        from thinformer.support import compiling
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+        compiling.PATIENCE = 0.0
+        sys.stderr = io.StringIO()
+        kernel_halve(np.eye(4), rng=0)
+        assert sys.stderr.getvalue() == "", sys.stderr.getvalue()
+        sys.stderr = Terminal()
+        kernel_halve(np.eye(4), rng=0)  # is compiled
+        assert sys.stderr.getvalue() == "", sys.stderr.getvalue()
+        kernel_halve(np.eye(4, dtype=np.float32), rng=0)
+        print(sys.stderr.getvalue(), end="")
+    """, THINFORMER_CACHE="0")  # fmt: skip
+    assert said == LINE.strip()

@@ -165,7 +165,7 @@ class _Listener(event.Listener):
     def on_start(self, event: Any) -> None:
         if self.depth == 0:
             function = getattr(event.data["dispatcher"], "py_func", None)
-            self.ours = getattr(function, "__module__", "").startswith("thinformer.")
+            self.ours = str(getattr(function, "__module__", "")).startswith("thinformer.")
             if self.ours:
                 compiling.begin()
         self.depth += 1
