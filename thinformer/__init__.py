@@ -10,6 +10,8 @@ Point sets:
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
+- `error_curve` returns the errors of coresets by their size, an `ErrorCurve`, in a unit that tells
+  how many rows are enough. ``thin(points, "auto")`` takes so many.
 - `median_distance` is the default bandwidth of `thin`.
 - `kh_compress` runs KH-Compress on stacks of point sets. `kernel_halve` keeps one of every two
   points, from their Gram matrix.
@@ -44,6 +46,7 @@ from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import Comparison, Comparisons, compare, mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
+from thinformer.thinning.sizes import ErrorCurve, error_curve
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize
@@ -58,6 +61,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "Draws",
+    "ErrorCurve",
     "Kernel",
     "KernelThinner",
     "Schedule",
@@ -68,6 +72,7 @@ __all__ = [
     "compress_kv",
     "compress_schedule",
     "coreset_size",
+    "error_curve",
     "get_num_threads",
     "kernel_halve",
     "kh_compress",

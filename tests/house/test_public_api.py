@@ -17,11 +17,11 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Attended", "ColumnError", "Comparison", "Comparisons", "Draws", "Kernel", "KernelThinner",
-        "Schedule", "ThinformerAttention", "attention", "compare", "compress", "compress_kv",
-        "compress_schedule", "coreset_size", "get_num_threads", "kernel_halve", "kh_compress",
-        "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
-        "take_draws", "thin", "thinformer_attention",
+        "Attended", "ColumnError", "Comparison", "Comparisons", "Draws", "ErrorCurve", "Kernel",
+        "KernelThinner", "Schedule", "ThinformerAttention", "attention", "compare", "compress",
+        "compress_kv", "compress_schedule", "coreset_size", "error_curve", "get_num_threads",
+        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
+        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -52,6 +52,14 @@ def test_kernels():
     assert all(callable(getattr(thinformer.kernels, name)) for name in thinformer.kernels.__all__)
 
 
+def test_plot():
+    import thinformer.plot  # without matplotlib
+
+    assert sorted(thinformer.plot.__all__) == ["coreset", "error_curve"]
+    assert plain_signature(thinformer.plot.coreset) == "(points, rows)"
+    assert plain_signature(thinformer.plot.error_curve) == "(curve)"
+
+
 def test_torch():
     pytest.importorskip("torch")
     import thinformer.torch
@@ -79,9 +87,12 @@ def test_signatures():
         "kernel_halve": "(K, *, delta=0.5, rng=None, draws=None, device='auto')",
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None, device='auto')",
-        "thin": "(points, size, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "method='compress++', g=4, delta=0.5, refine=True, unique=True, weights=None, "
-        "target='auto', rng=None, device='auto', progress=None)",
+        "thin": "(points, size, *, ess=None, kernel='gaussian', bandwidth='median', "
+        "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
+        "weights=None, target='auto', rng=None, device='auto', progress=None)",
+        "error_curve": "(points, sizes=None, *, ess=None, kernel='gaussian', bandwidth='median', "
+        "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
+        "weights=None, target='auto', rng=0, device='auto', progress=None)",
         "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', standardize='auto', "
         "weights=None, target='auto', rng=0, progress=None)",
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
@@ -162,9 +173,9 @@ def test_signatures_of_tabpfn(monkeypatch):
 
 
 COMMANDS = {
-    "thin": "-o --out --size --columns --standardize --no-standardize --weights --kernel "
-    "--bandwidth --method --g --delta --seed --row-numbers --plot --report --chunk-rows --format "
-    "--delimiter --comment",
+    "thin": "-o --out --size --ess --columns --standardize --no-standardize --weights --kernel "
+    "--bandwidth --method --g --delta --seed --row-numbers --plot --curve --report --chunk-rows "
+    "--format --delimiter --comment",
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",

@@ -248,11 +248,11 @@ def test_what_is_done_is_told():
     def halves(first, last):
         assert last - first == 1
         yield 0.5
-        if first:  # the last piece may be told, or not
+        if first != 1:  # the last piece may be told, or not
             yield 1.0
 
-    threads.run(halves, 2, 2 * threads.PIECE_FLOPS, told.append)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    threads.run(halves, 4, 4 * threads.PIECE_FLOPS, told.append)
+    assert told == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
     told.clear()
     threads.run(lambda first, last: None, 0, 0, told.append)
     assert told == [1.0]

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 import thinformer
-from thinformer import KernelThinner, compare, mmd, mmd2_unbiased, set_num_threads, thin
+from thinformer import (
+    KernelThinner,
+    compare,
+    error_curve,
+    mmd,
+    mmd2_unbiased,
+    set_num_threads,
+    thin,
+)
 from thinformer.support import compiling, progress, threads
 from thinformer.thinning import methods
 from thinformer.thinning.streaming import merge_and_reduce
@@ -26,6 +34,8 @@ CALLS = {
     "weights": lambda **more: thin(X, 16, weights=np.arange(256), rng=0, **more),
     "one row": lambda **more: thin(X, 1, rng=0, **more),
     "all rows": lambda **more: thin(X, 256, rng=0, **more),
+    "size auto": lambda **more: thin(X, "auto", ess=40, rng=0, **more),
+    "error_curve": lambda **more: error_curve(X, [3, 9], **more).mmd,
     "mmd": lambda **more: mmd(X, np.arange(9), **more),
     "mmd2_unbiased": lambda **more: mmd2_unbiased(X, X[:99], **more),
     "compare": lambda **more: compare(X, {"few": np.arange(9)}, **more),
@@ -90,6 +100,18 @@ def test_blocks_are_stages_of_their_own(monkeypatch):
     assert [stage for stage, _ in told] == [
         f"block {block} of 2: {stage}" for block in (1, 2) for stage in stages
     ]
+
+
+def test_sizes_are_stages_of_their_own(monkeypatch):
+    from thinformer.thinning import sizes
+
+    stages = ["halving", "KT-SPLIT", "mean embedding", "KT-SWAP"]
+    of_sizes = [f"{size} rows: {stage}" for size in (3, 9) for stage in stages]
+    told = recorded(CALLS["error_curve"])
+    assert [stage for stage, _ in told] == ["all points: MMD", *of_sizes]
+    monkeypatch.setattr(sizes, "COMPARED", 100)
+    told = recorded(CALLS["error_curve"])
+    assert [stage for stage, _ in told] == ["all points: halving", "all points: MMD", *of_sizes]
 
 
 def test_stages_of_errors(monkeypatch):

@@ -93,12 +93,12 @@ def corrections(text: str) -> list[str]:
     return [checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
 
 
-def can_plot(path: Path) -> None:
+def can_plot(path: Path, option: str = "--plot") -> None:
     """Raise, before the work, where a plot cannot be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("--plot needs matplotlib: pip install 'thinformer[plot]'")
+        raise ImportError(f"{option} needs matplotlib: pip install 'thinformer[plot]'")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot takes a file ending in .png, .svg or .pdf; got {path}")
+        raise ValueError(f"{option} takes a file ending in .png, .svg or .pdf; got {path}")
     can_write(path)
 
 

@@ -36,6 +36,12 @@ written. Each column is divided by its deviation, the distance between its quart
 --no-standardize takes the columns in their units, and so does a --bandwidth in numbers. The chosen
 rows have equal weights: do not apply the column of --weights again.
 
+Size. auto chooses as few rows as are worth E independent draws, where E is the effective sample
+size (ESS) of IN: the squared MMD of the chosen rows to all rows is at most the expected one of E
+independent draws. Rows of a sampler (there is a column of it, or IN are several files, or an ArviZ
+posterior) are taken in their order, and E is the smallest ESS of the columns. All rows must be in
+one chunk.
+
 Comments of CSV. Where the first line begins with #, all lines that do are comments. They are not
 written. A comment is the header if it has a name for each column, the first row below it has a
 number, and no other header follows. If only later lines begin with #, say --comment '#'.
@@ -89,7 +95,15 @@ def add_parser(commands: Any) -> None:
         "-o", "--out", required=True, type=Path, metavar="OUT",
         help="file of the same ending, overwritten; - writes CSV to standard output",
     )  # fmt: skip
-    parser.add_argument("--size", required=True, type=int, metavar="N", help="rows to choose")
+    parser.add_argument(
+        "--size", required=True, metavar="N",
+        help="rows to choose; auto chooses as few as add no more error than IN has, see below",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ess", type=float, metavar="E",
+        help="effective sample size of IN, for --size auto (default: from the autocorrelation of a"
+        " sampler's draws; rows of other files count as independent)",
+    )  # fmt: skip
     _add_columns(parser)
     _add_methods(parser)
     _add_outputs(parser)
@@ -152,6 +166,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="also draw the first four dimensions, rows and coreset (.png, .svg, .pdf)",
     )  # fmt: skip
     parser.add_argument(
+        "--curve", type=Path, metavar="FILE",
+        help="also draw the error by size, 1, 2, 4, ..., in the unit of --size auto",
+    )  # fmt: skip
+    parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write what was done, in JSON"
     )
 
@@ -186,8 +204,9 @@ def run(arguments: argparse.Namespace) -> int:
             tell("loading", None)
             from thinformer.files import job, report, thin
 
-            if arguments.plot is not None:
-                can_plot(arguments.plot)
+            for option in ("plot", "curve"):
+                if getattr(arguments, option) is not None:
+                    can_plot(getattr(arguments, option), f"--{option}")
             outcome = thin.run(job.job_of(arguments), tell)
     except MemoryError as error:
         raise ValueError(

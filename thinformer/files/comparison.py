@@ -133,7 +133,7 @@ def compared(
             even = even[:0]
             notes.append("standard thinning of weighted rows is compared in a single chunk only")
         else:
-            even = even[thin(even, job.size, method="standard", weights=even_weights)]
+            even = even[thin(even, len(coreset), method="standard", weights=even_weights)]
         for i, chosen in enumerate((coreset, even)):
             held = None if share == 1 else seen.only
             work = seen.weighing * max(SAMPLE, len(chosen)) * points.shape[1]

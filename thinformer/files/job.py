@@ -32,6 +32,8 @@ class Job(NamedTuple):
 
     source, out : files; "-" is standard input and output
     more : files that are read after the source, as one table
+    size : rows to choose; None for as few as are worth `ess` independent draws
+    ess : effective sample size of the rows; None for the default
     columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     bandwidth : "median", a number, or a number for each dimension
@@ -45,7 +47,8 @@ class Job(NamedTuple):
     source: Path
     more: list[Path]
     out: Path
-    size: int
+    size: int | None
+    ess: float | None
     kernel: str
     bandwidth: str | float | list[float]
     columns: list[str] | None
@@ -57,6 +60,7 @@ class Job(NamedTuple):
     standardize: bool
     row_numbers: bool
     plot: Path | None
+    curve: Path | None
     report: Path | None
     chunk_rows: int
     kind: str | None
@@ -72,7 +76,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
         source=source,
         more=more,
         out=arguments.out,
-        size=arguments.size,
+        size=_size(arguments.size),
+        ess=arguments.ess,
         kernel=arguments.kernel,
         bandwidth=_bandwidth(arguments.bandwidth),
         columns=None if arguments.columns is None else _columns(arguments.columns),
@@ -84,6 +89,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         standardize=_standardized(arguments),
         row_numbers=arguments.row_numbers,
         plot=arguments.plot,
+        curve=arguments.curve,
         report=arguments.report,
         chunk_rows=arguments.chunk_rows,
         kind=None if arguments.format is None else f".{arguments.format}",
@@ -122,6 +128,15 @@ def _by_number(path: Path) -> list[int | str]:
 def name_of(job: Job) -> str:
     """Return the name of what is read, in errors."""
     return title(job.source) + (f" and {len(job.more)} more" if job.more else "")
+
+
+def _size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--size takes a number of rows, or auto; got {text!r}") from None
 
 
 def _bandwidth(text: str) -> str | float | list[float]:
@@ -204,7 +219,7 @@ def _check_formats(job: Job) -> str:
 def _check_paths(job: Job, kind: str) -> None:
     """Check that every file to write has a folder, and is no other file of the command."""
     standard = Path(STANDARD)
-    outputs = {"-o": job.out, "--plot": job.plot, "--report": job.report}
+    outputs = {"-o": job.out, "--plot": job.plot, "--curve": job.curve, "--report": job.report}
     if job.row_numbers and kind == ".npy":
         outputs["--row-numbers"] = rows_beside(job.out)
     places: dict[Path, str] = {}
@@ -239,7 +254,12 @@ def _check_text(job: Job) -> None:
 
 def _check_numbers(job: Job) -> None:
     """Check sizes, the method and the kernel."""
-    checks.integer("--size", job.size, 1)
+    if job.size is not None:
+        checks.integer("--size", job.size, 1)
+    if job.ess is not None:
+        checks.positive("--ess", job.ess)
+        if job.size is not None and job.curve is None:
+            raise ValueError(f"--ess is for --size auto and --curve; got --size {job.size}")
     checks.integer("--chunk-rows", job.chunk_rows, 1)
     checks.integer("--g", job.g, 0)
     if job.seed is not None:

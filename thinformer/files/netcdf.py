@@ -81,7 +81,8 @@ def open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
     if left:
         notes.append(f"groups copied as they are, not thinned: {listed(left)}")
     unused = [v for v in over if v not in used]
-    return in_memory_source(points, columns, labels, unused, notes, write)
+    source = in_memory_source(points, columns, labels, unused, notes, write)
+    return source._replace(draws=bool(draw_dimensions(main, dims)))
 
 
 def _read(xr: Any, path: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:

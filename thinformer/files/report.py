@@ -21,6 +21,8 @@ class Outcome(NamedTuple):
     """What was done.
 
     rows_in, rows_out : numbers of rows of the two files
+    ess, ess_from : independent draws that the chosen rows are worth, and "given", "independent
+        rows" or "autocorrelation"; None where the size was given
     chunks : number of chunks that were read
     row_numbers : those of the chosen rows; the first row of the file is 0
     columns, unused : columns that the distance is computed on, and columns only written
@@ -41,6 +43,8 @@ class Outcome(NamedTuple):
 
     rows_in: int
     rows_out: int
+    ess: float | None
+    ess_from: str | None
     chunks: int
     row_numbers: list[int]
     columns: list[str]
@@ -82,6 +86,7 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     used += f", {unit}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",
+        *_worth(outcome),
         used,
         *([format_left_out(outcome.left_out)] if outcome.left_out else []),
         f"{kernel}, seed {outcome.seed}",
@@ -94,6 +99,18 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     if outcome.peak_megabytes is not None:
         memory = f", peak memory {outcome.peak_megabytes:.0f} MB"
     return "\n".join([*lines, *outcome.notes, f"time {outcome.seconds['total']:.1f} s{memory}"])
+
+
+def _worth(outcome: Outcome) -> list[str]:
+    """A line that says by what the size was chosen."""
+    if outcome.ess is None:
+        return []
+    why = {
+        "given": "--ess",
+        "independent rows": "all rows count as independent; --ess takes another number",
+        "autocorrelation": "the effective sample size of the rows in their order",
+    }[str(outcome.ess_from)]
+    return [f"the chosen rows are worth {outcome.ess:.0f} independent draws ({why})"]
 
 
 def _worst(outcome: Outcome) -> list[str]:

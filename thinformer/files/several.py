@@ -8,19 +8,24 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from thinformer.files.columns import without_constants
+from thinformer.files.columns import is_of_a_sampler, without_constants
 from thinformer.files.formats import open_source
 from thinformer.files.source import Chunk, Request, Source, optional, title
 
 
 @contextlib.contextmanager
 def open_sources(requests: Sequence[Request], kind: str) -> Iterator[Source]:
-    """Open one file or several; several get a column `chain`, 1, 2, ..., unless they have one."""
+    """Open one file or several; several get a column `chain`, 1, 2, ..., unless they have one.
+
+    Rows are draws in a sampler's order where a column is of a sampler, and in several files.
+    """
     if len(requests) == 1:
         with open_source(requests[0], kind) as source:
-            yield without_constants(source, requests[0])
+            draws = source.draws or any(map(is_of_a_sampler, source.unused))
+            yield without_constants(source._replace(draws=draws), requests[0])
     else:
-        yield without_constants(_joined(requests, kind), requests[0])
+        source = _joined(requests, kind)
+        yield without_constants(source._replace(draws=True), requests[0])
 
 
 def _joined(requests: Sequence[Request], kind: str) -> Source:

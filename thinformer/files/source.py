@@ -44,6 +44,7 @@ class Source(NamedTuple):
     left_out : columns that the distance would be computed on but for a reason, and the reason
     skipped : what was read so far and is no row, and how often
     fields : name and type of each column, for formats of which several files can be read
+    draws : whether the rows are draws in a sampler's order
     """
 
     columns: list[str]
@@ -56,6 +57,7 @@ class Source(NamedTuple):
     left_out: Mapping[str, str] = {}
     skipped: Mapping[str, int] = {}
     fields: Sequence[tuple[str, str]] = ()
+    draws: bool = False
 
 
 class Request(NamedTuple):

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,28 @@ from numpy.typing import NDArray
 from thinformer.files.comparison import Compared, Seen, compared, see
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
-from thinformer.files.messages import few, shown, writing
+from thinformer.files.messages import brief, few, shown, writing
 from thinformer.files.output import replacing
 from thinformer.files.packing import packing
-from thinformer.files.plot import draw
 from thinformer.files.report import Outcome, report
 from thinformer.files.sampler import format_skipped
 from thinformer.files.several import open_sources
 from thinformer.files.source import STANDARD, Request, Source, title
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
+from thinformer.plot import draw_coreset
+from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
-from thinformer.thinning.arguments import median_distance
+from thinformer.support.progress import Tell
+from thinformer.thinning import ess as effective
+from thinformer.thinning.arguments import median_distance, unequal_weights
 from thinformer.thinning.methods import BLIND
 from thinformer.thinning.scales import deviations
-from thinformer.thinning.streaming import merge_and_reduce
+from thinformer.thinning.sizes import error_curve
+from thinformer.thinning.streaming import LEAST, merge_and_reduce
+from thinformer.thinning.thin import thin
+
+Rows = tuple[NDArray, NDArray]  # points and weights
 
 
 @dataclass
@@ -52,7 +59,7 @@ class _Reading:
     seconds: float = 0.0
 
 
-def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
+def run(job: Job, tell: Tell) -> Outcome:
     """Carry the request out.
 
     Parameters
@@ -81,6 +88,9 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
         _write(job, source, reading, outputs, outcome)
         if "plot" in outputs:
             _draw(job, source, reading, points, outputs["plot"])
+        if "curve" in outputs:
+            tell("measuring the error by size", None)
+            _draw_errors(job, source, reading, outcome, outputs["curve"], tell)
         end = time.perf_counter()
         outcome.seconds.update({"writing": end - thinned, "total": end - start})
         outcome = outcome._replace(peak_megabytes=peak_resident_megabytes())
@@ -93,7 +103,7 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
 
 def _outputs(job: Job, kind: str, stack: contextlib.ExitStack) -> dict[str, Path]:
     """Files to write, by what they hold; each replaces its path when the stack closes."""
-    paths = {"out": job.out, "plot": job.plot, "report": job.report}
+    paths = {"out": job.out, "plot": job.plot, "curve": job.curve, "report": job.report}
     if job.row_numbers and kind == ".npy":
         paths["rows"] = rows_beside(job.out)
     outputs = {}
@@ -138,7 +148,24 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
     scale = 1.0 if reading.deviation is None else reading.deviation
     every = reading.seen.points * scale
     with writing(str(job.plot), "drawn"):
-        draw(every, points * scale, source.labels, target, job.plot.suffix.lower())
+        figure = draw_coreset(every, points * scale, [brief(label) for label in source.labels])
+        figure.savefig(target, dpi=150, format=job.plot.suffix.lower()[1:])
+
+
+def _draw_errors(
+    job: Job, source: Source, reading: _Reading, outcome: Outcome, target: Path, tell: Tell
+) -> None:
+    """Draw the error of coresets by size."""
+    assert job.curve is not None
+    assert reading.seen is not None
+    if reading.seen.only is None:
+        raise ValueError(_several_chunks(job, "--curve"))
+    points, weights = reading.seen.only
+    ess, _ = _effective_size(job, source, points, weights)
+    settings = _settings(job, outcome.seed)
+    curve = error_curve(points, ess=ess, weights=weights, progress=tell, **settings)
+    with writing(str(job.curve), "drawn"):
+        draw_curve(curve).savefig(target, dpi=150, format=job.curve.suffix.lower()[1:])
 
 
 @contextlib.contextmanager
@@ -157,24 +184,28 @@ def _thin(
     job: Job,
     source: Source,
     reading: _Reading,
-    tell: Callable[[str, float | None], None],
+    tell: Tell,
 ) -> tuple[NDArray, Outcome]:
     """Thin the rows of a source, compare, and return the chosen points."""
     start = time.perf_counter()
     seed = int(np.random.default_rng().integers(2**32)) if job.seed is None else job.seed
     _check_bandwidths(job, source)
     with _about(job):
+        chunks = _chunks(job, source, seed, reading, tell)
+        settings = _settings(job, seed)
+        size, ess = job.size, None
+        if size is None:
+            only = _only_chunk(job, chunks)
+            ess = _effective_size(job, source, *only)
+            chosen = thin(only[0], "auto", ess=ess[0], weights=only[1], progress=tell, **settings)
+            size = chosen.size
+            chunks = iter([only])
         coreset = merge_and_reduce(
-            _chunks(job, source, seed, reading, tell),
-            job.size,
-            kernel=job.kernel,
-            bandwidth=job.bandwidth,
-            method=job.method,
-            g=job.g,
-            delta=job.delta,
-            rng=seed,
+            chunks,
+            size,
             keep=lambda rows: _keep_only(reading.held, rows),
             progress=tell,
+            **settings,
         )
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
@@ -186,7 +217,51 @@ def _thin(
         "comparing": time.perf_counter() - thinned,
     }
     rows = coreset.rows.tolist()
-    return coreset.points, _outcome(job, source, reading, found, seed, rows, seconds)
+    outcome = _outcome(job, source, reading, found, seed, rows, seconds)
+    if ess is not None:
+        outcome = outcome._replace(ess=ess[0], ess_from=ess[1])
+    return coreset.points, outcome
+
+
+def _settings(job: Job, seed: int) -> dict[str, Any]:
+    """The arguments of `thinformer.thin` that the job states."""
+    return {
+        "kernel": job.kernel,
+        "bandwidth": job.bandwidth,
+        "method": job.method,
+        "g": job.g,
+        "delta": job.delta,
+        "rng": seed,
+    }
+
+
+def _only_chunk(job: Job, chunks: Iterator[Rows]) -> Rows:
+    """The chunk that holds all rows."""
+    first = next(chunks, None)
+    if first is None:
+        raise ValueError(f"{name_of(job)}: has no rows")
+    if next(chunks, None) is not None:
+        raise ValueError(_several_chunks(job, "--size auto"))
+    return first
+
+
+def _several_chunks(job: Job, option: str) -> str:
+    return (
+        f"{option} takes rows of one chunk; {name_of(job)} has more than {chunk_rows(job)}: "
+        "say --chunk-rows NUMBER" + (", or --size NUMBER" if job.size is None else "")
+    )
+
+
+def _effective_size(
+    job: Job, source: Source, points: NDArray, weights: NDArray
+) -> tuple[float, str]:
+    """The effective sample size of the rows, and where it is from."""
+    if job.ess is not None:
+        return job.ess, "given"
+    if source.draws:
+        return effective.of_draws(points), "autocorrelation"
+    shares = unequal_weights(weights, len(points))
+    return effective.of_independent(len(points), shares), "independent rows"
 
 
 def _check_bandwidths(job: Job, source: Source) -> None:
@@ -218,7 +293,9 @@ def _outcome(
     notes = [*source.notes, *format_skipped(source.skipped), *distances.pop("notes")]
     return Outcome(
         rows_in=seen.rows,
-        rows_out=job.size,
+        rows_out=len(rows),
+        ess=None,
+        ess_from=None,
         chunks=seen.chunks,
         row_numbers=rows,
         columns=source.columns,
@@ -241,8 +318,8 @@ def _chunks(
     source: Source,
     seed: int,
     reading: _Reading,
-    tell: Callable[[str, float | None], None],
-) -> Iterator[NDArray | tuple[NDArray, NDArray]]:
+    tell: Tell,
+) -> Iterator[Rows]:
     """Yield points and weights of a source, chunk by chunk, standardised if the job says so."""
     generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws
     clock = time.perf_counter()
@@ -268,7 +345,7 @@ def _chunks(
                 f"{name_of(job)}: --weights {shown(job.weights)} must not be negative; "
                 f"it holds {weights.min()}"
             )
-        reading.seen = see(reading.seen, points, weights, job.size, generator)
+        reading.seen = see(reading.seen, points, weights, job.size or LEAST, generator)
         rows = reading.seen.rows
         reading.held.append((np.arange(rows - len(points), rows), chunk.records))
         reading.seconds += time.perf_counter() - clock
@@ -276,7 +353,7 @@ def _chunks(
         yield points, weights
         clock = time.perf_counter()
     reading.seconds += time.perf_counter() - clock
-    if reading.seen is not None and reading.seen.rows < job.size:
+    if reading.seen is not None and job.size is not None and reading.seen.rows < job.size:
         raise ValueError(
             f"{name_of(job)}: --size {job.size} is more than its {reading.seen.rows} rows"
         )

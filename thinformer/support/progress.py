@@ -33,6 +33,11 @@ def ignore(fraction: float) -> None:
     """The part of a stage that is done, for nobody."""
 
 
+def labelled(tell: Tell, part: str) -> Tell:
+    """Return a tell(stage, fraction) that also says of which part of the work."""
+    return lambda stage, fraction: tell(f"{part}: {stage}", fraction)
+
+
 def begin(tell: Tell, stage: str) -> Callable[[float], None]:
     """Begin a stage; return done(fraction), whose last fraction is 1."""
     tell(stage, 0.0)

@@ -171,7 +171,7 @@ def _counter(units: int, done: Callable[[float], None]) -> Callable[[float], Non
         nonlocal finished
         with lock:
             finished += part
-        if get_ident() == caller and finished < units:
+        if part and finished < units and get_ident() == caller:
             done(finished / units)
 
     return add

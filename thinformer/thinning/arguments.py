@@ -198,6 +198,12 @@ def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDAr
     return array / total
 
 
+def unequal_weights(weights: ArrayLike | None, n: int) -> NDArray | None:
+    """Return the weights (n,) of n points, scaled to a sum of 1; None where they are equal."""
+    array = as_weights(weights, n)
+    return array if np.ptp(array) > 0 else None
+
+
 def _tabulated(function: Callable, points: NDArray, tell: Tell) -> NDArray:
     """The Gram matrix (n, n) of points under a plain Python function, with a warning."""
     n = len(points)

@@ -13,7 +13,7 @@ from thinformer.cpu.run import compiled_for, diagonal, embed, run_schedule, squa
 from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
-from thinformer.support.progress import Tell, begin, ignore, within
+from thinformer.support.progress import begin, ignore, labelled, within
 from thinformer.thinning.arguments import as_weights
 from thinformer.thinning.task import Task
 from thinformer.thinning.weights import (
@@ -21,6 +21,7 @@ from thinformer.thinning.weights import (
     eligible,
     equal_copies,
     repeats_to_first_free,
+    repeats_to_nearest_free,
     spare_rows,
 )
 
@@ -37,14 +38,42 @@ PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,5
 
 
 def choose_rows(task: Task, method: str, g: int) -> NDArray:
-    """Return the rows that one of the first four methods chooses; g is that of Compress++."""
+    """Return the rows that a method chooses, increasing; g is that of Compress++."""
+    if method in BLIND or (task.size == task.n and task.unique):
+        return blind_rows(task.n, task.size, method, task.weights, task.unique, task.generator)
     if method == "compress++":
-        return compress_plus_plus(task, g)
-    if method == "kernel-thinning":
-        return kernel_thinning(task, equal_copies(task), task.delta, eligible(task), None)
-    if method == "kh-compress":
-        return kh_compress_rows(task)
-    return halve_repeatedly(task)
+        rows = compress_plus_plus(task, g)
+    elif method == "kernel-thinning":
+        rows = kernel_thinning(task, equal_copies(task), task.delta, eligible(task), None)
+    elif method == "kh-compress":
+        rows = kh_compress_rows(task)
+    else:
+        rows = halve_repeatedly(task)
+    return _in_order(rows, task.n, task.weights, task.unique)
+
+
+def blind_rows(
+    n: int,
+    size: int,
+    method: str,
+    weights: NDArray | None,
+    unique: bool,
+    generator: np.random.Generator,
+) -> NDArray:
+    """Return the rows of n that are chosen without a look at the points, increasing."""
+    if size == n and unique:
+        return np.arange(n)
+    if method == "standard":
+        rows = standard_rows(n, size, weights)
+    else:
+        rows = random_rows(n, size, weights, unique, generator)
+    return _in_order(rows, n, weights, unique)
+
+
+def _in_order(rows: NDArray, n: int, weights: NDArray | None, unique: bool) -> NDArray:
+    """Increasing rows; none of them twice, if `unique`."""
+    rows = np.sort(rows)
+    return repeats_to_nearest_free(rows, n, weights) if unique else rows
 
 
 def halvings_to(n_rows: int, size: int) -> int:
@@ -73,16 +102,11 @@ def compress_plus_plus(task: Task, g: int) -> NDArray:
     kept = []
     for block, size in enumerate(sizes):
         if size:
-            tell = _of_block(task.tell, block, blocks)
+            tell = labelled(task.tell, f"block {block + 1} of {blocks}")
             part = task._replace(size=int(size), delta=task.delta / blocks, tell=tell)
             own = rows[block_of == block]
             kept.append(_compress_block(part, own, g, spare[block::blocks], every=False))
     return np.concatenate(kept)
-
-
-def _of_block(tell: Tell, block: int, blocks: int) -> Tell:
-    """A tell that says which block it is."""
-    return lambda stage, fraction: tell(f"block {block + 1} of {blocks}: {stage}", fraction)
 
 
 def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bool) -> NDArray:

@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.support import checks
-from thinformer.thinning.posterior import is_variable, posterior_group, sample_dimensions
+from thinformer.thinning.posterior import (
+    draw_dimensions,
+    is_variable,
+    posterior_group,
+    sample_dimensions,
+)
 
 # for dates and durations
 REMEDY = "; make it a number, as by (t - t.min()) / np.timedelta64(1, 's'), or leave it out"
@@ -63,6 +68,16 @@ def has_columns(points: Any) -> bool:
         return True
     of_xarray = any(hasattr(points, each) for each in ("dims", "children", "posterior"))
     return of_xarray or isinstance(points, Mapping)
+
+
+def are_draws(points: Any) -> bool:
+    """Whether rows are draws in a sampler's order: those of a posterior, or of a dict of draws."""
+    if isinstance(points, Mapping) and not hasattr(points, "data_vars"):
+        return True
+    if is_variable(points):
+        return True
+    group = posterior_group(points)
+    return hasattr(group, "data_vars") and bool(draw_dimensions(group, group.dims))
 
 
 def column_names(points: Any, dimensions: int) -> list[str]:

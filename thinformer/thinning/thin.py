@@ -9,42 +9,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
-from thinformer.halving.problem import Points
-from thinformer.kernels import Kernel
-from thinformer.kernels.catalogue import as_kernel
 from thinformer.support import checks
-from thinformer.support.progress import Progress, Tell, showing
-from thinformer.thinning.arguments import (
-    Target,
-    as_problem,
-    as_weights,
-    check_definite,
-    check_finite,
-    holds_scores,
-    resolve,
-    target_of,
-    warn_if_reversed,
-)
-from thinformer.thinning.methods import (
-    BLIND,
-    METHODS,
-    ON_GPU,
-    SWAPPED,
-    Method,
-    choose_rows,
-    random_rows,
-    standard_rows,
-)
-from thinformer.thinning.scales import Standardize, for_columns, standardized
+from thinformer.support.progress import Progress, showing
+from thinformer.thinning import sizes
+from thinformer.thinning.arguments import Target, check_finite, unequal_weights
+from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
+from thinformer.thinning.options import ThinOptions, task_of
+from thinformer.thinning.scales import Standardize, for_columns
 from thinformer.thinning.tables import as_points
-from thinformer.thinning.task import Task
-from thinformer.thinning.weights import repeats_to_nearest_free
 
 
 def thin(
     points: Any,
-    size: int,
+    size: int | Literal["auto"],
     *,
+    ess: float | None = None,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
@@ -71,8 +50,15 @@ def thin(
         read in place. The rows of a posterior are its draws, chain after chain; its columns are
         the elements of its variables. `take_draws` makes a posterior of the chosen rows. A dict
         has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D.
-    size : int
-        Rows to choose, from 1 to n.
+    size : int or "auto"
+        Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
+        draws: their squared MMD is at most the expected one of so many draws. `error_curve` returns
+        errors by size.
+    ess : float, optional
+        For "auto", the effective sample size of the points: thinning then adds no more error than
+        the points have themselves. By default it is estimated for a posterior and a dict of draws,
+        from their autocorrelation, as the smallest over the columns. Rows of an array and of a
+        frame count as independent: it is n, or for weighted rows :math:`1 / \sum_i w_i^2`.
     kernel : str, Kernel, function or "precomputed"
         The name of a kernel; a kernel made by `thinformer.kernels`; or your own function k(x, y),
         compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
@@ -123,13 +109,18 @@ def thin(
         Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
         "halving" with the same draws, under all kernels except `stein` and your own functions.
     progress : None, bool or function
-        What is told of a call that takes long, on standard error. True shows a bar with the stage
-        and the part of it that is done, of tqdm if it is installed. A function is called with them,
-        as in progress("halving", 0.25), on the thread that calls `thin`; an exception that it
-        raises ends the call. The stages are those of the method: "kernel matrix" for a function in
-        plain Python, "halving", "KT-SPLIT", "mean embedding" (the target of KT-SWAP) and "KT-SWAP",
-        for every block. None is silent, but for a line in a terminal or a notebook, once a process,
-        if kernels are compiled for longer than two seconds. False leaves out the line too.
+        What is written of a call that takes long, on standard error.
+
+        - None: one line in a terminal or a notebook, once a process, if kernels are compiled for
+          longer than two seconds.
+        - True: a bar with the stage and the part of it that is done, of tqdm if it is installed.
+        - False: nothing.
+        - A function is called with them, as in progress("halving", 0.25), on the thread that calls
+          `thin`. An exception that it raises ends the call. The line of None is written too.
+
+        The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
+        "KT-SPLIT", "mean embedding" (what KT-SWAP compares with) and "KT-SWAP". Where there are
+        several blocks or sizes, a stage says of which: "block 1 of 2: halving", "64 rows: halving".
 
     Returns
     -------
@@ -181,74 +172,28 @@ def thin(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
     shown = showing(progress)
+    options = ThinOptions(
+        kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
+    ).checked()
+    if isinstance(size, str):
+        if size != "auto":
+            raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
+        with shown as tell:
+            task, draws = sizes.prepared(points, options, ess, rng, tell)
+            return sizes.smallest(task, options, draws)
+    if ess is not None:
+        raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
     unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points)
     n = len(array)
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    device = _check_options(method, target, kernel, refine, device)
-    target = target_of(target, kernel)
-    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
-    refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
+    share = unequal_weights(weights, n)
     generator = np.random.default_rng(seed_from(rng))
-    share = None if weights is None else as_weights(weights, n)
-    if share is not None and np.ptp(share) == 0:
-        share = None
-    if isinstance(kernel, str) and kernel != "precomputed":
-        as_kernel(kernel)
-    if method in BLIND or (size == n and unique):  # the kernel changes nothing
+    if method in BLIND or (size == n and options.unique):  # the kernel changes nothing
         check_finite(array)
-        if size == n and unique:
-            return np.arange(n)
-        if method == "standard":
-            rows = standard_rows(n, size, share)
-        else:
-            rows = random_rows(n, size, share, unique, generator)
-    else:
-        array = standardized(array, unit, kernel)
-        resolved = resolve(kernel, bandwidth, array, generator)
-        check_definite(target, resolved)
-        with shown as tell:
-            problem = _problem(array, resolved, share, device, tell)
-            task = Task(
-                problem, n, size, share, delta, refine, unique, target, generator, device, tell
-            )
-            rows = choose_rows(task, method, g)
-    rows = np.sort(rows)
-    return repeats_to_nearest_free(rows, n, share) if unique else rows
-
-
-def _problem(
-    array: NDArray, kernel: Kernel, share: NDArray | None, device: str, tell: Tell
-) -> Points:
-    """The points (n, d) under the kernel, with a warning if its scores seem reversed."""
-    if device == "cuda":
-        array = np.ascontiguousarray(array)
-    problem = as_problem(array, kernel, shift=True, tell=tell)
-    if holds_scores(kernel):
-        warn_if_reversed(array, kernel.companion, share)
-    return problem
-
-
-def _check_options(
-    method: Method, target: Target, kernel: Any, refine: bool, device: bodies.Device
-) -> Literal["cpu", "cuda"]:
-    """Check the options that depend on each other; return "cpu" or "cuda"."""
-    checks.choice("method", method, METHODS)
-    represents = target_of(target, kernel)
-    device = bodies.choose(device)
-    if device == "cuda" and method not in ON_GPU:
-        raise NotImplementedError(
-            f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; got {method!r}'
-        )
-    blind = target == "auto" and method in BLIND  # which has no target
-    if represents == "mean-zero" and not (refine and method in SWAPPED) and not blind:
-        wanted = (
-            f"target='mean-zero' takes refine=True and method {' or '.join(map(repr, SWAPPED))}; "
-            f"got refine={refine!r}, method={method!r}"
-        )
-        if target == "auto":
-            wanted = f"kernel stein has target='mean-zero' unless you say target='sample'. {wanted}"
-        raise ValueError(wanted)
-    return device
+        return blind_rows(n, size, method, share, options.unique, generator)
+    with shown as tell:
+        task = task_of(array, size, options, unit, share, generator, tell)
+        return choose_rows(task, method, options.g)

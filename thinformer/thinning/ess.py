@@ -1,0 +1,38 @@
+"""How many independent draws a sample is worth, by which `size` "auto" is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+
+def of_draws(array: NDArray) -> float:
+    """Return the effective sample size (ESS) of draws (n, d) in a sampler's order, at most n.
+
+    It is the smallest over the columns of n / tau, where tau is the integrated autocorrelation time
+    by Geyer's initial monotone sequence (Geyer, 1992, "Practical Markov chain Monte Carlo"). Chains
+    that follow each other are taken as one. O(n d log n).
+    """
+    return min(_of_column(column) for column in array.T)
+
+
+def of_independent(n: int, weights: NDArray | None) -> float:
+    """Return the ESS of n independent draws with weights (n,) of sum 1 (Kish, 1965), or equal."""
+    return float(n) if weights is None else float(1 / (weights @ weights))
+
+
+def _of_column(column: NDArray) -> float:
+    n = len(column)
+    # scaling by a power of two is exact; without it the squares may overflow or underflow
+    _, exponent = np.frexp(np.abs(column).max())
+    scaled = np.ldexp(column.astype(np.float64), -exponent)
+    spectrum = fft.rfft(scaled - scaled.mean(), fft.next_fast_len(2 * n, real=True))
+    covariance = fft.irfft(np.abs(spectrum) ** 2)[: n - n % 2] / n
+    if covariance.size == 0 or covariance[0] <= 0:  # a single row, or a constant column
+        return float(n)
+    pairs = (covariance / covariance[0]).reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pairs <= 0)
+    pairs = pairs[: negative[0]] if negative.size else pairs
+    tau = 2 * np.minimum.accumulate(pairs).sum() - 1
+    return float(min(n, n / tau)) if tau > 0 else float(n)
