@@ -45,9 +45,10 @@ def one_access_at_a_time():
 @pytest.fixture(autouse=True, scope="session")
 def no_lines_of_progress():
     """Commands that tests run print none, however slow the machine is."""
-    from thinformer.support import progress
+    from thinformer.support import compiling, progress
 
     progress.BEFORE = 1e6
+    compiling.PATIENCE = 1e6
 
 
 @pytest.fixture
