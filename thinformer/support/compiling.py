@@ -76,7 +76,7 @@ def _say() -> None:
     """Write the line, where someone reads it and nobody else tells."""
     global _said
     stream = sys.stderr
-    if _said or _listeners or not (_in_pipes or _is_watched(stream)):
+    if _listeners or not (_in_pipes or _is_watched(stream)):
         return
     _said = True
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
