@@ -177,7 +177,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Thin the file, and print what was done where no rows are printed."""
-    from thinformer.files.messages import printable
+    from thinformer.support.names import printable
     from thinformer.support.progress import progress
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.messages import few, listed
+from thinformer.files.messages import listed
 from thinformer.files.source import CHECKED, Chunk, Request, Source, title
+from thinformer.support.names import few
 
 # reasons to leave a column out, as users read them
 OF_A_SAMPLER, INDEX, CONSTANT = "of a sampler", "an index", "constant"

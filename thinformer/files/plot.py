@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.messages import brief
+from thinformer.support.names import brief
 
 DIMENSIONS = 4  # drawn at most
 COLOURS = ("0.75", "#D55E00")  # the rows, the coreset

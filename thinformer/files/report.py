@@ -11,8 +11,8 @@ import numpy as np
 
 from thinformer.files.columns import format_left_out
 from thinformer.files.job import Job
-from thinformer.files.messages import few, printable
 from thinformer.files.source import STANDARD
+from thinformer.support.names import few, printable
 
 PACKAGES = ("thinformer", "numpy", "scipy", "numba", "pyarrow", "xarray", "h5netcdf")
 

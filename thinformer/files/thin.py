@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinformer.files.comparison import Compared, Seen, compared, see
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
-from thinformer.files.messages import few, shown, writing
+from thinformer.files.messages import shown, writing
 from thinformer.files.output import replacing
 from thinformer.files.packing import packing
 from thinformer.files.plot import draw
@@ -28,6 +28,7 @@ from thinformer.files.source import STANDARD, Request, Source, title
 from thinformer.halving.draws import seed_from
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.support.machine import peak_resident_megabytes
+from thinformer.support.names import few
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.methods import BLIND
 from thinformer.thinning.scales import deviations

@@ -3,5 +3,6 @@
 - `checks`: errors about arguments: each names the argument, what it got and what it takes.
 - `threads`: threads that kernels run on, made in each process.
 - `progress`: a progress bar on a terminal.
+- `names`: names as users read them, printable and short.
 - `machine`: the memory that a call takes, and the machine that figures belong to.
 """

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -142,7 +141,7 @@ def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) 
             "scores point away from the mass of the points: they should be the gradient of the log "
             f"density, not of its negative. The mean of <x - mean(x), score(x)> is {mean:.3g}; it "
             "is negative where the density decays",
-            stacklevel=depth(),
+            stacklevel=checks.depth(),
         )
 
 
@@ -203,7 +202,7 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
     warnings.warn(
         f"kernel is plain Python: it is called {n * (n + 1) // 2} times, and the matrix of its "
         "values is stored; compile it with numba.njit to have neither",
-        stacklevel=depth(),
+        stacklevel=checks.depth(),
     )
     K = np.empty((n, n), points.dtype)
     for i in range(n):
@@ -212,11 +211,3 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
     if not np.isfinite(K).all():
         raise ValueError("kernel must return finite numbers; for some of the points it does not")
     return K
-
-
-def depth() -> int:
-    """The `stacklevel` of a warning that names the first caller outside this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from thinformer.kernels.kernel import Kernel
 from thinformer.kernels.phi import STEIN, TABLE
-from thinformer.thinning.arguments import check_finite, depth, holds_scores
+from thinformer.support import checks
+from thinformer.thinning.arguments import check_finite, holds_scores
 from thinformer.thinning.tables import has_columns
 
 Standardize = Literal["auto", "scale", "whiten", False]
@@ -138,5 +139,5 @@ def _warn_if_unlike(array: NDArray, remedy: str) -> None:
         f"points have columns on unlike scales: the deviation of column {most} is "
         f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}{remedy}; "
         "standardize=False takes them as they are",
-        stacklevel=depth(),
+        stacklevel=checks.depth(),
     )
