@@ -296,7 +296,7 @@ def tables(case, path):
         ("no rows.parquet", [], "has no rows"),
         ("cut.parquet", [], "cannot be read as Parquet: "),
         ("NaN.nc", [], "row 200 (the first is 0), column 'v[1]' holds nan"),
-        ("two.nc", [], "they share 'a', 'b'"),
+        ("two.nc", [], "dimensions chain and draw, or one that they share; they share ['a', 'b']"),
         ("none.nc", [], "has no group 'posterior' and no variables"),
     ],
 )

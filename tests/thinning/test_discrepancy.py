@@ -214,15 +214,21 @@ def test_compare_has_numpys_and_scipys_values():
 def test_compare_has_the_errors_of_each_column():
     x = np.column_stack([X[:, 0], 1e4 * X[:, 1], np.ones(150)])
     frame = pd.DataFrame(x, columns=["a", "b", "c"])
-    (row,) = compare(frame, {"few": ROWS})
-    assert [each.column for each in row.columns] == ["a", "b", "c"]
+    with pytest.warns(UserWarning, match=r"left out of the distance: c \(constant\)"):
+        (row,) = compare(frame, {"few": ROWS})
+    assert [each.column for each in row.columns] == ["a", "b"]
     for i, each in enumerate(row.columns[:2]):
         column, part = x[:, i], x[ROWS, i]
         assert math.isclose(each.mean, abs(part.mean() - column.mean()) / column.std())
         assert math.isclose(each.deviation, abs(part.std() / column.std() - 1))
         off = np.abs(np.quantile(part, [0.05, 0.95]) - np.quantile(column, [0.05, 0.95]))
         assert math.isclose(each.tails, off.max() / column.std())
-    assert row.columns[2] == ("c", 0, 0, 0)
+    assert column_errors(x, x[ROWS], ["a", "b", "c"]) == (*row.columns, ("c", 0, 0, 0))
+    (of_array,) = compare(x, {"few": ROWS}, standardize="scale")
+    assert [each[1:] for each in of_array.columns] == [
+        *(each[1:] for each in row.columns),
+        (0, 0, 0),
+    ]
     assert row.worst == max(row.columns[:2], key=lambda each: each.mean)
     assert row.mean == row.worst.mean
 

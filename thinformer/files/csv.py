@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.files.cells import numeric_columns, values_of
-from thinformer.files.columns import INDEX, default_columns
+from thinformer.files.columns import default_columns
 from thinformer.files.header import Top, read_top
 from thinformer.files.messages import writing
 from thinformer.files.packing import packed, packing, unpacked
@@ -35,6 +35,7 @@ from thinformer.files.source import (
     places,
     title,
 )
+from thinformer.thinning.columns import INDEX
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BLOCK = 8192  # records whose fields are held at once

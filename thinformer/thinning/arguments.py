@@ -19,7 +19,8 @@ from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_ker
 from thinformer.kernels.kernel import MEDIAN
 from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
-from thinformer.thinning.tables import as_points
+from thinformer.thinning.columns import counted
+from thinformer.thinning.tables import read
 
 Target = Literal["auto", "sample", "mean-zero"]
 TARGETS = get_args(Target)
@@ -91,7 +92,8 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     """
     from scipy.spatial.distance import pdist
 
-    array = as_points(points)
+    (table,) = counted({"points": read(points)})
+    array = table.values
     if len(array) > MEDIAN_ROWS:
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]

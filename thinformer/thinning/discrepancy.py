@@ -23,8 +23,7 @@ from thinformer.thinning.arguments import (
     target_of,
 )
 from thinformer.thinning.moments import ColumnError, column_errors
-from thinformer.thinning.scales import Standardize, for_columns, standardized
-from thinformer.thinning.tables import as_points, column_names
+from thinformer.thinning.scales import Standardize, samples, standardized
 
 
 def mmd(
@@ -48,8 +47,9 @@ def mmd(
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
-    coreset : (s,) int array of rows of `points`, or (s, d) float array of points
-        The coreset; its points are equally weighted.
+    coreset : (s,) int array of rows of `points`, or points (s, d) as an array, frame or posterior
+        The coreset; its points are equally weighted. Columns that have names are those of `points`,
+        in any order.
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.
@@ -89,10 +89,17 @@ def mmd(
     >>> round(mmd(x, [0], bandwidth=1.0), 4)  # sqrt((1 - exp(-1/2)) / 2)
     0.4435
     """
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points).astype(np.float64, copy=False)
+    rows = _row_numbers(coreset)
+    given = {"points": points} if rows is not None else {"points": points, "coreset": coreset}
+    unit, tables = samples(given, standardize, kernel, bandwidth)
+    array = tables[0].values.astype(np.float64, copy=False)
     n = len(array)
-    rows, array = _with_coreset(array, coreset)
+    if rows is None:
+        own = tables[1].values.astype(np.float64, copy=False)
+        checks.finite("coreset", bool(np.isfinite(own).all()))
+        rows, array = n + np.arange(len(own)), np.concatenate([array, own])
+    else:
+        _check_rows("coreset", rows, n)
     represents = target_of(target, kernel)
     array = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
@@ -134,6 +141,7 @@ def mmd2_unbiased(
     ----------
     x : (n, d) array, data frame or posterior, n >= 2
     y : (m, d) likewise, m >= 2
+        Columns that have names in both are the same, in any order.
     kernel, bandwidth, standardize, rng
         See `mmd`; a median bandwidth, and scales, are computed from both samples together.
 
@@ -157,17 +165,13 @@ def mmd2_unbiased(
     >>> mmd2_unbiased([[0.0], [1.0]], [[0.0], [1.0]], kernel="linear")
     -0.5
     """
-    unit = for_columns(standardize, x, kernel, bandwidth)
-    first, second = (
-        as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
-    )
+    unit, tables = samples({"x": x, "y": y}, standardize, kernel, bandwidth)
+    first, second = (table.values.astype(np.float64, copy=False) for table in tables)
     n, m = len(first), len(second)
     for name, sample in (("x", first), ("y", second)):
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(sample)}")
         checks.finite(name, bool(np.isfinite(sample).all()))
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
     both = standardized(np.concatenate([first, second]), unit, kernel)
     problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
     total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
@@ -277,18 +281,20 @@ def compare(
     -----
     O(n^2 d) time, O(n d) memory.
     """
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points).astype(np.float64, copy=False)
+    unit, (held,) = samples({"points": points}, standardize, kernel, bandwidth)
+    array = held.values.astype(np.float64, copy=False)
     n = len(array)
     if isinstance(kernel, str) and kernel == "precomputed":
         raise ValueError("kernel='precomputed' says nothing of energy and moments; see `mmd`")
     if not isinstance(coresets, Mapping):
         raise TypeError(f"coresets must be a dict of rows by name; got {type(coresets).__name__}")
     chosen = {}
-    for name, rows in coresets.items():
-        chosen[name], with_own = _with_coreset(array, rows, f"coresets[{name!r}]")
-        if len(with_own) > n:
+    for name, coreset in coresets.items():
+        rows = _row_numbers(coreset)
+        if rows is None:
             raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
+        _check_rows(f"coresets[{name!r}]", rows, n)
+        chosen[name] = rows
     represents = target_of(target, kernel)
     measured = standardized(array, unit, kernel)
     resolved = resolve(kernel, bandwidth, measured, rng)
@@ -300,7 +306,6 @@ def compare(
     else:
         mmds = _squares_to_points(problem, listed, n)
     energies = _squares_to_points(as_problem(measured, energy()), listed, n)
-    names = column_names(points, array.shape[1])
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
     size_of_covariance = np.linalg.norm(covariance) or 1.0
     table = Comparisons()
@@ -308,7 +313,7 @@ def compare(
         table.measure = "KSD"
     for (name, rows), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
         part = array[rows]
-        columns = column_errors(array, part, names)
+        columns = column_errors(array, part, held.labels)
         of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
         table.append(
             Comparison(
@@ -353,23 +358,15 @@ def _root(squared: float) -> float:
     return float(np.sqrt(max(squared, 0)))
 
 
-def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[NDArray, NDArray]:
-    """Return the coreset's rows, and the points they are rows of.
-
-    A coreset of rows leaves the points as they are; a coreset of points is appended to them.
-    """
-    n = len(array)
+def _row_numbers(coreset: Any) -> NDArray[np.int64] | None:
+    """The rows (s,) of a coreset; None where it has points of its own."""
     rows = np.asarray(coreset)
-    if rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size:
-        if rows.min() < 0 or rows.max() >= n:
-            raise ValueError(
-                f"{name} must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
-            )
-        return rows.astype(np.int64), array
-    own = as_points(coreset, name).astype(np.float64)
-    if own.shape[1] != array.shape[1]:
+    of_rows = rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size
+    return rows.astype(np.int64) if of_rows else None
+
+
+def _check_rows(name: str, rows: NDArray[np.int64], n: int) -> None:
+    if rows.min() < 0 or rows.max() >= n:
         raise ValueError(
-            f"{name} must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
+            f"{name} must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
         )
-    checks.finite(name, bool(np.isfinite(own).all()))
-    return n + np.arange(len(own)), np.concatenate([array, own])

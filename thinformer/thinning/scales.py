@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.kernels.catalogue import makes_kernels
 from thinformer.kernels.kernel import Kernel
-from thinformer.kernels.phi import STEIN, TABLE
+from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.arguments import check_finite, holds_scores
-from thinformer.thinning.tables import has_columns
+from thinformer.thinning.columns import Table, counted
+from thinformer.thinning.tables import has_columns, read
 
 Standardize = Literal["auto", "scale", "whiten", False]
 NORMAL = 1.3489795003921634  # the distance between the quartiles of a standard normal distribution
@@ -26,14 +29,45 @@ OF_SCORES = (
 LOOKED_AT = 4096  # rows whose deviations are compared for the warning
 
 
-def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: Any) -> Standardize:
+def samples(
+    given: Mapping[str, Any],
+    standardize: Standardize,
+    kernel: Any,
+    bandwidth: Any,
+    every: bool = False,
+) -> tuple[Standardize, list[Table]]:
+    """Read points, and a sample beside them, by one rule.
+
+    Parameters
+    ----------
+    given : dict
+        The points and perhaps a sample, by the names of their arguments.
+    standardize, kernel, bandwidth
+        Arguments of the call.
+    every : bool
+        Keep columns that are no data, for a method that computes no distance. They are kept too
+        where the kernel is made for each column.
+
+    Returns
+    -------
+    unit : "auto", "scale", "whiten" or False
+        For `standardized`: names of columns of either decide what "auto" is.
+    tables : list of Table
+        Those of `given`, with the same columns in the same order.
+    """
+    unit = for_columns(standardize, kernel, bandwidth, any(map(has_columns, given.values())))
+    every = every or belongs_to_columns(kernel, bandwidth)
+    return unit, counted({name: read(each, name, every) for name, each in given.items()}, every)
+
+
+def for_columns(standardize: Standardize, kernel: Any, bandwidth: Any, named: bool) -> Standardize:
     """Return what "auto" means for points with named columns; all else is returned as it is.
 
     A bandwidth that is given, alone or in a kernel, has the units of the points: these stay. So do
     those of a Stein kernel, whose scores have units too; unlike columns are told.
     """
-    named = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
-    if not (standardize is False or named):
+    known = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
+    if not (standardize is False or known):
         raise ValueError(
             f"standardize must be 'auto', 'scale', 'whiten' or False; got {standardize!r}"
         )
@@ -43,7 +77,7 @@ def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: A
         return "auto"
     if not unit_is_free(kernel, bandwidth):
         return False
-    return "scale" if has_columns(points) else "auto"
+    return "scale" if named else "auto"
 
 
 def standardized(
@@ -117,6 +151,19 @@ def unit_is_free(kernel: Any, bandwidth: Any) -> bool:
     """
     by_name = isinstance(kernel, str) and kernel not in ("precomputed", "sobolev")
     return by_name and isinstance(bandwidth, str)
+
+
+def belongs_to_columns(kernel: Any, bandwidth: Any) -> bool:
+    """Whether a kernel or a bandwidth is made for each column, so that none can be left out.
+
+    A function of yours may read a column by its place.
+    """
+    if isinstance(kernel, str):
+        return kernel == "precomputed" or np.ndim(bandwidth) > 0
+    if not isinstance(kernel, Kernel):
+        return callable(kernel) and not makes_kernels(kernel)
+    own = (STEIN, PAIRWISE, TABLE)
+    return any(isinstance(term.scale, tuple) or term.tag in own for term in kernel.summands)
 
 
 def _holds_more(kernel: Kernel) -> bool:

@@ -32,8 +32,7 @@ from thinformer.thinning.methods import (
     random_rows,
     standard_rows,
 )
-from thinformer.thinning.scales import Standardize, for_columns, standardized
-from thinformer.thinning.tables import as_points
+from thinformer.thinning.scales import Standardize, samples, standardized
 from thinformer.thinning.task import Task
 from thinformer.thinning.weights import repeats_to_nearest_free
 
@@ -66,7 +65,9 @@ def thin(
         float32 is computed in float32, float64 and integers in float64. A memory-mapped array is
         read in place. The rows of a posterior are its draws, chain after chain; its columns are
         the elements of its variables. `take_draws` makes a posterior of the chosen rows. A dict
-        has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D.
+        has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D. Columns that have names
+        and are of a sampler (``lp__``, ``chain``, ``draw``, ...), an index or constant are left out
+        of the distance, with a warning, unless the kernel or bandwidth is made for each column.
     size : int
         Rows to choose, from 1 to n.
     kernel : str, Kernel, function or "precomputed"
@@ -136,7 +137,8 @@ def thin(
     Warns
     -----
     UserWarning
-        Columns are on unlike scales; a kernel is plain Python; scores seem to have the wrong sign.
+        Columns are left out of the distance, or on unlike scales; a kernel is plain Python; scores
+        seem to have the wrong sign.
 
     Notes
     -----
@@ -168,13 +170,13 @@ def thin(
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points)
+    device = _check_options(method, target, kernel, refine, device)
+    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, method in BLIND)
+    array = table.values
     n = len(array)
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
-    device = _check_options(method, target, kernel, refine, device)
     target = target_of(target, kernel)
     g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
     refine, unique = checks.boolean("refine", refine), checks.boolean("unique", unique)
