@@ -40,6 +40,10 @@ ERRORS = {
     "carriage return in an option": ("in.csv", TABLE, ["--columns", "z\ry"], "--columns 'z'"),
     "only comments": ("in.csv", "# model = a\n\n# b\n", [],
                       "in.csv: is empty but for comments; it takes a header row and rows"),
+    "only counted warm-up": (
+        "in.csv", "# num_warmup = 20\n# save_warmup = 1\n# engaged = 0\n" + TABLE, [],
+        "in.csv: all of its 20 rows are warm-up, as a comment says save_warmup = 1 and num_warmup "
+        "is not less; without the first comment"),
     "only warm-up": ("in.csv", "# save_warmup = 1\n" + TABLE, [],
                      "in.csv: all of its 20 rows are warm-up, as a comment says save_warmup = 1"),
     "a comment that may be a row": ("in.csv", "# a\nt,x\np,1\np,2\n#p,3\n", [],

@@ -45,7 +45,8 @@ names. Columns without names are 0, 1, ... for --columns, and OUT has no header 
 are repeated among the rows, as in joined files, are left out and counted.
 
 Warm-up. Where a comment of CmdStan says save_warmup = 1, rows above "Adaptation terminated" are
-left out and counted.
+left out and counted. Of a run without adaptation (engaged = 0), which has no such line, as many
+rows are left out as num_warmup and thin say.
 
 Seed. The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
 
