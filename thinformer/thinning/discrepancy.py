@@ -101,7 +101,7 @@ def mmd(
     else:
         _check_rows("coreset", rows, n)
     represents = target_of(target, kernel)
-    array = standardized(array, unit, kernel, of=array[:n])
+    array, kernel = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
     check_definite(represents, resolved)
     if len(array) > n and resolved.tag in (STEIN, TABLE):
@@ -172,7 +172,7 @@ def mmd2_unbiased(
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(sample)}")
         checks.finite(name, bool(np.isfinite(sample).all()))
-    both = standardized(np.concatenate([first, second]), unit, kernel)
+    both, kernel = standardized(np.concatenate([first, second]), unit, kernel)
     problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
     total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
     for rows in (np.arange(n), n + np.arange(m)):
@@ -296,7 +296,7 @@ def compare(
         _check_rows(f"coresets[{name!r}]", rows, n)
         chosen[name] = rows
     represents = target_of(target, kernel)
-    measured = standardized(array, unit, kernel)
+    measured, kernel = standardized(array, unit, kernel)
     resolved = resolve(kernel, bandwidth, measured, rng)
     check_definite(represents, resolved)
     listed = list(chosen.values())
