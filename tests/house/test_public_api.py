@@ -87,7 +87,7 @@ def test_signatures():
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
         "rng=0)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
-        "standardize='auto', target='auto', rng=0)",
+        "standardize='auto', weights=None, target='auto', rng=0)",
         "median_distance": "(points, rng=None)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",

@@ -243,6 +243,31 @@ def test_errors_of_weighted_columns_are_those_of_repeated_rows():
         assert abs(one.tails - other.tails) < 0.05  # quantiles of repeated rows are interpolated
 
 
+@pytest.mark.parametrize("kind", [np.asarray, lambda x: pd.DataFrame(x, columns=list("abc"))])
+def test_compare_with_weights_is_compare_with_repeated_rows(kind):
+    """All but tails, which are interpolated between repeated rows."""
+    repeats = np.random.default_rng(5).integers(1, 6, size=len(X))
+    x = X * [1.0, 5.0, 2.0]
+    often = np.repeat(x, repeats, axis=0)
+    chosen = ROWS, np.r_[0, np.cumsum(repeats)][ROWS]
+    options = {"kernel": kernels.laplace(2.0)}
+    (row,) = compare(kind(x), {"few": chosen[0]}, weights=3 * repeats, **options)
+    (other,) = compare(kind(often), {"few": chosen[1]}, **options)
+    np.testing.assert_allclose(row[2:6], other[2:6], rtol=1e-9)
+    for one, two in zip(row.columns, other.columns, strict=True):
+        assert one.column == two.column
+        np.testing.assert_allclose(one[1:3], two[1:3], rtol=1e-9)
+        assert abs(one.tails - two.tails) < 0.1
+    assert row.mmd == mmd(kind(x), ROWS, weights=repeats, **options)
+    assert compare(x, {"few": ROWS}, weights=np.full(len(x), 7)) == compare(x, {"few": ROWS})
+    stein = kernels.stein(-x)
+    (of_density,) = compare(x, {"few": ROWS}, kernel=stein, weights=repeats, standardize=False)
+    assert of_density.mmd == mmd(x, ROWS, kernel=stein, standardize=False)  # no part in a KSD
+    assert of_density[3:] == compare(x, {"few": ROWS}, weights=repeats)[0][3:]
+    with pytest.raises(ValueError, match=r"^weights must be numbers of shape \(150,\)"):
+        compare(x, {"few": ROWS}, weights=[1.0])
+
+
 def test_compare_prints_a_table():
     table = compare(X, {"a": ROWS, "a longer name": [0]}, bandwidth=1.0)
     head, first, second = str(table).splitlines()

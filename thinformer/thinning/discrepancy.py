@@ -251,6 +251,7 @@ def compare(
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
+    weights: ArrayLike | None = None,
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
 ) -> Comparisons:
@@ -266,6 +267,9 @@ def compare(
         See `mmd`. With a `stein` kernel the column MMD is "KSD", the kernel Stein discrepancy of
         each coreset; all other errors are to the points. MMD and energy distance are in units of
         standardised columns, where columns are; all other errors have no unit.
+    weights : (n,) array, optional
+        The weights of the points in the sample that the errors are to; equal by default. They have
+        no part in a KSD.
 
     Returns
     -------
@@ -296,6 +300,7 @@ def compare(
         _check_rows(f"coresets[{name!r}]", rows, n)
         chosen[name] = rows
     represents = target_of(target, kernel)
+    share = as_weights(weights, n)
     measured, kernel = standardized(array, unit, kernel)
     resolved = resolve(kernel, bandwidth, measured, rng)
     check_definite(represents, resolved)
@@ -304,17 +309,17 @@ def compare(
     if represents == "mean-zero":
         mmds = [_square_of(problem, rows) for rows in listed]
     else:
-        mmds = _squares_to_points(problem, listed, n)
-    energies = _squares_to_points(as_problem(measured, energy()), listed, n)
-    covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
-    size_of_covariance = np.linalg.norm(covariance) or 1.0
+        mmds = _squares_to_points(problem, listed, share)
+    energies = _squares_to_points(as_problem(measured, energy()), listed, share)
+    unequal = share if np.ptp(share) else None
+    covariance = _covariance(array, unequal)
     table = Comparisons()
     if represents == "mean-zero" and holds_scores(resolved):
         table.measure = "KSD"
     for (name, rows), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
         part = array[rows]
-        columns = column_errors(array, part, held.labels)
-        of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
+        columns = column_errors(array, part, held.labels, unequal)
+        off = _covariance(part, None) - covariance
         table.append(
             Comparison(
                 name,
@@ -322,11 +327,16 @@ def compare(
                 _root(mmd2),
                 _root(energy2),
                 max(each.mean for each in columns),
-                float(np.linalg.norm(of_part - covariance) / size_of_covariance),
+                float(np.linalg.norm(off) / (np.linalg.norm(covariance) or 1.0)),
                 columns,
             )
         )
     return table
+
+
+def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
+    """The covariance (d, d) of points (n, d)."""
+    return np.atleast_2d(np.cov(points, rowvar=False, ddof=0, aweights=weights))
 
 
 def _square_of(problem: Points, rows: NDArray) -> float:
@@ -334,10 +344,9 @@ def _square_of(problem: Points, rows: NDArray) -> float:
     return square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
 
 
-def _squares_to_points(problem: Points, coresets: list[NDArray], n: int) -> list[float]:
-    """The squared MMD of each coreset, rows (s,), to the n points of a problem."""
-    share = np.full(n, 1 / n)
-    of_points = square(problem, np.arange(n)[None], share)[0]
+def _squares_to_points(problem: Points, coresets: list[NDArray], share: NDArray) -> list[float]:
+    """The squared MMD of each coreset, rows (s,), to the points of a problem, weighted (n,)."""
+    of_points = square(problem, np.arange(share.size)[None], share)[0]
     return [of_points + _terms_of_coreset(problem, rows, share) for rows in coresets]
 
 
