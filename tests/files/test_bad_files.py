@@ -318,9 +318,9 @@ def test_errors_of_other_formats(case, arguments, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "name", "message"),
     [
-        ("pyarrow", "in.parquet", "Parquet files need pyarrow: pip install 'thinformer[files]'"),
-        ("xarray", "in.nc", "NetCDF files need xarray: pip install 'thinformer[files]'"),
-        ("h5netcdf", "in.nc", "NetCDF files need h5netcdf: pip install 'thinformer[files]'"),
+        ("pyarrow", "in.parquet", "Parquet files need pyarrow: pip install pyarrow"),
+        ("xarray", "in.nc", "NetCDF files need xarray: pip install xarray h5netcdf"),
+        ("h5netcdf", "in.nc", "NetCDF files need h5netcdf: pip install xarray h5netcdf"),
     ],
 )
 def test_what_is_not_installed_is_named(module, name, message, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ try:
     from sklearn.utils.validation import validate_data
 except ImportError as error:
     raise ImportError(
-        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'"
+        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'scikit-learn>=1.6'"
     ) from error
 
 from thinformer.support import checks
