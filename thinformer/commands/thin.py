@@ -32,9 +32,9 @@ Columns. The distance is computed on all columns of numbers, but not on those of
 iteration, draw, .chain, ..., and all that end in __, as lp__), an index (a column without a name,
 or whole numbers that increase and are named id, index or row), and columns that are constant, where
 all rows are in one chunk. The command says what it leaves out; --columns takes any. All columns are
-written. Each column is divided by its deviation, the distance between its quartiles over 1.349;
---no-standardize takes the columns in their units, and so does a --bandwidth in numbers. The chosen
-rows have equal weights: do not apply the column of --weights again.
+written. Each column is divided by its robust standard deviation, the distance between its quartiles
+over 1.349; --no-standardize takes the columns in their units, and so does a --bandwidth in numbers.
+The chosen rows have equal weights: do not apply the column of --weights again.
 
 Comments of CSV. Where the first line begins with #, all lines that do are comments. They are not
 written. A comment is the header if it has a name for each column, the first row below it has a
@@ -56,7 +56,7 @@ prints a bound: "below" a number.
 
 Memory. .csv, .tsv and .parquet are read in chunks. If there are several, each chunk is thinned to a
 weighted coreset of at least c = max(2^g * size, 4096) rows. Coresets are merged and halved, and
-those left at the end are thinned to the size; "median" and the deviations are then computed on the
+those left at the end are thinned to the size; "median" and the scales are then computed on the
 first chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
 
     300 MB + (2 * chunk-rows + 6 * sqrt(chunks) * c) * (120 + 24 * columns used + bytes of a row)
@@ -107,8 +107,9 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--standardize", action=argparse.BooleanOptionalAction, default=None,
-        help="divide each of these columns by its deviation (default: yes, unless --bandwidth gives"
-        " numbers or the kernel is sobolev)",
+        help="divide each of these columns by its robust standard deviation, the distance between"
+        " its quartiles over 1.349 (default: yes, unless --bandwidth gives numbers or the kernel is"
+        " sobolev)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="COLUMN",

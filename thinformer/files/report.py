@@ -78,7 +78,9 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     compared = f"MMD to {outcome.compared_with}: {ours}"
     if theirs != "not known":
         compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
-    unit = "each divided by its deviation" if outcome.scales else "in their own units"
+    unit = (
+        "each divided by its robust standard deviation" if outcome.scales else "in their own units"
+    )
     used += f", {unit}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",

@@ -123,7 +123,7 @@ def standardized(
 
 
 def deviations(array: NDArray) -> NDArray[np.float64]:
-    """Return a robust deviation of each column of (n, d); 1 for a constant column.
+    """Return a robust standard deviation of each column of (n, d); 1 for a constant column.
 
     It is the distance between the quartiles over 1.349, which is the standard deviation of normal
     columns and which few wild rows do not change. Where half of a column is one value, it is the
@@ -186,7 +186,7 @@ def _warn_if_unlike(array: NDArray, remedy: str) -> None:
     if not APART * spread[least] < spread[most] < np.inf:
         return
     warnings.warn(
-        f"points have columns on unlike scales: the deviation of column {most} is "
+        f"points have columns on unlike scales: the standard deviation of column {most} is "
         f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}{remedy}; "
         "standardize=False takes them as they are",
         stacklevel=checks.depth(),

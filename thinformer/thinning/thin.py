@@ -82,10 +82,11 @@ def thin(
         The unit of the columns. "scale" divides each by a robust standard deviation, the distance
         between its quartiles over 1.349. "whiten" makes the covariance the identity. False takes
         the columns as they are. "auto" scales the columns of a frame or a posterior, and takes an
-        array as it is, with a warning if deviations differ by more than a factor of 10. It is False
-        with a bandwidth that is given, with a `Kernel` or function of yours, and with "sobolev" and
-        "precomputed". A `stein` kernel takes columns as they are, with that warning; with "scale"
-        or "whiten" its scores are transformed like the columns, and its bandwidth has their units.
+        array as it is, with a warning if standard deviations differ by a factor above 10. It is
+        False with a bandwidth that is given, with a `Kernel` or function of yours, and with
+        "sobolev" and "precomputed". A `stein` kernel takes columns as they are, with that warning;
+        with "scale" or "whiten" its scores are transformed like the columns, and its bandwidth has
+        their units.
     method : str
         - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
