@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.thinning.sizes import ErrorCurve
-from thinformer.thinning.tables import as_points, column_names
+from thinformer.thinning.tables import read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +47,8 @@ def coreset(points: Any, rows: ArrayLike) -> Figure:
     ImportError
         matplotlib is not installed.
     """
-    array = as_points(points)
-    return draw_coreset(array, array[np.asarray(rows)], column_names(points, array.shape[1]))
+    table = read(points)
+    return draw_coreset(table.values, table.values[np.asarray(rows)], table.labels)
 
 
 def error_curve(curve: ErrorCurve) -> Figure:

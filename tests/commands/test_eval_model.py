@@ -258,7 +258,7 @@ def test_errors_are_one_line(tmp_path, texts, capsys, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert error(capsys, *of_bert) == (
-        "eval-model needs torch, which is not installed: pip install 'thinformer[torch,models]'"
+        "eval-model needs torch, which is not installed: pip install torch transformers"
     )
 
 

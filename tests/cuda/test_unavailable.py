@@ -53,7 +53,10 @@ def without(monkeypatch):
         ({"error": "\nCUDA driver library cannot be found.\n:"}, "CUDA driver library cannot be"),
         ({"error": "Call to cuInit: CUDA_ERROR_NO_DEVICE (100)"}, "CUDA_ERROR_NO_DEVICE"),
         ({"raises": RuntimeError("driver version is insufficient")}, "version is insufficient"),
-        ({"implementation": "Built-in"}, r"pip install 'thinformer\[cuda13\]'"),
+        (
+            {"implementation": "Built-in"},
+            r"pip install 'numba-cuda\[cu13\]', or",
+        ),
         ({}, "the driver finds no GPU"),
     ],
 )

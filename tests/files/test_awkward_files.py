@@ -176,6 +176,30 @@ CASES = {
         stan({"save_warmup": "1", "engaged": "0"}, WARM[:0], adapted=False), out=STAN,
         notes=(OF_STAN,),
     ),
+    "CmdStan, not adapted, warm-up": Case(
+        stan({"num_warmup": "4", "save_warmup": "1", "engaged": "0"}, adapted=False), out=STAN,
+        notes=(OF_STAN, "warm-up rows left out: 4"),
+    ),
+    "CmdStan, not adapted, warm-up, thinned": Case(  # every third of ten draws, from the first on
+        stan({"num_warmup": "10", "save_warmup": "true", "thin": "3 (Default)", "engaged": "false"},
+             adapted=False), out=STAN, notes=(OF_STAN, "warm-up rows left out: 4"),
+    ),
+    "CmdStan, not adapted, quoted": Case(
+        stan({"num_warmup": "4", "save_warmup": "1", "engaged": "0"}, adapted=False)
+        .replace("-7.1", '"-7.1"'), out=STAN, notes=(OF_STAN, "warm-up rows left out: 4"),
+    ),
+    "CmdStan, not adapted, joined": Case(
+        2 * stan({"num_warmup": "4", "save_warmup": "1", "engaged": "0"}, adapted=False),
+        points=np.concatenate([XY, XY]), out=STAN + STAN[STAN.index("\n") + 1 :],
+        notes=(OF_STAN, "warm-up rows left out: 8", "repeated headers left out: 1"),
+    ),
+    "CmdStan, not adapted, of unknown length": Case(
+        stan({"save_warmup": "1", "engaged": "0"}, adapted=False),
+        points=np.concatenate([WARM, XY]),
+        out=STAN.replace("\n", "\n" + table("", "-7.1,0.{i},{x},{y}", WARM), 1),
+        notes=(OF_STAN, "warm-up rows may be kept: save_warmup = 1 without adaptation, and no "
+               "comment says num_warmup; remove these rows from IN"),
+    ),
     "CmdStan, no warm-up": Case(
         stan({"num_warmup": "0", "save_warmup": "1"}, WARM[:0], adapted=False), out=STAN,
         notes=(OF_STAN,),

@@ -40,6 +40,10 @@ ERRORS = {
     "carriage return in an option": ("in.csv", TABLE, ["--columns", "z\ry"], "--columns 'z'"),
     "only comments": ("in.csv", "# model = a\n\n# b\n", [],
                       "in.csv: is empty but for comments; it takes a header row and rows"),
+    "only counted warm-up": (
+        "in.csv", "# num_warmup = 20\n# save_warmup = 1\n# engaged = 0\n" + TABLE, [],
+        "in.csv: all of its 20 rows are warm-up, as a comment says save_warmup = 1 and num_warmup "
+        "is not less; without the first comment"),
     "only warm-up": ("in.csv", "# save_warmup = 1\n" + TABLE, [],
                      "in.csv: all of its 20 rows are warm-up, as a comment says save_warmup = 1"),
     "a comment that may be a row": ("in.csv", "# a\nt,x\np,1\np,2\n#p,3\n", [],
@@ -296,7 +300,7 @@ def tables(case, path):
         ("no rows.parquet", [], "has no rows"),
         ("cut.parquet", [], "cannot be read as Parquet: "),
         ("NaN.nc", [], "row 200 (the first is 0), column 'v[1]' holds nan"),
-        ("two.nc", [], "they share 'a', 'b'"),
+        ("two.nc", [], "dimensions chain and draw, or one that they share; they share ['a', 'b']"),
         ("none.nc", [], "has no group 'posterior' and no variables"),
     ],
 )
@@ -314,9 +318,9 @@ def test_errors_of_other_formats(case, arguments, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "name", "message"),
     [
-        ("pyarrow", "in.parquet", "Parquet files need pyarrow: pip install 'thinformer[files]'"),
-        ("xarray", "in.nc", "NetCDF files need xarray: pip install 'thinformer[files]'"),
-        ("h5netcdf", "in.nc", "NetCDF files need h5netcdf: pip install 'thinformer[files]'"),
+        ("pyarrow", "in.parquet", "Parquet files need pyarrow: pip install pyarrow"),
+        ("xarray", "in.nc", "NetCDF files need xarray: pip install xarray h5netcdf"),
+        ("h5netcdf", "in.nc", "NetCDF files need h5netcdf: pip install xarray h5netcdf"),
     ],
 )
 def test_what_is_not_installed_is_named(module, name, message, tmp_path, capsys, monkeypatch):

@@ -80,12 +80,16 @@ def test_rows_are_draws_in_any_order_of_dimensions(order, tmp_path):
 
 
 def test_arviz_reads_what_was_written(tmp_path):
-    base = pytest.importorskip("arviz_base")
+    import arviz_base as base
+    import arviz_stats as stats
+
     save({"posterior": posterior(), "sample_stats": posterior()[["mu"]]}, tmp_path / "in.nc")
     tree, report = thinned(tmp_path)
     np.testing.assert_array_equal(base.extract(tree)["mu"], POINTS[report["row_numbers"], 0])
     assert base.extract(tree, combined=False).sizes == {"chain": 1, "draw": 20, "school": 2}
     assert tree["sample_stats"].sizes == {"chain": 1, "draw": 20}
+    mean = stats.summary(tree, var_names=["mu"], round_to="none")["mean"].iloc[0]
+    np.testing.assert_allclose(float(mean), POINTS[report["row_numbers"], 0].mean())
 
 
 def test_draws_of_the_prior_are_not_those_of_the_posterior(tmp_path):

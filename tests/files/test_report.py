@@ -51,7 +51,7 @@ def test_report_and_plot(tmp_path, capsys):
     assert lines[0] == f"300 rows -> 20 rows: {tmp_path / 'out.csv'}"
     assert f"MMD to all rows: {report['mmd']:.5f}" in printed.out
     assert f"seed {report['seed']}" in printed.out
-    assert ", each divided by its deviation\n" in printed.out
+    assert ", each divided by its robust standard deviation\n" in printed.out
     mean, tails = (max(errors, key=lambda each: each[name]) for name in ("mean", "tails"))
     assert (
         f"largest error of a mean {mean['mean']:.3f} standard deviations ({mean['column']}), of a "

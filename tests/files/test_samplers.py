@@ -46,7 +46,9 @@ def test_a_folder_of_cmdstan(tmp_path, capsys):
     few, report = tmp_path / "few.csv", tmp_path / "r.json"
     succeed(*files, "-o", few, "--size", 100, "--seed", 1, "--report", report)
     said = capsys.readouterr().out
-    assert "columns mu, tau, theta.1, theta.2, each divided by its deviation\n" in said
+    assert (
+        "columns mu, tau, theta.1, theta.2, each divided by its robust standard deviation\n" in said
+    )
     assert "left out of the distance: lp__, accept_stat__, stepsize__ (of a sampler)" in said
     assert "warm-up rows left out: 240\n" in said
 

@@ -270,7 +270,7 @@ def test_zst_needs_pyarrow(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for source, out in (("in.csv.zst", "out.csv"), ("in.csv", "out.csv.zst")):
         assert run(tmp_path / source, "-o", tmp_path / out, "--size", 5) == 2
-        message = ".zst files need pyarrow: pip install 'thinformer[files]'"
+        message = ".zst files need pyarrow: pip install pyarrow"
         assert message in capsys.readouterr().err
 
 
@@ -287,7 +287,7 @@ def test_a_folder_of_parquet(limit, small, tmp_path, capsys):
     for out, more in (("all", ("--size", N)), ("few", ("--size", 30, "--row-numbers"))):
         succeed(tmp_path / "runs", "-o", tmp_path / f"{out}.parquet", "--chunk-rows", limit, *more)
     said = capsys.readouterr().out
-    assert "columns x, y, dose, each divided by its deviation\n" in said
+    assert "columns x, y, dose, each divided by its robust standard deviation\n" in said
     assert "\nleft out of the distance: chain (of a sampler)" in said
     assert pq.read_table(tmp_path / "all.parquet").equals(table)
     few = pq.read_table(tmp_path / "few.parquet")
@@ -335,7 +335,9 @@ def test_a_list_has_a_remedy_and_an_id_is_no_data(kind, tmp_path, capsys):
     frame.drop(columns="v").join(wide).to_parquet(tmp_path / "in.parquet")
     succeed(*arguments)
     said = capsys.readouterr().out
-    assert "columns v0, v1 (not used: text), each divided by its deviation\n" in said
+    assert (
+        "columns v0, v1 (not used: text), each divided by its robust standard deviation\n" in said
+    )
     assert "\nleft out of the distance: id (an index)" in said
 
 

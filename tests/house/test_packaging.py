@@ -53,6 +53,21 @@ def project(tmp_path):
     return folder
 
 
+def test_advice_to_install_names_packages_that_an_index_has():
+    """Not extras of this package, which is on no index: who has a checkout says `.[files]`."""
+    extras = (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1]
+    of_extras = set(re.findall(r"^    ([a-z][\w-]*)", extras, re.MULTILINE))
+    advised = []
+    for path in sorted((ROOT / "thinformer").rglob("*.py")):
+        text = path.read_text()
+        assert f"{thinformer.__name__}[" not in text, path
+        for line in re.findall(r"pip install (?!\{)([^\"\n]*)", text):
+            names = re.findall(r"[a-z][\w-]+", re.sub(r"\[\w+\]|[<>=]+[\d.]+|, or", "", line))
+            advised += [name for name in names if not line.startswith("--no-deps")]
+    assert len(advised) > 10
+    assert set(advised) <= of_extras | {"tabpfn"}
+
+
 @pytest.mark.slow
 def test_every_tracked_file_is_in_the_sdist(tmp_path):
     """So the tests run where it is unpacked."""

@@ -98,7 +98,7 @@ def test_signatures():
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
         "rng=0, progress=None)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
-        "standardize='auto', target='auto', rng=0, progress=None)",
+        "standardize='auto', weights=None, target='auto', rng=0, progress=None)",
         "median_distance": "(points, rng=None)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",

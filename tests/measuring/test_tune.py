@@ -321,6 +321,5 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert result.stderr == (
-        "thinformer tune: tune needs torch, which is not installed: "
-        "pip install 'thinformer[torch]'\n"
+        "thinformer tune: tune needs torch, which is not installed: pip install torch\n"
     )

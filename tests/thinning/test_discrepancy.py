@@ -214,15 +214,21 @@ def test_compare_has_numpys_and_scipys_values():
 def test_compare_has_the_errors_of_each_column():
     x = np.column_stack([X[:, 0], 1e4 * X[:, 1], np.ones(150)])
     frame = pd.DataFrame(x, columns=["a", "b", "c"])
-    (row,) = compare(frame, {"few": ROWS})
-    assert [each.column for each in row.columns] == ["a", "b", "c"]
+    with pytest.warns(UserWarning, match=r"left out of the distance: c \(constant\)"):
+        (row,) = compare(frame, {"few": ROWS})
+    assert [each.column for each in row.columns] == ["a", "b"]
     for i, each in enumerate(row.columns[:2]):
         column, part = x[:, i], x[ROWS, i]
         assert math.isclose(each.mean, abs(part.mean() - column.mean()) / column.std())
         assert math.isclose(each.deviation, abs(part.std() / column.std() - 1))
         off = np.abs(np.quantile(part, [0.05, 0.95]) - np.quantile(column, [0.05, 0.95]))
         assert math.isclose(each.tails, off.max() / column.std())
-    assert row.columns[2] == ("c", 0, 0, 0)
+    assert column_errors(x, x[ROWS], ["a", "b", "c"]) == (*row.columns, ("c", 0, 0, 0))
+    (of_array,) = compare(x, {"few": ROWS}, standardize="scale")
+    assert [each[1:] for each in of_array.columns] == [
+        *(each[1:] for each in row.columns),
+        (0, 0, 0),
+    ]
     assert row.worst == max(row.columns[:2], key=lambda each: each.mean)
     assert row.mean == row.worst.mean
 
@@ -235,6 +241,31 @@ def test_errors_of_weighted_columns_are_those_of_repeated_rows():
         assert one[0] == other[0]
         np.testing.assert_allclose(one[1:3], other[1:3], rtol=1e-12)
         assert abs(one.tails - other.tails) < 0.05  # quantiles of repeated rows are interpolated
+
+
+@pytest.mark.parametrize("kind", [np.asarray, lambda x: pd.DataFrame(x, columns=list("abc"))])
+def test_compare_with_weights_is_compare_with_repeated_rows(kind):
+    """All but tails, which are interpolated between repeated rows."""
+    repeats = np.random.default_rng(5).integers(1, 6, size=len(X))
+    x = X * [1.0, 5.0, 2.0]
+    often = np.repeat(x, repeats, axis=0)
+    chosen = ROWS, np.r_[0, np.cumsum(repeats)][ROWS]
+    options = {"kernel": kernels.laplace(2.0)}
+    (row,) = compare(kind(x), {"few": chosen[0]}, weights=3 * repeats, **options)
+    (other,) = compare(kind(often), {"few": chosen[1]}, **options)
+    np.testing.assert_allclose(row[2:6], other[2:6], rtol=1e-9)
+    for one, two in zip(row.columns, other.columns, strict=True):
+        assert one.column == two.column
+        np.testing.assert_allclose(one[1:3], two[1:3], rtol=1e-9)
+        assert abs(one.tails - two.tails) < 0.1
+    assert row.mmd == mmd(kind(x), ROWS, weights=repeats, **options)
+    assert compare(x, {"few": ROWS}, weights=np.full(len(x), 7)) == compare(x, {"few": ROWS})
+    stein = kernels.stein(-x)
+    (of_density,) = compare(x, {"few": ROWS}, kernel=stein, weights=repeats, standardize=False)
+    assert of_density.mmd == mmd(x, ROWS, kernel=stein, standardize=False)  # no part in a KSD
+    assert of_density[3:] == compare(x, {"few": ROWS}, weights=repeats)[0][3:]
+    with pytest.raises(ValueError, match=r"^weights must be numbers of shape \(150,\)"):
+        compare(x, {"few": ROWS}, weights=[1.0])
 
 
 def test_compare_prints_a_table():

@@ -206,5 +206,5 @@ def test_without_scikit_learn():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
     assert result.stdout == (
-        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'\n"
+        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'scikit-learn>=1.6'\n"
     )

@@ -163,13 +163,14 @@ def test_arviz_takes_it():
 
 
 def test_arviz_summarises_it():
-    """With arviz-stats, where it is installed."""
-    stats = pytest.importorskip("arviz_stats")
+    import arviz_stats as stats
+
     tree = xr.DataTree.from_dict(groups())
     few = take_draws(tree, np.arange(3, 60, 2))
     summary = stats.summary(few, var_names=["mu"], round_to="none")
     np.testing.assert_allclose(float(summary["mean"].iloc[0]), X[3::2, 0].mean())
-    assert stats.loo(few).n_samples == 29
+    with pytest.warns(UserWarning, match="Pareto"):  # these are too few for its estimate
+        assert stats.loo(few).n_samples == 29
 
 
 def test_draws_taken_twice_say_where_they_were_at_first():

@@ -153,9 +153,6 @@ def test_kernels_that_belong_to_the_points():
         ValueError, match="^standardize must be False with the kernel 'precomputed'"
     ):
         thin(gram, 3, kernel="precomputed", standardize="scale")
-    stein = kernels.stein(-X)
-    with pytest.raises(ValueError, match="^standardize must be False with the kernel 'stein"):
-        thin(X, 3, kernel=stein, standardize="whiten")
     with pytest.raises(ValueError, match="^points must be finite"):
         thin(np.where(X > 3, np.nan, X), 3, standardize="scale")
     wide = np.zeros((9, 1))

@@ -8,6 +8,7 @@ import pytest
 
 from reference import kernels as reference_kernels
 from thinformer import KernelThinner, compare, kernels, mmd, thin
+from thinformer.thinning.scales import deviations
 
 RNG = np.random.default_rng(11)
 X = RNG.normal(0.5, 1.5, size=(400, 2))  # biased, and too wide
@@ -122,13 +123,61 @@ def test_unlike_scales_are_told(bandwidth, frame):
 def test_the_remedy_for_unlike_scales_works():
     """A bandwidth for each column is no remedy: scores of the narrow column outweigh the others."""
     points, scores = X * UNITS, -X / UNITS
-    with pytest.warns(UserWarning, match=r"Take points / u and stein\(scores \* u, ...\), where u"):
+    with pytest.warns(UserWarning, match="standardize='scale' gives all columns, and the scores, "):
         of_bandwidths = thin(points, 40, kernel=kernels.stein(scores, 2.0 * UNITS), rng=0)
-    u = points.std(axis=0)
-    rows = thin(points / u, 40, kernel=kernels.stein(scores * u, "median"), rng=0)
+    kernel = kernels.stein(scores, "median")
+    rows = thin(points, 40, kernel=kernel, standardize="scale", rng=0)
     assert np.abs(X[rows].mean(axis=0)).max() < 0.1
     assert np.abs(X[rows].std(axis=0) - 1).max() < 0.15
     assert np.abs(X[of_bandwidths].mean(axis=0)).max() > 0.2
+
+
+@pytest.mark.parametrize("bandwidth", [2.0, "median", [1.0, 3.0]], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_scores_are_standardized_with_the_points(bandwidth, dtype):
+    """As points and scores that are scaled by hand, times a number too."""
+    points, scores = (X * UNITS).astype(dtype), -X / UNITS
+    u = deviations(points)
+    by_hand = points / u.astype(dtype), 2.5 * kernels.stein(scores * u, bandwidth)
+    kernel, scale = 2.5 * kernels.stein(scores, bandwidth), {"standardize": "scale"}
+    rows = thin(points, 20, kernel=kernel, rng=0, **scale)
+    np.testing.assert_array_equal(rows, thin(by_hand[0], 20, kernel=by_hand[1], rng=0))
+    frame = pd.DataFrame(points, columns=["a", "b"])
+    of_frame = KernelThinner(20, kernel=kernel, random_state=0, **scale).fit(frame)
+    np.testing.assert_array_equal(of_frame.coreset_indices_, rows)
+    points = points.astype("f8")
+    by_hand = points / deviations(points), by_hand[1]
+    expected = mmd(by_hand[0], rows, kernel=by_hand[1])
+    assert mmd(points, rows, kernel=kernel, **scale) == expected
+    (row,) = compare(points, {"few": rows}, kernel=kernel, **scale)
+    assert (row.mmd, row.energy) == compare(by_hand[0], {"few": rows}, kernel=by_hand[1])[0][2:4]
+    assert kernel.companion is not by_hand[1].companion  # the user's kernel is as before
+    np.testing.assert_array_equal(kernel.companion, scores)
+
+
+def test_scores_are_whitened_with_the_points():
+    """The scores of a Gaussian become those of the standard normal, on its own subspace too."""
+    mixing = np.array([[1.0, 0.0], [0.9, 0.2]]) * UNITS[:, None]
+    z = RNG.normal(size=(400, 2))
+    z = np.linalg.solve(
+        np.linalg.cholesky(np.cov(z, rowvar=False, ddof=0)), (z - z.mean(axis=0)).T
+    ).T
+    points, scores = z @ mixing.T, -z @ np.linalg.inv(mixing)  # covariance of z: the identity
+    rows = thin(points, 20, kernel=kernels.stein(scores, 2.0), standardize="whiten", rng=0)
+    expected = mmd(z, rows, kernel=kernels.stein(-z, 2.0))
+    value = mmd(points, rows, kernel=kernels.stein(scores, 2.0), standardize="whiten")
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    doubled = np.column_stack([points, points[:, 0] / UNITS[0] + points[:, 1] / UNITS[1]])
+    kernel = kernels.stein(np.column_stack([scores, np.zeros(400)]), 2.0)
+    value = mmd(doubled, rows, kernel=kernel, standardize="whiten")
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_scores_of_other_points_are_told():
+    for scores in (np.ones((400, 3)), np.ones((399, 2))):
+        for standardize in ("scale", "whiten", False):
+            with pytest.raises(ValueError, match="scores"):
+                thin(X, 20, kernel=kernels.stein(scores), standardize=standardize)
 
 
 # the sign of the scores

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _speed(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("torch") is None:
-        raise ImportError("bench needs torch: pip install 'thinformer[torch]'")
+        raise ImportError("bench needs torch: pip install torch")
     import torch
 
     from thinformer.measuring import speed

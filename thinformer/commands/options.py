@@ -31,7 +31,7 @@ def check_model_libraries(arguments: argparse.Namespace) -> None:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"{arguments.command} needs {package}, which is not installed: "
-                f"pip install 'thinformer[torch,models]'"
+                "pip install torch transformers"
             )
 
 
@@ -97,7 +97,7 @@ def corrections(text: str) -> list[str]:
 def can_plot(path: Path, option: str = "--plot") -> None:
     """Raise, before the work, where a plot cannot be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(f"{option} needs matplotlib: pip install 'thinformer[plot]'")
+        raise ImportError(f"{option} needs matplotlib: pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{option} takes a file ending in .png, .svg or .pdf; got {path}")
     can_write(path)

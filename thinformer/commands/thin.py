@@ -32,9 +32,9 @@ Columns. The distance is computed on all columns of numbers, but not on those of
 iteration, draw, .chain, ..., and all that end in __, as lp__), an index (a column without a name,
 or whole numbers that increase and are named id, index or row), and columns that are constant, where
 all rows are in one chunk. The command says what it leaves out; --columns takes any. All columns are
-written. Each column is divided by its deviation, the distance between its quartiles over 1.349;
---no-standardize takes the columns in their units, and so does a --bandwidth in numbers. The chosen
-rows have equal weights: do not apply the column of --weights again.
+written. Each column is divided by its robust standard deviation, the distance between its quartiles
+over 1.349; --no-standardize takes the columns in their units, and so does a --bandwidth in numbers.
+The chosen rows have equal weights: do not apply the column of --weights again.
 
 Size. auto chooses as few rows as are worth E independent draws, where E is the effective sample
 size (ESS) of IN: the squared MMD of the chosen rows to all rows is at most the expected one of E
@@ -51,7 +51,8 @@ names. Columns without names are 0, 1, ... for --columns, and OUT has no header 
 are repeated among the rows, as in joined files, are left out and counted.
 
 Warm-up. Where a comment of CmdStan says save_warmup = 1, rows above "Adaptation terminated" are
-left out and counted.
+left out and counted. Of a run without adaptation (engaged = 0), which has no such line, as many
+rows are left out as num_warmup and thin say.
 
 Seed. The same IN, options, --seed and --chunk-rows choose the same rows, on any number of threads.
 
@@ -61,7 +62,7 @@ prints a bound: "below" a number.
 
 Memory. .csv, .tsv and .parquet are read in chunks. If there are several, each chunk is thinned to a
 weighted coreset of at least c = max(2^g * size, 4096) rows. Coresets are merged and halved, and
-those left at the end are thinned to the size; "median" and the deviations are then computed on the
+those left at the end are thinned to the size; "median" and the scales are then computed on the
 first chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: about
 
     300 MB + (2 * chunk-rows + 6 * sqrt(chunks) * c) * (120 + 24 * columns used + bytes of a row)
@@ -120,8 +121,9 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--standardize", action=argparse.BooleanOptionalAction, default=None,
-        help="divide each of these columns by its deviation (default: yes, unless --bandwidth gives"
-        " numbers or the kernel is sobolev)",
+        help="divide each of these columns by its robust standard deviation, the distance between"
+        " its quartiles over 1.349 (default: yes, unless --bandwidth gives numbers or the kernel is"
+        " sobolev)",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="COLUMN",
@@ -195,7 +197,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Thin the file, and print what was done where no rows are printed."""
-    from thinformer.files.messages import printable
+    from thinformer.support.names import printable
     from thinformer.support.progress import progress
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout

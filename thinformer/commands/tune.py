@@ -128,9 +128,7 @@ def _run_activations(arguments: argparse.Namespace) -> int:
                 f"{name}: is no .npz of activations; a model takes --text, --image or --audio"
             )
     if importlib.util.find_spec("torch") is None:
-        raise ImportError(
-            "tune needs torch, which is not installed: pip install 'thinformer[torch]'"
-        )
+        raise ImportError("tune needs torch, which is not installed: pip install torch")
     from thinformer.measuring import tune
     from thinformer.measuring.quality import machine_with_load
     from thinformer.support.progress import progress

@@ -38,7 +38,7 @@ def why_unavailable() -> str | None:
         return None
     if getattr(cuda, "implementation", None) != "NVIDIA":
         return (
-            "numba-cuda is not installed: pip install 'thinformer[cuda13]', or 'thinformer[cuda12]'"
+            "numba-cuda is not installed: pip install 'numba-cuda[cu13]', or 'numba-cuda[cu12]'"
             " for a driver of CUDA 12"
         )
     try:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.columns import is_index
 from thinformer.files.messages import shown
 from thinformer.files.records import Block, Form, fields_of, hint
 from thinformer.files.source import Request
+from thinformer.thinning.columns import is_index
 
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
 # 1,234.5 and 1,5 and 1.234,5
@@ -108,7 +108,7 @@ def numeric_columns(block: Block, form: Form, request: Request) -> tuple[list[st
         if np.isnan(values).all():
             continue
         columns.append(column)
-        if not column or is_index(column, values):
+        if is_index(column, values):
             index.append(column)
     if not columns:
         held = ", ".join(map(shown, fields[0][:3]))

@@ -1,4 +1,4 @@
-"""Which columns the distance is computed on by default, and why others are left out."""
+"""The columns that the distance is computed on by default, of a file and of its first chunk."""
 
 from __future__ import annotations
 
@@ -7,32 +7,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from thinformer.files.messages import few, listed
-from thinformer.files.source import CHECKED, Chunk, Request, Source, title
-
-# reasons to leave a column out, as users read them
-OF_A_SAMPLER, INDEX, CONSTANT = "of a sampler", "an index", "constant"
-COUNTERS = ("chain", "iteration", "draw")  # columns that samplers write beside the parameters
-INDEXES = ("id", "index", "row", "unnamed: 0")  # names of columns that may number the rows
-
-
-def is_of_a_sampler(name: str) -> bool:
-    """Whether a column tells of the sampler: `.chain`, `lp__`, `accept_stat__`, ..."""
-    name = name.strip()
-    return name.endswith("__") or name.lstrip("._").lower() in COUNTERS
-
-
-def may_be_index(name: str) -> bool:
-    """Whether the name of a column says that it numbers the rows."""
-    return name.strip().lstrip("._").lower() in INDEXES
-
-
-def is_index(name: str, values: NDArray) -> bool:
-    """Whether a column numbers the rows: its name says so, and its whole numbers increase."""
-    increasing = bool((values % 1 == 0).all() and (values[1:] > values[:-1]).all())
-    return may_be_index(name) and increasing
+from thinformer.files.messages import listed
+from thinformer.files.source import Chunk, Request, Source, title
+from thinformer.thinning.columns import (
+    CONSTANT,
+    OF_A_SAMPLER,
+    format_reasons,
+    is_of_a_sampler,
+    varies,
+)
 
 
 def default_columns(
@@ -71,12 +55,12 @@ def without_constants(source: Source, request: Request) -> Source:
     source = source._replace(left_out=left_out, chunks=_released(read, source.chunks))
     if len(read) != 1:
         return source
-    varies = _varies(read[0].points)
-    if varies.all() or not varies.any():
+    varying = varies(read[0].points)
+    if varying.all() or not varying.any():
         return source
-    kept = np.flatnonzero(varies)
+    kept = np.flatnonzero(varying)
     labels = [source.labels[j] for j in kept]
-    constant = {source.labels[j]: CONSTANT for j in np.flatnonzero(~varies)}
+    constant = {source.labels[j]: CONSTANT for j in np.flatnonzero(~varying)}
     columns = [c for c in source.columns if any(x == c or x.startswith(f"{c}[") for x in labels)]
     return source._replace(
         columns=columns,
@@ -94,20 +78,6 @@ def _released(read: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
     yield from rest
 
 
-def _varies(points: NDArray) -> NDArray[np.bool_]:
-    """Whether each column has two values."""
-    varies = np.zeros(points.shape[1], np.bool_)
-    for first in range(0, len(points), CHECKED):
-        varies |= (points[first : first + CHECKED] != points[0]).any(axis=0)
-        if varies.all():
-            break
-    return varies
-
-
 def format_left_out(left_out: Mapping[str, str]) -> str:
     """Return a line that says what is left out of the distance, and why."""
-    parts = []
-    for reason in dict.fromkeys(left_out.values()):
-        names = [name or "''" for name, why in left_out.items() if why == reason]
-        parts.append(f"{few(names)} ({reason})")
-    return f"left out of the distance: {'; '.join(parts)}; --columns takes any"
+    return f"{format_reasons(left_out)}; --columns takes any"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.run import diagonal, embed, square
 from thinformer.files.job import Job
-from thinformer.files.messages import printable
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
+from thinformer.support.names import printable
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.moments import column_errors
 from thinformer.thinning.thin import thin

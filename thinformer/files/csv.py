@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.files.cells import numeric_columns, values_of
-from thinformer.files.columns import INDEX, default_columns
+from thinformer.files.columns import default_columns
 from thinformer.files.header import Top, read_top
 from thinformer.files.messages import writing
 from thinformer.files.packing import packed, packing, unpacked
@@ -35,6 +35,7 @@ from thinformer.files.source import (
     places,
     title,
 )
+from thinformer.thinning.columns import INDEX
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BLOCK = 8192  # records whose fields are held at once
@@ -85,7 +86,7 @@ def open_delimited(request: Request, stack: contextlib.ExitStack) -> Source:
         columns=columns,
         labels=columns,
         unused=[c for c in form.columns if c not in columns and c != request.weights],
-        notes=top.notes,
+        notes=[*top.notes, *form.marks.notes()],
         chunks=chunks(),
         fraction=fraction,
         write=_writer(top, request),
@@ -133,7 +134,7 @@ def _why_empty(form: Form) -> str:
     if form.skipped[WARMUP]:
         return (
             f"all of its {form.skipped[WARMUP]} rows are warm-up, as a comment says save_warmup = 1"
-            " and none says 'Adaptation terminated'; without the first comment they are rows"
+            f" and {form.marks.end()}; without the first comment they are rows"
         )
     return "has a header and no rows"
 

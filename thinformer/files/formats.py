@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.columns import INDEX, default_columns, is_index
+from thinformer.files.columns import default_columns
 from thinformer.files.csv import DELIMITERS, open_delimited
 from thinformer.files.messages import listed, not_numbers, reading, shown
 from thinformer.files.netcdf import open_netcdf
@@ -37,6 +37,7 @@ from thinformer.files.source import (
     used_columns,
     without_weights,
 )
+from thinformer.thinning.columns import INDEX, is_index
 from thinformer.thinning.tables import as_points
 
 

@@ -37,7 +37,7 @@ class Job(NamedTuple):
     columns : names of those that the distance is computed on; None for the default
     weights : name of the column of weights, or None
     bandwidth : "median", a number, or a number for each dimension
-    standardize : whether columns are divided by their deviations
+    standardize : whether columns are divided by their robust standard deviations
     seed : None for a fresh seed
     kind : format of standard input, as an ending; None for CSV
     delimiter : delimiter of CSV; None for the one that belongs to the ending

@@ -1,4 +1,4 @@
-"""Names, cells and errors as users read them: printable, short, and on one line."""
+"""Errors about files, and the names and cells in them, as users read them: on one line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,6 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 60  # characters of a cell or a name that an error shows
-
-
-def printable(text: Any) -> str:
-    """Return text on one line; characters that no terminal prints become escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in str(text)
-    )
 
 
 def shown(text: Any) -> str:
@@ -29,17 +21,6 @@ def listed(names: Sequence[str], most: int = 30) -> str:
     return ", ".join(map(shown, names[:most])) + (
         f" and {len(names) - most} more" if len(names) > most else ""
     )
-
-
-def brief(name: str, most: int = 60) -> str:
-    """Return the start of a name, for a summary or a plot."""
-    return printable(name[:most]) + ("..." if len(name) > most else "")
-
-
-def few(names: list[str], most: int = 8) -> str:
-    """Return the first names, and how many more there are, for a summary."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(brief, names[:most])) + more
 
 
 def not_numbers(path: Path, column: str, kind: Any) -> str:

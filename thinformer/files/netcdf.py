@@ -25,7 +25,14 @@ from thinformer.files.source import (
     used_columns,
     without_weights,
 )
-from thinformer.thinning.posterior import PAIR, chosen_draws, draw_dimensions, same_draws
+from thinformer.thinning.columns import INDEX, WITHOUT_DRAWS, is_index, may_be_index
+from thinformer.thinning.posterior import (
+    chosen_draws,
+    draw_dimensions,
+    drawn_variables,
+    same_draws,
+    sample_dimensions,
+)
 
 CLASSIC, CDF5 = b"CDF", b"CDF\x05"  # how files of NetCDF 3 begin, and its kind of 64-bit data
 
@@ -38,18 +45,22 @@ def open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
     groups, notes = _read(xr, path, stack)
     place = "/posterior" if "/posterior" in groups else "/"
     main = groups[place]
-    dims = _sample_dimensions(main, path)
+    if not main.data_vars:
+        raise ValueError(f"{path}: has no group 'posterior' and no variables of its own")
+    dims = sample_dimensions(main, f"{path}: the dataset")
     n = int(np.prod([main.sizes[d] for d in dims]))
     check_rows(n, path)
     decoded = xr.decode_cf(main, decode_times=False)
     request = matched(request, [str(v) for v in decoded.data_vars])
-    over = [str(v) for v in decoded.data_vars if set(dims) <= set(decoded[v].dims)]
+    over, others = drawn_variables(decoded, dims)
     kinds = {v: _time(main[v].attrs) or str(decoded[v].dtype) for v in over}
     times = [v for v in over if _time(main[v].attrs)]
     numeric = [
         v for v in over if decoded[v].dtype.kind in "biuf" and decoded[v].size and v not in times
     ]
-    columns = default_columns(request, numeric, path)
+    named = [v for v in numeric if may_be_index(v) and len(decoded[v].dims) == len(dims)]
+    index = [v for v in named if is_index(v, decoded[v].transpose(*dims).to_numpy().ravel())]
+    columns = default_columns(request, numeric, path, index)
     used = used_columns(request, columns, over)
     for name in used:
         if name not in numeric:
@@ -80,9 +91,10 @@ def open_netcdf(request: Request, stack: contextlib.ExitStack) -> Source:
         notes.append(f"dates and durations are no numbers and do not count: {listed(times)}")
     if left:
         notes.append(f"groups copied as they are, not thinned: {listed(left)}")
-    unused = [v for v in over if v not in used]
+    unused = [v for v in [*over, *others] if v not in used]
+    left_out = dict.fromkeys(index, INDEX) | dict.fromkeys(others, WITHOUT_DRAWS)
     source = in_memory_source(points, columns, labels, unused, notes, write)
-    return source._replace(draws=bool(draw_dimensions(main, dims)))
+    return source._replace(left_out=left_out, draws=bool(draw_dimensions(main, dims)))
 
 
 def _read(xr: Any, path: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
@@ -114,19 +126,3 @@ def _time(attributes: dict[str, Any]) -> str:
     if kind.startswith("timedelta64"):
         return kind
     return f"times ({units})" if " since " in units else ""
-
-
-def _sample_dimensions(dataset: Any, path: Path) -> tuple[str, ...]:
-    """The dimensions of draws, or the one dimension that all variables share."""
-    if not dataset.data_vars:
-        raise ValueError(f"{path}: has no group 'posterior' and no variables of its own")
-    shared = set.intersection(*(set(v.dims) for v in dataset.data_vars.values()))
-    # of a posterior, variables that have no draws are copied
-    among = PAIR if set(PAIR) <= set(dataset.dims) else shared
-    dims = draw_dimensions(dataset, among) or tuple(shared)
-    if dims != PAIR and len(dims) != 1:
-        raise ValueError(
-            f"{path}: takes variables with dimensions chain and draw, or one that all share; "
-            f"they share {listed(sorted(map(str, dims))) or 'none'}"
-        )
-    return dims

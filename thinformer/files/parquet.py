@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.columns import INDEX, default_columns, is_index, may_be_index
+from thinformer.files.columns import default_columns
 from thinformer.files.messages import listed, not_numbers, reading
 from thinformer.files.source import (
     CHECKED,
@@ -29,6 +29,7 @@ from thinformer.files.source import (
     optional,
     places,
 )
+from thinformer.thinning.columns import INDEX, is_index, may_be_index
 
 
 class _Stored(NamedTuple):

@@ -81,10 +81,12 @@ def next_block(lines: Iterator[str], line: int, limit: int, form: Form) -> Block
             plain = all(text.count(form.delimiter) == delimiters for text in block)
         else:
             plain = all(text.strip("\r\n") for text in block)
-        if plain and form.marks.warming():
-            form.skipped[WARMUP] += len(block)
-            line += len(block)
-            continue
+        if plain and (warmup := form.marks.skip(len(block))):
+            form.skipped[WARMUP] += warmup
+            line += warmup
+            block = block[warmup:]
+            if not block:
+                continue
         if plain:
             return Block(block, None, range(line + 1, line + 1 + len(block)), line + len(block))
         parsed = parsed_block(lines, block, line, len(block), form)
@@ -153,7 +155,7 @@ def _is_row(raw: str, fields: list[str], line: int, form: Form) -> bool:
             f"{form.name}: line {line} has {len(fields)} fields; the header has "
             f"{len(form.columns)}{hint(raw, form)}"
         )
-    if form.marks.warming():
+    if form.marks.skip(1):
         form.skipped[WARMUP] += 1
         return False
     return True

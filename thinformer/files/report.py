@@ -11,8 +11,8 @@ import numpy as np
 
 from thinformer.files.columns import format_left_out
 from thinformer.files.job import Job
-from thinformer.files.messages import few, printable
 from thinformer.files.source import STANDARD
+from thinformer.support.names import few, printable
 
 PACKAGES = ("thinformer", "numpy", "scipy", "numba", "pyarrow", "xarray", "h5netcdf")
 
@@ -82,7 +82,9 @@ def format_outcome(outcome: Outcome, out: Path) -> str:
     compared = f"MMD to {outcome.compared_with}: {ours}"
     if theirs != "not known":
         compared += f"; standard thinning to {outcome.rows_out}: {theirs}"
-    unit = "each divided by its deviation" if outcome.scales else "in their own units"
+    unit = (
+        "each divided by its robust standard deviation" if outcome.scales else "in their own units"
+    )
     used += f", {unit}"
     lines = [
         f"{outcome.rows_in} rows -> {outcome.rows_out} rows: {where}",

@@ -237,6 +237,6 @@ def optional(module: str, kind: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ImportError(
-            f"{kind} files need {module.split('.')[0]}: pip install 'thinformer[files]'"
-        ) from None
+        library = module.split(".")[0]
+        command = f"pip install {'xarray h5netcdf' if kind == 'NetCDF' else library}"
+        raise ImportError(f"{kind} files need {library}: {command}") from None

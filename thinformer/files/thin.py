@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinformer.files.comparison import Compared, Seen, compared, see
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
-from thinformer.files.messages import brief, few, shown, writing
+from thinformer.files.messages import shown, writing
 from thinformer.files.output import replacing
 from thinformer.files.packing import packing
 from thinformer.files.report import Outcome, report
@@ -29,6 +29,7 @@ from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.plot import draw_coreset
 from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
+from thinformer.support.names import brief, few
 from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import median_distance, unequal_weights

@@ -259,8 +259,9 @@ def stein(scores: ArrayLike, bandwidth: ArrayLike | str = 1.0) -> Kernel:
 
     With one bandwidth for each dimension j, each product and square of differences is divided by
     its own :math:`\ell_j^2`, as in k(x, y) = :math:`q^{-1/2}`; the scores are not. Scores are in
-    inverse units of the points. So columns on unlike scales are best divided by their deviations,
-    and their scores multiplied by these: ``thin(points / u, 100, kernel=stein(scores * u, ...))``.
+    inverse units of the points. So columns on unlike scales are best divided by their standard
+    deviations u, and their scores multiplied by these. ``standardize="scale"`` in `thin`, `mmd`
+    and `compare` does so; the bandwidth is then in units of u.
 
     Parameters
     ----------

@@ -4,5 +4,6 @@
 - `threads`: threads that kernels run on, made in each process.
 - `progress`: stages and fractions, as a bar or as lines.
 - `compiling`: word of kernels that are compiled.
+- `names`: names as users read them, printable and short.
 - `machine`: the memory that a call takes, and the machine that figures belong to.
 """

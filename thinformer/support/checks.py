@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,14 @@ def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+def depth() -> int:
+    """The `stacklevel` of a warning that names the first caller outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class CudaUnavailableError(RuntimeError):

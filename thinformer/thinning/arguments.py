@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -21,7 +20,8 @@ from thinformer.kernels.kernel import MEDIAN
 from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.support.progress import Tell, quiet
-from thinformer.thinning.tables import as_points
+from thinformer.thinning.columns import counted
+from thinformer.thinning.tables import read
 
 Target = Literal["auto", "sample", "mean-zero"]
 TARGETS = get_args(Target)
@@ -93,7 +93,8 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     """
     from scipy.spatial.distance import pdist
 
-    array = as_points(points)
+    (table,) = counted({"points": read(points)})
+    array = table.values
     if len(array) > MEDIAN_ROWS:
         drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
         array = array[np.sort(drawn)]
@@ -143,7 +144,7 @@ def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) 
             "scores point away from the mass of the points: they should be the gradient of the log "
             f"density, not of its negative. The mean of <x - mean(x), score(x)> is {mean:.3g}; it "
             "is negative where the density decays",
-            stacklevel=depth(),
+            stacklevel=checks.depth(),
         )
 
 
@@ -210,7 +211,7 @@ def _tabulated(function: Callable, points: NDArray, tell: Tell) -> NDArray:
     warnings.warn(
         f"kernel is plain Python: it is called {n * (n + 1) // 2} times, and the matrix of its "
         "values is stored; compile it with numba.njit to have neither",
-        stacklevel=depth(),
+        stacklevel=checks.depth(),
     )
     tell("kernel matrix", 0.0)
     K = np.empty((n, n), points.dtype)
@@ -221,11 +222,3 @@ def _tabulated(function: Callable, points: NDArray, tell: Tell) -> NDArray:
     if not np.isfinite(K).all():
         raise ValueError("kernel must return finite numbers; for some of the points it does not")
     return K
-
-
-def depth() -> int:
-    """The `stacklevel` of a warning that names the first caller outside this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("thinformer"):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -24,8 +24,7 @@ from thinformer.thinning.arguments import (
     target_of,
 )
 from thinformer.thinning.moments import ColumnError, column_errors
-from thinformer.thinning.scales import Standardize, for_columns, standardized
-from thinformer.thinning.tables import as_points, column_names
+from thinformer.thinning.scales import Standardize, samples, standardized
 
 
 def mmd(
@@ -50,8 +49,9 @@ def mmd(
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
-    coreset : (s,) int array of rows of `points`, or (s, d) float array of points
-        The coreset; its points are equally weighted.
+    coreset : (s,) int array of rows of `points`, or points (s, d) as an array, frame or posterior
+        The coreset; its points are equally weighted. Columns that have names are those of `points`,
+        in any order.
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.
@@ -94,12 +94,19 @@ def mmd(
     0.4435
     """
     shown = showing(progress)
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points).astype(np.float64, copy=False)
+    rows = _row_numbers(coreset)
+    given = {"points": points} if rows is not None else {"points": points, "coreset": coreset}
+    unit, tables = samples(given, standardize, kernel, bandwidth)
+    array = tables[0].values.astype(np.float64, copy=False)
     n = len(array)
-    rows, array = _with_coreset(array, coreset)
+    if rows is None:
+        own = tables[1].values.astype(np.float64, copy=False)
+        checks.finite("coreset", bool(np.isfinite(own).all()))
+        rows, array = n + np.arange(len(own)), np.concatenate([array, own])
+    else:
+        _check_rows("coreset", rows, n)
     represents = target_of(target, kernel)
-    array = standardized(array, unit, kernel, of=array[:n])
+    array, kernel = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
     check_definite(represents, resolved)
     if len(array) > n and resolved.tag in (STEIN, TABLE):
@@ -141,6 +148,7 @@ def mmd2_unbiased(
     ----------
     x : (n, d) array, data frame or posterior, n >= 2
     y : (m, d) likewise, m >= 2
+        Columns that have names in both are the same, in any order.
     kernel, bandwidth, standardize, rng, progress
         See `mmd`; a median bandwidth, and scales, are computed from both samples together.
 
@@ -165,18 +173,14 @@ def mmd2_unbiased(
     -0.5
     """
     shown = showing(progress)
-    unit = for_columns(standardize, x, kernel, bandwidth)
-    first, second = (
-        as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
-    )
+    unit, tables = samples({"x": x, "y": y}, standardize, kernel, bandwidth)
+    first, second = (table.values.astype(np.float64, copy=False) for table in tables)
     n, m = len(first), len(second)
     for name, sample in (("x", first), ("y", second)):
         if len(sample) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(sample)}")
         checks.finite(name, bool(np.isfinite(sample).all()))
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
-    both = standardized(np.concatenate([first, second]), unit, kernel)
+    both, kernel = standardized(np.concatenate([first, second]), unit, kernel)
     resolved = resolve(kernel, bandwidth, both, rng)
     of_x, of_y = np.arange(n), n + np.arange(m)
     shares = [part / (n + m) ** 2 for part in (2 * n * m, (2 * m + n) * n, (n + m) ** 2)]
@@ -261,6 +265,7 @@ def compare(
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
+    weights: ArrayLike | None = None,
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
     progress: Progress = None,
@@ -277,6 +282,9 @@ def compare(
         See `mmd`. With a `stein` kernel the column MMD is "KSD", the kernel Stein discrepancy of
         each coreset; all other errors are to the points. MMD and energy distance are in units of
         standardised columns, where columns are; all other errors have no unit.
+    weights : (n,) array, optional
+        The weights of the points in the sample that the errors are to; equal by default. They have
+        no part in a KSD.
     progress
         See `thin`. The stages are "MMD" and "energy distance".
 
@@ -295,20 +303,23 @@ def compare(
     O(n^2 d) time, O(n d) memory.
     """
     shown = showing(progress)
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points).astype(np.float64, copy=False)
+    unit, (held,) = samples({"points": points}, standardize, kernel, bandwidth)
+    array = held.values.astype(np.float64, copy=False)
     n = len(array)
     if isinstance(kernel, str) and kernel == "precomputed":
         raise ValueError("kernel='precomputed' says nothing of energy and moments; see `mmd`")
     if not isinstance(coresets, Mapping):
         raise TypeError(f"coresets must be a dict of rows by name; got {type(coresets).__name__}")
     chosen = {}
-    for name, rows in coresets.items():
-        chosen[name], with_own = _with_coreset(array, rows, f"coresets[{name!r}]")
-        if len(with_own) > n:
+    for name, coreset in coresets.items():
+        rows = _row_numbers(coreset)
+        if rows is None:
             raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
+        _check_rows(f"coresets[{name!r}]", rows, n)
+        chosen[name] = rows
     represents = target_of(target, kernel)
-    measured = standardized(array, unit, kernel)
+    share = as_weights(weights, n)
+    measured, kernel = standardized(array, unit, kernel)
     resolved = resolve(kernel, bandwidth, measured, rng)
     check_definite(represents, resolved)
     listed = list(chosen.values())
@@ -317,19 +328,18 @@ def compare(
         if represents == "mean-zero":
             mmds = [_square_of(problem, rows) for rows in listed]
         else:
-            mmds = _squares_to_points(problem, listed, n, begin(tell, "MMD"))
+            mmds = _squares_to_points(problem, listed, share, begin(tell, "MMD"))
         problem, done = as_problem(measured, energy()), begin(tell, "energy distance")
-        energies = _squares_to_points(problem, listed, n, done)
-    names = column_names(points, array.shape[1])
-    covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
-    size_of_covariance = np.linalg.norm(covariance) or 1.0
+        energies = _squares_to_points(problem, listed, share, done)
+    unequal = share if np.ptp(share) else None
+    covariance = _covariance(array, unequal)
     table = Comparisons()
     if represents == "mean-zero" and holds_scores(resolved):
         table.measure = "KSD"
     for (name, rows), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
         part = array[rows]
-        columns = column_errors(array, part, names)
-        of_part = np.atleast_2d(np.cov(part, rowvar=False, ddof=0))
+        columns = column_errors(array, part, held.labels, unequal)
+        off = _covariance(part, None) - covariance
         table.append(
             Comparison(
                 name,
@@ -337,11 +347,16 @@ def compare(
                 _root(mmd2),
                 _root(energy2),
                 max(each.mean for each in columns),
-                float(np.linalg.norm(of_part - covariance) / size_of_covariance),
+                float(np.linalg.norm(off) / (np.linalg.norm(covariance) or 1.0)),
                 columns,
             )
         )
     return table
+
+
+def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
+    """The covariance (d, d) of points (n, d)."""
+    return np.atleast_2d(np.cov(points, rowvar=False, ddof=0, aweights=weights))
 
 
 def _square_of(problem: Points, rows: NDArray) -> float:
@@ -350,11 +365,10 @@ def _square_of(problem: Points, rows: NDArray) -> float:
 
 
 def _squares_to_points(
-    problem: Points, coresets: list[NDArray], n: int, done: Callable[[float], None]
+    problem: Points, coresets: list[NDArray], share: NDArray, done: Callable[[float], None]
 ) -> list[float]:
-    """The squared MMD of each coreset, rows (s,), to the n points of a problem."""
-    share = np.full(n, 1 / n)
-    of_points = square(problem, np.arange(n)[None], share, done)[0]
+    """The squared MMD of each coreset, rows (s,), to the points of a problem, weighted (n,)."""
+    of_points = square(problem, np.arange(share.size)[None], share, done)[0]
     return [of_points + _terms_of_coreset(problem, rows, share) for rows in coresets]
 
 
@@ -375,23 +389,15 @@ def _root(squared: float) -> float:
     return float(np.sqrt(max(squared, 0)))
 
 
-def _with_coreset(array: NDArray, coreset: Any, name: str = "coreset") -> tuple[NDArray, NDArray]:
-    """Return the coreset's rows, and the points they are rows of.
-
-    A coreset of rows leaves the points as they are; a coreset of points is appended to them.
-    """
-    n = len(array)
+def _row_numbers(coreset: Any) -> NDArray[np.int64] | None:
+    """The rows (s,) of a coreset; None where it has points of its own."""
     rows = np.asarray(coreset)
-    if rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size:
-        if rows.min() < 0 or rows.max() >= n:
-            raise ValueError(
-                f"{name} must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
-            )
-        return rows.astype(np.int64), array
-    own = as_points(coreset, name).astype(np.float64)
-    if own.shape[1] != array.shape[1]:
+    of_rows = rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size
+    return rows.astype(np.int64) if of_rows else None
+
+
+def _check_rows(name: str, rows: NDArray[np.int64], n: int) -> None:
+    if rows.min() < 0 or rows.max() >= n:
         raise ValueError(
-            f"{name} must have the {array.shape[1]} dimensions of points; got {own.shape[1]}"
+            f"{name} must hold rows from 0 to {n - 1}; got {rows.min()} to {rows.max()}"
         )
-    checks.finite(name, bool(np.isfinite(own).all()))
-    return n + np.arange(len(own)), np.concatenate([array, own])

@@ -14,14 +14,16 @@ try:
     from sklearn.utils.validation import validate_data
 except ImportError as error:
     raise ImportError(
-        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'thinformer[sklearn]'"
+        "KernelThinner needs scikit-learn 1.6 or newer: pip install 'scikit-learn>=1.6'"
     ) from error
 
 from thinformer.support import checks
 from thinformer.support.progress import Progress
 from thinformer.thinning.arguments import Target, as_weights
-from thinformer.thinning.methods import Method
-from thinformer.thinning.scales import Standardize, for_columns
+from thinformer.thinning.columns import OF_A_SAMPLER, Table, counted, is_of_a_sampler
+from thinformer.thinning.methods import BLIND, Method
+from thinformer.thinning.scales import Standardize, belongs_to_columns, for_columns
+from thinformer.thinning.tables import frame_labels, has_columns, is_frame
 from thinformer.thinning.thin import thin
 
 
@@ -120,6 +122,14 @@ class KernelThinner(BaseEstimator):
         # a single row has no median distance, and there is nothing to choose
         points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         n = len(points)
+        unit = for_columns(self.standardize, self.kernel, self.bandwidth, has_columns(X))
+        every = self.method in BLIND or belongs_to_columns(self.kernel, self.bandwidth)
+        if is_frame(X):
+            labels = frame_labels(X)
+            table = Table(points, labels, np.arange(len(labels)))
+            if not every:
+                table = table.without(set(filter(is_of_a_sampler, labels)), OF_A_SAMPLER)
+            points = counted({"X": table}, every)[0].values
         state = check_random_state(self.random_state)
         seed = self.random_state
         if not isinstance(seed, numbers.Integral):
@@ -132,7 +142,7 @@ class KernelThinner(BaseEstimator):
             _size(self.n_samples, n),
             kernel=self.kernel,
             bandwidth=self.bandwidth,
-            standardize=for_columns(self.standardize, X, self.kernel, self.bandwidth),
+            standardize=unit,
             method=self.method,
             g=self.g,
             delta=self.delta,

@@ -91,7 +91,7 @@ def task_of(
     Parameters
     ----------
     array : (n, d)
-        As `as_points` returns it.
+        Of the columns that count, see `samples`.
     options : ThinOptions
         As `ThinOptions.checked` returns it.
     unit : "auto", "scale", "whiten" or False
@@ -101,8 +101,8 @@ def task_of(
     tell : function
         tell(stage, fraction) receives the progress, now and in the task.
     """
-    array = standardized(array, unit, options.kernel)
-    kernel = resolve(options.kernel, options.bandwidth, array, generator)
+    array, kernel = standardized(array, unit, options.kernel)
+    kernel = resolve(kernel, options.bandwidth, array, generator)
     check_definite(options.target, kernel)
     if options.device == "cuda":
         array = np.ascontiguousarray(array)

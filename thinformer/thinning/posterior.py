@@ -117,17 +117,28 @@ def posterior_group(points: Any) -> Any:
 
 
 def sample_dimensions(dataset: Any, name: str) -> tuple[str, ...]:
-    """The dimensions that count the draws of a Dataset: those of draws, or the only shared one."""
+    """The dimensions that count the draws of a Dataset: those of draws, or the only shared one.
+
+    Variables of a posterior may lack them: they are no draws.
+    """
     if not dataset.data_vars:
         raise ValueError(f"{name} must have at least one variable")
     shared = set.intersection(*(set(dataset[label].dims) for label in dataset.data_vars))
-    dims = draw_dimensions(dataset, shared) or tuple(shared)
-    if dims != PAIR and len(dims) != 1:
+    dims = _of_chains(dataset, dataset.dims)
+    dims = dims or draw_dimensions(dataset, shared or dataset.dims) or tuple(shared)
+    drawn = any(set(dims) <= set(dataset[label].dims) for label in dataset.data_vars)
+    if not drawn or (dims != PAIR and len(dims) != 1):
         raise ValueError(
             f"{name} must have variables with dimensions chain and draw, or one that they share; "
             f"they share {sorted(map(str, shared)) or 'none'}"
         )
     return dims
+
+
+def drawn_variables(dataset: Any, dims: Collection[str]) -> tuple[list[str], list[str]]:
+    """The names of the variables that have the dimensions of draws, and of those that lack them."""
+    drawn = [label for label in dataset.data_vars if set(dims) <= set(dataset[label].dims)]
+    return drawn, [label for label in dataset.data_vars if label not in drawn]
 
 
 def draw_dimensions(data: Any, dims: Collection[str]) -> tuple[str, ...]:
@@ -136,10 +147,14 @@ def draw_dimensions(data: Any, dims: Collection[str]) -> tuple[str, ...]:
     They are `chain` and `draw`; or the dimension that these two were stacked to, which has both as
     coordinates; or `draw` or `sample` alone.
     """
+    return _of_chains(data, dims) or tuple(name for name in NAMES if name in dims)[:1]
+
+
+def _of_chains(data: Any, dims: Collection[str]) -> tuple[str, ...]:
+    """`chain` and `draw`, or the dimension that they were stacked to, if they are among `dims`."""
     if set(PAIR) <= set(dims):
         return PAIR
-    stacked = [dim for dim in dims if _is_stacked(data, dim)]
-    return tuple(stacked or [name for name in NAMES if name in dims])[:1]
+    return tuple(dim for dim in dims if _is_stacked(data, dim))[:1]
 
 
 def _is_stacked(data: Any, dim: str) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.kernels.catalogue import makes_kernels
 from thinformer.kernels.kernel import Kernel
-from thinformer.kernels.phi import STEIN, TABLE
-from thinformer.thinning.arguments import check_finite, depth, holds_scores
-from thinformer.thinning.tables import has_columns
+from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
+from thinformer.support import checks
+from thinformer.thinning.arguments import check_finite, holds_scores
+from thinformer.thinning.columns import Table, counted
+from thinformer.thinning.tables import has_columns, read
 
 Standardize = Literal["auto", "scale", "whiten", False]
 NORMAL = 1.3489795003921634  # the distance between the quartiles of a standard normal distribution
@@ -19,20 +24,51 @@ APART = 10  # deviations that are further apart than this factor give a warning
 OF_POINTS = ", which hardly counts. standardize='scale' gives all columns one unit"
 # bandwidths do not help: the product of two scores is not divided by them
 OF_SCORES = (
-    ", whose scores outweigh the others. Take points / u and stein(scores * u, ...), where u are "
-    "the deviations of the columns, to give all columns one unit"
+    ", whose scores outweigh the others. standardize='scale' gives all columns, and the scores, "
+    "one unit"
 )
 LOOKED_AT = 4096  # rows whose deviations are compared for the warning
 
 
-def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: Any) -> Standardize:
+def samples(
+    given: Mapping[str, Any],
+    standardize: Standardize,
+    kernel: Any,
+    bandwidth: Any,
+    every: bool = False,
+) -> tuple[Standardize, list[Table]]:
+    """Read points, and a sample beside them, by one rule.
+
+    Parameters
+    ----------
+    given : dict
+        The points and perhaps a sample, by the names of their arguments.
+    standardize, kernel, bandwidth
+        Arguments of the call.
+    every : bool
+        Keep columns that are no data, for a method that computes no distance. They are kept too
+        where the kernel is made for each column.
+
+    Returns
+    -------
+    unit : "auto", "scale", "whiten" or False
+        For `standardized`: names of columns of either decide what "auto" is.
+    tables : list of Table
+        Those of `given`, with the same columns in the same order.
+    """
+    unit = for_columns(standardize, kernel, bandwidth, any(map(has_columns, given.values())))
+    every = every or belongs_to_columns(kernel, bandwidth)
+    return unit, counted({name: read(each, name, every) for name, each in given.items()}, every)
+
+
+def for_columns(standardize: Standardize, kernel: Any, bandwidth: Any, named: bool) -> Standardize:
     """Return what "auto" means for points with named columns; all else is returned as it is.
 
     A bandwidth that is given, alone or in a kernel, has the units of the points: these stay. So do
     those of a Stein kernel, whose scores have units too; unlike columns are told.
     """
-    named = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
-    if not (standardize is False or named):
+    known = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
+    if not (standardize is False or known):
         raise ValueError(
             f"standardize must be 'auto', 'scale', 'whiten' or False; got {standardize!r}"
         )
@@ -42,13 +78,13 @@ def for_columns(standardize: Standardize, points: Any, kernel: Any, bandwidth: A
         return "auto"
     if not unit_is_free(kernel, bandwidth):
         return False
-    return "scale" if has_columns(points) else "auto"
+    return "scale" if named else "auto"
 
 
 def standardized(
     array: NDArray, standardize: Standardize, kernel: Any, of: NDArray | None = None
-) -> NDArray:
-    """Return points (n, d) with columns of one unit, in their dtype.
+) -> tuple[NDArray, Any]:
+    """Return points (n, d) with columns of one unit, in their dtype, and the kernel for these.
 
     Parameters
     ----------
@@ -56,7 +92,7 @@ def standardized(
     standardize : "auto", "scale", "whiten" or False
         As `for_columns` returns it: "auto" leaves the points, and warns of unlike columns.
     kernel : str, Kernel or function
-        For errors.
+        Of a Stein kernel, the scores are brought to the units of the columns that are returned.
     of : (m, d), optional
         The points whose scales are taken; these by default.
     """
@@ -64,27 +100,30 @@ def standardized(
     if standardize == "auto":
         _warn_if_unlike(of, OF_SCORES if holds_scores(kernel) else OF_POINTS)
     if standardize not in ("scale", "whiten"):
-        return array
-    precomputed = isinstance(kernel, str) and kernel == "precomputed"
-    if precomputed or (isinstance(kernel, Kernel) and _holds_more(kernel)):
-        name = "precomputed" if precomputed else kernel.name
+        return array, kernel
+    if kernel == "precomputed":
         raise ValueError(
-            f"standardize must be False with the kernel {name!r}, which belongs to the points as "
-            f"they are; got {standardize!r}"
+            "standardize must be False with the kernel 'precomputed', which belongs to the points "
+            f"as they are; got {standardize!r}"
         )
     check_finite(array)
+    # the gradient by x / u is u times that by x
+    scores = kernel.companion if holds_scores(kernel) else np.zeros_like(array[:1])
+    if scores.shape[1] != array.shape[1]:
+        raise ValueError(f"kernel stein must have scores {of.shape} of the points; {scores.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
         divisors = deviations(of)
-        scaled = array / divisors.astype(array.dtype)
+        scaled, scores = array / divisors.astype(array.dtype), scores * divisors
         if standardize == "whiten":
-            scaled = scaled @ _whitening(of / divisors).astype(array.dtype)
-    if not (np.isfinite(divisors).all() and np.isfinite(scaled).all()):
+            of_points, of_scores = _whitening(of / divisors)
+            scaled, scores = scaled @ of_points.astype(array.dtype), scores @ of_scores
+    if not all(np.isfinite(each).all() for each in (divisors, scaled, scores)):
         raise ValueError("standardize: a column has too wide a range; scale it first")
-    return scaled
+    return scaled, replace(kernel, companion=scores) if holds_scores(kernel) else kernel
 
 
 def deviations(array: NDArray) -> NDArray[np.float64]:
-    """Return a robust deviation of each column of (n, d); 1 for a constant column.
+    """Return a robust standard deviation of each column of (n, d); 1 for a constant column.
 
     It is the distance between the quartiles over 1.349, which is the standard deviation of normal
     columns and which few wild rows do not change. Where half of a column is one value, it is the
@@ -99,14 +138,18 @@ def deviations(array: NDArray) -> NDArray[np.float64]:
     return np.where(found > 0, found, 1.0)
 
 
-def _whitening(array: NDArray) -> NDArray:
-    """A matrix (d, r) by which points of rank r have the identity as their covariance."""
+def _whitening(array: NDArray) -> tuple[NDArray, NDArray]:
+    """Matrices (d, r) for points of rank r and for their scores.
+
+    The covariance of ``points @ first`` is the identity; ``scores @ second`` are its scores.
+    """
     values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(array, rowvar=False, ddof=0)))
     # a column that is a sum of others gives an eigenvalue of 0, up to rounding
     held = values > values[-1] * len(values) * np.finfo(array.dtype).eps
     if not held.any():
-        return np.eye(len(values))
-    return vectors[:, held] / np.sqrt(values[held])
+        return np.eye(len(values)), np.eye(len(values))
+    roots = np.sqrt(values[held])
+    return vectors[:, held] / roots, vectors[:, held] * roots
 
 
 def unit_is_free(kernel: Any, bandwidth: Any) -> bool:
@@ -118,9 +161,17 @@ def unit_is_free(kernel: Any, bandwidth: Any) -> bool:
     return by_name and isinstance(bandwidth, str)
 
 
-def _holds_more(kernel: Kernel) -> bool:
-    """Whether a kernel holds scores or a Gram matrix of its points."""
-    return any(term.tag in (STEIN, TABLE) for term in kernel.summands)
+def belongs_to_columns(kernel: Any, bandwidth: Any) -> bool:
+    """Whether a kernel or a bandwidth is made for each column, so that none can be left out.
+
+    A function of yours may read a column by its place.
+    """
+    if isinstance(kernel, str):
+        return kernel == "precomputed" or np.ndim(bandwidth) > 0
+    if not isinstance(kernel, Kernel):
+        return callable(kernel) and not makes_kernels(kernel)
+    own = (STEIN, PAIRWISE, TABLE)
+    return any(isinstance(term.scale, tuple) or term.tag in own for term in kernel.summands)
 
 
 def _warn_if_unlike(array: NDArray, remedy: str) -> None:
@@ -135,8 +186,8 @@ def _warn_if_unlike(array: NDArray, remedy: str) -> None:
     if not APART * spread[least] < spread[most] < np.inf:
         return
     warnings.warn(
-        f"points have columns on unlike scales: the deviation of column {most} is "
+        f"points have columns on unlike scales: the standard deviation of column {most} is "
         f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}{remedy}; "
         "standardize=False takes them as they are",
-        stacklevel=depth(),
+        stacklevel=checks.depth(),
     )

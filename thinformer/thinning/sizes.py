@@ -25,8 +25,8 @@ from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import Target, as_weights, unequal_weights
 from thinformer.thinning.methods import Method, choose_rows, kh_compress_rows
 from thinformer.thinning.options import ThinOptions, task_of
-from thinformer.thinning.scales import Standardize, for_columns
-from thinformer.thinning.tables import are_draws, as_points
+from thinformer.thinning.scales import Standardize, samples
+from thinformer.thinning.tables import are_draws
 from thinformer.thinning.task import Task
 
 COMPARED = 2**16  # rows that a coreset is compared with, at most
@@ -156,11 +156,13 @@ def prepared(
 
     `options` are as `ThinOptions.checked` returns them.
     """
-    array = as_points(points)
+    unit, (table,) = samples(
+        {"points": points}, options.standardize, options.kernel, options.bandwidth
+    )
+    array = table.values
     if ess is not None:
         ess = checks.positive("ess", ess)
     weights = unequal_weights(options.weights, len(array))
-    unit = for_columns(options.standardize, points, options.kernel, options.bandwidth)
     generator = np.random.default_rng(seed_from(rng))
     task = task_of(array, len(array), options, unit, weights, generator, tell)
     if ess is None:

@@ -15,8 +15,7 @@ from thinformer.thinning import sizes
 from thinformer.thinning.arguments import Target, check_finite, unequal_weights
 from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
 from thinformer.thinning.options import ThinOptions, task_of
-from thinformer.thinning.scales import Standardize, for_columns
-from thinformer.thinning.tables import as_points
+from thinformer.thinning.scales import Standardize, samples
 
 
 def thin(
@@ -49,16 +48,19 @@ def thin(
         float32 is computed in float32, float64 and integers in float64. A memory-mapped array is
         read in place. The rows of a posterior are its draws, chain after chain; its columns are
         the elements of its variables. `take_draws` makes a posterior of the chosen rows. A dict
-        has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D.
+        has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D. Columns that have names
+        and are of a sampler (``lp__``, ``chain``, ``draw``, ...), an index or constant are left out
+        of the distance, with a warning, unless the kernel or bandwidth is made for each column.
     size : int or "auto"
         Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
         draws: their squared MMD is at most the expected one of so many draws. `error_curve` returns
         errors by size.
     ess : float, optional
         For "auto", the effective sample size of the points: thinning then adds no more error than
-        the points have themselves. By default it is estimated for a posterior and a dict of draws,
-        from their autocorrelation, as the smallest over the columns. Rows of an array and of a
-        frame count as independent: it is n, or for weighted rows :math:`1 / \sum_i w_i^2`.
+        the points have themselves. By default it is estimated for draws in a sampler's order (a
+        posterior, a dict of draws, a frame with a column of a sampler), from their autocorrelation,
+        as the smallest over the columns. Other rows count as independent: it is n, or for weighted
+        rows :math:`1 / \sum_i w_i^2`.
     kernel : str, Kernel, function or "precomputed"
         The name of a kernel; a kernel made by `thinformer.kernels`; or your own function k(x, y),
         compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
@@ -71,9 +73,11 @@ def thin(
         The unit of the columns. "scale" divides each by a robust standard deviation, the distance
         between its quartiles over 1.349. "whiten" makes the covariance the identity. False takes
         the columns as they are. "auto" scales the columns of a frame or a posterior, and takes an
-        array as it is, with a warning if deviations differ by more than a factor of 10. It is False
-        with a bandwidth that is given, with a `Kernel` or function of yours, and with "sobolev" and
-        "precomputed". A `stein` kernel takes columns as they are, with that warning.
+        array as it is, with a warning if standard deviations differ by a factor above 10. It is
+        False with a bandwidth that is given, with a `Kernel` or function of yours, and with
+        "sobolev" and "precomputed". A `stein` kernel takes columns as they are, with that warning;
+        with "scale" or "whiten" its scores are transformed like the columns, and its bandwidth has
+        their units.
     method : str
         - "compress++": Compress++ (arXiv 2111.07941): kernel halving over a tree of buckets to
           :math:`2^g` times `size` rows, then kernel thinning of these. Near-linear in n.
@@ -139,7 +143,8 @@ def thin(
     Warns
     -----
     UserWarning
-        Columns are on unlike scales; a kernel is plain Python; scores seem to have the wrong sign.
+        Columns are left out of the distance, or on unlike scales; a kernel is plain Python; scores
+        seem to have the wrong sign.
 
     Notes
     -----
@@ -183,8 +188,8 @@ def thin(
             return sizes.smallest(task, options, draws)
     if ess is not None:
         raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
-    unit = for_columns(standardize, points, kernel, bandwidth)
-    array = as_points(points)
+    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, method in BLIND)
+    array = table.values
     n = len(array)
     size = checks.integer("size", size, 1)
     if size > n:

@@ -4,7 +4,7 @@ try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "thinformer.torch needs torch, which is not installed: pip install 'thinformer[torch]'"
+        "thinformer.torch needs torch, which is not installed: pip install torch"
     ) from error
 
 from thinformer.attending.options import PUBLISHED, KeySelection, LayerOptions

@@ -115,7 +115,7 @@ class ThinformerAttention(nn.Module):
     the same ``seed`` in their `options` draw the same numbers: they choose among tokens alike, each
     by its own keys. Give them different seeds where that matters.
 
-    CUDA tensors need ``thinformer[cuda13]`` or ``[cuda12]``. The work runs on torch's current
+    CUDA tensors need ``numba-cuda[cu13]`` or ``[cu12]``. The work runs on torch's current
     stream, and the CPU does not wait for it. The first call compiles; a later call of the same
     shapes can be captured by ``torch.cuda.graph``.
 

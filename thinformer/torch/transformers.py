@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "thinformer.torch.transformers needs transformers, 5 or later: "
-        "pip install 'thinformer[models]'"
+        "pip install 'transformers>=5'"
     ) from error
 
 from thinformer.attending.options import (
