@@ -43,7 +43,8 @@ from thinformer.halving.schedule import Schedule, compress_schedule, coreset_siz
 from thinformer.kernels import Kernel
 from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning.arguments import median_distance
-from thinformer.thinning.discrepancy import Comparison, Comparisons, compare, mmd, mmd2_unbiased
+from thinformer.thinning.comparison import Comparison, Comparisons, compare
+from thinformer.thinning.discrepancy import mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
 from thinformer.thinning.sizes import ErrorCurve, error_curve

@@ -105,7 +105,7 @@ def test_attend():
 
 def test_all_examples_are_run():
     assert README.count("```python") == 3
-    assert POINTS.count("```python") == 3
+    assert POINTS.count("```python") == 4
     assert ATTENTION.count("```python") == 3
 
 

@@ -168,9 +168,9 @@ def test_several_threads_are_used(monkeypatch):
 
     flops_of_calls, run = [], threads.run
 
-    def recorded(task, units, flops):
+    def recorded(task, units, flops, *of_progress):
         flops_of_calls.append(flops)
-        run(task, units, flops)
+        run(task, units, flops, *of_progress)
 
     monkeypatch.setattr(threads, "run", recorded)
     points = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)

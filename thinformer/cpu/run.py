@@ -149,7 +149,7 @@ def run_schedule(
     if whole:
         threads.run(compress_problems, problems, sum(flops), done)
     else:
-        ends = [sum(flops[:i]) / sum(flops) for i in range(len(flops) + 1)]
+        ends = [sum(flops[:i]) / (sum(flops) or 1) for i in range(len(flops) + 1)]
         for i, round_ in enumerate(schedule.rounds):
             part = within(done, ends[i], ends[i + 1])
             threads.run(partial(share_round, i), problems * round_.buckets, flops[i], part)

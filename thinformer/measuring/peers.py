@@ -29,7 +29,8 @@ from thinformer.measuring.points import (
     timed,
 )
 from thinformer.support.machine import hardware, versions
-from thinformer.thinning.discrepancy import compare, mmd
+from thinformer.thinning.comparison import compare
+from thinformer.thinning.discrepancy import mmd
 from thinformer.thinning.methods import Method
 from thinformer.thinning.thin import thin
 
