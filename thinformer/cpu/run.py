@@ -6,7 +6,7 @@ Each function allocates the results of a compiled loop, and runs the loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,20 @@ from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import OF_PRODUCTS, PAIRWISE
 from thinformer.support import threads
+
+
+def on_threads(task: Callable[[int, int], Iterable[None] | None], units: int, flops: float) -> None:
+    """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero."""
+    from thinformer.cpu import subnormals  # imports Numba
+
+    def flushed(first: int, last: int) -> Iterator[None]:
+        before = subnormals.flush()
+        try:
+            yield from task(first, last) or ()
+        finally:
+            subnormals.restore(before)
+
+    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops)
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -143,10 +157,10 @@ def run_schedule(
     flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
     whole = problems >= threads.get_num_threads() and sum(flops) < problems * threads.PIECE_FLOPS
     if whole:
-        threads.run(compress_problems, problems, sum(flops))
+        on_threads(compress_problems, problems, sum(flops))
     else:
         for i, round_ in enumerate(schedule.rounds):
-            threads.run(partial(share_round, i), problems * round_.buckets, flops[i])
+            on_threads(partial(share_round, i), problems * round_.buckets, flops[i])
     return [index, *(kept for _, _, kept in rounds)]
 
 
@@ -175,7 +189,7 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
-    threads.run(halve_problems, problems, problems * gram.dim**2)
+    on_threads(halve_problems, problems, problems * gram.dim**2)
     return kept
 
 
@@ -194,7 +208,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             draw.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    threads.run(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
+    on_threads(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
     return largest
 
 
@@ -239,7 +253,7 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
-    threads.run(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
+    on_threads(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
     return out
 
 
@@ -253,7 +267,7 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, sets, weights, parts, _workspace(problem))
 
-    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
+    on_threads(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
     return parts.sum(axis=1)
 
 
