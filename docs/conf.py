@@ -7,7 +7,7 @@ from pathlib import Path
 from sphinx.util.docutils import SphinxDirective
 
 from thinformer import __version__
-from thinformer.measuring import models, points, speed
+from thinformer.measuring import models, peers, points, speed
 
 HERE = Path(__file__).parent
 
@@ -98,6 +98,12 @@ def quality_table(stored):
     return rows
 
 
+def peers_table(stored):
+    """Error, time and memory beside other packages, a row a method and number of points."""
+    lines = [peers.Line(**line) for line in stored]
+    return [peers.head(lines[0].measure), *map(peers.cells, lines)]
+
+
 def models_table(stored):
     """Times of whole models, a row a model and length."""
     return [list(models.HEAD), *(models.cells(models.Row(**row)) for row in stored)]
@@ -113,6 +119,8 @@ TABLES = {
     "results": speed_table,
     "costs": cost_table,
     "qualities": quality_table,
+    "MMD": peers_table,
+    "KSD": peers_table,
     "models": models_table,
     "pays_from": pays_table,
 }

@@ -6,7 +6,7 @@ import tempfile
 import compiled_kernels
 import numpy as np
 import pytest
-from checkout import load
+from checkout import ROOT, load
 from hypothesis import settings
 
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
@@ -18,11 +18,13 @@ for package in ("reference", "examples"):
 
 
 def pytest_configure(config):
-    """Choose the folder of machine code, before Numba is imported; child processes inherit it.
+    """Choose folders that child processes inherit: of recordings, and of machine code.
 
+    The wheel has not all recordings. The folder of machine code is set before Numba is imported.
     Names in it carry a hash of the sources, so one folder serves every run. An xdist worker finds
     the variable that the first process sets.
     """
+    os.environ["THINFORMER_ACTIVATIONS"] = str(ROOT / "thinformer" / "data" / "activations")
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     if hasattr(config, "cache"):
@@ -43,9 +45,10 @@ def one_access_at_a_time():
 @pytest.fixture(autouse=True, scope="session")
 def no_lines_of_progress():
     """Commands that tests run print none, however slow the machine is."""
-    from thinformer.support import progress
+    from thinformer.support import compiling, progress
 
     progress.BEFORE = 1e6
+    compiling.PATIENCE = 1e6
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from thinformer.halving.plan import Plan, check_draws, drawn_numbers, draws_of_p
 from thinformer.halving.problem import Factor, Problem
 from thinformer.halving.schedule import Schedule
 from thinformer.support import checks
+from thinformer.support.progress import ignore
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES = get_args(Device)
@@ -77,19 +79,22 @@ def run_schedule(
     draws: Draws,
     index: NDArray,
     stack: tuple[int, ...],
+    done: Callable[[float], None] = ignore,
 ) -> NDArray:
     """Run a schedule on "cpu" or "cuda"; return the positions kept, (problems, size) int64.
 
-    The arguments are those of `thinformer.cpu.run.run_schedule`.
+    The arguments are those of `thinformer.cpu.run.run_schedule`. A GPU tells only when all is done.
     """
     if device == "cpu":
         assert not isinstance(problem, Factor)  # a Gram matrix: `halve_gram`
-        return run.run_schedule(problem, schedule, draws, index, stack)[-1]
+        return run.run_schedule(problem, schedule, draws, index, stack, done=done)[-1]
     from thinformer.cuda import run as on_cuda  # imports numba.cuda
 
-    return on_cuda.run_schedule(
+    kept = on_cuda.run_schedule(
         problem, schedule, draws_of_problems(schedule, draws, stack), index, stack
     )
+    done(1.0)
+    return kept
 
 
 def halve_gram(

@@ -34,7 +34,7 @@ def test_demo(tmp_path):
     errors = [float(row.split("1370")[1].split()[0]) for row in vision[1:]]
     assert np.all(np.diff(errors) < 0)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert not result.stderr
+    assert result.stderr in ("", "thinformer: compiling kernels (once)...\n")
 
 
 def test_demo_lines_say_what_was_measured():

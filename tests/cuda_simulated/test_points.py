@@ -123,7 +123,10 @@ def test_thin(method, kernel, bandwidth):
     options = {"kernel": kernel, "bandwidth": bandwidth, "method": method, "rng": 0}
     expected = thin(points, 10, **options)
     assert 0 < np.sum(expected % 2) < 10
-    np.testing.assert_array_equal(thin(points, 10, **options, device="cuda"), expected)
+    told = []
+    options |= {"device": "cuda", "progress": lambda *stage: told.append(stage)}
+    np.testing.assert_array_equal(thin(points, 10, **options), expected)
+    assert told == [("halving", 0.0), ("halving", 1.0)]
 
 
 @pytest.mark.parametrize(

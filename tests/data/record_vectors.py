@@ -5,7 +5,8 @@
 They go into FILE or else ``thinformer/data/vectors.npz``: the published implementation's (from
 ``golden/`` beside this file), and what the NumPy specification in ``reference/`` returns for
 further problems. Each case has its inputs, its draws or the seed they come from, the indices and,
-from the specification's trace, the smallest margin of a decision. `thinformer.validate` says what
+from the specification's trace, the smallest margin of a decision. Inputs are numbers of float16 (or
+float32, where float16 has no such number), and stored so. `thinformer.measuring.validate` says what
 the fields are.
 """
 
@@ -32,7 +33,7 @@ from thinformer.halving.draws import Draws, make_draws  # noqa: E402
 from thinformer.halving.plan import plan  # noqa: E402
 from thinformer.halving.schedule import compress_schedule, coreset_size, published_length  # noqa: E402
 from thinformer.kernels.catalogue import KERNELS  # noqa: E402
-from thinformer.measuring.validate import TOLERANCE  # noqa: E402
+from thinformer.measuring.validate import INPUTS, TOLERANCE  # noqa: E402
 
 OUTPUT = ROOT / "thinformer" / "data" / "vectors.npz"
 
@@ -91,17 +92,21 @@ def published_cases():
 
 def point_cases(rng):
     """Point sets under every kernel, and integer ones, on which sums have no rounding error."""
+    for name in KERNELS:
+        points = rng.standard_normal((500, 3)).astype(np.float16)
+        points = np.abs(points) % 1 if name == "sobolev" else points
+        yield from in_both(rng, "points", name, points, 40)
+    # two far clusters: |x|^2 + |y|^2 - 2 <x, y> would have no digit of |x - y|^2 left
+    clusters = rng.standard_normal((500, 3)) + 1e4 * rng.choice([-1, 1], (500, 1))
+    yield from in_both(rng, "points", "gaussian", clusters.astype(np.float32), 40)
+    for name in ("linear", "polynomial"):
+        yield from in_both(rng, "integer points", name, rng.integers(-3, 4, (300, 3)), 32)
+
+
+def in_both(rng, family, kernel, points, size):
+    """A point set in both dtypes, so that it is stored once."""
     for dtype in (np.float64, np.float32):
-        for name in KERNELS:
-            points = rng.standard_normal((500, 3)).astype(dtype)
-            points = points % 1 if name == "sobolev" else points
-            yield clearest(partial(point_case, "points", name, points, 40), rng)
-        # two far clusters: |x|^2 + |y|^2 - 2 <x, y> would have no digit of |x - y|^2 left
-        clusters = rng.standard_normal((500, 3)) + 1e4 * rng.choice([-1, 1], (500, 1))
-        yield clearest(partial(point_case, "points", "gaussian", clusters.astype(dtype), 40), rng)
-        for name in ("linear", "polynomial"):
-            points = rng.integers(-3, 4, (300, 3)).astype(dtype)
-            yield clearest(partial(point_case, "integer points", name, points, 32), rng)
+        yield clearest(partial(point_case, family, kernel, points.astype(dtype), size), rng)
 
 
 def clearest(make_case, rng):
@@ -136,7 +141,7 @@ def thin_cases(rng):
     for name, (n, size, g) in product(
         ("gaussian", "matern", "energy"), ((500, 20, 1), (300, 7, 4))
     ):
-        points = rng.standard_normal((n, 2))
+        points = rng.standard_normal((n, 2)).astype(np.float16).astype(np.float64)
         yield clearest(partial(thin_case, name, points, size, g), rng)
 
 
@@ -182,19 +187,29 @@ def activation_case(name, layer, arrays, g, size, seed):
     )  # fmt: skip
 
 
+def smallest(name, array):
+    """The array as it is stored: indices in int16, inputs in the smallest dtype that has them."""
+    if name == "indices":
+        return array.astype(np.int16)
+    if name not in INPUTS:
+        return array
+    small = (array.astype(dtype) for dtype in (np.float16, np.float32, np.float64))
+    return next(x for x in small if np.array_equal(x, array))
+
+
 def main():
     """Write the file."""
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
     rng = np.random.default_rng(20250212)
-    cases, arrays = [], {}
+    cases, arrays, entries = [], {}, {}
     for source in (published_cases(), point_cases(rng), activation_cases(rng), thin_cases(rng)):
         for case, fields, dtype, margin in source:
-            fields = {
-                name: array.astype(np.int16) if name == "indices" else array
-                for name, array in fields.items()
-            }
-            arrays |= {f"{len(cases)}_{name}": array for name, array in fields.items()}
-            described = {"dtype": np.dtype(dtype).name, "margin": margin, "fields": sorted(fields)}
+            fields = {name: smallest(name, array) for name, array in fields.items()}
+            for name, array in sorted(fields.items()):
+                content = array.dtype.str, array.shape, array.tobytes()
+                fields[name] = entries.setdefault(content, f"{len(cases)}_{name}")  # once each
+                arrays[fields[name]] = array
+            described = {"dtype": np.dtype(dtype).name, "margin": margin, "fields": fields}
             cases.append(case | described)
     np.savez_compressed(output, cases=np.array(json.dumps(cases)), **arrays)
     print(f"{len(cases)} cases, {output.stat().st_size:,} bytes")

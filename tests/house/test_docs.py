@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from checkout import ROOT
 
 import thinformer
 from thinformer.commands import main
+from thinformer.measuring import peers
+from thinformer.measuring.points import mean_and_error
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch")
@@ -43,9 +46,34 @@ def test_builds(tmp_path):
         "thinformer.torch.transformers.configure",
     } <= there
     benchmarks = (tmp_path / "benchmarks.html").read_text()
-    assert benchmarks.count("<table") == 7
+    assert benchmarks.count("<table") == 10
     assert "compress++" in benchmarks
     assert (tmp_path / "where-it-pays.html").read_text().count("<table") == 4
+
+
+def test_where_other_packages_are_ahead():
+    """What the page on benchmarks says of them is what was measured."""
+    words = " ".join((ROOT / "docs" / "benchmarks.md").read_text().split())
+    stored = json.loads((ROOT / "docs" / "benchmarks" / "peers.json").read_text())
+    for measure, swept in (("MMD", "coreax, herding, 8 sweeps"),
+                           ("KSD", "coreax, Stein thinning, plain, 8 sweeps")):  # fmt: skip
+        lines = [peers.Line(**line) for line in stored[measure]]
+        assert {line.method for line in lines} == set(peers.METHODS[measure])
+        for n in {line.n for line in lines}:
+            measured = {line.method: line for line in lines if line.n == n and line.errors}
+            found = {method: mean_and_error(line.errors) for method, line in measured.items()}
+            (fast, _), (ours, off) = (
+                found.pop(f"thinformer, {method}") for method in ("compress++", "kernel-thinning")
+            )
+            theirs, of_theirs = found.pop(swept)
+            assert ours < 1.05 * theirs
+            assert measured["thinformer, compress++"].seconds < measured[swept].seconds
+            assert ours < fast < min(error for error, _ in found.values())
+            if n == 4096:
+                assert f"{theirs:.4f} ± {of_theirs:.4f} beside its {ours:.4f} ± {off:.4f}" in words
+                assert f"{fast:.4f}" in words
+            if measure == "MMD":
+                assert found["coreax, RPCholesky"][0] > found["random rows"][0]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ KNOWS = {
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",
                   "data"),
-    "commands": ("measuring", "files", "torch", "attending", "cpu", "cuda", "support"),
+    "commands": ("measuring", "files", "torch", "attending", "cpu", "cuda", "support", "data"),
 }  # fmt: skip
 # and inside torch/
 INSIDE_TORCH = {

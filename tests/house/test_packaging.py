@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 from checkout import ROOT
@@ -61,6 +62,24 @@ def test_every_tracked_file_is_in_the_sdist(tmp_path):
     assert tracked - files == set()
     junk = ("__pycache__", ".ipynb_checkpoints", "docs/notebooks/")
     assert [name for name in files if any(part in name for part in junk)] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_is_small_and_has_the_whole_package(tmp_path):
+    """But for the recording whose model names no licence."""
+    pytest.importorskip("setuptools", "77")
+    folder = str(tmp_path)
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder, "build",
+               "--build-base", folder, "bdist_wheel", "--dist-dir", folder]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 2_000_000
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if name.startswith("thinformer/")}
+    tracked = {name for name in project_files() if name.startswith("thinformer/")}
+    assert tracked - names == {"thinformer/data/activations/vision.npz"}
+    assert names - tracked == set()
 
 
 @pytest.mark.slow

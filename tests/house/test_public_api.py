@@ -20,8 +20,8 @@ def test_all_is_there_and_nothing_else_is_meant():
         "Attended", "ColumnError", "Comparison", "Comparisons", "Draws", "ErrorCurve", "Kernel",
         "KernelThinner", "Schedule", "ThinformerAttention", "attention", "compare", "compress",
         "compress_kv", "compress_schedule", "coreset_size", "error_curve", "get_num_threads",
-        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
-        "take_draws", "thin", "thinformer_attention",
+        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
+        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -88,24 +88,24 @@ def test_signatures():
         "kh_compress": "(points, *, g=2, size=None, delta=0.5, kernel='gaussian', rng=None, "
         "draws=None, device='auto')",
         "thin": "(points, size, *, ess=None, kernel='gaussian', bandwidth='median', "
-        "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, weights=None, "
-        "target='auto', rng=None, device='auto')",
+        "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
+        "weights=None, target='auto', rng=None, device='auto', progress=None)",
         "error_curve": "(points, sizes=None, *, ess=None, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
-        "weights=None, target='auto', rng=0, device='auto')",
+        "weights=None, target='auto', rng=0, device='auto', progress=None)",
         "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "weights=None, target='auto', rng=0)",
+        "weights=None, target='auto', rng=0, progress=None)",
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "rng=0)",
+        "rng=0, progress=None)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
-        "standardize='auto', target='auto', rng=0)",
+        "standardize='auto', target='auto', rng=0, progress=None)",
         "median_distance": "(points, rng=None)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
-        "random_state=None)",
+        "random_state=None, progress=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
@@ -179,7 +179,7 @@ COMMANDS = {
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",
-    "bench-points": "--largest --sizes --seeds --json",
+    "bench-points": "--largest --sizes --seeds --peers --json",
     "bench-models": "--shapes --tokens --g --size --correction --device --dtype --threads --rounds "
     "--json",
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "

@@ -53,19 +53,34 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
     assert quick.getvalue() == ""
 
 
-def test_what_is_compiled_is_told():
-    from thinformer.cpu.jit import inner, telling_of_compilation
+def test_what_is_compiled_is_told(monkeypatch):
+    from thinformer.support import compiling, progress
 
-    told = []
-    one_more = inner(set())(lambda x: x + 1)
-    twice = inner(set())(lambda x: one_more(x) * 2)
-    with telling_of_compilation(lambda *stage: told.append(stage)) as tell:
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PERIOD", 0.001)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.progress() as tell:
+        compiling.begin()
+        while "\rcompiling kernels (once), " not in terminal.getvalue():
+            pass
         tell("adding", 0.5)
-        assert twice(1) == 4
-        assert set(told[1:-1]) == {("adding: compiling, once for this version", 0.5)}
-        assert told[-1] == ("adding", 0.5)
-        told.clear()
-        assert twice(2) == 6
-        assert told == []
-    inner(set())(lambda x: x + 2)(1)
-    assert told == []
+        while "50 % adding: compiling kernels (once), " not in terminal.getvalue():
+            pass
+        compiling.end()
+        told = len(terminal.getvalue())
+        while "50 % adding, " not in terminal.getvalue()[told:]:
+            pass
+    piped = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", piped)
+    monkeypatch.setattr(progress, "BEFORE", 0.001)
+    with progress.progress() as tell:
+        tell("adding", 0.5)
+        compiling.begin()
+        while "thinformer: adding: compiling kernels (once)\n" not in piped.getvalue():
+            pass
+        compiling.end()

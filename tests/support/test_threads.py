@@ -1,5 +1,7 @@
 """Threads: how many, errors and interrupts in them, and callers that share them."""
 
+import threading
+
 import pytest
 from processes import PROBLEM, run
 
@@ -125,7 +127,7 @@ def test_interrupt_stops_a_long_unit():
             for piece in range(10**7):
                 pieces.append(piece)
                 begun.set()
-                yield
+                yield 0.0
         try:
             threads.run(task, 2, 1e16)
         except KeyboardInterrupt:
@@ -230,3 +232,67 @@ else:
     raise AssertionError("not interrupted")
 assert np.array_equal(work(), expected)
 """)  # fmt: skip
+
+
+def test_what_is_done_is_told():
+    """The caller hears of the units of all threads, and of pieces where a task yields."""
+    from thinformer import set_num_threads
+    from thinformer.support import threads
+
+    set_num_threads(1)
+    told = []
+    threads.run(lambda first, last: None, 4, 4 * threads.PIECE_FLOPS, told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+    told.clear()
+
+    def halves(first, last):
+        assert last - first == 1
+        yield 0.5
+        if first != 1:  # the last piece may be told, or not
+            yield 1.0
+
+    threads.run(halves, 4, 4 * threads.PIECE_FLOPS, told.append)
+    assert told == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+    told.clear()
+    threads.run(lambda first, last: None, 0, 0, told.append)
+    assert told == [1.0]
+
+
+def test_all_threads_count_and_the_caller_tells():
+    from thinformer import set_num_threads
+    from thinformer.support import threads
+
+    set_num_threads(2)
+    told, tellers = [], set()
+    caller, turns = threading.get_ident(), threading.Event()
+
+    def task(first, last):
+        if threading.get_ident() == caller:
+            turns.wait(10)  # until the other thread has done all other units
+        elif first == 7:
+            turns.set()
+
+    def done(fraction):
+        tellers.add(threading.get_ident())
+        told.append(fraction)
+
+    threads.run(task, 8, 8 * threads.PIECE_FLOPS, done)
+    assert tellers == {caller}
+    assert told in ([0.875, 1.0], [1.0])  # the other's last unit may be done too
+
+
+def test_who_is_told_may_end_the_call():
+    from thinformer import set_num_threads
+    from thinformer.support import threads
+
+    set_num_threads(2)
+    begun = []
+
+    def done(fraction):
+        raise KeyError(fraction)
+
+    with pytest.raises(KeyError):
+        threads.run(lambda first, last: begun.append(first), 10**6, 1e16, done)
+    count = len(begun)
+    assert count < 10**6
+    assert len(begun) == count  # nothing runs on

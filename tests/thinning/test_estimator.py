@@ -123,8 +123,8 @@ def test_random_state():
 def test_parameters():
     thinner = KernelThinner(5, kernel=kernels.gaussian(2.0), g=2)
     assert list(thinner.get_params()) == [
-        "bandwidth", "delta", "g", "kernel", "method", "n_samples", "random_state", "refine",
-        "standardize", "target",
+        "bandwidth", "delta", "g", "kernel", "method", "n_samples", "progress", "random_state",
+        "refine", "standardize", "target",
     ]  # fmt: skip
     copy = clone(thinner)
     assert copy is not thinner

@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from thinformer.commands.options import can_write_figures, integers, print_machine
+from thinformer.commands.options import can_write_figures, integers, print_left_out, print_machine
 
 # options that go with the measurement of speed only, and their defaults
 SPEED = {"shapes": "t2t,biggan,4k,16k", "g": 2, "dtype": "float32", "device": "cpu",
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--quality", nargs="*", type=Path, metavar="FILE.npz",
         help="instead, measure how close to exact attention Thinformer, its corrections and simple"
-        " sampling are: on activations of three trained encoders, or of files with arrays"
+        " sampling are: on activations of trained encoders, or of files with arrays"
         " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
     )  # fmt: skip
     parser.add_argument(
@@ -135,6 +135,8 @@ def _quality(arguments: argparse.Namespace) -> int:
         print(quality.format_lines(of_input), end="\n\n", flush=True)
         lines += of_input
     print(quality.NOTES)
+    if not arguments.quality:
+        print_left_out()
     if arguments.json is not None:
         quality.save(lines, rounds, machine, arguments.json)
     if arguments.plot is not None:

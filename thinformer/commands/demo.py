@@ -1,4 +1,4 @@
-"""``thinformer demo``: exact attention and Thinformer on activations of three trained encoders."""
+"""``thinformer demo``: exact attention and Thinformer on activations of trained encoders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinformer.commands.options import can_plot
+from thinformer.commands.options import can_plot, print_left_out
 
 if TYPE_CHECKING:
     from thinformer.measuring.demo import Line
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser(
-        "demo", help="exact attention and Thinformer on attention of three trained encoders"
+        "demo", help="exact attention and Thinformer on attention of trained encoders"
     )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="also draw error against keys kept (.png, .svg)"
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         " many keys drawn\nuniformly. time: all recorded heads, on the NumPy path, best of five."
         " memory: the most held at once beside\none layer's inputs."
     )
+    print_left_out()
     if arguments.plot is not None:
         demo.plot(lines, arguments.plot)
         print(f"plot: {arguments.plot}")

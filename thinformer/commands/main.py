@@ -19,6 +19,7 @@ from thinformer.commands import (
     validate,
 )
 from thinformer.support.checks import CompilerUnavailableError, CudaUnavailableError
+from thinformer.support.compiling import said_in_pipes
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
 COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, validate)
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return arguments.run(arguments)
+        with said_in_pipes():
+            return arguments.run(arguments)
     except (OSError, ValueError, ImportError, *UNAVAILABLE) as error:
         print(f"thinformer {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def can_write_figures(arguments: argparse.Namespace) -> None:
             can_write(path)
     if arguments.plot is not None:
         can_plot(arguments.plot)
+
+
+def print_left_out() -> None:
+    """Print which of the recorded activations are not installed, where some are not."""
+    from thinformer.data import left_out
+
+    if sentence := left_out():
+        print("", *textwrap.wrap(sentence, 100), sep="\n")
 
 
 def print_machine(machine: Mapping[str, str]) -> None:

@@ -202,14 +202,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with _terminable(), progress() as tell:
             tell("loading", None)
-            from thinformer.cpu.jit import telling_of_compilation
             from thinformer.files import job, report, thin
 
             for option in ("plot", "curve"):
                 if getattr(arguments, option) is not None:
                     can_plot(getattr(arguments, option), f"--{option}")
-            with telling_of_compilation(tell) as tell_all:
-                outcome = thin.run(job.job_of(arguments), tell_all)
+            outcome = thin.run(job.job_of(arguments), tell)
     except MemoryError as error:
         raise ValueError(
             f"not enough memory: {printable(error)}; a smaller --chunk-rows takes less"

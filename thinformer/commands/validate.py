@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from thinformer.commands.options import print_left_out
+
 
 def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
@@ -38,5 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
         "\nsmallest margin: how far the closest decision was from going the other way, in units of"
         "\nthe kernel values it adds up; 0 is a tie (repeated points)"
     )
+    print_left_out()
     print(f"\n{'FAIL' if failures else 'PASS'}: {len(rows) - failures} of {len(rows)} rows agree")
     return 1 if failures else 0

@@ -7,11 +7,10 @@ children (omp). Kernels release the GIL and run on the threads of `thinformer.su
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -20,6 +19,7 @@ import numba
 from numba.core import event
 from numba.extending import overload
 
+from thinformer.support import compiling
 from thinformer.support.checks import CompilerUnavailableError
 
 # the folders with compiled functions, and with the named tuples that these functions take
@@ -152,29 +152,28 @@ def by_dtype(float32: Callable, float64: Callable) -> Callable:
     return choose
 
 
-@contextlib.contextmanager
-def telling_of_compilation(
-    tell: Callable[[str, float | None], None],
-) -> Iterator[Callable[[str, float | None], None]]:
-    """Yield a tell(stage, fraction) whose stages also say when Numba compiles.
+class _Listener(event.Listener):
+    """Says when a kernel of this package is compiled. Loading it from the disk is no event.
 
-    What the cache on disk has is loaded, and is no compilation.
+    A kernel's compilation compiles the functions that it calls; only the outermost is told.
     """
-    last: list[tuple[str, float | None]] = [("", None)]
-    running: list[str] = []  # a kernel's compilation compiles those that it calls
 
-    def told(stage: str, fraction: float | None) -> None:
-        last[0] = stage, fraction
-        tell(f"{stage}: compiling, once for this version" if running else stage, fraction)
+    def __init__(self) -> None:
+        self.depth = 0
+        self.ours = False
 
-    class Listener(event.Listener):
-        def on_start(self, event: Any) -> None:
-            running.append("")
-            told(*last[0])
+    def on_start(self, event: Any) -> None:
+        if self.depth == 0:
+            function = getattr(event.data["dispatcher"], "py_func", None)
+            self.ours = str(getattr(function, "__module__", "")).startswith("thinformer.")
+            if self.ours:
+                compiling.begin()
+        self.depth += 1
 
-        def on_end(self, event: Any) -> None:
-            running.pop()
-            told(*last[0])
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0 and self.ours:
+            compiling.end()
 
-    with event.install_listener("numba:compile", Listener()):
-        yield told
+
+event.register("numba:compile", _Listener())

@@ -20,9 +20,15 @@ from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import OF_PRODUCTS, PAIRWISE
 from thinformer.support import threads
+from thinformer.support.progress import ignore, within
 
 
-def on_threads(task: Callable[[int, int], Iterable[None] | None], units: int, flops: float) -> None:
+def on_threads(
+    task: Callable[[int, int], Iterable[None] | None],
+    units: int,
+    flops: float,
+    done: Callable[[float], None] = ignore,
+) -> None:
     """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero."""
     from thinformer.cpu import subnormals  # imports Numba
 
@@ -33,7 +39,7 @@ def on_threads(task: Callable[[int, int], Iterable[None] | None], units: int, fl
         finally:
             subnormals.restore(before)
 
-    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops)
+    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops, done)
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -95,6 +101,7 @@ def run_schedule(
     index: NDArray,
     stack: tuple[int, ...],
     adaptive: bool = False,
+    done: Callable[[float], None] = ignore,
 ) -> list[NDArray]:
     """Run the rounds of a schedule; return the positions left after each, (problems, n) int64.
 
@@ -112,6 +119,8 @@ def run_schedule(
         The problems' axes, to which the draws' leading axes broadcast.
     adaptive : bool
         Whether to halve with kernel thinning's adaptive thresholds.
+    done : function
+        done(fraction) receives the part of the work that is done.
     """
     from thinformer.cpu import halve  # imports Numba
 
@@ -138,29 +147,31 @@ def run_schedule(
             units = first * round_.buckets, last * round_.buckets
             halve_buckets(i, work, *units, 0, round_.largest_bucket)
 
-    def share_round(i: int, first: int, last: int) -> Iterator[None]:
+    def share_round(i: int, first: int, last: int) -> Iterator[float]:
         points = schedule.rounds[i].largest_bucket
         work = halve.workspace(points, dims, dtype)
-        piece = (
-            int(threads.PIECE_FLOPS / (points * cost)) // halve.PANEL * halve.PANEL or halve.PANEL
-        )
+        panels = int(threads.PIECE_FLOPS / (points * cost)) // halve.PANEL
+        piece = max(1, panels) * halve.PANEL
         if piece >= points:
             halve_buckets(i, work, first, last, 0, points)
             return
         for unit in range(first, last):
             for start in range(0, points, piece):
                 halve_buckets(i, work, unit, unit + 1, start, start + piece)
-                yield
+                yield unit - first + min(1.0, (start + piece) / points) ** 2
 
     if not rounds:
+        done(1.0)
         return [index]
     flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
     whole = problems >= threads.get_num_threads() and sum(flops) < problems * threads.PIECE_FLOPS
     if whole:
-        on_threads(compress_problems, problems, sum(flops))
+        on_threads(compress_problems, problems, sum(flops), done)
     else:
+        ends = [sum(flops[:i]) / sum(flops) for i in range(len(flops) + 1)]
         for i, round_ in enumerate(schedule.rounds):
-            on_threads(partial(share_round, i), problems * round_.buckets, flops[i])
+            part = within(done, ends[i], ends[i + 1])
+            on_threads(partial(share_round, i), problems * round_.buckets, flops[i], part)
     return [index, *(kept for _, _, kept in rounds)]
 
 
@@ -243,8 +254,17 @@ def compiled_for(problem: Problem, kernel: Callable) -> Callable:
     return jit.uncached(kernel) if with_function else kernel
 
 
-def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDArray:
-    """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64."""
+def embed(
+    problem: Points,
+    at: NDArray,
+    index: NDArray,
+    weights: NDArray,
+    done: Callable[[float], None] = ignore,
+) -> NDArray:
+    """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64.
+
+    done(fraction) receives the part that is done.
+    """
     from thinformer.cpu import sums  # imports Numba
 
     out = np.empty(at.size, np.float64)
@@ -253,12 +273,18 @@ def embed(problem: Points, at: NDArray, index: NDArray, weights: NDArray) -> NDA
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
-    on_threads(task, -(-at.size // sums.PANEL), at.size * index.size * value_cost(problem))
+    panels = -(-at.size // sums.PANEL)
+    on_threads(task, panels, at.size * index.size * value_cost(problem), done)
     return out
 
 
-def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
-    """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64."""
+def square(
+    problem: Points, sets: NDArray, weights: NDArray, done: Callable[[float], None] = ignore
+) -> NDArray:
+    """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64.
+
+    done(fraction) receives the part that is done.
+    """
     from thinformer.cpu import sums  # imports Numba
 
     parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
@@ -267,7 +293,11 @@ def square(problem: Points, sets: NDArray, weights: NDArray) -> NDArray:
     def task(first: int, last: int) -> None:
         kernel(first, last, problem, sets, weights, parts, _workspace(problem))
 
-    on_threads(task, parts.size, sets.size * sets.shape[1] * value_cost(problem))
+    def panels_done(fraction: float) -> None:
+        whole, rest = divmod(fraction * len(sets), 1)  # a panel meets all panels before it
+        done((whole + rest**2) / len(sets))
+
+    on_threads(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
     return parts.sum(axis=1)
 
 

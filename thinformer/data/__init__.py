@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,37 +14,82 @@ from numpy.typing import NDArray
 
 HERE = files(__name__)
 ACTIVATIONS = ("text", "vision", "audio")
+FOLDER = "THINFORMER_ACTIVATIONS"  # in the environment: a folder with those that are not installed
+
+
+def installed_activations() -> tuple[str, ...]:
+    """Return those of `ACTIVATIONS` that are there; vision is not in the wheel."""
+    return tuple(name for name in ACTIVATIONS if _file(name).is_file())
+
+
+def left_out() -> str:
+    """Return a sentence about those of `ACTIVATIONS` that are not there; empty if all are."""
+    names = ", ".join(name for name in ACTIVATIONS if name not in installed_activations())
+    if not names:
+        return ""
+    return (
+        f"the activations of {names} are not installed (NOTICE says why); a checkout of the"
+        f" repository has them: set {FOLDER} to its folder thinformer/data/activations"
+    )
 
 
 def load_activations(name: str) -> dict[str, dict[str, NDArray]]:
-    """Return the packaged activations of an encoder: ``layers[layer]["query"]``, "key", "value".
+    """Return the recorded activations of an encoder: ``layers[layer]["query"]``, "key", "value".
 
     The arrays are float16, (1, tokens, heads, head dim). ``activations/README.md`` describes the
-    encoders and their inputs.
+    encoders, their inputs and the files.
 
     Parameters
     ----------
     name : str
-        One of `ACTIVATIONS`.
+        One of `ACTIVATIONS`. "vision" is not in the wheel: a checkout of the repository has it.
+
+    Raises
+    ------
+    ValueError
+        If `name` is another.
+    FileNotFoundError
+        If the file is not installed.
     """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"name must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    if name not in installed_activations():
+        raise FileNotFoundError(left_out())
+    arrays = _load(_file(name))
     layers: dict[str, dict[str, NDArray]] = {}
-    for entry, array in _load(HERE / "activations" / f"{name}.npz").items():
-        layer, role = entry.split("_")
-        if role != "heads":
-            layers.setdefault(layer, {})[role] = array
+    for entry, array in arrays.items():
+        layer, role, *of_codes = entry.split("_")
+        if role != "heads" and not of_codes:
+            step = arrays.get(f"{entry}_step")
+            layers.setdefault(layer, {})[role] = array if step is None else _decoded(array, step)
     return layers
 
 
 def load_vectors(path: Path | None = None) -> list[tuple[dict[str, Any], dict[str, NDArray]]]:
     """Return the recorded cases for `thinformer validate`: a description and the arrays of each.
 
-    `path` names a file to read instead of the packaged ``vectors.npz``.
+    Inputs are stored in a small dtype that has these numbers; they are widened to the dtype that
+    the case names. `path` names a file to read instead of the packaged ``vectors.npz``.
     """
     arrays = _load(path or HERE / "vectors.npz")
     return [
-        (case, {field: arrays[f"{i}_{field}"] for field in case["fields"]})
-        for i, case in enumerate(json.loads(str(arrays["cases"])))
+        (case, {field: arrays[entry] for field, entry in case["fields"].items()})
+        for case in json.loads(str(arrays["cases"]))
     ]
+
+
+def _file(name: str) -> Traversable:
+    """The file of an encoder's activations: of the package, or of the folder in the environment."""
+    packaged = HERE / "activations" / f"{name}.npz"
+    if packaged.is_file() or FOLDER not in os.environ:
+        return packaged
+    return Path(os.environ[FOLDER]) / f"{name}.npz"
+
+
+def _decoded(codes: NDArray, step: NDArray) -> NDArray[np.float16]:
+    """Numbers from their low and high bytes (2, ...) and the step of each channel."""
+    low, high = codes.astype(np.float32)
+    return ((low + 256 * high) * step).astype(np.float16)
 
 
 def _load(path: Traversable) -> dict[str, NDArray]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.plot import draw_coreset
 from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
+from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import median_distance, unequal_weights
 from thinformer.thinning.methods import BLIND
@@ -58,7 +59,7 @@ class _Reading:
     seconds: float = 0.0
 
 
-def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
+def run(job: Job, tell: Tell) -> Outcome:
     """Carry the request out.
 
     Parameters
@@ -89,7 +90,7 @@ def run(job: Job, tell: Callable[[str, float | None], None]) -> Outcome:
             _draw(job, source, reading, points, outputs["plot"])
         if "curve" in outputs:
             tell("measuring the error by size", None)
-            _draw_errors(job, source, reading, outcome, outputs["curve"])
+            _draw_errors(job, source, reading, outcome, outputs["curve"], tell)
         end = time.perf_counter()
         outcome.seconds.update({"writing": end - thinned, "total": end - start})
         outcome = outcome._replace(peak_megabytes=peak_resident_megabytes())
@@ -152,7 +153,7 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
 
 
 def _draw_errors(
-    job: Job, source: Source, reading: _Reading, outcome: Outcome, target: Path
+    job: Job, source: Source, reading: _Reading, outcome: Outcome, target: Path, tell: Tell
 ) -> None:
     """Draw the error of coresets by size."""
     assert job.curve is not None
@@ -161,7 +162,8 @@ def _draw_errors(
         raise ValueError(_several_chunks(job, "--curve"))
     points, weights = reading.seen.only
     ess, _ = _effective_size(job, source, points, weights)
-    curve = error_curve(points, ess=ess, weights=weights, **_settings(job, outcome.seed))
+    settings = _settings(job, outcome.seed)
+    curve = error_curve(points, ess=ess, weights=weights, progress=tell, **settings)
     with writing(str(job.curve), "drawn"):
         draw_curve(curve).savefig(target, dpi=150, format=job.curve.suffix.lower()[1:])
 
@@ -182,7 +184,7 @@ def _thin(
     job: Job,
     source: Source,
     reading: _Reading,
-    tell: Callable[[str, float | None], None],
+    tell: Tell,
 ) -> tuple[NDArray, Outcome]:
     """Thin the rows of a source, compare, and return the chosen points."""
     start = time.perf_counter()
@@ -195,10 +197,15 @@ def _thin(
         if size is None:
             only = _only_chunk(job, chunks)
             ess = _effective_size(job, source, *only)
-            size = thin(only[0], "auto", ess=ess[0], weights=only[1], **settings).size
+            chosen = thin(only[0], "auto", ess=ess[0], weights=only[1], progress=tell, **settings)
+            size = chosen.size
             chunks = iter([only])
         coreset = merge_and_reduce(
-            chunks, size, keep=lambda rows: _keep_only(reading.held, rows), **settings
+            chunks,
+            size,
+            keep=lambda rows: _keep_only(reading.held, rows),
+            progress=tell,
+            **settings,
         )
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
@@ -311,7 +318,7 @@ def _chunks(
     source: Source,
     seed: int,
     reading: _Reading,
-    tell: Callable[[str, float | None], None],
+    tell: Tell,
 ) -> Iterator[Rows]:
     """Yield points and weights of a source, chunk by chunk, standardised if the job says so."""
     generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws

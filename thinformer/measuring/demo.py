@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from thinformer.attending.arguments import softmax_scale
 from thinformer.attending.attention import attention
 from thinformer.attending.softmax import attend
-from thinformer.data import ACTIVATIONS, load_activations
+from thinformer.data import installed_activations, load_activations
 from thinformer.halving.schedule import coreset_size
 from thinformer.support.machine import peak_megabytes
 
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 def run() -> Iterator[Line]:
     """Yield the lines of the table, encoder by encoder."""
-    for encoder in ACTIVATIONS:
+    for encoder in installed_activations():
         layers = [
             [layer[role].astype(np.float32) for role in ("query", "key", "value")]
             for layer in load_activations(encoder).values()
@@ -84,11 +84,12 @@ def plot(lines: list[Line], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    encoders = dict.fromkeys(line.encoder for line in lines)
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False,
                                 "axes.spines.right": False}):  # fmt: skip
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        for encoder, colour, marker in zip(ACTIVATIONS, COLOURS, "osD", strict=True):
+        for encoder, colour, marker in zip(encoders, COLOURS, "osD", strict=False):
             chosen = [x for x in lines if x.encoder == encoder and x.kept < x.keys]
             kept = [x.kept for x in chosen]
             label = f"{encoder}, {chosen[0].keys} keys"

@@ -25,6 +25,8 @@ from thinformer.thinning.thin import thin
 
 QUADRATIC = ("kernel-thinning", "halving")
 LARGEST_QUADRATIC = 4**7
+ANGLES = np.arange(8) * (np.pi / 4)
+CENTRES = 3 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # of the mixture
 CHAINS = 2000  # draws of the eight-schools posterior that ArviZ ships
 
 
@@ -67,7 +69,7 @@ def costs(exponents: range) -> Iterator[Cost]:
                 break
             points = mixture(n, 0)
             seconds[n] = min(
-                _timed(lambda: thin(points, 2**p, kernel=gaussian(2**0.5), method=method, rng=0))[1]  # noqa: B023
+                timed(lambda: thin(points, 2**p, kernel=gaussian(2**0.5), method=method, rng=0))[1]  # noqa: B023
                 for _ in range(3)
             )
         last = list(seconds.items())[-3:]
@@ -109,9 +111,7 @@ def samples() -> dict[str, Callable[[int, int], NDArray | None]]:
 def mixture(n: int, seed: int) -> NDArray:
     """Return points of eight Gaussians of unit variance, with means on a circle of radius 3."""
     rng = np.random.default_rng(seed)
-    angle = rng.integers(8, size=n) * (np.pi / 4)
-    centres = 3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return centres + rng.standard_normal((n, 2))
+    return CENTRES[rng.integers(8, size=n)] + rng.standard_normal((n, 2))
 
 
 def format_cost(cost: Cost) -> str:
@@ -127,7 +127,7 @@ def format_quality(quality: Quality) -> str:
     for package, seconds in quality.seconds.items():
         errors = quality.errors.get(package)
         if errors:
-            mean, error = _mean(errors)
+            mean, error = mean_and_error(errors)
             line += f"  {mean:.5f} +- {error:.5f}"
         line += f"{1e3 * seconds:>10.1f} ms ({package})"
     return line
@@ -136,7 +136,7 @@ def format_quality(quality: Quality) -> str:
 def readme_line(quality: Quality) -> str:
     """Return the line as a row of a Markdown table: both errors, and the ratio of the times."""
     (ours, theirs), times = quality.errors.values(), quality.seconds
-    cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in map(_mean, (ours, theirs))]
+    cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in map(mean_and_error, (ours, theirs))]
     faster = times["goodpoints"] / times["thinformer"]
     return (
         f"| {quality.sample} | {quality.n:,} | {quality.method} | {cells[0]} | {cells[1]} | "
@@ -183,11 +183,11 @@ def _quality(
             "thinformer": lambda: thin(points, size, kernel=kernel, method=method, g=g, rng=seed)  # noqa: B023
         }
         if importlib.util.find_spec("goodpoints"):
-            candidates["goodpoints"] = _goodpoints(points, size, method, g, bandwidth, seed)
+            candidates["goodpoints"] = by_goodpoints(points, size, method, g, bandwidth, seed)
         for package, work in candidates.items():
             if package == "thinformer" and seed == 0:
                 work()  # compiles
-            rows, seconds = _timed(work)
+            rows, seconds = timed(work)
             times.setdefault(package, []).append(seconds)
             if errors:
                 result.errors.setdefault(package, []).append(mmd(points, rows, kernel=kernel))
@@ -195,7 +195,7 @@ def _quality(
     return result
 
 
-def _goodpoints(
+def by_goodpoints(
     points: NDArray, size: int, method: str, g: int, bandwidth: float, seed: int
 ) -> Callable[[], NDArray]:
     """The same by goodpoints: compiled Compress++, or kernel thinning with a stored matrix."""
@@ -278,12 +278,13 @@ def _photograph() -> NDArray:
     return load_sample_image("china.jpg").reshape(-1, 3).astype(np.float64)
 
 
-def _timed(work: Callable[[], NDArray]) -> tuple[NDArray, float]:
+def timed(work: Callable[[], NDArray]) -> tuple[NDArray, float]:
+    """Return what the work returns, and its seconds."""
     start = time.perf_counter()
     rows = work()
     return rows, time.perf_counter() - start
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
     return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)

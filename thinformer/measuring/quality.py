@@ -25,7 +25,7 @@ from scipy.special import softmax
 from thinformer.attending.arguments import check_shapes, softmax_scale
 from thinformer.attending.attention import attention
 from thinformer.attending.softmax import attend
-from thinformer.data import ACTIVATIONS, load_activations
+from thinformer.data import installed_activations, load_activations
 from thinformer.files.messages import reading
 from thinformer.halving.schedule import coreset_size
 from thinformer.measuring.demo import relative_error, uniform
@@ -73,13 +73,13 @@ class Line(NamedTuple):
 
 
 def packaged() -> dict[str, Layers]:
-    """Return the activations of three trained encoders that come with the package."""
+    """Return the recorded activations of trained encoders, those that are installed."""
     return {
         name: {
             layer: [arrays[role].astype(np.float32) for role in ("query", "key", "value")]
             for layer, arrays in load_activations(name).items()
         }
-        for name in ACTIVATIONS
+        for name in installed_activations()
     }
 
 

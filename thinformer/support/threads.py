@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Condition
+from threading import Condition, Lock, get_ident
 
 from thinformer.support import checks
+from thinformer.support.progress import ignore
 
 THREAD_FLOPS = 5e6  # operations for which a thread is started: some 50 microseconds
 PIECE_FLOPS = 1e10  # operations of a range at most, if one unit is not larger
@@ -93,7 +94,12 @@ def on(team: Team | None) -> Iterator[None]:
         _team.reset(token)
 
 
-def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: float) -> None:
+def run(
+    task: Callable[[int, int], Iterable[float] | None],
+    units: int,
+    flops: float,
+    done: Callable[[float], None] = ignore,
+) -> None:
     """Call task(first, last) over consecutive ranges that cover the units, on several threads.
 
     The calling thread works too. To hand work to a thread costs some 30 microseconds, so each
@@ -101,7 +107,10 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
     the next. So a thread whose core is busy, for example with another library's spinning threads,
     takes fewer; and a thread that is busy with another caller's work is not waited for. An
     interrupt or an error stops all threads at the end of their ranges; if the task is a generator,
-    where it yields. A unit is never split.
+    where it yields how many units of its range are done. A unit is never split.
+
+    done(fraction) is called on the calling thread, with the part of the units that is done: after
+    each range of this thread, where its task yields, and at the end.
     """
     threads = max(1, min(get_num_threads(), units, int(flops / THREAD_FLOPS)))
     share = units if threads == 1 else units // (SHARES * threads)
@@ -110,6 +119,7 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
     state = Condition()
     active, closed, stopped = 0, False, False
     errors: list[BaseException] = []
+    add = _counter(units, done)
 
     def work() -> None:
         nonlocal active, stopped
@@ -123,9 +133,14 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
                     start = next(starts, None)
                 if start is None:
                     break
-                for _ in task(start, min(start + size, units)) or ():
+                end, before = min(start + size, units), 0.0
+                for part in task(start, end) or ():
                     if stopped:
                         break
+                    add(part - before)
+                    before = part
+                else:
+                    add(end - start - before)
         except BaseException as error:
             stopped = True
             errors.append(error)
@@ -145,6 +160,21 @@ def run(task: Callable[[int, int], Iterable[None] | None], units: int, flops: fl
             state.wait_for(lambda: active == 0)  # results are shared memory
     if errors:
         raise errors[0]
+    done(1.0)
+
+
+def _counter(units: int, done: Callable[[float], None]) -> Callable[[float], None]:
+    """Return add(part) for all threads; that of the calling thread also tells how much is done."""
+    caller, lock, finished = get_ident(), Lock(), 0.0
+
+    def add(part: float) -> None:
+        nonlocal finished
+        with lock:
+            finished += part
+        if part and finished < units and get_ident() == caller:
+            done(finished / units)
+
+    return add
 
 
 def _own_team(work: Callable[[], None], threads: int) -> None:

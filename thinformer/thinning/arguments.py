@@ -20,6 +20,7 @@ from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_ker
 from thinformer.kernels.kernel import MEDIAN
 from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
+from thinformer.support.progress import Tell, quiet
 from thinformer.thinning.tables import as_points
 
 Target = Literal["auto", "sample", "mean-zero"]
@@ -146,11 +147,11 @@ def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) 
         )
 
 
-def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
+def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell = quiet) -> Points:
     """Return points (n, d) and a kernel as a problem.
 
     It checks that the points and k(x, x) are finite, and that a Gram matrix is (n, n) and
-    symmetric. `shift` is that of `make_points`.
+    symmetric. `shift` is that of `make_points`; `tell` receives the progress of a plain function.
     """
     n = len(points)
     check_finite(points)
@@ -162,7 +163,7 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
         checks.symmetric("points", points)
     elif kernel.tag == PAIRWISE and not hasattr(kernel.companion, "py_func"):
         check_function(kernel.companion, points)
-        table = _tabulated(kernel.companion, points)
+        table = _tabulated(kernel.companion, points, tell)
         kernel = Kernel("precomputed", TABLE, weight=kernel.weight, companion=table)
     problem = make_points(points, function_of_points(kernel), shift)
     if not np.isfinite(diagonal(problem, np.arange(n))).all():
@@ -203,7 +204,7 @@ def unequal_weights(weights: ArrayLike | None, n: int) -> NDArray | None:
     return array if np.ptp(array) > 0 else None
 
 
-def _tabulated(function: Callable, points: NDArray) -> NDArray:
+def _tabulated(function: Callable, points: NDArray, tell: Tell) -> NDArray:
     """The Gram matrix (n, n) of points under a plain Python function, with a warning."""
     n = len(points)
     warnings.warn(
@@ -211,10 +212,12 @@ def _tabulated(function: Callable, points: NDArray) -> NDArray:
         "values is stored; compile it with numba.njit to have neither",
         stacklevel=depth(),
     )
+    tell("kernel matrix", 0.0)
     K = np.empty((n, n), points.dtype)
     for i in range(n):
         for j in range(i + 1):
             K[i, j] = K[j, i] = function(points[i], points[j])
+        tell("kernel matrix", (i + 1) * (i + 2) / (n * (n + 1)))
     if not np.isfinite(K).all():
         raise ValueError("kernel must return finite numbers; for some of the points it does not")
     return K

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
+from thinformer.support.progress import Progress, begin, showing, within
 from thinformer.thinning.arguments import (
     Target,
     as_problem,
@@ -37,6 +38,7 @@ def mmd(
     weights: ArrayLike | None = None,
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
+    progress: Progress = None,
 ) -> float:
     r"""Return the maximum mean discrepancy (MMD) between points x (n, d) and a coreset y (s, d).
 
@@ -64,6 +66,8 @@ def mmd(
         "auto" is "mean-zero" for a `stein` kernel and "sample" for all others.
     rng : int, numpy.random.Generator or None
         Draws the rows for a median bandwidth (SPEC 7).
+    progress
+        See `thin`. The stage is "MMD", after "kernel matrix" for a function in plain Python.
 
     Returns
     -------
@@ -89,6 +93,7 @@ def mmd(
     >>> round(mmd(x, [0], bandwidth=1.0), 4)  # sqrt((1 - exp(-1/2)) / 2)
     0.4435
     """
+    shown = showing(progress)
     unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
@@ -102,17 +107,18 @@ def mmd(
             f"coreset must hold rows of points for kernel {resolved.name}; "
             f"got points of its own, shape {(len(array) - n, array.shape[1])}"
         )
-    problem = as_problem(array, resolved)
-    if represents == "mean-zero":
-        if weights is not None:
-            raise ValueError(
-                "weights are of the points, with which target='mean-zero' has no part; leave them "
-                "out, or compare with the points: target='sample'"
-            )
-        return _root(_square_of(problem, rows))
+    if represents == "mean-zero" and weights is not None:
+        raise ValueError(
+            "weights are of the points, with which target='mean-zero' has no part; leave them "
+            "out, or compare with the points: target='sample'"
+        )
     share = as_weights(weights, n)
-    of_points = square(problem, np.arange(n)[None], share)[0]
-    return _root(of_points + _terms_of_coreset(problem, rows, share))
+    with shown as tell:
+        problem = as_problem(array, resolved, tell=tell)
+        if represents == "mean-zero":
+            return _root(_square_of(problem, rows))
+        of_points = square(problem, np.arange(n)[None], share, begin(tell, "MMD"))[0]
+        return _root(of_points + _terms_of_coreset(problem, rows, share))
 
 
 def mmd2_unbiased(
@@ -123,6 +129,7 @@ def mmd2_unbiased(
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
     rng: int | np.random.Generator | None = 0,
+    progress: Progress = None,
 ) -> float:
     r"""Return the unbiased estimate of the squared MMD between two distributions, from samples.
 
@@ -134,7 +141,7 @@ def mmd2_unbiased(
     ----------
     x : (n, d) array, data frame or posterior, n >= 2
     y : (m, d) likewise, m >= 2
-    kernel, bandwidth, standardize, rng
+    kernel, bandwidth, standardize, rng, progress
         See `mmd`; a median bandwidth, and scales, are computed from both samples together.
 
     Returns
@@ -157,6 +164,7 @@ def mmd2_unbiased(
     >>> mmd2_unbiased([[0.0], [1.0]], [[0.0], [1.0]], kernel="linear")
     -0.5
     """
+    shown = showing(progress)
     unit = for_columns(standardize, x, kernel, bandwidth)
     first, second = (
         as_points(a, s).astype(np.float64, copy=False) for a, s in ((x, "x"), (y, "y"))
@@ -169,12 +177,18 @@ def mmd2_unbiased(
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"y must have the {first.shape[1]} dimensions of x; got {second.shape[1]}")
     both = standardized(np.concatenate([first, second]), unit, kernel)
-    problem = as_problem(both, resolve(kernel, bandwidth, both, rng))
-    total = -2 * embed(problem, np.arange(n), n + np.arange(m), np.full(m, 1 / m)).mean()
-    for rows in (np.arange(n), n + np.arange(m)):
-        size = rows.size
-        pairs = square(problem, rows[None], np.ones(size))[0] - diagonal(problem, rows).sum()
-        total += pairs / (size * (size - 1))
+    resolved = resolve(kernel, bandwidth, both, rng)
+    of_x, of_y = np.arange(n), n + np.arange(m)
+    shares = [part / (n + m) ** 2 for part in (2 * n * m, (2 * m + n) * n, (n + m) ** 2)]
+    with shown as tell:
+        problem = as_problem(both, resolved, tell=tell)
+        done = begin(tell, "MMD")
+        part = within(done, 0.0, shares[0])
+        total = -2 * embed(problem, of_x, of_y, np.full(m, 1 / m), part).mean()
+        for i, rows in enumerate((of_x, of_y)):
+            size, part = rows.size, within(done, *shares[i : i + 2])
+            pairs = square(problem, rows[None], np.ones(size), part)[0]
+            total += (pairs - diagonal(problem, rows).sum()) / (size * (size - 1))
     return float(total)
 
 
@@ -249,6 +263,7 @@ def compare(
     standardize: Standardize = "auto",
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
+    progress: Progress = None,
 ) -> Comparisons:
     """Compare coresets of the same points: MMD, energy distance, errors of mean and covariance.
 
@@ -262,6 +277,8 @@ def compare(
         See `mmd`. With a `stein` kernel the column MMD is "KSD", the kernel Stein discrepancy of
         each coreset; all other errors are to the points. MMD and energy distance are in units of
         standardised columns, where columns are; all other errors have no unit.
+    progress
+        See `thin`. The stages are "MMD" and "energy distance".
 
     Returns
     -------
@@ -277,6 +294,7 @@ def compare(
     -----
     O(n^2 d) time, O(n d) memory.
     """
+    shown = showing(progress)
     unit = for_columns(standardize, points, kernel, bandwidth)
     array = as_points(points).astype(np.float64, copy=False)
     n = len(array)
@@ -294,12 +312,14 @@ def compare(
     resolved = resolve(kernel, bandwidth, measured, rng)
     check_definite(represents, resolved)
     listed = list(chosen.values())
-    problem = as_problem(measured, resolved)
-    if represents == "mean-zero":
-        mmds = [_square_of(problem, rows) for rows in listed]
-    else:
-        mmds = _squares_to_points(problem, listed, n)
-    energies = _squares_to_points(as_problem(measured, energy()), listed, n)
+    with shown as tell:
+        problem = as_problem(measured, resolved, tell=tell)
+        if represents == "mean-zero":
+            mmds = [_square_of(problem, rows) for rows in listed]
+        else:
+            mmds = _squares_to_points(problem, listed, n, begin(tell, "MMD"))
+        problem, done = as_problem(measured, energy()), begin(tell, "energy distance")
+        energies = _squares_to_points(problem, listed, n, done)
     names = column_names(points, array.shape[1])
     covariance = np.atleast_2d(np.cov(array, rowvar=False, ddof=0))
     size_of_covariance = np.linalg.norm(covariance) or 1.0
@@ -329,10 +349,12 @@ def _square_of(problem: Points, rows: NDArray) -> float:
     return square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
 
 
-def _squares_to_points(problem: Points, coresets: list[NDArray], n: int) -> list[float]:
+def _squares_to_points(
+    problem: Points, coresets: list[NDArray], n: int, done: Callable[[float], None]
+) -> list[float]:
     """The squared MMD of each coreset, rows (s,), to the n points of a problem."""
     share = np.full(n, 1 / n)
-    of_points = square(problem, np.arange(n)[None], share)[0]
+    of_points = square(problem, np.arange(n)[None], share, done)[0]
     return [of_points + _terms_of_coreset(problem, rows, share) for rows in coresets]
 
 

@@ -18,6 +18,7 @@ except ImportError as error:
     ) from error
 
 from thinformer.support import checks
+from thinformer.support.progress import Progress
 from thinformer.thinning.arguments import Target, as_weights
 from thinformer.thinning.methods import Method
 from thinformer.thinning.scales import Standardize, for_columns
@@ -35,7 +36,7 @@ class KernelThinner(BaseEstimator):
     n_samples : int or float
         Rows to choose: a number from 1 to n, or a share of n in (0, 1), which is rounded to the
         nearest number of rows, at least 1.
-    kernel, bandwidth, standardize, method, g, delta, refine, target
+    kernel, bandwidth, standardize, method, g, delta, refine, target, progress
         See `thinformer.thin`. With ``kernel="precomputed"``, X is the Gram matrix.
     random_state : int, numpy.random.RandomState or None
         With an int, every `fit` chooses the rows of ``thin(..., rng=random_state)``. With a
@@ -79,6 +80,7 @@ class KernelThinner(BaseEstimator):
         refine: bool = True,
         target: Target = "auto",
         random_state: Any = None,
+        progress: Progress = None,
     ) -> None:
         self.n_samples = n_samples
         self.kernel = kernel
@@ -90,6 +92,7 @@ class KernelThinner(BaseEstimator):
         self.refine = refine
         self.target = target
         self.random_state = random_state
+        self.progress = progress
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> KernelThinner:
         """Find the rows that represent X.
@@ -137,6 +140,7 @@ class KernelThinner(BaseEstimator):
             weights=sample_weight,
             target=self.target,
             rng=int(seed),
+            progress=self.progress,
         )
         return self
 

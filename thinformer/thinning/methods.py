@@ -13,6 +13,7 @@ from thinformer.cpu.run import compiled_for, diagonal, embed, run_schedule, squa
 from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
+from thinformer.support.progress import begin, ignore, labelled, within
 from thinformer.thinning.arguments import as_weights
 from thinformer.thinning.task import Task
 from thinformer.thinning.weights import (
@@ -101,7 +102,8 @@ def compress_plus_plus(task: Task, g: int) -> NDArray:
     kept = []
     for block, size in enumerate(sizes):
         if size:
-            part = task._replace(size=int(size), delta=task.delta / blocks)
+            tell = labelled(task.tell, f"block {block + 1} of {blocks}")
+            part = task._replace(size=int(size), delta=task.delta / blocks, tell=tell)
             own = rows[block_of == block]
             kept.append(_compress_block(part, own, g, spare[block::blocks], every=False))
     return np.concatenate(kept)
@@ -125,7 +127,8 @@ def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bo
     schedule = compress_schedule(rows.size, left, task.delta * (1 - of_split) or task.delta)
     draws = task.draws(schedule)
     start = _starting_rows(rows, schedule, draws)
-    levels = run_schedule(task.problem, schedule, draws, start, (), adaptive=True)
+    done = begin(task.tell, "halving")
+    levels = run_schedule(task.problem, schedule, draws, start, (), adaptive=True, done=done)
     kept = levels[-1][0]
     before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
     candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
@@ -158,13 +161,18 @@ def kernel_thinning(
 def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
     """KT-SPLIT: halve the rows, halve both halves, and so on; returns (2^rounds, size)."""
     sets = rows[None]
-    for _ in range(rounds):
+    done = begin(task.tell, "KT-SPLIT") if rounds else ignore
+    for i in range(rounds):
+        # buckets are half as long in each round, so a round is half the work of the one before
+        part = within(done, *((1 - 0.5**j) / (1 - 0.5**rounds) for j in (i, i + 1)))
         pairs, buckets = sets.size // 2, len(sets)
         schedule = Schedule(2 * pairs, pairs, (Round(pairs, buckets, delta / rounds),))
         draws = task.draws(schedule)
         draws = draws._replace(coins=(np.zeros(buckets, np.bool_),))
         flat = sets.reshape(1, -1)
-        one = run_schedule(task.problem, schedule, draws, flat, (), adaptive=True)[-1][0]
+        one = run_schedule(
+            task.problem, schedule, draws, flat, (), adaptive=True, done=part
+        )[-1][0]  # fmt: skip
         other = flat.reshape(-1, 2).sum(axis=1) - one
         halves = one.reshape(buckets, -1), other.reshape(buckets, -1)
         sets = np.stack(halves, axis=1).reshape(2 * buckets, -1)
@@ -184,7 +192,7 @@ def _swap(
     problem, size = task.problem, task.size
     mean = np.zeros(candidates.size)
     if task.target == "sample":
-        mean = embed(problem, candidates, target, weights)
+        mean = embed(problem, candidates, target, weights, begin(task.tell, "mean embedding"))
     places = np.searchsorted(candidates, coresets)
     equal = np.full(size, 1 / size)
     errors = square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
@@ -198,7 +206,12 @@ def _swap(
     if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
         raise ValueError("kernel must have finite values; between some of the points it has not")
     improve = compiled_for(problem, sums.swap)
-    improve(problem, candidates, potential, coreset, task.unique, PASSES, memory, work)
+    done = begin(task.tell, "KT-SWAP")
+    for i in range(PASSES):  # an interrupt is noticed between them
+        changes = improve(problem, candidates, potential, coreset, task.unique, 1, memory, work)
+        done((i + 1) / PASSES if changes else 1.0)
+        if not changes:
+            break
     return candidates[coreset]
 
 
@@ -224,7 +237,8 @@ def _run(task: Task, rows: NDArray, schedule: Schedule) -> NDArray:
     """Run a schedule with kernel halving, on the task's device; returns (size,) rows."""
     draws = task.draws(schedule)
     start = _starting_rows(rows, schedule, draws)
-    return bodies.run_schedule(task.device, task.problem, schedule, draws, start, ())[0]
+    done = begin(task.tell, "halving")
+    return bodies.run_schedule(task.device, task.problem, schedule, draws, start, (), done)[0]
 
 
 def _starting_rows(rows: NDArray, schedule: Schedule, draws: Draws) -> NDArray:

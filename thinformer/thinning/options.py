@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.support import checks
+from thinformer.support.progress import Tell
 from thinformer.thinning.arguments import (
     Target,
     as_problem,
@@ -83,6 +84,7 @@ def task_of(
     unit: Standardize,
     weights: NDArray | None,
     generator: np.random.Generator,
+    tell: Tell,
 ) -> Task:
     """Return the task to choose `size` rows of points (n, d).
 
@@ -96,16 +98,18 @@ def task_of(
         As `for_columns` returns it.
     weights : (n,), optional
         With a sum of 1; None where they are equal.
+    tell : function
+        tell(stage, fraction) receives the progress, now and in the task.
     """
     array = standardized(array, unit, options.kernel)
     kernel = resolve(options.kernel, options.bandwidth, array, generator)
     check_definite(options.target, kernel)
     if options.device == "cuda":
         array = np.ascontiguousarray(array)
-    problem = as_problem(array, kernel, shift=True)
+    problem = as_problem(array, kernel, shift=True, tell=tell)
     if holds_scores(kernel):
         warn_if_reversed(array, kernel.companion, weights)
     return Task(
         problem, len(array), size, weights, options.delta, options.refine, options.unique,
-        options.target, generator, options.device,
+        options.target, generator, options.device, tell,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from thinformer.cpu.run import diagonal, embed, square
 from thinformer.halving.draws import seed_from
 from thinformer.halving.problem import Points
 from thinformer.support import checks
+from thinformer.support.progress import Progress, Tell, begin, labelled, showing
 from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import Target, as_weights, unequal_weights
 from thinformer.thinning.methods import Method, choose_rows, kh_compress_rows
@@ -82,6 +83,7 @@ def error_curve(
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
     device: bodies.Device = "auto",
+    progress: Progress = None,
 ) -> ErrorCurve:
     """Thin points to several sizes, and return the error of each coreset.
 
@@ -96,6 +98,8 @@ def error_curve(
     kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, rng, device
         See `thin`. Each coreset has the rows of ``thin(points, size, ..., rng=rng)`` with the same
         seed.
+    progress
+        See `thin`. The stages are those of `thin(points, "auto")`.
 
     Returns
     -------
@@ -121,26 +125,32 @@ def error_curve(
     >>> bool(curve.mmd[1] < curve.mmd[0]), curve.ess
     (True, 1000.0)
     """
+    shown = showing(progress)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
     ).checked()
-    task, worth = prepared(points, options, ess, rng)
-    if sizes is not None:
-        sizes = _increasing(sizes, task.n)
-    measure = yardstick(task)
-    found = []
-    for size in _doubling(task.n) if sizes is None else sizes:
-        squared = measure.squared_error(sized(task, size, options))
-        found.append((size, squared))
-        if sizes is None and measure.draws(squared) >= worth:
-            break
+    with shown as tell:
+        task, worth = prepared(points, options, ess, rng, tell)
+        if sizes is not None:
+            sizes = _increasing(sizes, task.n)
+        measure = yardstick(task)
+        found = []
+        for size in _doubling(task.n) if sizes is None else sizes:
+            squared = measure.squared_error(sized(task, size, options))
+            found.append((size, squared))
+            if sizes is None and measure.draws(squared) >= worth:
+                break
     numbers, squares = (np.array(column) for column in zip(*found, strict=True))
     draws = np.array([measure.draws(squared) for squared in squares])
     return ErrorCurve(numbers, np.sqrt(squares), draws, worth)
 
 
 def prepared(
-    points: Any, options: ThinOptions, ess: float | None, rng: int | np.random.Generator | None
+    points: Any,
+    options: ThinOptions,
+    ess: float | None,
+    rng: int | np.random.Generator | None,
+    tell: Tell,
 ) -> tuple[Task, float]:
     """Return the task to thin points, of any size, and the ESS of the points.
 
@@ -152,7 +162,7 @@ def prepared(
     weights = unequal_weights(options.weights, len(array))
     unit = for_columns(options.standardize, points, options.kernel, options.bandwidth)
     generator = np.random.default_rng(seed_from(rng))
-    task = task_of(array, len(array), options, unit, weights, generator)
+    task = task_of(array, len(array), options, unit, weights, generator, tell)
     if ess is None:
         if are_draws(points):
             ess = effective.of_draws(array)
@@ -193,7 +203,9 @@ def smallest(task: Task, options: ThinOptions, draws: float) -> NDArray[np.int64
 def sized(task: Task, size: int, options: ThinOptions) -> NDArray[np.int64]:
     """Return the rows of the coreset of one size; the task's generator stays as it is."""
     generator = copy.deepcopy(task.generator)
-    return choose_rows(task._replace(size=size, generator=generator), options.method, options.g)
+    tell = labelled(task.tell, f"{size} rows")
+    part = task._replace(size=size, generator=generator, tell=tell)
+    return choose_rows(part, options.method, options.g)
 
 
 class Yardstick(NamedTuple):
@@ -226,16 +238,17 @@ class Yardstick(NamedTuple):
 def yardstick(task: Task) -> Yardstick:
     """Return what coresets of the task's points are compared with."""
     rows, weights = np.arange(task.n), as_weights(task.weights, task.n)
+    tell = labelled(task.tell, "all points")
     halvings = max(0, math.ceil(math.log2(task.n / COMPARED)))
     if halvings:
         generator = copy.deepcopy(task.generator)
-        part = task._replace(size=task.n >> halvings, generator=generator)
+        part = task._replace(size=task.n >> halvings, generator=generator, tell=tell)
         rows = kh_compress_rows(part)
         weights = np.full(rows.size, 1 / rows.size)
     mean_diagonal = float(weights @ diagonal(task.problem, rows))
     if task.target == "mean-zero":
         return Yardstick(task.problem, rows[:0], weights[:0], 0.0, mean_diagonal)
-    squared = float(square(task.problem, rows[None], weights)[0])
+    squared = float(square(task.problem, rows[None], weights, begin(tell, "MMD"))[0])
     return Yardstick(task.problem, rows, weights, squared, mean_diagonal - squared)
 
 

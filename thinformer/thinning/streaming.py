@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
+from thinformer.support.progress import Progress
 from thinformer.thinning.arguments import resolve
 from thinformer.thinning.methods import BLIND, Method, halvings_to
 from thinformer.thinning.thin import thin
@@ -56,6 +57,7 @@ def merge_and_reduce(
     delta: float = 0.5,
     rng: int | np.random.Generator | None = None,
     keep: Callable[[NDArray[np.int64]], None] | None = None,
+    progress: Progress = None,
 ) -> Coreset:
     """Choose `size` rows that represent a stream of points.
 
@@ -73,6 +75,8 @@ def merge_and_reduce(
     keep : function, optional
         It is called after rows were dropped, with the increasing numbers of the rows that are left.
         The caller can then drop its own data of all other rows.
+    progress : None, bool or function
+        See `thinformer.thin`. It tells of the last thinning; the iterable knows how much was read.
 
     Returns
     -------
@@ -90,12 +94,13 @@ def merge_and_reduce(
     """
     size, g = checks.integer("size", size, 1), checks.integer("g", g, 0)
     settings = {"kernel": kernel, "bandwidth": bandwidth, "delta": delta}
+    last = {"method": method, "g": g, "progress": progress}
     stream = _numbered(chunks)
     first, second = next(stream, None), next(stream, None)
     if first is None:
         raise ValueError("chunks must hold at least one row")
     if second is None:
-        coreset = _thinned(first, size, settings | {"method": method, "g": g, "rng": rng})
+        coreset = _thinned(first, size, settings | last | {"rng": rng})
     else:
         generator = np.random.default_rng(seed_from(rng))
         if method not in BLIND:
@@ -109,7 +114,7 @@ def merge_and_reduce(
             raise ValueError(
                 f"size must be at most the {len(union.rows)} rows that weigh enough; got {size}"
             )
-        coreset = _thinned(union, size, settings | {"method": method, "g": g})
+        coreset = _thinned(union, size, settings | last)
     if keep is not None:
         keep(coreset.rows)
     return coreset

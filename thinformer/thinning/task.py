@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from thinformer.halving.draws import Draws, make_draws, seed_from
 from thinformer.halving.problem import Points
 from thinformer.halving.schedule import Schedule
+from thinformer.support.progress import Tell, quiet
 
 
 class Task(NamedTuple):
@@ -21,6 +22,7 @@ class Task(NamedTuple):
     delta, refine, unique, target : the arguments of `thin`
     generator : the source of all draws
     device : "cpu" or "cuda"
+    tell : tell(stage, fraction) receives the progress
     """
 
     problem: Points
@@ -33,6 +35,7 @@ class Task(NamedTuple):
     target: str
     generator: np.random.Generator
     device: str = "cpu"
+    tell: Tell = quiet
 
     def draws(self, schedule: Schedule) -> Draws:
         """Draws for a schedule; their seed is the next number of the generator."""

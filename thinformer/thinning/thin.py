@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
+from thinformer.support.progress import Progress, showing
 from thinformer.thinning import sizes
 from thinformer.thinning.arguments import Target, check_finite, unequal_weights
 from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
@@ -35,6 +36,7 @@ def thin(
     target: Target = "auto",
     rng: int | np.random.Generator | None = None,
     device: bodies.Device = "auto",
+    progress: Progress = None,
 ) -> NDArray[np.int64]:
     r"""Choose `size` rows of a point set that represent all n.
 
@@ -106,6 +108,19 @@ def thin(
     device : {"auto", "cpu", "cuda"}
         Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
         "halving" with the same draws, under all kernels except `stein` and your own functions.
+    progress : None, bool or function
+        What is written of a call that takes long, on standard error.
+
+        - None: one line in a terminal or a notebook, once a process, if kernels are compiled for
+          longer than two seconds.
+        - True: a bar with the stage and the part of it that is done, of tqdm if it is installed.
+        - False: nothing.
+        - A function is called with them, as in progress("halving", 0.25), on the thread that calls
+          `thin`. An exception that it raises ends the call. The line of None is written too.
+
+        The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
+        "KT-SPLIT", "mean embedding" (what KT-SWAP compares with) and "KT-SWAP". Where there are
+        several blocks or sizes, a stage says of which: "block 1 of 2: halving", "64 rows: halving".
 
     Returns
     -------
@@ -156,14 +171,16 @@ def thin(
         raise NotImplementedError(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
+    shown = showing(progress)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
     ).checked()
     if isinstance(size, str):
         if size != "auto":
             raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
-        task, draws = sizes.prepared(points, options, ess, rng)
-        return sizes.smallest(task, options, draws)
+        with shown as tell:
+            task, draws = sizes.prepared(points, options, ess, rng, tell)
+            return sizes.smallest(task, options, draws)
     if ess is not None:
         raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
     unit = for_columns(standardize, points, kernel, bandwidth)
@@ -177,5 +194,6 @@ def thin(
     if method in BLIND or (size == n and options.unique):  # the kernel changes nothing
         check_finite(array)
         return blind_rows(n, size, method, share, options.unique, generator)
-    task = task_of(array, size, options, unit, share, generator)
-    return choose_rows(task, method, options.g)
+    with shown as tell:
+        task = task_of(array, size, options, unit, share, generator, tell)
+        return choose_rows(task, method, options.g)

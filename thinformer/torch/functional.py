@@ -248,7 +248,7 @@ def thinformer_attention(
     left out. The estimate is the error itself where there are at most 32 queries, 0 where a
     sequence keeps all its keys, and NaN where one of the rows is not finite.
 
-    On the packaged activations at g = 2, nine in ten estimates were within 15 % of the error of all
+    On the recorded activations at g = 2, nine in ten estimates were within 15 % of the error of all
     queries, and with a correction within a third. An error that only few queries have is missed
     more often than it is overrated. The estimate takes 32 S (E + D) multiplications a head, and a
     fallback T S (E + D) for each head of a sequence.
