@@ -41,8 +41,8 @@ INSIDE_TORCH = {
 # who may import another library, by folder or file
 ONLY = {
     "torch": ("torch", "measuring", "commands"),
-    "numba": ("cpu/jit.py", "cpu/simd.py", "cuda/jit.py"),
-    "llvmlite": ("cpu/simd.py",),
+    "numba": ("cpu/jit.py", "cpu/simd.py", "cpu/subnormals.py", "cuda/jit.py"),
+    "llvmlite": ("cpu/simd.py", "cpu/subnormals.py"),
     "sklearn": ("thinning/estimator.py", "measuring/points.py"),
     "transformers": ("torch/transformers.py", "torch/evaluation"),
     "tabpfn": ("torch/tabpfn.py",),

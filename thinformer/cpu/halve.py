@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import STRICT, bind, inner, kernel
 from thinformer.cpu.simd import PANEL, padded_size
+from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate
 from thinformer.halving import steps
 
@@ -31,7 +32,7 @@ swaps = bind(steps.swaps, STRICT)
 def workspace(largest_bucket: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: for a bucket's points, a panel and two tiles."""
     rows = padded_size(largest_bucket)
-    return np.empty(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
+    return cleared(rows * (dims + 1) + PANEL * (2 * TILE_ROWS + dims + 2) + 1, dtype)
 
 
 @kernel

@@ -12,13 +12,14 @@ from thinformer.cpu import halve
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.rows import add
 from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
+from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate
 
 
 def workspace(points: int, dims: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread of `herd` works in: a Gram matrix and three more rows."""
     padded = padded_size(points)
-    return np.empty(padded * (padded + 3) + halve.workspace(points, dims, dtype).size, dtype)
+    return cleared(padded * (padded + 3) + halve.workspace(points, dims, dtype).size, dtype)
 
 
 @kernel

@@ -23,6 +23,7 @@ from thinformer.cpu.pivots import BLOCK, choose_pivots
 from thinformer.cpu.rows import add, add_rows, copy_row, copy_within, fill, multiply, subtract
 from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, squared_norms
 from thinformer.cpu.softmax import gather_columns
+from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import SCALE, Factor
 
@@ -99,7 +100,7 @@ def workspace(heads: Heads, draws: LandmarkDraws) -> NDArray:
     of_pivots = L * (E + n_out + 2 * BLOCK + 2) if m == 0 else 0
     of_landmarks = n_out * (E + D + n_out + m + 3 * PANEL + 2)
     few = PANEL * (m + n_out + E + D + CHUNK + 2 * BLOCK + 5 * PANEL + 8)
-    return np.empty(of_keys + of_queries + of_pivots + of_landmarks + few, heads.mean.dtype)
+    return cleared(of_keys + of_queries + of_pivots + of_landmarks + few, heads.mean.dtype)
 
 
 @kernel

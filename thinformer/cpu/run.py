@@ -6,7 +6,7 @@ Each function allocates the results of a compiled loop, and runs the loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +21,25 @@ from thinformer.kernels import Kernel
 from thinformer.kernels.phi import OF_PRODUCTS, PAIRWISE
 from thinformer.support import threads
 from thinformer.support.progress import ignore, within
+
+
+def on_threads(
+    task: Callable[[int, int], Iterable[None] | None],
+    units: int,
+    flops: float,
+    done: Callable[[float], None] = ignore,
+) -> None:
+    """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero."""
+    from thinformer.cpu import subnormals  # imports Numba
+
+    def flushed(first: int, last: int) -> Iterator[None]:
+        before = subnormals.flush()
+        try:
+            yield from task(first, last) or ()
+        finally:
+            subnormals.restore(before)
+
+    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops, done)
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -147,12 +166,12 @@ def run_schedule(
     flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
     whole = problems >= threads.get_num_threads() and sum(flops) < problems * threads.PIECE_FLOPS
     if whole:
-        threads.run(compress_problems, problems, sum(flops), done)
+        on_threads(compress_problems, problems, sum(flops), done)
     else:
         ends = [sum(flops[:i]) / (sum(flops) or 1) for i in range(len(flops) + 1)]
         for i, round_ in enumerate(schedule.rounds):
             part = within(done, ends[i], ends[i + 1])
-            threads.run(partial(share_round, i), problems * round_.buckets, flops[i], part)
+            on_threads(partial(share_round, i), problems * round_.buckets, flops[i], part)
     return [index, *(kept for _, _, kept in rounds)]
 
 
@@ -181,7 +200,7 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
-    threads.run(halve_problems, problems, problems * gram.dim**2)
+    on_threads(halve_problems, problems, problems * gram.dim**2)
     return kept
 
 
@@ -200,7 +219,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             draw.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    threads.run(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
+    on_threads(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
     return largest
 
 
@@ -255,7 +274,7 @@ def embed(
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
     panels = -(-at.size // sums.PANEL)
-    threads.run(task, panels, at.size * index.size * value_cost(problem), done)
+    on_threads(task, panels, at.size * index.size * value_cost(problem), done)
     return out
 
 
@@ -278,7 +297,7 @@ def square(
         whole, rest = divmod(fraction * len(sets), 1)  # a panel meets all panels before it
         done((whole + rest**2) / len(sets))
 
-    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
+    on_threads(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
     return parts.sum(axis=1)
 
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.rows import copy_row
+from thinformer.cpu.run import on_threads
 from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
+from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import Factor
-from thinformer.support import threads
 
 
 class Landmarks(NamedTuple):
@@ -86,7 +87,7 @@ def softmax_attention(
             rows_of_values, landmarks, output.ravel(), place, H * D, every, work,
         )  # fmt: skip
 
-    threads.run(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
+    on_threads(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
 
 
 @kernel
@@ -106,7 +107,7 @@ def put_last(some, order):
 def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in."""
     keys, columns = padded_size(n), padded_size(D)
-    return np.empty(keys * E + n * columns + PANEL * (E + keys + 2 * PANEL + 3), dtype)
+    return cleared(keys * E + n * columns + PANEL * (E + keys + 2 * PANEL + 3), dtype)
 
 
 @kernel

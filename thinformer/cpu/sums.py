@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import REDUCTION, STRICT, inner, kernel
 from thinformer.cpu.simd import PANEL
+from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, copy_columns, load_points, tabulate_rows
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a tile's points, two panels, and two tiles."""
-    return np.empty(TILE_ROWS * dim + 2 * PANEL * dim + 2 * TILE_ROWS * PANEL, dtype)
+    return cleared(TILE_ROWS * dim + 2 * PANEL * dim + 2 * TILE_ROWS * PANEL, dtype)
 
 
 @inner(STRICT)
