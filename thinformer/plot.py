@@ -32,7 +32,8 @@ def coreset(points: Any, rows: ArrayLike) -> Figure:
     Parameters
     ----------
     points : (n, d) array, data frame, posterior or dict of draws
-        As given to `thinformer.thin`.
+        As given to `thinformer.thin`. Columns of a sampler are not drawn; an index and constants
+        are: ``frame[columns]`` has a choice of columns.
     rows : (size,) array of int
         Row numbers from `thinformer.thin`.
 
@@ -57,13 +58,14 @@ def error_curve(curve: ErrorCurve) -> Figure:
     Parameters
     ----------
     curve : ErrorCurve
-        From `thinformer.error_curve`. Coresets without an error are left out.
+        From `thinformer.error_curve`. Coresets whose MMD is 0 are left out: no finite number of
+        draws has it.
 
     Returns
     -------
     matplotlib.figure.Figure
-        On logarithmic axes, beside as many independent draws as rows, and the effective sample size
-        of the points.
+        Both axes are logarithmic. A grey line shows as many draws as rows, a dotted line the
+        effective sample size of the points.
 
     Raises
     ------

@@ -187,6 +187,7 @@ COMMANDS = {
     "tune": "--text --image --audio --max-length --error-target --output --sizes --correction "
     "--min-length --rounds",
     "info": "",
+    "warm": "",
     "validate": "--upstream --device",
 }
 

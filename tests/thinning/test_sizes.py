@@ -158,7 +158,10 @@ def test_which_rows_are_draws_in_order():
     for points in (posterior, posterior["mu"], {"mu": chains}, {"mu": x[:, 0]},
                    xr.DataTree.from_dict({"posterior": posterior})):  # fmt: skip
         assert error_curve(points, [1]).ess == own
-    for points in (x, pd.DataFrame(x), xr.Dataset({"mu": (("cell",), x[:, 0])})):
+    frame = pd.DataFrame({"lp__": np.zeros(800), "mu": x[:, 0]})
+    with pytest.warns(UserWarning, match="lp__"):
+        assert error_curve(frame, [1]).ess == own
+    for points in (x, pd.DataFrame({"mu": x[:, 0]}), xr.Dataset({"mu": (("cell",), x[:, 0])})):
         assert error_curve(points, [1]).ess == 800
     assert error_curve(posterior, [1], ess=7).ess == 7
 

@@ -8,6 +8,8 @@ import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from thinformer.commands.options import kernel_cache
+
 PACKAGES = ("thinformer", "numpy", "scipy", "numba", "numba-cuda", "torch")
 NAME, LINE = 17, 100  # columns of the names, and of a line
 
@@ -27,12 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _facts() -> dict[str, list[str]]:
     """What is known of this installation, by name."""
-    from thinformer.cpu import halve, jit
+    from thinformer.cpu import jit
     from thinformer.cuda.jit import gpu_names, why_unavailable
     from thinformer.support.threads import available_cores, get_num_threads
 
-    no_kernels, reason = jit.why_unavailable(), why_unavailable()
-    cache = None if no_kernels else halve.halve_buckets.stats.cache_path
+    no_kernels, reason, cache = jit.why_unavailable(), why_unavailable(), kernel_cache()
     return {
         **{name: [_version(name)] for name in PACKAGES},
         "python": [platform.python_version()],

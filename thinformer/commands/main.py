@@ -17,12 +17,13 @@ from thinformer.commands import (
     thin,
     tune,
     validate,
+    warm,
 )
 from thinformer.support.checks import CompilerUnavailableError, CudaUnavailableError
 from thinformer.support.compiling import said_in_pipes
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
-COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, validate)
+COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, warm, validate)
 
 UNAVAILABLE = (CompilerUnavailableError, CudaUnavailableError)
 

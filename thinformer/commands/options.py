@@ -94,6 +94,13 @@ def corrections(text: str) -> list[str]:
     return [checks.choice("--correction", word, tuple(WAYS)) for word in text.split(",")]
 
 
+def kernel_cache() -> str | None:
+    """Return the folder that compiled kernels are kept in; None where they are not."""
+    from thinformer.cpu import halve, jit
+
+    return None if jit.why_unavailable() else halve.halve_buckets.stats.cache_path
+
+
 def can_plot(path: Path, option: str = "--plot") -> None:
     """Raise, before the work, where a plot cannot be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:

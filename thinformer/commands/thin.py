@@ -22,8 +22,8 @@ of other lengths are copied. .nc holds a dataset with one shared dimension, or a
 whose chosen draws become one chain that ArviZ takes; `source_chain` and `source_draw` say where
 they were. .csv and .tsv may be compressed, and OUT is as its name says: .gz, .bz2, .xz, .zst. Rows
 are written in their order in IN. --row-numbers counts from 0 the rows that are read, and rows of a
-posterior chain after chain. An existing OUT is overwritten, and so are the files of --plot and
---report.
+posterior chain after chain. Existing files of OUT, --plot, --curve and --report are
+overwritten.
 
 Several files. They have the same columns, and are thinned as one table, in their order. OUT gets a
 column chain, 1, 2, ..., by the file, unless there is one. .csv, .tsv and .parquet only.
@@ -39,8 +39,9 @@ The chosen rows have equal weights: do not apply the column of --weights again.
 Size. auto chooses as few rows as are worth E independent draws, where E is the effective sample
 size (ESS) of IN: the squared MMD of the chosen rows to all rows is at most the expected one of E
 independent draws. Rows of a sampler (there is a column of it, or IN are several files, or an ArviZ
-posterior) are taken in their order, and E is the smallest ESS of the columns. All rows must be in
-one chunk.
+posterior) are taken in their order, and E is the smallest ESS of the columns; --ess takes another.
+--curve draws this error by size. All rows must be in one chunk: a larger --chunk-rows helps.
+Quantiles may need more rows: see their error in what the command prints.
 
 Comments of CSV. Where the first line begins with #, all lines that do are comments. They are not
 written. A comment is the header if it has a name for each column, the first row below it has a
@@ -102,8 +103,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--ess", type=float, metavar="E",
-        help="effective sample size of IN, for --size auto (default: from the autocorrelation of a"
-        " sampler's draws; rows of other files count as independent)",
+        help="effective sample size of IN, for --size auto and --curve (default: from the"
+        " autocorrelation of a sampler's draws; rows of other files count as independent)",
     )  # fmt: skip
     _add_columns(parser)
     _add_methods(parser)

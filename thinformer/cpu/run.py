@@ -24,7 +24,7 @@ from thinformer.support.progress import ignore, within
 
 
 def on_threads(
-    task: Callable[[int, int], Iterable[None] | None],
+    task: Callable[[int, int], Iterable[float] | None],
     units: int,
     flops: float,
     done: Callable[[float], None] = ignore,
@@ -32,7 +32,7 @@ def on_threads(
     """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero."""
     from thinformer.cpu import subnormals  # imports Numba
 
-    def flushed(first: int, last: int) -> Iterator[None]:
+    def flushed(first: int, last: int) -> Iterator[float]:
         before = subnormals.flush()
         try:
             yield from task(first, last) or ()

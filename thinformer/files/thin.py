@@ -259,10 +259,9 @@ def _effective_size(
     """The effective sample size of the rows, and where it is from."""
     if job.ess is not None:
         return job.ess, "given"
-    if source.draws:
-        return effective.of_draws(points), "autocorrelation"
     shares = unequal_weights(weights, len(points))
-    return effective.of_independent(len(points), shares), "independent rows"
+    ess = effective.of_rows(points, shares, source.draws)
+    return ess, "autocorrelation" if source.draws else "independent rows"
 
 
 def _check_bandwidths(job: Job, source: Source) -> None:

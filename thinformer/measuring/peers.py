@@ -28,7 +28,7 @@ from thinformer.measuring.points import (
     mixture,
     timed,
 )
-from thinformer.support.machine import hardware, versions
+from thinformer.support.machine import hardware, status_of_memory, versions
 from thinformer.thinning.comparison import compare
 from thinformer.thinning.discrepancy import mmd
 from thinformer.thinning.methods import Method
@@ -290,7 +290,7 @@ def in_this_process(measure: str, method: str, n: int, seeds: int) -> dict[str, 
     work = METHODS[measure][method]
     work(*draw(measure, 256, 0), 16, 0)
     samples = [draw(measure, n, seed) for seed in range(seeds)]
-    before = _resident("VmRSS")
+    before = status_of_memory("VmRSS")
     if before is not None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     rows, seconds = [], []
@@ -298,7 +298,7 @@ def in_this_process(measure: str, method: str, n: int, seeds: int) -> dict[str, 
         found, taken = timed(lambda: work(points, of_points, int(n**0.5), seed))  # noqa: B023
         rows.append(found.tolist())
         seconds.append(taken)
-    peak = _resident("VmHWM")
+    peak = status_of_memory("VmHWM")
     mebibytes = None if before is None or peak is None else peak - before
     return {"rows": rows, "seconds": seconds, "mebibytes": mebibytes}
 
@@ -366,15 +366,3 @@ def _reduce(solver: Any, points: NDArray, sweeps: int = 1) -> NDArray:
     for _ in range(sweeps - 1):
         coreset, state = _step()("refine", solver, coreset, state)
     return np.asarray(coreset.unweighted_indices)
-
-
-def _resident(name: str) -> float | None:
-    """Memory of this process in MiB, by its name in /proc; None on systems without that.
-
-    The peak that `resource` tells is no use here: a child's begins with that of its parent.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (x for x in status.read_text().split("\n") if x.startswith(f"{name}:"))
-    return int(line.split()[1]) / 1024

@@ -25,12 +25,27 @@ def peak_megabytes(work: Callable[[], object]) -> float:
 
 def peak_resident_megabytes() -> float | None:
     """The most memory in MB that the process had resident, where the system tells it."""
+    peak = status_of_memory("VmHWM")
+    if peak is not None:
+        return peak * 2**20 / 1e6
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def status_of_memory(name: str) -> float | None:
+    """Memory of this process in MiB, by its name in /proc; None on systems without that.
+
+    The peak that `resource` tells begins with that of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = (line.split() for line in status.read_text().split("\n"))
+    return next((int(words[1]) / 1024 for words in lines if words[:1] == [f"{name}:"]), None)
 
 
 def processor() -> str:

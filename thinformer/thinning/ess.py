@@ -17,9 +17,14 @@ def of_draws(array: NDArray) -> float:
     return min(_of_column(column) for column in array.T)
 
 
-def of_independent(n: int, weights: NDArray | None) -> float:
-    """Return the ESS of n independent draws with weights (n,) of sum 1 (Kish, 1965), or equal."""
-    return float(n) if weights is None else float(1 / (weights @ weights))
+def of_rows(array: NDArray, weights: NDArray | None, in_order: bool) -> float:
+    """Return the ESS of points (n, d): of draws `in_order` of a sampler, or of independent ones.
+
+    weights : (n,) with a sum of 1, or None; they lower it by the factor 1 / (n sum_i w_i^2) (Kish,
+        1965)
+    """
+    ess = of_draws(array) if in_order else float(len(array))
+    return ess if weights is None else ess * float(1 / (len(array) * (weights @ weights)))
 
 
 def _of_column(column: NDArray) -> float:

@@ -65,7 +65,7 @@ def for_columns(standardize: Standardize, kernel: Any, bandwidth: Any, named: bo
     """Return what "auto" means for points with named columns; all else is returned as it is.
 
     A bandwidth that is given, alone or in a kernel, has the units of the points: these stay. So do
-    those of a Stein kernel, whose scores have units too; unlike columns are told.
+    those of a Stein kernel, whose scores have units too; a warning names columns on unlike scales.
     """
     known = isinstance(standardize, str) and standardize in ("auto", "scale", "whiten")
     if not (standardize is False or known):
@@ -188,6 +188,6 @@ def _warn_if_unlike(array: NDArray, remedy: str) -> None:
     warnings.warn(
         f"points have columns on unlike scales: the standard deviation of column {most} is "
         f"{spread[most]:.3g}, of column {least} {spread[least]:.3g}{remedy}; "
-        "standardize=False takes them as they are",
+        "standardize=False takes them as they are, as now, without this warning",
         stacklevel=checks.depth(),
     )

@@ -41,21 +41,24 @@ class ErrorCurve(NamedTuple):
     sizes : (k,) int64 array
         Increasing numbers of rows.
     mmd : (k,) float64 array
-        The MMD of each coreset to the points.
+        The MMD of each coreset to the points; its KSD to the density, with a `stein` kernel.
     draws : (k,) float64 array
         How many independent draws have this MMD, in expectation.
     ess : float
         The effective sample size of the points. A coreset that is worth as many draws adds no more
         error than the points have themselves.
+    measure : str
+        What `mmd` is: "MMD" or "KSD".
     """
 
     sizes: NDArray[np.int64]
     mmd: NDArray[np.float64]
     draws: NDArray[np.float64]
     ess: float
+    measure: str = "MMD"
 
     def __str__(self) -> str:
-        lines = [f"{'size':>7} {'MMD':>9} {'worth independent draws':>24}"]
+        lines = [f"{'size':>7} {self.measure:>9} {'worth independent draws':>24}"]
         lines += [
             f"{size:>7} {mmd:>9.5f} {_rounded(draws):>24}"
             for size, mmd, draws in zip(self.sizes, self.mmd, self.draws, strict=True)
@@ -142,7 +145,8 @@ def error_curve(
                 break
     numbers, squares = (np.array(column) for column in zip(*found, strict=True))
     draws = np.array([measure.draws(squared) for squared in squares])
-    return ErrorCurve(numbers, np.sqrt(squares), draws, worth)
+    name = "KSD" if task.target == "mean-zero" else "MMD"
+    return ErrorCurve(numbers, np.sqrt(squares), draws, worth, name)
 
 
 def prepared(
@@ -166,10 +170,7 @@ def prepared(
     generator = np.random.default_rng(seed_from(rng))
     task = task_of(array, len(array), options, unit, weights, generator, tell)
     if ess is None:
-        if are_draws(points):
-            ess = effective.of_draws(array)
-        else:
-            ess = effective.of_independent(len(array), weights)
+        ess = effective.of_rows(array, weights, are_draws(points))
     return task, ess
 
 

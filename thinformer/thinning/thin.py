@@ -53,14 +53,15 @@ def thin(
         of the distance, with a warning, unless the kernel or bandwidth is made for each column.
     size : int or "auto"
         Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
-        draws: their squared MMD is at most the expected one of so many draws. `error_curve` returns
-        errors by size.
+        draws: their squared MMD is at most the expected one of so many draws. It thins to several
+        sizes and measures each, see `error_curve`; the size is the smallest to 5 %. Quantiles may
+        need more rows.
     ess : float, optional
         For "auto", the effective sample size of the points: thinning then adds no more error than
         the points have themselves. By default it is estimated for draws in a sampler's order (a
         posterior, a dict of draws, a frame with a column of a sampler), from their autocorrelation,
-        as the smallest over the columns. Other rows count as independent: it is n, or for weighted
-        rows :math:`1 / \sum_i w_i^2`.
+        as the smallest over the columns. Other rows count as independent: it is n. Weights multiply
+        it by :math:`1 / (n \sum_i w_i^2)`.
     kernel : str, Kernel, function or "precomputed"
         The name of a kernel; a kernel made by `thinformer.kernels`; or your own function k(x, y),
         compiled by ``numba.njit`` or in plain Python, which is slow. With "precomputed", `points`
@@ -119,8 +120,9 @@ def thin(
           longer than two seconds.
         - True: a bar with the stage and the part of it that is done, of tqdm if it is installed.
         - False: nothing.
-        - A function is called with them, as in progress("halving", 0.25), on the thread that calls
-          `thin`. An exception that it raises ends the call. The line of None is written too.
+        - A function is called with the stage and a fraction, as in progress("halving", 0.25), on
+          the thread that calls `thin`. An exception that it raises ends the call. The line about
+          compilation is written as with None.
 
         The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
         "KT-SPLIT", "mean embedding" (what KT-SWAP compares with) and "KT-SWAP". Where there are
@@ -129,7 +131,7 @@ def thin(
     Returns
     -------
     (size,) int64 array
-        Row numbers, increasing.
+        Row numbers in increasing order; with ``unique=False`` a number may be there twice.
 
     Raises
     ------

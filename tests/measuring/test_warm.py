@@ -1,0 +1,55 @@
+"""``thinformer warm``: afterwards usual calls compile nothing."""
+
+import pytest
+from processes import run
+
+from thinformer.commands import warm
+from thinformer.commands.main import main
+
+CALLS = """
+import numpy as np, thinformer
+from numba.core import event
+
+compiled = []
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        compiled.append(event.data["dispatcher"].py_func.__qualname__)
+
+    def on_end(self, event):
+        pass
+
+rng = np.random.default_rng(0)
+points = rng.normal(size=(500, 3))
+q, k, v = rng.normal(size=(3, 2, 300, 3, 48))
+event.register("numba:compile", Listener())
+for dtype in (np.float32, np.float64):
+    x = points.astype(dtype)
+    thinformer.compare(x, {"few": thinformer.thin(x, 20, weights=np.arange(500), rng=0)})
+    thinformer.thin(x, "auto", kernel="laplace", ess=50)
+    heads = [a.astype(dtype) for a in (q, k, v)]
+    for way in (None, "nystrom", "queries"):
+        thinformer.attention(*heads, g=1, correction=way, rng=0, return_weights=True)
+if WITH_TORCH:
+    import torch
+    for way in (None, "nystrom", "queries"):
+        tensors = (torch.tensor(a, dtype=torch.float32) for a in (q, k, v))
+        thinformer.thinformer_attention(*tensors, g=1, correction=way)
+print(compiled)
+"""
+
+
+@pytest.mark.slow
+def test_usual_calls_compile_nothing_afterwards(capsys):
+    assert main(["warm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line[:48].rstrip() for line in lines]
+    assert names[:3] == ["thin, float32", "thin, float64", "attention, float32"]
+    assert 'attention with correction="queries", float64' in names
+    assert run(CALLS.replace("WITH_TORCH", str("attention, torch" in names))) == "[]"
+
+
+def test_where_nothing_is_kept(capsys, monkeypatch):
+    monkeypatch.setattr(warm, "kernel_cache", lambda: None)
+    assert main(["warm"]) == 2
+    assert "no kernel is kept: no folder for them can be written to" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""All kernels that a usual call compiles, compiled once, for images and for tests in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinformer.attending.attention import attention
+from thinformer.thinning.comparison import compare
+from thinformer.thinning.thin import thin
+
+DTYPES = ("float32", "float64")
+CORRECTIONS = {
+    "": None,
+    ' with correction="nystrom"': "nystrom",
+    ' with correction="queries"': "queries",
+}
+
+
+def warm() -> Iterator[tuple[str, float]]:
+    """Make each usual call once, on little data; yield its name and the seconds that it took."""
+    for name, call in _calls().items():
+        start = time.perf_counter()
+        call()
+        yield name, time.perf_counter() - start
+
+
+def _calls() -> dict[str, Callable[[], None]]:
+    calls: dict[str, Callable[[], None]] = {}
+    for dtype in DTYPES:
+        calls[f"thin, {dtype}"] = partial(_thin, dtype)
+    for words, correction in CORRECTIONS.items():
+        for dtype in DTYPES:
+            calls[f"attention{words}, {dtype}"] = partial(_attend, dtype, correction)
+        if importlib.util.find_spec("torch"):
+            calls[f"attention{words}, torch"] = partial(_attend_on_tensors, correction)
+    return calls
+
+
+def _thin(dtype: str) -> None:
+    points = np.random.default_rng(0).normal(size=(1024, 2)).astype(dtype)
+    compare(points, {"few": thin(points, 32, rng=0)})
+
+
+def _attend(dtype: str, correction: Any) -> None:
+    attention(*_tokens(dtype), size=32, correction=correction, rng=0)
+
+
+def _attend_on_tensors(correction: Any) -> None:
+    import torch
+
+    from thinformer.torch import thinformer_attention
+
+    query, key, value = (torch.from_numpy(array) for array in _tokens("float32"))
+    thinformer_attention(query, key, value, size=32, correction=correction)
+
+
+def _tokens(dtype: str) -> NDArray:
+    return np.random.default_rng(0).normal(size=(3, 1, 256, 2, 64)).astype(dtype)
