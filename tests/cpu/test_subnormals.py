@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from thinformer import attention, set_num_threads
+from thinformer import attention, compress_kv, set_num_threads
 from thinformer.cpu import centring, halve, herd, landmarks, softmax, subnormals, sums
-from thinformer.cpu.run import on_threads
+from thinformer.cpu.run import without_subnormals
 from thinformer.halving.problem import make_factor
 from thinformer.kernels import linear
 
@@ -31,7 +31,7 @@ def test_results_below_the_range_are_zero_in_a_loop_only(threads):
 
     try:
         set_num_threads(threads)
-        on_threads(task, 8, 1e12)
+        without_subnormals(task, 8, 1e12)
     finally:
         set_num_threads(None)
     assert found == [0] * 8
@@ -44,12 +44,12 @@ def test_an_error_and_an_end_restore():
         raise ZeroDivisionError
 
     def yields(first, last):
-        yield
+        yield 0.0
         raise ZeroDivisionError
 
     for task in (fails, yields):
         with pytest.raises(ZeroDivisionError):
-            on_threads(task, 1, 1.0)
+            without_subnormals(task, 1, 1.0)
         assert product() == TINY / 4
 
 
@@ -74,6 +74,20 @@ def test_peaked_attention_has_no_subnormal_weights(correction):
     )
     assert (few.weights == 0).mean() > 0.01
     assert not is_subnormal(few.weights).any()
+
+
+@pytest.mark.parametrize("far", [9.5, 9.8, 10])
+def test_halving_sees_subnormal_kernel_values(far):
+    """One key is far from all others: the kernel between these is below the range, and decides."""
+    rng = np.random.default_rng(0)
+    key, value = 0.7 * rng.normal(size=(1, 64, 1, 8)), rng.normal(size=(1, 64, 1, 8))
+    key[0, 5, 0] = np.eye(8)[0] * far
+    for seed in range(10):
+        in_64, in_32 = (
+            compress_kv(key.astype(d), value.astype(d), size=16, scale=1.0, rng=seed)
+            for d in (np.float64, np.float32)
+        )
+        np.testing.assert_array_equal(in_32, in_64)
 
 
 def dirty(shape, dtype=np.float64, *arguments, **options):

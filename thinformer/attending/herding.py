@@ -28,7 +28,6 @@ from thinformer.cpu.run import (
     all_rows,
     draw_numbers,
     largest_entries,
-    on_threads,
     run_schedule,
     starting_points,
 )
@@ -36,7 +35,7 @@ from thinformer.halving.plan import Plan
 from thinformer.halving.problem import SCALE, Products, head_factor, make_factor
 from thinformer.halving.schedule import Round, Schedule
 from thinformer.kernels import exponential
-from thinformer.support import checks
+from thinformer.support import checks, threads
 
 CANDIDATES = 3  # candidates of herding, times n_out
 NORM = 1.6  # largest root mean square of the norms of keys over the temperature
@@ -115,7 +114,7 @@ def centre_keys(query: NDArray, key: NDArray) -> tuple[NDArray, NDArray]:
             first, last, queries, keys, T, S, positions, centred.ravel(), *squares, work
         )
 
-    on_threads(centre, B * H, 8.0 * (query.size + 2 * key.size))
+    threads.run(centre, B * H, 8.0 * (query.size + 2 * key.size))
     return centred, squares
 
 
@@ -143,7 +142,7 @@ def herd_points(problem: Products, index: NDArray, n_out: int) -> NDArray:
         work = herd.workspace(points, dims, dtype)
         herd.herd(first, last, problem, index, kept, work)
 
-    on_threads(herd_problems, problems, 1.0 * problems * points * (points * dims + 4 * n_out))
+    threads.run(herd_problems, problems, 1.0 * problems * points * (points * dims + 4 * n_out))
     return kept
 
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from thinformer.attending.options import KeySelection
 from thinformer.attending.padding import unpadded
-from thinformer.cpu.run import on_threads, stratified
+from thinformer.cpu.run import stratified, without_subnormals
 from thinformer.halving.draws import head_keys
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks
@@ -117,7 +117,7 @@ def choose_landmarks(
         else:
             landmarks.choose_pivoted(*head, _rounding(key.dtype), indices, work)
 
-    on_threads(choose, problems, _flops(heads, draws))
+    without_subnormals(choose, problems, _flops(heads, draws))
     return _chosen(heads, draws, indices, query, key, value)
 
 
@@ -171,7 +171,7 @@ def fit_landmarks(
         else:
             landmarks.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
 
-    on_threads(fit, problems, _flops(heads, draws, fitting=True))
+    without_subnormals(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
     return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)

@@ -23,13 +23,14 @@ from thinformer.support import threads
 from thinformer.support.progress import ignore, within
 
 
-def on_threads(
-    task: Callable[[int, int], Iterable[float] | None],
-    units: int,
-    flops: float,
-    done: Callable[[float], None] = ignore,
+def without_subnormals(
+    task: Callable[[int, int], Iterable[float] | None], units: int, flops: float
 ) -> None:
-    """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero."""
+    """Run compiled loops on threads, see `threads.run`, while subnormal results count as zero.
+
+    Halving is not run so: where one key is far from all others, kernel values between the others
+    may all be subnormal, and they decide.
+    """
     from thinformer.cpu import subnormals  # imports Numba
 
     def flushed(first: int, last: int) -> Iterator[float]:
@@ -39,7 +40,7 @@ def on_threads(
         finally:
             subnormals.restore(before)
 
-    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops, done)
+    threads.run(flushed if subnormals.ARE_SLOW else task, units, flops)
 
 
 def starting_points(n_points: int, settings: Plan, draws: Draws, stack: tuple[int, ...]) -> NDArray:
@@ -166,12 +167,12 @@ def run_schedule(
     flops = [problems * r.buckets * r.largest_bucket**2 * cost for r in schedule.rounds]
     whole = problems >= threads.get_num_threads() and sum(flops) < problems * threads.PIECE_FLOPS
     if whole:
-        on_threads(compress_problems, problems, sum(flops), done)
+        threads.run(compress_problems, problems, sum(flops), done)
     else:
         ends = [sum(flops[:i]) / (sum(flops) or 1) for i in range(len(flops) + 1)]
         for i, round_ in enumerate(schedule.rounds):
             part = within(done, ends[i], ends[i + 1])
-            on_threads(partial(share_round, i), problems * round_.buckets, flops[i], part)
+            threads.run(partial(share_round, i), problems * round_.buckets, flops[i], part)
     return [index, *(kept for _, _, kept in rounds)]
 
 
@@ -200,7 +201,7 @@ def halve_gram(gram: Factor, schedule: Schedule, draws: Draws, stack: tuple[int,
             first, last, gram, round_.delta, kept, uniforms, uniform_row, coins, coin_row, work
         )
 
-    on_threads(halve_problems, problems, problems * gram.dim**2)
+    threads.run(halve_problems, problems, problems * gram.dim**2)
     return kept
 
 
@@ -219,7 +220,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
             draw.scan(first, last, factor, index, found)
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
-    on_threads(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
+    threads.run(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
     return largest
 
 
@@ -274,7 +275,7 @@ def embed(
         kernel(first, last, problem, at, index, weights, out, _workspace(problem))
 
     panels = -(-at.size // sums.PANEL)
-    on_threads(task, panels, at.size * index.size * value_cost(problem), done)
+    threads.run(task, panels, at.size * index.size * value_cost(problem), done)
     return out
 
 
@@ -297,7 +298,7 @@ def square(
         whole, rest = divmod(fraction * len(sets), 1)  # a panel meets all panels before it
         done((whole + rest**2) / len(sets))
 
-    on_threads(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
+    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
     return parts.sum(axis=1)
 
 

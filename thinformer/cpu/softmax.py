@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.rows import copy_row
-from thinformer.cpu.run import on_threads
+from thinformer.cpu.run import without_subnormals
 from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import exp, gather_factor
@@ -87,7 +87,9 @@ def softmax_attention(
             rows_of_values, landmarks, output.ravel(), place, H * D, every, work,
         )  # fmt: skip
 
-    on_threads(attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D))
+    without_subnormals(
+        attend, problems * blocks, 2.0 * problems * blocks * PANEL * n * (query.dim + D)
+    )
 
 
 @kernel
