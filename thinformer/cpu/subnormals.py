@@ -1,8 +1,8 @@
 """Subnormal numbers count as zero while compiled loops run, and as before afterwards.
 
-Arithmetic on numbers below the normal range (1.2e-38 in float32) is 2 to 25 times slower on most
-x86 processors. Exponentials of peaked attention fall there, and change no digit of a sum that has
-the largest exponential, 1. On other processors subnormal numbers cost little, and nothing is done.
+Arithmetic on numbers below the normal range (1.2e-38 in float32) is slow on x86: exponentials that
+fall there took 2.5 to 5 times as long (an AMD EPYC). Those of peaked attention do, and change no
+digit of a sum that has the largest exponential, 1. On other processors nothing is done.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FLUSH = np.uint32(0x8000)  # results below the normal range become zero; numbers
 def cleared(size: int, dtype: np.dtype) -> NDArray:
     """Return memory to work in without subnormal numbers, which freed memory may hold.
 
-    Loops compute on whole panels; the places of the last one that have no point are never used, but
-    they are computed: thinning 5,477 keys took 20 times as long where they held such numbers.
+    Loops compute on whole panels. What they compute at places of the last panel that have no point
+    is never used, but takes time.
     """
     return np.zeros(size, dtype)
 
