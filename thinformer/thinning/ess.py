@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 
 def of_draws(array: NDArray) -> float:
@@ -28,6 +27,8 @@ def of_rows(array: NDArray, weights: NDArray | None, in_order: bool) -> float:
 
 
 def _of_column(column: NDArray) -> float:
+    from scipy import fft
+
     n = len(column)
     # scaling by a power of two is exact; without it the squares may overflow or underflow
     _, exponent = np.frexp(np.abs(column).max())
