@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from thinformer.support.names import brief
 from thinformer.thinning.sizes import ErrorCurve
 from thinformer.thinning.tables import read
 
@@ -23,7 +24,6 @@ __all__ = ["coreset", "error_curve"]
 
 DIMENSIONS = 4  # drawn at most
 COLOURS = ("0.75", "#D55E00")  # the points, the coreset
-LEGIBLE = 60  # characters of a label
 
 
 def coreset(points: Any, rows: ArrayLike) -> Figure:
@@ -93,7 +93,7 @@ def error_curve(curve: ErrorCurve) -> Figure:
 def draw_coreset(every: NDArray, chosen: NDArray, labels: Sequence[str]) -> Figure:
     """Draw chosen points (size, d) over others (n, d), the first dimensions against each other."""
     d = min(DIMENSIONS, len(labels))
-    names = [_legible(label) for label in labels[:d]]
+    names = [brief(label).replace("$", r"\$") for label in labels[:d]]  # no formulas
     side = 2.2 * d + 1
     with _figure(figsize=(side, side)) as figure:
         from matplotlib.lines import Line2D
@@ -136,12 +136,6 @@ def _figure(figsize: tuple[float, float]) -> Iterator[Any]:
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
         yield Figure(figsize=figsize, layout="constrained")
-
-
-def _legible(label: str) -> str:
-    """The start of a label, which matplotlib does not read as a formula."""
-    start = label[:LEGIBLE] + ("..." if len(label) > LEGIBLE else "")
-    return start.replace("$", r"\$")
 
 
 def _bins(values: NDArray) -> NDArray:

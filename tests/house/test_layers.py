@@ -24,7 +24,7 @@ KNOWS = {
     "bodies": ("cpu", "cuda", "halving", "support"),
     "thinning": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "attending": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
-    "plot": ("thinning",),
+    "plot": ("thinning", "support"),
     "files": ("plot", "thinning", "cpu", "halving", "kernels", "support"),
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",

@@ -56,6 +56,8 @@ def test_under_a_stein_kernel_draws_are_of_the_density():
     rows = thin(points, 20, kernel=kernel, rng=0)
     ksd = mmd(points, rows, kernel=kernel)
     np.testing.assert_allclose(curve.mmd, [ksd], rtol=1e-9)
+    assert curve.measure == "KSD"
+    assert str(curve).split()[:2] == ["size", "KSD"]
     itself = 2 + (points**2).sum(axis=1)  # d / bandwidth^2 + |score|^2
     np.testing.assert_allclose(curve.draws, [itself.mean() / ksd**2], rtol=1e-6)
     with pytest.raises(ValueError, match="no coreset is worth 1,000,000 independent draws; all"):
@@ -164,6 +166,9 @@ def test_which_rows_are_draws_in_order():
     for points in (x, pd.DataFrame({"mu": x[:, 0]}), xr.Dataset({"mu": (("cell",), x[:, 0])})):
         assert error_curve(points, [1]).ess == 800
     assert error_curve(posterior, [1], ess=7).ess == 7
+    half = np.repeat([0.0, 1.0], 400)  # half of the rows count: half as many draws
+    assert error_curve(x, [1], weights=half).ess == pytest.approx(400)
+    assert error_curve(posterior, [1], weights=half).ess == pytest.approx(own / 2)
 
 
 @pytest.mark.parametrize(

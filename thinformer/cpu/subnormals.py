@@ -1,4 +1,4 @@
-"""Subnormal numbers count as zero while compiled loops run, and as before afterwards.
+"""Subnormal numbers count as zero in the softmax and the corrections, and nowhere else.
 
 Arithmetic on numbers below the normal range (1.2e-38 in float32) is slow on x86: exponentials that
 fall there took 2.5 to 5 times as long (an AMD EPYC). Those of peaked attention do, and change no

@@ -29,7 +29,7 @@ from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
 from thinformer.plot import draw_coreset
 from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
-from thinformer.support.names import brief, few
+from thinformer.support.names import few
 from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import median_distance, unequal_weights
@@ -149,7 +149,7 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
     scale = 1.0 if reading.deviation is None else reading.deviation
     every = reading.seen.points * scale
     with writing(str(job.plot), "drawn"):
-        figure = draw_coreset(every, points * scale, [brief(label) for label in source.labels])
+        figure = draw_coreset(every, points * scale, source.labels)
         figure.savefig(target, dpi=150, format=job.plot.suffix.lower()[1:])
 
 
@@ -159,8 +159,7 @@ def _draw_errors(
     """Draw the error of coresets by size."""
     assert job.curve is not None
     assert reading.seen is not None
-    if reading.seen.only is None:
-        raise ValueError(_several_chunks(job, "--curve"))
+    assert reading.seen.only is not None
     points, weights = reading.seen.only
     ess, _ = _effective_size(job, source, points, weights)
     settings = _settings(job, outcome.seed)
@@ -195,12 +194,13 @@ def _thin(
         chunks = _chunks(job, source, seed, reading, tell)
         settings = _settings(job, seed)
         size, ess = job.size, None
-        if size is None:
+        if size is None or job.curve is not None:
             only = _only_chunk(job, chunks)
+            chunks = iter([only])
+        if size is None:
             ess = _effective_size(job, source, *only)
             chosen = thin(only[0], "auto", ess=ess[0], weights=only[1], progress=tell, **settings)
             size = chosen.size
-            chunks = iter([only])
         coreset = merge_and_reduce(
             chunks,
             size,
@@ -242,15 +242,14 @@ def _only_chunk(job: Job, chunks: Iterator[Rows]) -> Rows:
     if first is None:
         raise ValueError(f"{name_of(job)}: has no rows")
     if next(chunks, None) is not None:
-        raise ValueError(_several_chunks(job, "--size auto"))
+        option, or_else = "--curve", ""
+        if job.size is None:
+            option, or_else = "--size auto", ", or --size NUMBER"
+        raise ValueError(
+            f"{option} takes rows of one chunk; {name_of(job)} has more than {chunk_rows(job)}: "
+            f"say --chunk-rows NUMBER{or_else}"
+        )
     return first
-
-
-def _several_chunks(job: Job, option: str) -> str:
-    return (
-        f"{option} takes rows of one chunk; {name_of(job)} has more than {chunk_rows(job)}: "
-        "say --chunk-rows NUMBER" + (", or --size NUMBER" if job.size is None else "")
-    )
 
 
 def _effective_size(

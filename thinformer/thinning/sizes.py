@@ -241,6 +241,9 @@ class Yardstick(NamedTuple):
 def yardstick(task: Task) -> Yardstick:
     """Return what coresets of the task's points are compared with."""
     rows, weights = np.arange(task.n), as_weights(task.weights, task.n)
+    if task.target == "mean-zero":
+        unit = float(weights @ diagonal(task.problem, rows))
+        return Yardstick(task.problem, rows[:0], weights[:0], 0.0, unit)
     tell = labelled(task.tell, "all points")
     halvings = max(0, math.ceil(math.log2(task.n / COMPARED)))
     if halvings:
@@ -249,8 +252,6 @@ def yardstick(task: Task) -> Yardstick:
         rows = kh_compress_rows(part)
         weights = np.full(rows.size, 1 / rows.size)
     mean_diagonal = float(weights @ diagonal(task.problem, rows))
-    if task.target == "mean-zero":
-        return Yardstick(task.problem, rows[:0], weights[:0], 0.0, mean_diagonal)
     squared = float(square(task.problem, rows[None], weights, begin(tell, "MMD"))[0])
     return Yardstick(task.problem, rows, weights, squared, mean_diagonal - squared)
 

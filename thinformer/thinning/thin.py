@@ -137,7 +137,7 @@ def thin(
     ------
     TypeError, ValueError
         The points are not finite numbers of shape (n, d); another argument is out of its range or
-        contradicts the others.
+        contradicts the others; with "auto", no coreset is worth `ess` independent draws.
     RuntimeError, NotImplementedError, MemoryError
         On a GPU: there is none, and why; the method or the kernel cannot be computed there, or
         the points are there already; too little memory.
