@@ -2,10 +2,17 @@
 
 All functions take one head: query (T, E), key (S, E), value (S, D).
 
-Thinning keeps keys of equal weight with their own values. A landmark k_s has a fitted value z_s and
-a fitted mass m_s, and the output of a query is sum_s e^{<q,k_s>} z_s / sum_s e^{<q,k_s>} m_s.
-Nystrom's formula gives values and masses from a kernel N on keys. The landmarks are drawn by
-systematic sampling, or are the pivots of a randomised Cholesky factorisation of the kernel.
+Thinning keeps keys of equal weight with their own values. A landmark has a key k_s, a fitted value
+z_s and a fitted mass m_s, and the output of a query is
+sum_s e^{<q,k_s>} z_s / sum_s e^{<q,k_s>} m_s. There are two ways to fit them.
+
+"nystrom": landmarks are the pivots of a randomised Cholesky factorisation of the exponential kernel
+on keys. Nystrom's formula gives their values and masses.
+
+"queries": landmarks are drawn. Every key joins the group of a landmark that is near to it. The
+landmark gets the mean of its group's keys, the sum of their values, and their number as mass. Then
+a ridge regression corrects values and masses, so that the outputs of sampled queries, which are
+computed exactly, come out.
 """
 
 from typing import NamedTuple
@@ -15,11 +22,14 @@ from scipy.special import lambertw, logsumexp
 
 from reference.compress import stratified_thin
 
-QUERIES = 160  # the largest number of sampled queries
-SUMMED = 3  # "queries": keys that the exponential kernel is summed over, times n_out
+LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
+HELD_OUT = 5  # one of so many sampled queries chooses the nugget, which the others are fitted with
+NUGGETS = 10, 0.1, 0.001  # "queries": times the mean of the diagonal that they are added to
+NEAR = 32  # landmarks, before and after a block of keys, that may be the nearest to one of its keys
+KEYS = 32  # keys in a block
+TIE = 1e-8  # a landmark's squared norm grows by this share for each landmark before it
+BALANCE = 0.3  # trace of the exponential kernel over trace of the sampled attention's Gram matrix
 CANDIDATES = 4  # "nystrom": keys that may be pivots, times n_out
-BALANCE = 0.3  # lambda: trace of the exponential kernel over trace of the sampled attention's
-NUGGET = 0.03  # "queries": added to the diagonal of N, as drawn landmarks may be nearly equal
 BLOCK = 16  # proposals in a block
 PROPOSALS = 8  # the largest number of proposals, times n_out
 # values and masses are clipped to BOUND times the largest value; only landmarks that have no
@@ -28,13 +38,15 @@ BOUND = 1e8
 SHARE = 0.3125  # least sum of weighted masses, as a share of the sum of their magnitudes
 LEAST = 1e-6  # least weighted mean of masses; a key has mass 1
 FLOOR = 1e-12  # least importance of a key, as a share of the largest
+LEAST_MASS = 0.05  # least predicted mass of a held-out query; its exact mass is 1
 TWO_RHO = 6.383202050647408  # 2 rho_0, arXiv 2602.10056: 2 sqrt(1 + exp(2 W(2 / e^2) + 2))
 
 
 class Landmarks(NamedTuple):
-    """Positions (n_out,) increasing, values (n_out, D) and masses (n_out,)."""
+    """Positions (n_out,) increasing, keys (n_out, E), values (n_out, D) and masses (n_out,)."""
 
     positions: np.ndarray
+    keys: np.ndarray
     values: np.ndarray
     masses: np.ndarray
 
@@ -43,8 +55,7 @@ class LandmarkDraws(NamedTuple):
     """The draws of one head.
 
     queries : of the strata of the sampled queries
-    candidates : of the strata of the keys that are summed over ("queries") or may be pivots
-        ("nystrom")
+    candidates : of the strata of the keys that may be pivots; empty for "queries"
     uniforms : one number for "queries", (proposals, 2) for "nystrom"
     """
 
@@ -67,38 +78,32 @@ def temperature(query, key, scale):
     return np.sqrt(k / q * b / (2 * lambertw(b / TWO_RHO).real))
 
 
-def kernel(x, attention):
-    """The normalised kernel N on scaled keys x (S, E), as features f and exponents h.
+def exponents(x, attention):
+    """Return h (S,) of scaled keys x (S, E): e^{2 h_j} is the importance of key j.
 
     attention : (m, S), the attention weights P of m sampled queries
 
-    The exponential kernel exp(<x, x'>) measures the distance between two sums of e^{<q,k>} for the
-    worst of all queries. The Gram matrix P^T P measures it for the sampled queries. N is their sum
-    c exp(<x, x'>) + <p, p'>, with traces in the proportion BALANCE to 1, divided by the roots of
-    the sum's diagonal:
-
-        N(j, j') = <f_j, f_j'> + exp(<x_j, x_j'> - h_j - h_j').
-
-    No entry is above 1, so nothing overflows. Without sampled queries f is empty and h = |x|^2 / 2.
-
-    Returns f (S, m), h (S,), and the constant t with f_j = p_j e^{t - h_j}.
+    Two kernels on keys say how much a key matters. The exponential kernel exp(<x, x'>) measures the
+    distance between two sums of e^{<q,k>} for the worst of all queries. The Gram matrix P^T P
+    measures it for the sampled queries. The importance is the diagonal of their sum, with traces in
+    the proportion BALANCE to 1.
     """
     squares = np.sum(x**2, axis=1)
-    if len(attention) == 0:
-        return np.zeros((len(x), 0), x.dtype), squares / 2, x.dtype.type(0)
-    # a key without weight for any sampled query gets a positive importance: f = 0 * inf is NaN
-    importance = np.maximum(np.sum(attention**2, axis=0), np.finfo(x.dtype).tiny ** 0.5)
-    t = (logsumexp(squares) - np.log(BALANCE) - np.log(np.sum(importance))) / 2
-    h = np.logaddexp(np.log(importance) + 2 * t, squares) / 2
-    return attention.T * np.exp(t - h)[:, None], h, t
+    # a key without weight for any sampled query gets a positive importance: log 0 is infinite
+    sampled = np.maximum(np.sum(attention**2, axis=0), np.finfo(x.dtype).tiny ** 0.5)
+    factor = logsumexp(squares) - np.log(BALANCE) - np.log(np.sum(sampled))
+    return np.logaddexp(np.log(sampled) + factor, squares) / 2
 
 
-def gram(x, f, h, rows, nugget):
-    """The given rows (r, S) of N plus `nugget` times the identity, against rounding errors.
+def gram(x, rows, nugget):
+    """Rows (r, S) of N(j, j') = exp(<x_j, x_j'> - h_j - h_j'), h = |x|^2 / 2, plus a nugget.
 
-    The exponents are at most 0 up to rounding, and are clipped there.
+    This is the exponential kernel with its diagonal scaled to 1, so nothing overflows. The nugget
+    is added to the diagonal, against rounding errors. The exponents are at most 0 up to rounding,
+    and are clipped there.
     """
-    N = f[rows] @ f.T + np.exp(np.minimum(x[rows] @ x.T - h[rows, None] - h, 0))
+    h = np.sum(x**2, axis=1) / 2
+    N = np.exp(np.minimum(x[rows] @ x.T - h[rows, None] - h, 0))
     N[np.arange(len(rows)), rows] += nugget
     return N
 
@@ -106,8 +111,8 @@ def gram(x, f, h, rows, nugget):
 def draw_landmarks(h, n_out, u):
     """Draw landmarks by systematic sampling: key j has probability min(1, c e^{h_j}).
 
-    e^{2 h_j} is the diagonal of the kernel before its normalisation. Its root e^{h_j} is the norm
-    of the term of key j in a sum over keys.
+    e^{2 h_j} is the importance of key j, a diagonal of a kernel. Its root e^{h_j} is the norm of
+    the term of key j in a sum over keys.
 
     One number u places points at distance 1 on the running sum of the probabilities, in the order
     of the keys. So neighbours, which are often similar, are seldom drawn together.
@@ -128,10 +133,10 @@ def draw_landmarks(h, n_out, u):
     return np.array(chosen)
 
 
-def pivots(x, h, n_out, uniforms):
+def pivots(x, n_out, uniforms):
     """Landmarks by randomly pivoted Cholesky of exp(<x, x'>), with BLOCK proposals at a time.
 
-    A pivot is drawn with probability proportional to d_j e^{2 h_j}. This is the diagonal of the
+    A pivot is drawn with probability proportional to d_j e^{|x_j|^2}. This is the diagonal of the
     kernel before its normalisation, less the part that the earlier pivots explain. The proposals of
     a block are drawn from the diagonal at the start of the block. A proposal is accepted with
     probability (diagonal now) / (diagonal at the start), so pivots have the same distribution as if
@@ -140,8 +145,8 @@ def pivots(x, h, n_out, uniforms):
     If there are no proposals left, or the diagonal is 0, the first keys that are left are taken.
     """
     S, nugget = len(x), np.sqrt(np.finfo(x.dtype).eps)
-    f = np.zeros((S, 0), x.dtype)
-    weight = np.exp(2 * (h - h.max())).astype(float)
+    squares = np.sum(x**2, axis=1)
+    weight = np.exp(squares - squares.max()).astype(float)
     d = np.ones(S)
     F = np.zeros((0, S))
     chosen = []
@@ -153,7 +158,7 @@ def pivots(x, h, n_out, uniforms):
         proposed = np.searchsorted(cumulative, where * cumulative[-1], side="right")
         proposed = np.minimum(proposed, S - 1)
         then = d[proposed]
-        rows = gram(x, f, h, proposed, nugget)
+        rows = gram(x, proposed, nugget)
         for j, row, u, d_then in zip(proposed, rows, accept, then, strict=True):
             residual = row - F[:, j] @ F
             if len(chosen) < n_out and d[j] > 0 and u * d_then < residual[j]:
@@ -166,35 +171,101 @@ def pivots(x, h, n_out, uniforms):
     return np.sort(chosen + rest[: n_out - len(chosen)])
 
 
-def nystrom(x, f, h, keys, values, sampled, top, nugget):
-    """Values and masses (n_out, D + 1) of landmarks, the masses last.
+def nystrom(x, chosen, V1):
+    """Values and masses (n_out, D + 1) of the chosen pivots, the masses last.
 
-    x, f, h : scaled keys (n_out, E), features and exponents of the landmarks
-    keys, values : n scaled keys (n, E), and the value and the mass of each (n, D + 1)
-    sampled : exact outputs and masses (m, D + 1) of m sampled queries, times e^{t - top}
-    top : an upper bound of h
-    nugget : added to the diagonal of N
+    x : scaled keys (S, E); V1 : value and mass of each key (S, D + 1)
 
     In the kernel's Hilbert space, the combination of landmarks that is nearest to key j has the
     weights N_ss^-1 N_sj, up to the normalisation. Landmark s gets this share of v_j, and of mass 1.
-    With sampled queries this is a ridge regression of their exact outputs on their attention
-    weights of the landmarks. It shrinks towards the solution of the exponential kernel, where usual
-    ridge regression shrinks towards 0.
     """
-    N = gram(x, f, h, np.arange(len(x)), nugget)
-    right = np.exp(np.minimum(x @ keys.T - h[:, None] - top, 0)) @ values + f @ sampled
+    h = np.sum(x**2, axis=1) / 2
+    N = gram(x[chosen], np.arange(len(chosen)), np.sqrt(np.finfo(x.dtype).eps))
+    right = np.exp(np.minimum(x[chosen] @ x.T - h[chosen, None] - h.max(), 0)) @ V1
     largest = 0.9 * np.log(np.finfo(x.dtype).max)
-    return np.exp(np.minimum(top - h, largest))[:, None] * np.linalg.solve(N, right)
+    return np.exp(np.minimum(h.max() - h[chosen], largest))[:, None] * np.linalg.solve(N, right)
 
 
-def weighted_attention(query, key, landmarks, scale, low, high):
+def nearest_landmarks(x, chosen):
+    """The landmark that is nearest to each scaled key x (S, E), as numbers (S,) below n_out.
+
+    Keys are taken KEYS at a time. A block is compared with the landmarks among its own keys, NEAR
+    landmarks before them and NEAR after them, in key order. So the cost does not grow with n_out.
+    A landmark is its own nearest one. Norms grow a little with the number, so that it is not
+    rounding that decides between two landmarks at the same distance.
+    """
+    n_out = len(chosen)
+    squares = np.sum(x[chosen] ** 2, axis=1) * (1 + TIE * np.arange(n_out)).astype(x.dtype)
+    nearest = np.empty(len(x), int)
+    for start in range(0, len(x), KEYS):
+        first, last = np.searchsorted(chosen, (start, start + KEYS))
+        first, last = max(first - NEAR, 0), min(last + NEAR, n_out)
+        block = x[start : start + KEYS]
+        distances = squares[first:last] - 2 * block @ x[chosen[first:last]].T
+        nearest[start : start + KEYS] = first + np.argmin(distances, axis=1)
+    nearest[chosen] = np.arange(n_out)
+    return nearest
+
+
+def merge(x, h, V1, chosen):
+    """Each group's mean key (n_out, E), its sums of V1 (n_out, D + 1), and its number of keys.
+
+    Keys count in the mean by their importance.
+    """
+    group = nearest_landmarks(x, chosen)
+    weight = np.maximum(np.exp(2 * (h - h.max())), FLOOR)
+    number, total = (np.bincount(group, w, len(chosen)) for w in (None, weight))
+    keys, sums = np.zeros((len(chosen), x.shape[1])), np.zeros((len(chosen), V1.shape[1]))
+    np.add.at(keys, group, weight[:, None] * x)
+    np.add.at(sums, group, V1)
+    return (keys / total[:, None]).astype(x.dtype), sums.astype(x.dtype), number
+
+
+def correct(sums, number, attention, exact):
+    """Values and masses (n_out, D + 1): the groups' sums, corrected by sampled queries.
+
+    attention : P (m, n_out), e^{<q,k_s>} of the groups' mean keys, over the query's exact sum
+    exact : (m, D + 1), the exact outputs of the sampled queries and their masses, 1
+
+    With Z_0 the sums and C_s the number of keys of group s less 1, the corrected Z minimises
+
+        |P Z - exact|^2 + nu sum_s |Z_s - Z_0,s|^2 / C_s.
+
+    A group of one key has no error, and stays as it is. The more keys a group has, the farther its
+    sum may be moved. With r = exact - P Z_0 and D = diag(C), the minimum is at
+    Z_0 + D P^T (P D P^T + nu)^-1 r, which is a system of m equations.
+
+    The number nu is that of NUGGETS whose fit to the other sampled queries predicts the outputs of
+    the held-out queries best; then all are fitted.
+    """
+    apart = attention * (number - 1)
+    G, r = apart @ attention.T, exact - attention @ sums
+    unit = np.trace(G) / len(G)
+    if not unit > 0:
+        return sums
+    held = np.arange(len(G)) % HELD_OUT == HELD_OUT - 1
+
+    def solution(rows, nugget):
+        return np.linalg.solve(G[np.ix_(rows, rows)] / unit + nugget * np.eye(rows.sum()), r[rows])
+
+    def error(nugget):
+        fitted = G[np.ix_(held, ~held)] / unit @ solution(~held, nugget)
+        predicted = exact[held] - r[held] + fitted
+        mass = np.maximum(predicted[:, -1:], LEAST_MASS)
+        return np.sum((predicted[:, :-1] / mass - exact[held, :-1]) ** 2)
+
+    nugget = min(NUGGETS, key=error)
+    return sums + apart.T @ solution(np.ones(len(G), bool), nugget) / unit
+
+
+def weighted_attention(query, landmarks, scale, low, high):
     """Output (T, D) and weights (T, n_out) of one head; a weight is e^{<q,k_s>} m_s over their sum.
 
     Masses may be negative. Where their sum nearly cancels, the numerator nearly cancels too. So the
     sum is kept above SHARE times the sum of magnitudes, and above LEAST times the sum of
     e^{<q,k_s>}. Outputs are clipped to the range [low, high] (D,) of the values.
     """
-    logits = scale * query @ key[landmarks.positions].T
+    logits = scale * query @ landmarks.keys.T
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = e @ landmarks.masses
     total = np.maximum(total, SHARE * (e @ np.abs(landmarks.masses)))
@@ -202,41 +273,44 @@ def weighted_attention(query, key, landmarks, scale, low, high):
     return np.clip(e @ landmarks.values / total, low, high), e * landmarks.masses / total
 
 
+def number_of_queries(n_queries, n_out):
+    """How many queries are sampled: more where more landmarks are fitted to them."""
+    return min(n_queries, QUERIES, max(LEAST_QUERIES, n_out // 2))
+
+
 def landmark_attention(query, key, value, scale, n_out, correction, draws, tau=None):
     """Output (T, D), weights (T, n_out) and landmarks of one head, for n_out < S.
 
-    correction : "queries" or "nystrom": the kernel contains sampled queries, or does not
+    correction : "queries" or "nystrom"
     tau : the temperature; that of WildCat if None
+
+    The landmarks' keys are those of centred keys, which the softmax cannot tell from keys.
     """
     S, T = len(key), len(query)
     centred = key - key.mean(axis=0)
-    x = centred * (np.sqrt(scale) / (tau or temperature(query, centred, scale))).astype(key.dtype)
-    sampled = np.zeros(0, int)
-    if correction == "queries":
-        sampled = stratified_thin(T, min(T, QUERIES), draws.queries)
-    logits = scale * query[sampled] @ key.T
-    attention = np.exp(logits - logits.max(axis=1, keepdims=True))
-    attention /= attention.sum(axis=1, keepdims=True)
-    f, h, t = kernel(x, attention)
-    top, V1 = h.max(), np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
-    times = SUMMED if correction == "queries" else CANDIDATES
-    candidates = stratified_thin(S, min(S, times * n_out), draws.candidates)
-    if correction == "queries":
-        # the fit shrinks towards a sum over some keys; their values are shifted to the mean of all
-        chosen, nugget = draw_landmarks(h, n_out, draws.uniforms), NUGGET
-        keys, values = x[candidates], V1[candidates]
-        values = (values + V1.mean(axis=0) - values.mean(axis=0)) * (S / len(candidates))
-    else:
-        chosen = candidates[pivots(x[candidates], h[candidates], n_out, draws.uniforms)]
-        keys, values, nugget = x, V1, np.sqrt(np.finfo(x.dtype).eps)
-    outputs = attention @ V1
-    fitted = nystrom(
-        x[chosen], f[chosen], h[chosen], keys, values, np.exp(t - top) * outputs, top, nugget
-    )
-    bound = BOUND * np.abs(V1).max()
-    fitted = np.clip(fitted, -bound, bound)
-    landmarks = Landmarks(chosen, fitted[:, :-1], fitted[:, -1])
+    to_x = (np.sqrt(scale) / (tau or temperature(query, centred, scale))).astype(key.dtype)
+    x, V1 = centred * to_x, np.concatenate([value, np.ones((S, 1), value.dtype)], axis=1)
     low, high = value.min(axis=0), value.max(axis=0)
-    output, weights = weighted_attention(query, key, landmarks, scale, low, high)
-    output[sampled] = np.clip(outputs[:, :-1], low, high)  # these outputs are known exactly
+    bound = BOUND * np.abs(V1).max()
+    if correction == "nystrom":
+        candidates = stratified_thin(S, min(S, CANDIDATES * n_out), draws.candidates)
+        chosen = candidates[pivots(x[candidates], n_out, draws.uniforms)]
+        fitted, keys = np.clip(nystrom(x, chosen, V1), -bound, bound), centred[chosen]
+        landmarks = Landmarks(chosen, keys, fitted[:, :-1], fitted[:, -1])
+        return *weighted_attention(query, landmarks, scale, low, high), landmarks
+    sampled = stratified_thin(T, number_of_queries(T, n_out), draws.queries)
+    logits = scale * query[sampled] @ centred.T
+    top = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - top).sum(axis=1, keepdims=True)
+    attention = np.exp(logits - top) / total
+    h = exponents(x, attention)
+    chosen = draw_landmarks(h, n_out, draws.uniforms)
+    keys, sums, number = merge(x, h, V1, chosen)
+    keys /= to_x
+    of_landmarks = np.exp(np.minimum(scale * query[sampled] @ keys.T - top, 0)) / total
+    exact = attention @ V1
+    fitted = np.clip(correct(sums, number, of_landmarks, exact), -bound, bound)
+    landmarks = Landmarks(chosen, keys, fitted[:, :-1], fitted[:, -1])
+    output, weights = weighted_attention(query, landmarks, scale, low, high)
+    output[sampled] = np.clip(exact[:, :-1], low, high)  # these outputs are known exactly
     return output, weights, landmarks

@@ -108,7 +108,7 @@ def test_a_constant_is_kept(correction):
     """Numerator and denominator are fitted alike; weights sum to 1."""
     query, key, value = qkv()
     value[..., 1] = 7
-    _, (values, masses, *_) = fit_landmarks(
+    _, (_, values, masses, *_) = fit_landmarks(
         query, key, value, np.empty((*query.shape[:3], 3)),
         KeySelection(correction=correction), n_out=15, scale=0.5, seed=1,
     )  # fmt: skip

@@ -10,7 +10,13 @@ from thinformer import (
     ThinformerAttention,
     thinformer_attention,
 )
-from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, QUERIES, STREAMS, SUMMED
+from thinformer.attending.landmarks import (
+    CANDIDATES,
+    PROPOSALS,
+    QUERIES,
+    STREAMS,
+    number_of_queries,
+)
 from thinformer.attending.options import CORRECTIONS, KeySelection
 from thinformer.cpu.pivots import BLOCK
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
@@ -138,8 +144,8 @@ def test_landmarks_drawn(spread):
 def specified_landmarks(query, key, value, n_out, correction, temperature, scale):
     """Positions (B, H, n_out) by the specification, of the draws of seed 5."""
     (B, T, H, _), S = query.shape, key.shape[1]
-    times = SUMMED if correction == "queries" else CANDIDATES
-    keys, sizes = head_keys(seed_from(5), H), (min(T, QUERIES), min(S, times * n_out))
+    m, keys = number_of_queries(T, n_out), head_keys(seed_from(5), H)
+    sizes = (m, 0) if correction == "queries" else (0, min(S, CANDIDATES * n_out))
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
         uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
@@ -169,16 +175,15 @@ def test_landmarks(correction, dtype, shape, temperature, torch_on_the_simulator
         rng.standard_normal((2, 2, n, E)).astype(dtype).swapaxes(1, 2) for n in (T, S, S)
     )
     expected = specified_landmarks(query, key, value, n_out, correction, temperature, 0.7)
-    indices, counts, finite, sampled, summed, tau = landmarks_on_gpu(
+    indices, counts, finite, sampled, tau = landmarks_on_gpu(
         *map(torch.from_numpy, (query, key, value)), size=n_out, scale=0.7, correction=correction,
         temperature=temperature,
     )  # fmt: skip
     np.testing.assert_array_equal(indices, expected)
     assert counts.tolist() == [n_out, n_out]
     assert finite.all()
-    m = min(T, QUERIES) if correction == "queries" else 0
+    m = number_of_queries(T, n_out) if correction == "queries" else 0
     assert sampled.shape == (2, 2, m)
-    assert summed.shape == (2, 2, min(S, SUMMED * n_out) if m else 0)
     assert torch.equal(sampled, sampled[:1].expand(2, 2, m))
     if m == T:
         assert torch.equal(sampled[0, 0], torch.arange(T))
@@ -219,8 +224,7 @@ def test_landmarks_with_padding(case, torch_on_the_simulator, poisoned_memory):
         assert torch.equal(indices, of_cpu)
         assert ((found[0] >= 0) & (found[0] < 26)).all()
         assert torch.equal(found[3], expected[3])
-        assert torch.equal(found[4], expected[4])
-        torch.testing.assert_close(found[5][good], expected[5][good], rtol=1e-13, atol=0)
+        torch.testing.assert_close(found[4][good], expected[4][good], rtol=1e-13, atol=0)
         for x, y in zip(found, expected, strict=True):
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
@@ -238,10 +242,9 @@ def test_landmarks_of_nothing(axis, torch_on_the_simulator):
         (B,),
         (B, H),
         (B, H, T),
-        (B, H, 2 * SUMMED * (T > 0)),
         (B, H),
     ]
-    assert (found[5] == 1).all()
+    assert (found[4] == 1).all()
 
 
 def test_landmarks_in_half_precision(torch_on_the_simulator):

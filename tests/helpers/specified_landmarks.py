@@ -9,7 +9,7 @@ import pytest
 from reference import landmarks as reference
 from thinformer import attention
 from thinformer.attending import landmarks
-from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, STREAMS, SUMMED
+from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, STREAMS
 from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
 from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
@@ -27,8 +27,9 @@ def error(got, expected):
 
 
 def draws_of(seed, H, T, S, n_out, correction):
-    times = SUMMED if correction == "queries" else CANDIDATES
-    keys, sizes = head_keys(seed, H), (min(T, landmarks.QUERIES), min(S, times * n_out))
+    m = landmarks.number_of_queries(T, n_out)
+    sizes = (m, 0) if correction == "queries" else (0, min(S, CANDIDATES * n_out))
+    keys = head_keys(seed, H)
     strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
         uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]

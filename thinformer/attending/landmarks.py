@@ -5,26 +5,24 @@ mass :math:`m_s`, and the output of a query q is
 
 .. math:: \sum_s e^{\langle q,k_s\rangle} z_s \big/ \sum_s e^{\langle q,k_s\rangle} m_s.
 
-Both sums should equal the sums over all keys. As functions of q, those lie in the span of
-:math:`e^{\langle q,k_j\rangle}` for all j; they are approximated in the span of the landmarks. This
-is the Nystrom approximation for a kernel N on keys, and the kernel decides which queries matter.
+Both sums should equal the sums over all keys. There are two ways to fit them.
 
-"nystrom" : N is :math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a
-temperature, as in WildCat (arXiv 2602.10056). The worst of all queries matters.
+"nystrom" : Both sums over all keys lie in the span of :math:`e^{\langle q,k_j\rangle}` for all j;
+they are approximated in the span of the landmarks. This is the Nystrom approximation for the kernel
+:math:`\exp\langle x, x'\rangle` on keys x that are centred and divided by a temperature, as in
+WildCat (arXiv 2602.10056). Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, after the
+kernel N is scaled to a diagonal of 1. The landmarks are the pivots of a randomised Cholesky
+factorisation (`thinformer.cpu.pivots`).
 
-"queries" : N also has the term :math:`\langle p, p'\rangle`, where :math:`p_j` are the attention
-weights of key j for a sample of the queries. Queries like the sampled ones matter. The fit is a
-ridge regression of the sampled queries' exact outputs, shrunk towards the fit of "nystrom". The
-outputs of the sampled queries are known exactly, and are written as they are.
-
-Values and masses are :math:`N_{ss}^{-1} N_{sn} (V, 1)`, after N is scaled to a diagonal of 1.
-
-The landmarks of "nystrom" are the pivots of a randomised Cholesky factorisation
-(`thinformer.cpu.pivots`). The landmarks of "queries" are drawn in key order, with probabilities
-proportional to the root of the diagonal of N (`thinformer.cpu.drawn`): the sampled queries'
-attention gives it, and the error is as small. For "queries", the exponential term of
-:math:`N_{sn} (V, 1)` is summed over few keys, whose values are shifted to the mean of all values:
-this term only sets what the fit is shrunk towards.
+"queries" : The exact outputs of some queries, a sample, are computed first. Landmarks are drawn in
+key order, by the attention of the sampled queries (`thinformer.cpu.drawn`). Every key joins the
+group of a landmark that is near to it (`thinformer.cpu.groups`). A landmark gets the mean key of
+its group, the sum of the group's values, and the number of its keys as mass. These sums are exact
+where all keys of a group are equal, so the error goes to 0 as the number of landmarks goes to that
+of the keys. Then a ridge regression moves values and masses, those of large groups more than those
+of small ones, so that the sampled queries get their exact outputs (`thinformer.cpu.ridge`). How far
+they are moved is chosen for each head, by a fifth of the sample that is held out. The outputs of
+the sampled queries are known exactly, and are written as they are.
 """
 
 from __future__ import annotations
@@ -44,13 +42,14 @@ from thinformer.support import checks
 if TYPE_CHECKING:
     from thinformer.cpu.landmarks import Heads, LandmarkDraws
 
-QUERIES = 160  # sampled queries at most
-SUMMED = 3  # keys that the exponential term of "queries" is summed over, times n_out
+LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
+HELD_OUT = 5  # one of so many sampled queries chooses the nugget
+NUGGETS = 10.0, 0.1, 0.001  # "queries": times the mean of the diagonal that they are added to
+NEAR_KEYS = 96  # landmarks that a key is compared with, about
 CANDIDATES = 4  # candidates for pivots, times n_out
 PROPOSALS = 8  # proposals of pivots at most, times n_out
 STREAMS = 2**32  # number of the first stream of random numbers that landmarks use
-BALANCE = 0.3  # trace of the exponential term over the trace of the sampled queries' term
-NUGGET = 0.03  # added to the diagonal of N for "queries", whose landmarks may be nearly equal
+BALANCE = 0.3  # trace of the exponential kernel over that of the sampled queries' Gram matrix
 BOUND = 1e8  # largest mass, and largest value over the largest of all values
 SHARE = 0.3125  # least sum of masses over the sum of their magnitudes
 LEAST = 1e-6  # least weighted mean of masses
@@ -61,31 +60,36 @@ class Chosen(NamedTuple):
     """The landmarks of each head.
 
     indices : (B, H, n_out) int64, increasing
-    sampled : (B, H, m) int64, the queries that were sampled; m is 0 for "nystrom"
-    summed : (B, H, L) int64, keys that the exponential term is summed over; L is 0 for all keys
+    sampled : (B, H, m) int64, increasing, the queries that were sampled; m is 0 for "nystrom"
     temperature : (B, H)
     finite : (B, H) bool, whether all tokens of the head are finite
     """
 
     indices: NDArray
     sampled: NDArray
-    summed: NDArray
     temperature: NDArray
     finite: NDArray
 
 
 class Fitted(NamedTuple):
-    """The fitted values and masses of each head's landmarks.
+    """The fitted keys, values and masses of each head's landmarks.
 
+    keys : (B, n_out, H, E), of keys minus their mean, which the softmax cannot tell from keys
     values : (B, n_out, H, D)
     masses : (B, H, n_out)
     low, high : (B, H, D), the range of all keys' values
     """
 
+    keys: NDArray
     values: NDArray
     masses: NDArray
     low: NDArray
     high: NDArray
+
+
+def number_of_queries(n_queries: int, n_out: int) -> int:
+    """Return how many queries are sampled: more where more landmarks are fitted to them."""
+    return min(n_queries, QUERIES, max(LEAST_QUERIES, n_out // 2))
 
 
 def choose_landmarks(
@@ -132,7 +136,7 @@ def fit_landmarks(
     scale: float,
     seed: int,
 ) -> tuple[Chosen, Fitted]:
-    """Choose n_out of S keys as landmarks, and fit their values and masses.
+    """Choose n_out of S keys as landmarks, and fit their keys, values and masses.
 
     The choice does not depend on the batch. A head with a non-finite entry gets arbitrary
     landmarks.
@@ -159,22 +163,25 @@ def fit_landmarks(
     heads, draws, indices = _heads(
         query, key, value, selection, n_out=n_out, scale=scale, seed=seed
     )
-    (B, _, H, D), problems, dtype = value.shape, len(indices), key.dtype
-    values, masses = np.empty((B, n_out, H, D), dtype), np.empty((problems, n_out), dtype)
-    fits = landmarks.Fits(values, masses, output)
+    (B, _, H, E), D, dtype, m = key.shape, value.shape[-1], key.dtype, draws.queries.shape[1]
+    problems = len(indices)
+    keys, values = (np.empty((B, n_out, H, dim), dtype) for dim in (E, D))
+    masses = np.empty((problems, n_out), dtype)
+    fits = landmarks.Fits(keys, values, masses, output)
 
     def fit(first: int, last: int) -> None:
         work = landmarks.workspace(heads, draws)
         head = first, last, heads, draws, TWO_RHO
-        if draws.queries.shape[1]:
-            landmarks.fit_drawn(*head, BALANCE, NUGGET, BOUND, indices, fits, work)
+        if m:
+            held = m // HELD_OUT
+            landmarks.fit_drawn(*head, BALANCE, held, NUGGETS, BOUND, indices, fits, work)
         else:
             landmarks.fit_pivoted(*head, _rounding(dtype), BOUND, indices, fits, work)
 
     without_subnormals(fit, problems, _flops(heads, draws, fitting=True))
     chosen = _chosen(heads, draws, indices, query, key, value)
     low, high = (x.reshape(B, H, D) for x in (heads.low, heads.high))
-    return chosen, Fitted(values, masses.reshape(B, H, n_out), low, high)
+    return chosen, Fitted(keys, values, masses.reshape(B, H, n_out), low, high)
 
 
 def _heads(
@@ -203,10 +210,10 @@ def _heads(
         draw.unit_numbers(streams, STREAMS + stream, out)
         return out
 
-    m = min(T, QUERIES) if selection.correction == "queries" else 0
-    length = min(S, (SUMMED if m else CANDIDATES) * n_out)
+    m = number_of_queries(T, n_out) if selection.correction == "queries" else 0
+    length = 0 if m else min(S, CANDIDATES * n_out)
     draws = landmarks.LandmarkDraws(
-        stratified(T, numbers(0, m + 1)),
+        np.take(stratified(T, numbers(0, m + 1)), held_out_last(m), axis=1),
         stratified(S, numbers(1, length + 1)),
         numbers(2, 1 if m else 2 * PROPOSALS * n_out),
         np.tile(np.arange(H), B),
@@ -221,14 +228,22 @@ def _heads(
     return heads, draws, np.empty((problems, n_out), np.int64)
 
 
+def held_out_last(m: int) -> NDArray[np.int64]:
+    """Return the order of m sampled queries in which the held-out ones come last, (m,)."""
+    order = np.arange(m)
+    held = order % HELD_OUT == HELD_OUT - 1
+    return np.concatenate([order[~held], order[held]])
+
+
 def _flops(heads: Heads, draws: LandmarkDraws, fitting: bool = False) -> float:
     """Operations that landmarks cost, with what is fitted to them or without."""
     m, L, n_out = draws.queries.shape[1], draws.candidates.shape[1], heads.n_out
     E, D = heads.key.dim, heads.value.dim
     flops = heads.S * m * (E + D) if m else L * n_out * (E + n_out / 2)
-    if fitting:
-        flops += n_out * (L if m else heads.S) * (E + D)
-        flops += n_out**2 * (n_out / 6 + (m + E) / 2 + D)
+    if fitting and m:
+        flops += NEAR_KEYS * heads.S * E + m * (n_out * (E + D + m / 2) + m * (m / 3 + D))
+    elif fitting:
+        flops += n_out * heads.S * (E + D) + n_out**2 * (n_out / 6 + E / 2 + D)
     return 2.0 * len(draws.head) * flops
 
 
@@ -246,11 +261,9 @@ def _chosen(
     if not finite.all():  # or a square overflows
         finite = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], axis=0)
     m, n_out = draws.queries.shape[1], heads.n_out
-    summed = draws.candidates[:, : draws.candidates.shape[1] if m else 0]
-    return Chosen(
-        indices.reshape(B, H, n_out), np.broadcast_to(draws.queries, (B, H, m)),
-        np.broadcast_to(summed, (B, H, summed.shape[1])), heads.temperature.reshape(B, H), finite,
-    )  # fmt: skip
+    sampled = np.broadcast_to(np.sort(draws.queries, axis=1), (B, H, m))
+    tau = heads.temperature.reshape(B, H)
+    return Chosen(indices.reshape(B, H, n_out), sampled, tau, finite)
 
 
 def _rounding(dtype: np.dtype) -> float:
@@ -269,7 +282,7 @@ def choose_valid_landmarks(
     group: int,
     scale: float,
     seed: int,
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
     """Choose landmarks among the valid tokens, (B, S) bool: each sequence's are those it has alone.
 
     query (B, T * group, H, E) has the queries of a group of heads, token by token. With T = S the
@@ -285,8 +298,6 @@ def choose_valid_landmarks(
         Which heads are finite.
     sampled : (B, H, m) int64
         The sampled queries, -1 where there are fewer.
-    summed : (B, H, L) int64
-        The keys that the exponential kernel is summed over, -1 where there are fewer.
     temperature : (B, H)
 
     Notes
@@ -294,10 +305,9 @@ def choose_valid_landmarks(
     A sequence that is shorter than `min_length`, or not longer than its coreset, keeps all its
     tokens, and no query is sampled.
     """
-    (B, S, H, _), n_queries = key.shape, query.shape[1]
-    m = min(n_queries, QUERIES) if selection.correction == "queries" else 0
+    (B, _, H, _), n_queries = key.shape, query.shape[1]
+    m = number_of_queries(n_queries, width) if selection.correction == "queries" else 0
     indices, sampled = np.zeros((B, H, width), np.int64), np.full((B, H, m), -1)
-    summed = np.full((B, H, min(S, SUMMED * width) if m else 0), -1)
     finite, tau, kept = np.ones((B, H), bool), np.ones((B, H)), np.zeros(B, np.int64)
     for some in unpadded(query, key, value, valid, group):
         (b, length), (_, keys, values) = some.tokens.shape, some.arrays
@@ -311,10 +321,9 @@ def choose_valid_landmarks(
         tau[some.numbers], finite[some.numbers] = chosen.temperature, chosen.finite
         for of_all, own, places in (
             (indices, some.tokens, chosen.indices),
-            (summed, some.tokens, chosen.summed),
             (sampled, some.queries, chosen.sampled),
         ):
             of_heads = np.broadcast_to(own[:, None], (b, H, own.shape[1]))
             few_of_all = np.take_along_axis(of_heads, places, axis=2)
             of_all[some.numbers, :, : places.shape[2]] = few_of_all
-    return indices, kept, finite, sampled, summed, tau
+    return indices, kept, finite, sampled, tau

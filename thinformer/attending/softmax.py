@@ -46,9 +46,8 @@ def write_landmark_attention(
     )
     # draws differ by head, not by sequence
     known = chosen.sampled[0] if len(query) else None
-    write_attention(
-        query, key, fitted.values, chosen.indices, scale, output, weights, fitted, known
-    )
+    every = np.broadcast_to(np.arange(n_out), chosen.indices.shape)
+    write_attention(query, fitted.keys, fitted.values, every, scale, output, weights, fitted, known)
     return chosen
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.rows import add
-from thinformer.cpu.simd import PANEL, ROWS, padded_size, squared_norms
+from thinformer.cpu.simd import PANEL, padded_size, squared_norms
 from thinformer.cpu.softmax import write_columns
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import gather_factor
@@ -21,7 +21,7 @@ from thinformer.halving.problem import Factor
 def workspace(key: Factor, S: int) -> NDArray:
     """Return the memory that one thread of `centre_keys` works in."""
     padded = padded_size(S) + PANEL
-    beyond = ROWS * PANEL  # a vector of rows reads past the last
+    beyond = PANEL * PANEL  # a vector of rows reads past the last
     return cleared(padded * (key.dim + 1) + PANEL * PANEL + beyond, key.window.dtype)
 
 

@@ -1,7 +1,8 @@
-"""The Cholesky factor of the kernel N between landmarks, and its solves, PANEL rows at a time.
+"""The Cholesky factor of a positive matrix, and its solves, PANEL rows at a time.
 
-The factor R, N = R^T R, lies in panels (n, PANEL) of its columns. Products of blocks are held in
-registers (`thinformer.cpu.simd`); only the diagonal blocks are factorised entry by entry.
+The matrix N, and then its factor R, N = R^T R, lie in panels (n, PANEL) of their columns; only the
+blocks on and above the diagonal count. Products of blocks are held in registers
+(`thinformer.cpu.products`); only the diagonal blocks are factorised entry by entry.
 """
 
 from __future__ import annotations
@@ -9,45 +10,34 @@ from __future__ import annotations
 import numpy as np
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner
-from thinformer.cpu.pivots import to_exponentials
+from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.rows import copy_row, multiply, subtract
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products
+from thinformer.cpu.simd import PANEL
 
 
 @inner(STRICT)
-def factorise(x, E, f, queries, h, n, nugget, R, inverses, free):
-    """Write the Cholesky factor of N between n landmarks, N = R^T R, PANEL rows at a time.
+def factorise(R, n, inverses, free):
+    """Replace N (n, n) by its Cholesky factor, N = R^T R, PANEL rows at a time.
 
-    x, f : panels (E, PANEL) of scaled keys, and (queries, PANEL) of features
-    h : the landmarks' exponents, in whole panels
-    nugget : added to the diagonal of N
-    R : panels (n, PANEL) of the factor's columns, written
+    R : panels (n, PANEL) of the columns of N, overwritten by those of the factor
     inverses : the inverses of the factor's diagonal blocks, rows of PANEL numbers, written
     """
     square = PANEL * PANEL
-    tile, product, free = free[:square], free[square : 2 * square], free[2 * square :]
+    product, free = free[:square], free[square:]
     for start in range(0, n, PANEL):
         count = min(PANEL, n - start)
         inverse = inverses[start * PANEL : start * PANEL + square]
         for panel in range(start, n, PANEL):
-            product_of_panels(x[start * E :], E, x, panel * E, count, tile)
-            to_exponentials(tile, h[start : start + count], h[panel : panel + PANEL])
-            if queries > 0:
-                product_of_panels(f[start * queries :], queries, f, panel * queries, count, product)
-                subtract(tile, -1, product)
+            block = R[panel * n + start * PANEL : panel * n + (start + count) * PANEL]
             if start > 0:
-                product_of_panels(R[start * n :], start, R, panel * n, count, product)
-                subtract(tile, 1, product)
-            rows = R[panel * n + start * PANEL : panel * n + (start + count) * PANEL]
+                tile_of_products(R, start * n, R, panel * n, start, count, product, 0)
+                subtract(block, 1, product)
             if panel == start:
-                for i in range(count):
-                    tile[i * PANEL + i] += nugget
-                cholesky(tile, count)
-                copy_row(tile, rows)
-                invert(tile, count, inverse)
+                cholesky(block, count)
+                invert(block, count, inverse)
             else:
-                product_of_panels(inverse, count, tile, 0, count, product)
-                copy_row(product, rows)
+                tile_of_products(inverse, 0, block, 0, count, count, product, 0)
+                copy_row(product, block)
 
 
 @inner(STRICT)
@@ -61,24 +51,30 @@ def cholesky(tile, n):
 
 
 @inner(STRICT)
-def substitute(R, inverses, n, y, free):
-    """Replace y, panels (n, PANEL), by R^-1 R^-T y, PANEL rows at a time.
+def substitute_forward(R, inverses, n, y, free):
+    """Replace y, panels (n, PANEL), by R^-T y, PANEL rows at a time.
 
     Each step is two products: the rows that are solved already with rows of R, then the remainder
     with the inverse of R's diagonal block.
     """
-    square = PANEL * PANEL
-    of_rows, free = free[: n * PANEL], free[n * PANEL :]
-    transposed, tile = free[:square], free[square : 2 * square]
+    tile = free[: PANEL * PANEL]
     for start in range(0, n, PANEL):
         count = min(PANEL, n - start)
         for panel in range(0, y.size, n * PANEL):
             block = y[panel + start * PANEL : panel + (start + count) * PANEL]
             if start > 0:
-                product_of_panels(R[start * n :], start, y, panel, count, tile)
+                tile_of_products(R, start * n, y, panel, start, count, tile, 0)
                 subtract(block, 1, tile)
-            product_of_panels(inverses[start * PANEL :], count, block, 0, count, tile)
+            tile_of_products(inverses, start * PANEL, block, 0, count, count, tile, 0)
             copy_row(tile, block)
+
+
+@inner(STRICT)
+def substitute_backward(R, inverses, n, y, free):
+    """Replace y, panels (n, PANEL), by R^-1 y, PANEL rows at a time."""
+    square = PANEL * PANEL
+    of_rows, free = free[: n * PANEL], free[n * PANEL :]
+    transposed, tile = free[:square], free[square : 2 * square]
     for start in range((n - 1) // PANEL * PANEL, -1, -PANEL):
         count = min(PANEL, n - start)
         end, inverse = start + count, inverses[start * PANEL : start * PANEL + square]
@@ -92,9 +88,9 @@ def substitute(R, inverses, n, y, free):
         for panel in range(0, y.size, n * PANEL):
             block = y[panel + start * PANEL : panel + end * PANEL]
             if end < n:
-                product_of_panels(of_rows, n - end, y, panel + end * PANEL, count, tile)
+                tile_of_products(of_rows, 0, y, panel + end * PANEL, n - end, count, tile, 0)
                 subtract(block, 1, tile)
-            product_of_panels(transposed, count, block, 0, count, tile)
+            tile_of_products(transposed, 0, block, 0, count, count, tile, 0)
             copy_row(tile, block)
 
 
@@ -125,15 +121,3 @@ def subtract_rows(row, rows, first, last, factors, apart):
         a, of_a = rows[(last - 1) * PANEL :], factors[(last - 1) * apart]
         for d in range(PANEL):
             row[d] -= of_a * a[d]
-
-
-@inner(STRICT)
-def product_of_panels(rows, dim, columns, at, count, tile):
-    """Write the products of `count` points of one panel with all points of another.
-
-    rows, columns, at : panels (dim, PANEL), and where the second one is
-    tile : (count, PANEL), written
-    """
-    for row in range(0, count, ROWS):
-        for column in range(0, PANEL, BYTES // tile.itemsize):
-            inner_products(rows, row, columns, at + column, dim, tile, row * PANEL + column)

@@ -1,9 +1,8 @@
 """Landmarks drawn by the attention weights of sampled queries.
 
-The kernel N between keys has two terms. The first term is the inner product of features,
-f_j = p_j exp(t - h_j), where p_j are the attention weights that the sampled queries give to key j.
-The second term is exp(<x_j, x_j'> - h_j - h_j'). The number t balances the two, and h makes the
-diagonal 1 (`reference.landmarks.kernel`). Landmarks are drawn in proportion to exp(h_j).
+The importance of key j, e^{2 h_j}, is the sum of the squared weights that the sampled queries give
+to it, plus exp(|x_j|^2), each term over its sum over all keys (`reference.landmarks.exponents`).
+Landmarks are drawn in proportion to e^{h_j}.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import math
 import numpy as np
 
 from thinformer.cpu.jit import ELEMENTWISE, REDUCTION, STRICT, inner
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
+from thinformer.cpu.products import tile_of_products
+from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
 from thinformer.cpu.softmax import divide, exponentials, row_maxima
 from thinformer.cpu.tiles import exp
 
@@ -43,18 +43,14 @@ def attend_sampled(
     importance[:] = 0
     for first in range(0, m, PANEL):
         of_top, of_total = top[first : first + PANEL], total[first : first + PANEL]
-        for row in range(0, n, ROWS):
-            at = row // PANEL * PANEL * E + row % PANEL
-            for column in range(0, PANEL, width):
-                inner_products(x, at, queries, first * E + column, E, logits, row * PANEL + column)
+        for row in range(0, n, PANEL):
+            count = min(PANEL, n - row)
+            tile_of_products(x, row * E, queries, first * E, E, count, logits, row * PANEL)
         row_maxima(logits, n, of_top)
         exponentials(logits, n, of_top, of_total)
         of_total[m - first :] = np.inf  # so that weights are 0 where there is no query
         for start in range(0, D, PANEL):
-            for row in range(0, min(PANEL, D - start), ROWS):
-                for column in range(0, PANEL, width):
-                    at = start * n + row
-                    inner_products(values, at, logits, column, n, sums, row * PANEL + column)
+            tile_of_products(values, start * n, logits, 0, n, min(PANEL, D - start), sums, 0)
             divide(sums, of_total)
             for i in range(0, PANEL, width):
                 at = start * top.size + first * PANEL + i
@@ -79,14 +75,12 @@ def add_squares(exponentials, n, total, importance):
 
 @inner(STRICT)
 def weigh_keys(importance, squares, balance):
-    """Replace importances (n,) by exp(h_j - largest h); return t and the largest h.
-
-    h_j is half the logarithm of exp(2 t) importance_j + exp(|x_j|^2).
+    """Replace sums of squared weights (n,) by exp(h_j - largest h).
 
     squares : (n,), |x_j|^2
-    balance : the trace of the exponential kernel, as a multiple of the trace of the other term
+    balance : the trace of the exponential kernel, as a multiple of that of the sampled queries
     """
-    # the features of a key that no sampled query gives weight to may not be 0 times infinity
+    # log 0 is infinite
     least = importance.dtype.type(math.sqrt(TINY_32 if importance.itemsize == 4 else TINY_64))
     of_all, most, largest = 0.0, least, squares[0]
     for j in range(importance.size):
@@ -94,11 +88,10 @@ def weigh_keys(importance, squares, balance):
         of_all += importance[j]
         most, largest = max(most, importance[j]), max(largest, squares[j])
     total = sum_of_exponentials(squares, largest)
-    t = (largest + math.log(total) - math.log(balance) - math.log(of_all)) / 2
-    shift = max(float(largest), math.log(most) + 2 * t)
+    twice_t = largest + math.log(total) - math.log(balance) - math.log(of_all)
+    shift = max(float(largest), math.log(most) + twice_t)
     dtype = squares.dtype.type
-    highest = combine(squares, importance, dtype(shift), dtype(math.exp(2 * t - shift)))
-    return t, (shift + math.log(highest)) / 2
+    combine(squares, importance, dtype(shift), dtype(math.exp(twice_t - shift)))
 
 
 @inner(REDUCTION)
@@ -112,10 +105,7 @@ def sum_of_exponentials(row, shift):
 
 @inner(ELEMENTWISE)
 def combine(squares, importance, shift, factor):
-    """Replace importances i (n,) by sqrt(w / max w), w = exp(|x|^2 - shift) + factor i.
-
-    Returns max w.
-    """
+    """Replace importances i (n,) by sqrt(w / max w), w = exp(|x|^2 - shift) + factor i."""
     largest = importance.dtype.type(0)
     for j in range(squares.size):
         importance[j] = exp(squares[j] - shift) + factor * importance[j]
@@ -123,7 +113,6 @@ def combine(squares, importance, shift, factor):
         largest = max(largest, importance[j])
     for j in range(squares.size):
         importance[j] = np.sqrt(importance[j] / largest)
-    return largest
 
 
 @inner(STRICT)
@@ -154,31 +143,3 @@ def draw_landmarks(weight, n_out, u, chosen):
         if count < n_out and (total > count + u or left):
             chosen[count] = j
             count += 1
-
-
-@inner(STRICT)
-def features(few, E, queries, m, top, total, h, t, out):
-    """Write the features p exp(t - h) of a panel of landmarks, (m in whole panels, PANEL).
-
-    few, h : a panel (E, PANEL) of landmarks, and their h (PANEL,)
-    queries, m, top, total : as `attend_sampled` has them
-    """
-    width = BYTES // few.itemsize
-    for first in range(0, m, PANEL):
-        tile = out[first * PANEL : (first + PANEL) * PANEL]
-        for row in range(0, PANEL, ROWS):
-            for column in range(0, PANEL, width):
-                inner_products(queries, first * E + row, few, column, E, tile, row * PANEL + column)
-        to_features(tile, top[first : first + PANEL], total[first : first + PANEL], h, t)
-
-
-@inner(ELEMENTWISE)
-def to_features(tile, top, total, h, t):
-    """Replace logits, a row a query, by weights times exp(t - h)."""
-    factor = np.empty(h.size, tile.dtype)
-    for c in range(h.size):
-        factor[c] = exp(t - h[c])
-    for q in range(top.size):
-        row, shift, inverse = tile[q * PANEL : (q + 1) * PANEL], top[q], 1 / total[q]
-        for c in range(factor.size):
-            row[c] = exp(row[c] - shift) * inverse * factor[c]

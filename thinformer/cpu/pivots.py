@@ -14,7 +14,8 @@ import math
 import numpy as np
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products
+from thinformer.cpu.products import tile_of_products
+from thinformer.cpu.simd import PANEL
 from thinformer.cpu.tiles import exp
 
 BLOCK = 16  # proposals at a time, a multiple of ROWS
@@ -131,16 +132,12 @@ def residuals(x, E, factor, rows, used, h, few_x, few, few_h, block):
     few_x, few, few_h : a panel of each, and the exponents, of the block's candidates
     block : written
     """
-    width = BYTES // x.itemsize
     products = np.empty(BLOCK * PANEL, x.dtype)
     for start in range(0, h.size, PANEL):
         tile = block[start * BLOCK : (start + PANEL) * BLOCK]
-        for row in range(0, BLOCK, ROWS):
-            for column in range(0, PANEL, width):
-                at = row * PANEL + column
-                inner_products(few_x, row, x, start * E + column, E, tile, at)
-                if used > 0:
-                    inner_products(few, row, factor, start * rows + column, used, products, at)
+        tile_of_products(few_x, 0, x, start * E, E, BLOCK, tile, 0)
+        if used > 0:
+            tile_of_products(few, 0, factor, start * rows, used, BLOCK, products, 0)
         to_exponentials(tile, few_h[:BLOCK], h[start : start + PANEL])
         if used > 0:
             for i in range(tile.size):
@@ -179,12 +176,7 @@ def append(block, combine, factor, rows, at, diagonal):
     """
     for start in range(0, diagonal.size, PANEL):
         to = start * rows + at * PANEL
-        for row in range(0, BLOCK, ROWS):
-            for column in range(0, PANEL, BYTES // block.itemsize):
-                inner_products(
-                    combine, row, block, start * BLOCK + column, BLOCK, factor,
-                    to + row * PANEL + column,
-                )  # fmt: skip
+        tile_of_products(combine, 0, block, start * BLOCK, BLOCK, BLOCK, factor, to)
         subtract_squares(factor[to : to + BLOCK * PANEL], diagonal[start : start + PANEL])
 
 

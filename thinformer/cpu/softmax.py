@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.rows import copy_row
 from thinformer.cpu.run import without_subnormals
-from thinformer.cpu.simd import BYTES, PANEL, ROWS, inner_products, padded_size, transpose
+from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import Factor
@@ -56,11 +57,11 @@ def softmax_attention(
     query, key, value : Factor
         Of B * H problems; the queries' SCALE is the softmax scale.
     indices : (B * H, n) int64 array
-        The keys that the queries of each head attend to.
+        The keys that the queries of each head attend to, and whose values they sum.
     output : (B, T, H, D) array, contiguous, written
     weights : (B * H, T, n) array, written, or None
     landmarks : Landmarks, or None
-        The keys' masses, if these differ; `value` then has the n landmarks' values.
+        The keys' masses, if these differ.
     known : (H, m) int64 array, increasing, or None
         Queries of each head whose rows of output are written already, and stay.
     """
@@ -71,9 +72,6 @@ def softmax_attention(
     every = none if weights is None else weights.ravel()
     if landmarks is None:
         landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0, 0.0)
-        rows_of_values = indices
-    else:
-        rows_of_values = np.tile(np.arange(n), (problems, 1))
     known = np.empty((1, 0), np.int64) if known is None else np.ascontiguousarray(known)
     order, wanted = np.empty((len(known), T), np.int64), T - known.shape[1]
     put_last(known, order)
@@ -84,7 +82,7 @@ def softmax_attention(
         work = workspace(n, query.dim, D, output.dtype)
         attend_blocks(
             first, last, blocks, order, wanted, positions, query, key, value, indices,
-            rows_of_values, landmarks, output.ravel(), place, H * D, every, work,
+            landmarks, output.ravel(), place, H * D, every, work,
         )  # fmt: skip
 
     without_subnormals(
@@ -114,21 +112,21 @@ def workspace(n: int, E: int, D: int, dtype: np.dtype) -> NDArray:
 
 @kernel
 def attend_blocks(
-    first, last, blocks, order, wanted, positions, query, key, value, indices, rows_of_values,
-    landmarks, output, place, stride, weights, work,
+    first, last, blocks, order, wanted, positions, query, key, value, indices, landmarks, output,
+    place, stride, weights, work,
 ):  # fmt: skip
     """Write the attention of blocks of queries first .. last-1, counted over all problems.
 
     blocks : the number of blocks of a problem
     order : (rows, n_queries) int64, the queries; the first `wanted` of them need an output
     positions : (n in whole panels,), the numbers from 0 on
-    indices, rows_of_values : (problems, n) int64
+    indices : (problems, n) int64
     landmarks : Landmarks; without problems where all masses are 1
     output : flat, written; a problem's query t is at place[problem] + t * stride
     weights : flat, of (problems, n_queries, n), written; or empty
     work : see `workspace`
     """
-    n, width, n_queries = indices.shape[1], BYTES // work.itemsize, order.shape[1]
+    n, n_queries = indices.shape[1], order.shape[1]
     padded = padded_size(n)
     top, total, work = work[:PANEL], work[PANEL : 2 * PANEL], work[2 * PANEL :]
     logits, work = work[: padded * PANEL], work[padded * PANEL :]
@@ -139,14 +137,14 @@ def attend_blocks(
         problem, start = unit // blocks, unit % blocks * PANEL
         if problem != loaded:
             keys, _, rest = gather_factor(key, problem, indices[problem], work)
-            values, free = gather_columns(value, problem, rows_of_values[problem], rest)
+            values, free = gather_columns(value, problem, indices[problem], rest)
             loaded = problem
         chosen = order[problem % order.shape[0], start : min(start + PANEL, n_queries)]
         queries, _, _ = gather_factor(query, problem, chosen, free)
-        for row in range(0, n, ROWS):
-            at = row // PANEL * PANEL * query.dim + row % PANEL
-            for column in range(0, PANEL, width):
-                inner_products(keys, at, queries, column, query.dim, logits, row * PANEL + column)
+        E = query.dim
+        for row in range(0, n, PANEL):
+            count = min(PANEL, n - row)
+            tile_of_products(keys, row * E, queries, 0, E, count, logits, row * PANEL)
         row_maxima(logits, n, top)
         exponentials(logits, n, top, total)
         if landmarks.masses.size > 0:
@@ -154,11 +152,7 @@ def attend_blocks(
         count = max(0, min(chosen.size, wanted - start))
         for start_column in range(0, value.dim if count > 0 else 0, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
-            for row in range(0, end, ROWS):
-                for column in range(0, PANEL, width):
-                    inner_products(
-                        values, panel + row, logits, column, n, sums, row * PANEL + column
-                    )
+            tile_of_products(values, panel, logits, 0, n, end, sums, 0)
             divide(sums[: end * PANEL], total)
             if landmarks.masses.size > 0:
                 low, high = landmarks.low[problem], landmarks.high[problem]

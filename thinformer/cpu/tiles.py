@@ -19,6 +19,7 @@ from thinformer.cpu.simd import (
     BYTES,
     PANEL,
     ROWS,
+    WIDTH,
     inner_products,
     padded_size,
     squared_norms,
@@ -179,13 +180,13 @@ def multiply_panels(panels, points, dim, first, last, start, tile):
 
     Blocks that nothing reads are skipped: below the panel's own diagonal, and after its points.
     """
-    width = BYTES // panels.itemsize
+    width = WIDTH // panels.itemsize
     for row in range(first, last, ROWS):
         rows = row // PANEL * PANEL * dim + row % PANEL
         for column in range(0, PANEL, width):
             if row < start + column + width and start + column < points:
                 at = (row - first) * PANEL + column
-                inner_products(panels, rows, panels, start * dim + column, dim, tile, at)
+                inner_products(panels, rows, panels, start * dim + column, dim, False, tile, at)
 
 
 @inner(ELEMENTWISE)

@@ -12,9 +12,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import dropout, pad, scaled_dot_product_attention
 
-from thinformer.attending.landmarks import BALANCE, BOUND, LEAST, NUGGET, SHARE
+from thinformer.attending.landmarks import LEAST, SHARE
 from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
+from thinformer.torch.attend.fitted import fit_groups, fit_pivots, scaled
 from thinformer.torch.choose import calls
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
@@ -29,7 +30,7 @@ def attend_to_landmarks(
             heads, selection, seed, wanted.weights
         )
         return output, of_keys if wanted.weights else None, indices
-    indices, counts, finite, sampled, summed, tau = calls.choose_landmarks(heads, selection, seed)
+    indices, counts, finite, sampled, tau = calls.choose_landmarks(heads, selection, seed)
     wide, group = COMPUTED_IN[value.dtype], heads.group
     used = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]
     with torch.autocast(query.device.type, enabled=False):
@@ -39,12 +40,15 @@ def attend_to_landmarks(
             valid = key.new_ones((len(key), key.shape[2]), dtype=torch.bool)
         hidden = ~valid[:, None, :, None] | ~finite[:, :, None, None]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-        values, masses, known = fit(
-            queries, key, value, valid, indices, used, sampled, summed, tau.to(wide), scale
-        )
+        tokens = scaled(key, value, valid, tau.to(wide), scale)
+        if sampled.shape[-1]:
+            fitted = fit_groups(tokens, queries, indices, used, sampled, scale)
+        else:
+            fitted = fit_pivots(tokens, indices, used)
+        few, known = fitted.keys, fitted.known
+        values, masses = fitted.values[..., :-1], fitted.values[..., -1]
         low = value.masked_fill(hidden, math.inf).amin(2, keepdim=True)
         high = value.masked_fill(hidden, -math.inf).amax(2, keepdim=True)
-        few = _take(key, indices)
         query = query.transpose(1, 2).to(wide)
         if group > 1:
             few, values, masses, low, high, finite = (
@@ -53,7 +57,7 @@ def attend_to_landmarks(
         present = used[:, None, None] | (counts == 0)[:, None, None, None]
         output, weights = _attend(query, few, values, masses, present, scale, wanted)
         if known is not None and wanted.dropout_p == 0:
-            output = _with_known(output, known, sampled)
+            output = _with_known(output, known[..., :-1], sampled)
         empty = (counts == 0)[:, None, None, None]
         output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
         output = output.masked_fill(~finite[..., None, None], math.nan)
@@ -73,116 +77,6 @@ def _differentiated(*tensors: torch.Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def fit(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    valid: torch.Tensor,
-    indices: torch.Tensor,
-    used: torch.Tensor,
-    sampled: torch.Tensor,
-    summed: torch.Tensor,
-    tau: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Fit the values and masses of landmarks.
-
-    Parameters
-    ----------
-    query : (B, H, T, E) tensor
-    key, value : (B, H, S, dim) tensors
-        0 where they are not valid, (B, S).
-    indices, used : (B, H, n_out) and (B, n_out) tensors
-        The landmarks, and which of these slots a sequence uses.
-    sampled, summed : (B, H, m) and (B, H, L) tensors
-        The sampled queries, and the keys that the exponential term is summed over; -1 for none.
-    tau : (B, H) tensor
-        The temperatures.
-
-    Returns
-    -------
-    values : (B, H, n_out, D) tensor
-    masses : (B, H, n_out) tensor
-        A sequence whose tokens are all landmarks has its own values, and masses of 1.
-    known : (B, H, m, D) tensor or None
-        The exact outputs of the sampled queries.
-    """
-    limits = torch.finfo(key.dtype)
-    tokens = valid[:, None, :, None].to(key.dtype)  # (B, 1, S, 1)
-    length = tokens.sum(2, keepdim=True).clamp(min=1)
-    outside = ~valid[:, None, None]
-    x = (
-        (key - key.sum(2, keepdim=True) / length)
-        * tokens
-        * (math.sqrt(scale) / tau[..., None, None])
-    )
-    squares = x.square().sum(-1).masked_fill(outside[:, :, 0], -torch.inf)
-    V1 = torch.cat([value, tokens.expand(*value.shape[:3], 1)], dim=-1)
-    few = _take(x, indices)
-    if sampled.shape[-1]:
-        logits = scale * _take(query, sampled.clamp(min=0)) @ key.mT
-        P = torch.softmax(logits.masked_fill(outside, -torch.inf), -1)
-        P = P.masked_fill(sampled[..., None] < 0, 0).nan_to_num(0)  # of sequences without a token
-        shift, h = _balance(P, squares)
-    else:
-        h = squares.clamp(min=-1e30) / 2
-    top = h.masked_fill(outside[:, :, 0], -1e30).amax(-1, keepdim=True)
-    h_few = h.gather(-1, indices)
-    # no exponent is above 0 but by rounding
-    N = torch.exp((few @ few.mT - h_few[..., None] - h_few[..., None, :]).clamp(max=0))
-    some, nugget, known = x, math.sqrt(limits.eps), None
-    values = V1
-    if sampled.shape[-1]:
-        some, values, nugget = _take(x, summed.clamp(min=0)), _of_some(V1, summed, length), NUGGET
-    right = torch.exp((few @ some.mT - h_few[..., None] - top[..., None]).clamp(max=0)) @ values
-    if sampled.shape[-1]:
-        f = P.gather(-1, indices[:, :, None].expand(-1, -1, P.shape[2], -1))
-        f = f * torch.exp(shift - h_few)[:, :, None]
-        N = N + f.mT @ f
-        outputs = P @ V1
-        known = outputs[..., :-1]
-        right = right + f.mT @ (torch.exp(shift - top)[..., None] * outputs)
-    unit = torch.eye(N.shape[-1], dtype=torch.float64, device=N.device)
-    both = used[:, None, :, None] & used[:, None, None]
-    N = torch.where(both, N.double() + nugget * unit, unit)
-    right = right.double().masked_fill(~used[:, None, :, None], 0)
-    largest = 0.9 * math.log(limits.max)
-    solved, _ = torch.linalg.solve_ex(N, right)
-    fitted = solved * torch.exp((top - h_few).double().clamp(max=largest))[..., None]
-    bound = BOUND * V1.detach().abs().amax((2, 3), keepdim=True).double()
-    fitted = torch.minimum(torch.maximum(fitted, -bound), bound).to(key.dtype)
-    whole = (used.sum(-1) >= valid.sum(-1))[:, None, None, None]
-    fitted = torch.where(whole, _take(V1, indices), fitted).masked_fill(~used[:, None, :, None], 0)
-    return fitted[..., :-1], fitted[..., -1], known
-
-
-def _balance(P: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exponent (B, H, 1) that balances both terms of the kernel, and h (B, H, S).
-
-    P (B, H, m, S) are the weights of sampled queries, squares (B, H, S) those of the scaled keys; h
-    is half the logarithm of the kernel's diagonal.
-    """
-    importance = P.square().sum(2).clamp(min=torch.finfo(P.dtype).tiny ** 0.5)
-    total = importance.sum(-1)
-    shift = (squares.logsumexp(-1) - math.log(BALANCE) - total.log()) / 2
-    shift = shift.nan_to_num(neginf=0)[..., None]
-    # far below any square, where its own would have no gradient
-    floor = squares.clamp(min=-1e30)
-    return shift, torch.logaddexp(importance.log() + 2 * shift, floor) / 2
-
-
-def _of_some(V1: torch.Tensor, summed: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Values and masses of the summed keys, shifted and scaled to the mean and number of all keys.
-
-    V1 (B, H, S, D + 1) is 0 where there is no token; the result is 0 where summed is -1.
-    """
-    there = (summed >= 0)[..., None]
-    count = there.sum(2, keepdim=True).clamp(min=1)
-    few = _take(V1, summed.clamp(min=0)).masked_fill(~there, 0)
-    apart = V1.sum(2, keepdim=True) / length - few.sum(2, keepdim=True) / count
-    return ((few + apart) * (length / count)).masked_fill(~there, 0)
 
 
 def _with_known(output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
@@ -232,8 +126,3 @@ def _attend(
 def _floored(total: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     least = (SHARE * magnitude).clamp(min=LEAST)
     return torch.maximum(total, least)
-
-
-def _take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, H, S, dim) at positions (B, H, n)."""
-    return tokens.gather(2, indices[..., None].expand(-1, -1, -1, tokens.shape[-1]))

@@ -15,10 +15,9 @@ from thinformer.attending.landmarks import (
     BALANCE,
     CANDIDATES,
     PROPOSALS,
-    QUERIES,
     STREAMS,
-    SUMMED,
     TWO_RHO,
+    number_of_queries,
 )
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
@@ -49,10 +48,9 @@ def choose_valid(
         There is a mask, and a CUDA graph is being captured.
     """
     (B, S, H, _), n_queries, device = key.shape, query.shape[1], key.device
-    m = min(n_queries, QUERIES) if settings["correction"] == "queries" else 0
+    m = number_of_queries(n_queries, width) if settings["correction"] == "queries" else 0
     indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
     sampled = torch.full((B, H, m), -1, device=device)
-    summed = torch.full((B, H, min(S, SUMMED * width) if m else 0), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
     parts: list[tuple[Plan, on_gpu.Tokens | None]]
@@ -81,13 +79,12 @@ def choose_valid(
         if few == tokens.shape[1]:
             indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
             continue
-        chosen, drawn, added, tau_of = _choose(queries, keys, n_out=few, **settings)
+        chosen, drawn, tau_of = _choose(queries, keys, n_out=few, **settings)
         indices[sequences, :, :few] = _pick(tokens, chosen)
-        summed[sequences, :, : added.shape[2]] = _pick(tokens, added)
         tau[sequences] = tau_of
         sampled[sequences, :, : drawn.shape[2]] = drawn if own is None else _pick(own, drawn)
         finite[sequences] &= _finite(queries)
-    return indices, counts, finite, sampled, summed, tau
+    return indices, counts, finite, sampled, tau
 
 
 def _choose(
@@ -99,23 +96,19 @@ def _choose(
     temperature: float | None,
     scale: float,
     seed: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose landmarks among key (B, S, H, E) for query (B, T, H, E), as `choose_landmarks` does.
 
-    Returns indices (B, H, n_out), the sampled queries (B, H, m), the keys (B, H, L) that the
-    exponential kernel is summed over (none for "nystrom"), and temperatures (B, H).
+    Returns indices (B, H, n_out), the sampled queries (B, H, m), and temperatures (B, H).
     """
     (B, T, H, E), S, dtype = query.shape, key.shape[1], key.dtype
-    m = min(T, QUERIES) if correction == "queries" else 0
+    m = number_of_queries(T, n_out) if correction == "queries" else 0
     sampled = _strata(T, m, on_gpu.unit_numbers(seed, H, STREAMS, m + 1)).expand(B, H, m)
     centred = key - key.mean(1, keepdim=True, dtype=torch.float64).to(dtype)
     if temperature is None:
         tau = _temperature(query, centred, scale)
     else:
         tau = torch.full((B, H), temperature, dtype=torch.float64, device=key.device)
-    length = min(S, (SUMMED if m else CANDIDATES) * n_out)
-    candidates = _strata(S, length, on_gpu.unit_numbers(seed, H, STREAMS + 1, length + 1))
-    candidates = candidates.expand(B, H, length)
     to_x = (math.sqrt(scale) / tau).to(dtype)[..., None, None]
     numbers = on_gpu.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
     if m:
@@ -123,7 +116,10 @@ def _choose(
         attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
         squares = (keys * to_x).square().sum(-1)
         exponents = _exponents(attention, squares.double())
-        return _draw(exponents, n_out, numbers), sampled, candidates, tau
+        return _draw(exponents, n_out, numbers), sampled, tau
+    length = min(S, CANDIDATES * n_out)
+    candidates = _strata(S, length, on_gpu.unit_numbers(seed, H, STREAMS + 1, length + 1))
+    candidates = candidates.expand(B, H, length)
     x = _take(centred, candidates) * to_x
     rows = torch.cat([x.mT, x.new_empty((B, H, n_out, length))], dim=2)
     exponents = x.square().sum(-1) / 2
@@ -135,7 +131,7 @@ def _choose(
     # the pivots, filled up with the first of the other candidates
     chosen = torch.argsort((~taken).byte(), dim=1, stable=True)[:, :n_out].sort(1).values
     chosen = candidates.gather(-1, chosen.unflatten(0, (B, H)))
-    return chosen, sampled, candidates[..., :0], tau
+    return chosen, sampled, tau
 
 
 def _exponents(attention: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from thinformer.attending.arguments import softmax_scale
-from thinformer.attending.landmarks import QUERIES, SUMMED
+from thinformer.attending.landmarks import LEAST_QUERIES, QUERIES
 from thinformer.attending.options import Correction, KeySelection
 from thinformer.halving.plan import PreThin
 from thinformer.torch.choose import on_cpu
@@ -152,7 +152,7 @@ def _one_by_one(operator: Any, info: Any, in_dims: tuple, arguments: tuple) -> t
     mutates_args=(),
     schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
     "float scale, str correction, float? temperature, int min_length) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def landmarks(
     query: torch.Tensor,
@@ -170,8 +170,7 @@ def landmarks(
     """Choose landmarks; see `thinformer.attending.landmarks.choose_valid_landmarks`.
 
     Positions (B, H_kv, n_out), how many of them count (B,), finite heads (B, H_kv), sampled queries
-    (B, H_kv, m) among those of a head's group, keys (B, H_kv, L) that the exponential kernel is
-    summed over, and temperatures (B, H_kv).
+    (B, H_kv, m) among those of a head's group, and temperatures (B, H_kv).
     """
     kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
     heads = Heads(query, key, value, valid, scale)
@@ -198,14 +197,13 @@ def _(
     (B, T, H_all, _), (S, H) = query.shape, key.shape[1:3]
     kept = keys_kept(S, g, size, "even", min_length, valid is not None)
     queries = correction == "queries" and T > 0
-    m = torch.sym_min(T * (H_all // H), QUERIES) if queries else 0
-    summed = torch.sym_min(S, SUMMED * kept) if queries else 0
+    few = torch.sym_min(QUERIES, torch.sym_max(LEAST_QUERIES, kept // 2))
+    m = torch.sym_min(T * (H_all // H), few) if queries else 0
     return (
         key.new_empty((B, H, kept), dtype=torch.int64),
         key.new_empty((B,), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.bool),
         key.new_empty((B, H, m), dtype=torch.int64),
-        key.new_empty((B, H, summed), dtype=torch.int64),
         key.new_empty((B, H), dtype=torch.float64),
     )
 
