@@ -17,6 +17,8 @@ from typing import Any
 
 import numba
 from numba.core import event
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import overload
 
 from thinformer.support import compiling
@@ -64,7 +66,7 @@ def kernel(function: Callable) -> Any:
     """
     if why_unavailable():
         return refuse
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT, "no_cfunc_wrapper": True}
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
     function.__qualname__ += f"_{source_hash()}"
@@ -82,9 +84,52 @@ def uncached(compiled: Any) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 
+class _Part(JITCodeLibrary):
+    """The code of a function that kernels call, in LLVM's language.
+
+    Numba would optimise it and make machine code of it, with all that it calls, and do so again for
+    each of its callers. Only kernels need that.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0  # Python cannot call it
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Do nothing: without machine code there is no place for an environment."""
+
+
+class _PartCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+def options_of_parts(fastmath: set[str]) -> dict[str, Any]:
+    """Return the compiler's options for functions that only kernels call."""
+    return {
+        "error_model": "numpy",
+        "fastmath": fastmath,
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+        "pipeline_class": _PartCompiler,
+    }
+
+
 def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
     """Compile a function that kernels call."""
-    return numba.njit(error_model="numpy", fastmath=fastmath)
+    return numba.njit(**options_of_parts(fastmath))
 
 
 def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
@@ -111,14 +156,9 @@ def _by_first_type(select: Callable[[Any], Callable]) -> Callable:
     def choose(*arguments):
         raise NotImplementedError("exists in compiled code only")
 
-    @overload(choose)
+    @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
     def _(*arguments):
-        function = select(arguments[0])
-
-        def chosen(*arguments):
-            return function(*arguments)
-
-        return chosen
+        return select(arguments[0]).py_func
 
     return choose
 
@@ -145,7 +185,7 @@ def by_dtype(float32: Callable, float64: Callable) -> Callable:
     def choose(x):
         raise NotImplementedError("exists in compiled code only")
 
-    @overload(choose, jit_options={"fastmath": ELEMENTWISE})
+    @overload(choose, jit_options=options_of_parts(ELEMENTWISE))
     def _(x):
         return float32 if x == numba.float32 else float64
 
