@@ -7,6 +7,7 @@ children (omp). Kernels release the GIL and run on the threads of `thinformer.su
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -66,7 +67,8 @@ def kernel(function: Callable) -> Any:
     """
     if why_unavailable():
         return refuse
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT, "no_cfunc_wrapper": True}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
+    options["no_cfunc_wrapper"] = True  # no other language calls it
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
     function.__qualname__ += f"_{source_hash()}"
@@ -84,6 +86,10 @@ def uncached(compiled: Any) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 
+# what Python would call in place of such a function; the interpreter has it, and it raises TypeError
+RAISES: int = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value or 0
+
+
 class _Part(JITCodeLibrary):
     """The code of a function that kernels call, in LLVM's language.
 
@@ -99,7 +105,7 @@ class _Part(JITCodeLibrary):
 
     def get_pointer_to_function(self, name: str) -> int:
         self._ensure_finalized()
-        return 0  # Python cannot call it
+        return RAISES
 
     @property
     def codegen(self) -> Any:
@@ -144,30 +150,54 @@ def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
 
 def by_kind(functions: dict[type, Callable]) -> Callable:
     """Return a function for kernels that calls one of several, by its first argument's class."""
-    return _by_first_type(lambda first: functions[first.instance_class])
 
-
-def by_array(of_array: Callable, of_other: Callable) -> Callable:
-    """Return a function for kernels that calls one of two: is its first argument an array?"""
-    return _by_first_type(lambda t: of_array if isinstance(t, numba.types.Array) else of_other)
-
-
-def _by_first_type(select: Callable[[Any], Callable]) -> Callable:
     def choose(*arguments):
         raise NotImplementedError("exists in compiled code only")
 
     @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
     def _(*arguments):
-        return select(arguments[0]).py_func
+        return functions[arguments[0].instance_class].py_func
+
+    return choose
+
+
+def by_tag(functions: dict[int, Callable]) -> Callable:
+    """Return a function for kernels that calls one of several, by the tag of a kernel.
+
+    Its arguments are the `kinds` of `Points`, a tag, and the arguments of the function. Only the
+    functions of those kinds are compiled.
+    """
+
+    def choose(kinds, tag, *arguments):
+        raise NotImplementedError("exists in compiled code only")
+
+    @overload(choose, jit_options=options_of_parts(STRICT))
+    def _(kinds, tag, *arguments):
+        first = len(kinds[0])
+        function = functions[first]
+
+        def only(kinds, tag, *arguments):
+            function(*arguments)
+
+        def one_of_several(kinds, tag, *arguments):
+            if tag == first:
+                function(*arguments)
+            else:
+                choose(kinds[1:], tag, *arguments)
+
+        return only if len(kinds) == 1 else one_of_several
 
     return choose
 
 
 @functools.cache
 def from_products(phi: Callable) -> Callable:
-    """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2)."""
+    """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2).
 
-    @inner(STRICT)
+    Python calls it too, as it calls any user's function: to check it on a few points.
+    """
+
+    @numba.njit(error_model="numpy", fastmath=STRICT)
     def of_points(x, y):
         product = x_norm = y_norm = x.dtype.type(0)
         for i in range(x.size):

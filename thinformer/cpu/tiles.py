@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from thinformer.cpu.exp import exp32, exp64
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_dtype, by_kind, by_tag, inner
 from thinformer.cpu.simd import (
     BYTES,
     PANEL,
@@ -35,11 +35,12 @@ from thinformer.kernels.phi import (
     LINEAR,
     MATERN_3_2,
     MATERN_5_2,
-    OF_DISTANCE,
+    PAIRWISE,
     POLYNOMIAL,
     RATIONAL_QUADRATIC,
     SOBOLEV,
     STEIN,
+    TABLE,
 )
 
 TILE_ROWS = 64
@@ -225,7 +226,7 @@ def tabulate_rows(problem, rows, panel, tile, other):
     size = rows.shape[0] * PANEL
     for term in range(problem.tags.size):
         out = tile if term == 0 else other
-        tabulate_term(problem, term, rows, panel, out)
+        tabulate_term(problem.kinds, problem.tags[term], problem, term, rows, panel, out)
         weight = problem.parameters[term, WEIGHT]
         if term > 0:
             add_weighted(tile, other, weight, size)
@@ -239,25 +240,6 @@ def add_weighted(tile, other, weight, size):
     """Add a multiple of another tile to a tile."""
     for i in range(size):
         tile[i] += weight * other[i]
-
-
-@inner(STRICT)
-def tabulate_term(problem, term, rows, panel, tile):
-    """Write the values of one term of the kernel to tile (rows, PANEL)."""
-    tag, scale, parameters = problem.tags[term], problem.scales[term], problem.parameters[term]
-    size = rows.shape[0] * PANEL
-    if tag < OF_DISTANCE:
-        scaled_products(rows, panel, scale, tile)
-        apply_to_products(tag, tile[:size], parameters[CONSTANT], parameters[DEGREE])
-    elif tag < SOBOLEV:
-        squared_distances(rows, panel, scale, tile)
-        apply_to_distances(tag, tile[:size], parameters[CONSTANT], parameters[DEGREE])
-    elif tag == SOBOLEV:
-        sobolev(rows, panel, parameters[FIRST:], tile)
-    elif tag == STEIN:
-        stein(rows, panel, scale, parameters[CONSTANT], parameters[DEGREE], tile)
-    else:
-        by_companion(problem.companion, rows, panel, tile)
 
 
 @inner(ELEMENTWISE)
@@ -293,36 +275,26 @@ def squared_distances(rows, panel, scale, tile):
                 tile[at + c] += difference * difference
 
 
-@inner(ELEMENTWISE)
-def apply_to_distances(tag, tile, constant, degree):
-    """Replace squared distances by kernel values, in loops that vectorise."""
-    if tag == GAUSSIAN:
-        for i in range(tile.size):
-            tile[i] = phi_gaussian(tile[i], constant, degree)
-    elif tag == LAPLACE:
-        for i in range(tile.size):
-            tile[i] = phi_laplace(tile[i], constant, degree)
-    elif tag == INVERSE_MULTIQUADRIC:
-        for i in range(tile.size):
-            tile[i] = phi_inverse_multiquadric(tile[i], constant, degree)
-    elif tag == MATERN_3_2:
-        for i in range(tile.size):
-            tile[i] = phi_matern_3_2(tile[i], constant, degree)
-    elif tag == MATERN_5_2:
-        for i in range(tile.size):
-            tile[i] = phi_matern_5_2(tile[i], constant, degree)
-    elif tag == RATIONAL_QUADRATIC:
-        for i in range(tile.size):
-            tile[i] = phi_rational_quadratic(tile[i], constant, degree)
-    elif tag == ENERGY:
-        for i in range(tile.size):
-            tile[i] = phi_energy(tile[i], constant, degree)
+def entrywise(write, phi):
+    """Return a function that writes phi of what `write` writes to the tile, products or distances.
+
+    The loop vectorises.
+    """
+
+    @inner(ELEMENTWISE)
+    def tabulate_phi(problem, term, rows, panel, tile):
+        write(rows, panel, problem.scales[term], tile)
+        constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
+        for i in range(rows.shape[0] * panel.shape[1]):
+            tile[i] = phi(tile[i], constant, degree)
+
+    return tabulate_phi
 
 
 @inner(ELEMENTWISE)
-def sobolev(rows, panel, coefficients, tile):
+def tabulate_sobolev(problem, term, rows, panel, tile):
     """Write the periodic Sobolev kernel to the tile: a product over dimensions, minus 1."""
-    dim, width = panel.shape
+    (dim, width), coefficients = panel.shape, problem.parameters[term, FIRST:]
     one, size = rows.dtype.type(1), rows.shape[0] * width
     tile[:size] = one
     for d in range(dim):
@@ -336,9 +308,10 @@ def sobolev(rows, panel, coefficients, tile):
 
 
 @inner(ELEMENTWISE)
-def stein(rows, panel, scale, constant, degree, tile):
+def tabulate_stein(problem, term, rows, panel, tile):
     """Write the Stein kernel to the tile; the second half of a point's columns has its scores."""
-    dim, width = panel.shape[0] // 2, panel.shape[1]
+    dim, width, scale = panel.shape[0] // 2, panel.shape[1], problem.scales[term]
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
     largest = scale[:dim].max()
     divergence = np.sum(scale[:dim] * scale[:dim])
     spread, products = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
@@ -367,24 +340,39 @@ def stein(rows, panel, scale, constant, degree, tile):
 
 
 @inner(STRICT)
-def values_of_table(table, rows, panel, tile):
+def tabulate_table(problem, term, rows, panel, tile):
     """Write entries of a Gram matrix to the tile; the points are row numbers of it."""
     for r in range(rows.shape[0]):
-        row = table[np.int64(rows[r, 0])]
+        row = problem.companion[np.int64(rows[r, 0])]
         for c in range(PANEL):
             tile[r * PANEL + c] = row[np.int64(panel[0, c])]
 
 
 @inner(STRICT)
-def values_of_function(function, rows, panel, tile):
+def tabulate_function(problem, term, rows, panel, tile):
     """Write the values of a user's compiled function of two points to the tile, one by one."""
     for c in range(PANEL):
         y = panel[:, c].copy()
         for r in range(rows.shape[0]):
-            tile[r * PANEL + c] = function(rows[r], y)
+            tile[r * PANEL + c] = problem.companion(rows[r], y)
 
 
-by_companion = by_array(values_of_table, values_of_function)
+tabulate_term = by_tag({
+    LINEAR: entrywise(scaled_products, phi_linear),
+    POLYNOMIAL: entrywise(scaled_products, phi_polynomial),
+    EXPONENTIAL: entrywise(scaled_products, phi_exponential),
+    GAUSSIAN: entrywise(squared_distances, phi_gaussian),
+    LAPLACE: entrywise(squared_distances, phi_laplace),
+    INVERSE_MULTIQUADRIC: entrywise(squared_distances, phi_inverse_multiquadric),
+    MATERN_3_2: entrywise(squared_distances, phi_matern_3_2),
+    MATERN_5_2: entrywise(squared_distances, phi_matern_5_2),
+    RATIONAL_QUADRATIC: entrywise(squared_distances, phi_rational_quadratic),
+    ENERGY: entrywise(squared_distances, phi_energy),
+    SOBOLEV: tabulate_sobolev,
+    STEIN: tabulate_stein,
+    PAIRWISE: tabulate_function,
+    TABLE: tabulate_table,
+})  # fmt: skip
 load = by_kind({Products: load_products, Points: load_points})
 columns = by_kind({Products: columns_of_products, Points: columns_of_points})
 tabulate = by_kind({Products: tabulate_products, Points: tabulate_points})
