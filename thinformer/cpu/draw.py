@@ -75,7 +75,8 @@ def scan(first, last, factor, index, largest, work):
         for i in range(0, positions.size, SCANNED):
             count = min(SCANNED, positions.size - i)
             for c in range(0, whole, width):
-                raise_to_magnitudes(work, factor.window, corner + c, factor.row, positions, i, count)
+                place = corner + c
+                raise_to_magnitudes(work, factor.window, place, factor.row, positions, i, count)
         top = work[0]
         for lane in work:
             if lane > top or lane != lane:  # NaN stays, as nothing is above it

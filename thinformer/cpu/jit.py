@@ -87,7 +87,7 @@ def uncached(compiled: Any) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 
-# what Python would call in place of such a function; the interpreter has it, and it raises TypeError
+# what runs where Python calls such a function: one of the interpreter's own, raises TypeError
 RAISES: int = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value or 0
 
 
@@ -123,7 +123,7 @@ class _PartCompiler(Compiler):
         return super().define_pipelines()
 
 
-def options_of_parts(fastmath: set[str]) -> dict[str, Any]:
+def options_of_parts(fastmath: set[str]) -> Any:
     """Return the compiler's options for functions that only kernels call."""
     return {
         "error_model": "numpy",
@@ -163,10 +163,10 @@ def by_kind(functions: dict[type, Callable]) -> Callable:
 
 
 def by_tag(functions: dict[int, Callable]) -> Callable:
-    """Return a function for kernels that calls one of several, by the tag of a kernel.
+    """Return a function for kernels that calls one of several, by the first tag of a kind.
 
-    Its arguments are the `kinds` of `Points`, a tag, and the arguments of the function. Only the
-    functions of those kinds are compiled.
+    Its arguments are the `kinds` of `Points`, a tag of one of them, and the arguments of the
+    function. Only the functions of these kinds are compiled.
     """
 
     def choose(kinds, tag, *arguments):
@@ -174,17 +174,17 @@ def by_tag(functions: dict[int, Callable]) -> Callable:
 
     @overload(choose, jit_options=options_of_parts(STRICT))
     def _(kinds, tag, *arguments):
-        first = len(kinds[0])
+        first = len(kinds[-1])
         function = functions[first]
 
         def only(kinds, tag, *arguments):
             function(*arguments)
 
         def one_of_several(kinds, tag, *arguments):
-            if tag == first:
+            if tag >= first:
                 function(*arguments)
             else:
-                choose(kinds[1:], tag, *arguments)
+                choose(kinds[:-1], tag, *arguments)
 
         return only if len(kinds) == 1 else one_of_several
 

@@ -35,6 +35,7 @@ from thinformer.kernels.phi import (
     LINEAR,
     MATERN_3_2,
     MATERN_5_2,
+    OF_DISTANCE,
     PAIRWISE,
     POLYNOMIAL,
     RATIONAL_QUADRATIC,
@@ -275,20 +276,46 @@ def squared_distances(rows, panel, scale, tile):
                 tile[at + c] += difference * difference
 
 
-def entrywise(write, phi):
-    """Return a function that writes phi of what `write` writes to the tile, products or distances.
+@inner(STRICT)
+def tabulate_of_products(problem, term, rows, panel, tile):
+    """Write phi of inner products to the tile."""
+    scaled_products(rows, panel, problem.scales[term], tile)
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
+    apply_to_products(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
 
-    The loop vectorises.
-    """
 
-    @inner(ELEMENTWISE)
-    def tabulate_phi(problem, term, rows, panel, tile):
-        write(rows, panel, problem.scales[term], tile)
-        constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
-        for i in range(rows.shape[0] * panel.shape[1]):
-            tile[i] = phi(tile[i], constant, degree)
+@inner(STRICT)
+def tabulate_of_distances(problem, term, rows, panel, tile):
+    """Write phi of squared distances to the tile."""
+    squared_distances(rows, panel, problem.scales[term], tile)
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
+    apply_to_distances(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
 
-    return tabulate_phi
+
+@inner(ELEMENTWISE)
+def apply_to_distances(tag, tile, constant, degree):
+    """Replace squared distances by kernel values, in loops that vectorise."""
+    if tag == GAUSSIAN:
+        for i in range(tile.size):
+            tile[i] = phi_gaussian(tile[i], constant, degree)
+    elif tag == LAPLACE:
+        for i in range(tile.size):
+            tile[i] = phi_laplace(tile[i], constant, degree)
+    elif tag == INVERSE_MULTIQUADRIC:
+        for i in range(tile.size):
+            tile[i] = phi_inverse_multiquadric(tile[i], constant, degree)
+    elif tag == MATERN_3_2:
+        for i in range(tile.size):
+            tile[i] = phi_matern_3_2(tile[i], constant, degree)
+    elif tag == MATERN_5_2:
+        for i in range(tile.size):
+            tile[i] = phi_matern_5_2(tile[i], constant, degree)
+    elif tag == RATIONAL_QUADRATIC:
+        for i in range(tile.size):
+            tile[i] = phi_rational_quadratic(tile[i], constant, degree)
+    elif tag == ENERGY:
+        for i in range(tile.size):
+            tile[i] = phi_energy(tile[i], constant, degree)
 
 
 @inner(ELEMENTWISE)
@@ -358,16 +385,8 @@ def tabulate_function(problem, term, rows, panel, tile):
 
 
 tabulate_term = by_tag({
-    LINEAR: entrywise(scaled_products, phi_linear),
-    POLYNOMIAL: entrywise(scaled_products, phi_polynomial),
-    EXPONENTIAL: entrywise(scaled_products, phi_exponential),
-    GAUSSIAN: entrywise(squared_distances, phi_gaussian),
-    LAPLACE: entrywise(squared_distances, phi_laplace),
-    INVERSE_MULTIQUADRIC: entrywise(squared_distances, phi_inverse_multiquadric),
-    MATERN_3_2: entrywise(squared_distances, phi_matern_3_2),
-    MATERN_5_2: entrywise(squared_distances, phi_matern_5_2),
-    RATIONAL_QUADRATIC: entrywise(squared_distances, phi_rational_quadratic),
-    ENERGY: entrywise(squared_distances, phi_energy),
+    LINEAR: tabulate_of_products,
+    OF_DISTANCE: tabulate_of_distances,
     SOBOLEV: tabulate_sobolev,
     STEIN: tabulate_stein,
     PAIRWISE: tabulate_function,

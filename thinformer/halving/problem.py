@@ -27,6 +27,7 @@ from thinformer.kernels.phi import (
     SOBOLEV,
     STEIN,
     TABLE,
+    kind_of,
 )
 from thinformer.support import checks
 
@@ -67,8 +68,8 @@ class Points(NamedTuple):
 
     window, first, row, column, dim : as in Factor
     tags : (terms,) int64
-    kinds : the different tags, each as a tuple of so many None: Numba's type of a tuple has its
-        length, so that loops are compiled for these kernels alone
+    kinds : the kinds of the tags (`kind_of`), increasing, each as a tuple of so many None: Numba's
+        type of a tuple has its length, so that loops are compiled for these kinds alone
     scales : (terms, dim)
     parameters : (terms, 10), each term's WEIGHT, CONSTANT, DEGREE and coefficients
     companion : (n, n) Gram matrix, whose row numbers the points are; or a compiled function; or an
@@ -133,7 +134,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     dtype, dim = points.dtype, points.shape[-1]
     terms = kernel.summands
     tags = np.array([term.tag for term in terms], np.int64)
-    kinds = tuple((None,) * tag for tag in np.unique(tags))
+    kinds = tuple((None,) * kind for kind in sorted({kind_of(tag) for tag in tags}))
     scales = np.empty((len(terms), dim), dtype)
     parameters = np.zeros((len(terms), FIRST + 7), dtype)
     companion: Any = _nothing(dtype)
