@@ -67,7 +67,7 @@ def scan(first, last, factor, index, largest, work):
     largest : (problems,), written
     work : see `workspace`
     """
-    width = work.size
+    width = BYTES // factor.window.itemsize
     whole = factor.dim // width * width if factor.column == 1 else 0
     for problem in range(first, last):
         positions, corner = index[problem % index.shape[0]], factor.first[problem]
@@ -78,9 +78,9 @@ def scan(first, last, factor, index, largest, work):
                 place = corner + c
                 raise_to_magnitudes(work, factor.window, place, factor.row, positions, i, count)
         top = work[0]
-        for lane in work:
-            if lane > top or lane != lane:  # NaN stays, as nothing is above it
-                top = lane
+        for i in range(width):
+            if work[i] > top or work[i] != work[i]:  # NaN stays, as nothing is above it
+                top = work[i]
         if whole < factor.dim:
             for i in range(positions.size):
                 row = corner + positions[i] * factor.row

@@ -163,32 +163,35 @@ def by_kind(functions: dict[type, Callable]) -> Callable:
 
 
 def by_tag(functions: dict[int, Callable]) -> Callable:
-    """Return a function for kernels that calls one of several, by the first tag of a kind.
+    """Return a function of (`Points`, term, ...) for kernels that calls one of several.
 
-    Its arguments are the `kinds` of `Points`, a tag of one of them, and the arguments of the
-    function. Only the functions of these kinds are compiled.
+    The functions are named by the first tag of a kind of kernels. Only those of the kinds that the
+    points have are compiled.
     """
 
-    def choose(kinds, tag, *arguments):
+    def choose(problem, term, *arguments):
         raise NotImplementedError("exists in compiled code only")
 
-    @overload(choose, jit_options=options_of_parts(STRICT))
-    def _(kinds, tag, *arguments):
-        first = len(kinds[-1])
-        function = functions[first]
-
-        def only(kinds, tag, *arguments):
-            function(*arguments)
-
-        def one_of_several(kinds, tag, *arguments):
-            if tag >= first:
-                function(*arguments)
-            else:
-                choose(kinds[:-1], tag, *arguments)
-
-        return only if len(kinds) == 1 else one_of_several
+    @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
+    def _(problem, term, *arguments):
+        least, *others = (len(kind) for kind in problem.types[problem.fields.index("kinds")])
+        chosen = functions[least]
+        for first in others:
+            chosen = _from_tag(first, functions[first], chosen)
+        return chosen.py_func
 
     return choose
+
+
+def _from_tag(first: int, function: Callable, below: Callable) -> Any:
+    @inner(STRICT)
+    def one_of_two(problem, term, *arguments):
+        if problem.tags[term] >= first:
+            function(problem, term, *arguments)
+        else:
+            below(problem, term, *arguments)
+
+    return one_of_two
 
 
 @functools.cache

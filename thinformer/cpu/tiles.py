@@ -227,7 +227,7 @@ def tabulate_rows(problem, rows, panel, tile, other):
     size = rows.shape[0] * PANEL
     for term in range(problem.tags.size):
         out = tile if term == 0 else other
-        tabulate_term(problem.kinds, problem.tags[term], problem, term, rows, panel, out)
+        tabulate_term(problem, term, rows, panel, out)
         weight = problem.parameters[term, WEIGHT]
         if term > 0:
             add_weighted(tile, other, weight, size)
