@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import PROBLEM, run
 
 import thinformer
+from thinformer.cpu import rows
 
 pytestmark = pytest.mark.slow
 
@@ -198,3 +200,47 @@ from thinformer.cpu import simd
 assert (simd.BYTES, simd.ROWS) == (32, 8)
 """
     assert run(shorter + code, THINFORMER_CACHE="0") == run(code)
+
+
+def test_what_a_call_does_not_use_is_not_compiled():
+    compiled = run("""
+        import numpy as np
+        from numba.core import event
+        from thinformer import attention, kernels, kh_compress
+
+        compiled = set()
+
+        class Listener(event.Listener):
+            def on_start(self, event):
+                compiled.add(event.data["dispatcher"].py_func.__name__)
+
+            def on_end(self, event):
+                pass
+
+        def compiles(call):
+            compiled.clear()
+            call()
+            named = {"tabulate_of_products", "tabulate_of_distances", "tabulate_sobolev",
+                     "tabulate_stein", "gather_factor", "weigh_sums", "clamp"}
+            print(sorted(compiled & named))
+
+        event.register("numba:compile", Listener())
+        x = np.random.default_rng(0).random((64, 2))
+        both = kernels.gaussian() + kernels.sobolev()
+        compiles(lambda: kh_compress(x, size=8, kernel="gaussian", rng=0))
+        compiles(lambda: kh_compress(x, size=8, kernel=kernels.laplace() + kernels.energy(), rng=0))
+        compiles(lambda: kh_compress(x, size=8, kernel=both, rng=0))
+        compiles(lambda: attention(*np.random.default_rng(0).random((3, 1, 64, 1, 8)), size=8))
+    """, THINFORMER_CACHE="0")  # fmt: skip
+    assert compiled.splitlines() == [
+        "['tabulate_of_distances']",
+        "[]",
+        "['tabulate_of_distances', 'tabulate_sobolev']",
+        "['gather_factor']",
+    ]
+
+
+def test_python_cannot_call_what_only_kernels_call():
+    for function in (rows.copy_row, rows.add):
+        with pytest.raises(TypeError):
+            function(np.zeros(2), np.ones(2))

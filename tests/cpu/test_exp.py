@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from thinformer.cpu.exp import exp32, exp64
-from thinformer.cpu.jit import ELEMENTWISE, by_dtype, inner
+from thinformer.cpu.jit import ELEMENTWISE, by_dtype, inner, kernel
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +14,13 @@ def vector_exp():
         for i in range(x.size):
             out[i] = exp(x[i])
 
+    @kernel
+    def loop(x, out):
+        over(x, out)
+
     def call(x):
         out = np.empty_like(x)
-        over(x, out)
+        loop(x, out)
         return out
 
     return call

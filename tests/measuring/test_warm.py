@@ -9,6 +9,7 @@ from thinformer.commands.main import main
 CALLS = """
 import numpy as np, thinformer
 from numba.core import event
+from thinformer.kernels.catalogue import KERNELS
 
 compiled = []
 
@@ -27,6 +28,9 @@ for dtype in (np.float32, np.float64):
     x = points.astype(dtype)
     thinformer.compare(x, {"few": thinformer.thin(x, 20, weights=np.arange(500), rng=0)})
     thinformer.thin(x, "auto", kernel="laplace", ess=50)
+    for kernel in KERNELS:
+        few = thinformer.thin(x % 1, 20, kernel=kernel, rng=0)
+        thinformer.mmd(x % 1, few, kernel=kernel)
     heads = [a.astype(dtype) for a in (q, k, v)]
     for way in (None, "nystrom", "queries"):
         thinformer.attention(*heads, g=1, correction=way, rng=0, return_weights=True)

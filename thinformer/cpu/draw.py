@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thinformer.cpu.jit import STRICT, bind, kernel
+from thinformer.cpu.rows import fill
 from thinformer.cpu.simd import BYTES, raise_to_magnitudes
 from thinformer.halving import draws
 
@@ -48,8 +50,13 @@ def stratify(n_points, uniforms, positions):
             positions[head, to] = rotated[i] - n_points if last else rotated[i]
 
 
+def workspace(dtype: np.dtype) -> NDArray:
+    """Return the memory that one thread of `scan` works in: a vector."""
+    return np.empty(BYTES // dtype.itemsize, dtype)
+
+
 @kernel
-def scan(first, last, factor, index, largest):
+def scan(first, last, factor, index, largest, work):
     """Write the largest magnitude among the rows in index, for problems first .. last-1.
 
     It is NaN if an entry is NaN. A row of 64 numbers in float32 takes 5 to 6 ns; in a plain loop it
@@ -58,25 +65,27 @@ def scan(first, last, factor, index, largest):
     factor : Factor
     index : (problems, n) int64, or (1, n) where all problems share the rows
     largest : (problems,), written
+    work : see `workspace`
     """
     width = BYTES // factor.window.itemsize
     whole = factor.dim // width * width if factor.column == 1 else 0
-    magnitudes = np.empty(width, factor.window.dtype)
     for problem in range(first, last):
         positions, corner = index[problem % index.shape[0]], factor.first[problem]
-        magnitudes[:] = 0
+        fill(work, 0)
         for i in range(0, positions.size, SCANNED):
             count = min(SCANNED, positions.size - i)
             for c in range(0, whole, width):
-                raise_to_magnitudes(
-                    magnitudes, factor.window, corner + c, factor.row, positions, i, count
-                )
-        top = np.max(magnitudes)
+                place = corner + c
+                raise_to_magnitudes(work, factor.window, place, factor.row, positions, i, count)
+        top = work[0]
+        for i in range(width):
+            if work[i] > top or work[i] != work[i]:  # NaN stays, as nothing is above it
+                top = work[i]
         if whole < factor.dim:
             for i in range(positions.size):
                 row = corner + positions[i] * factor.row
                 for c in range(whole, factor.dim):
                     entry = abs(factor.window[row + c * factor.column])
-                    if entry > top or entry != entry:  # NaN stays, as nothing is above it
+                    if entry > top or entry != entry:
                         top = entry
         largest[problem] = top

@@ -7,6 +7,7 @@ children (omp). Kernels release the GIL and run on the threads of `thinformer.su
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -17,6 +18,8 @@ from typing import Any
 
 import numba
 from numba.core import event
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import overload
 
 from thinformer.support import compiling
@@ -65,6 +68,7 @@ def kernel(function: Callable) -> Any:
     if why_unavailable():
         return refuse
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": STRICT}
+    options["no_cfunc_wrapper"] = True  # no other language calls it
     if os.environ.get("THINFORMER_CACHE") == "0":
         return numba.njit(**options)(function)
     function.__qualname__ += f"_{source_hash()}"
@@ -82,9 +86,56 @@ def uncached(compiled: Any) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=STRICT)(compiled.py_func)
 
 
+# what runs where Python calls such a function: one of the interpreter's own, raises TypeError
+RAISES: int = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value or 0
+
+
+class _Part(JITCodeLibrary):
+    """The code of a function that kernels call, in LLVM's language.
+
+    Numba would optimise it and make machine code of it, with all that it calls, and do so again for
+    each of its callers. Only kernels need that.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return RAISES
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Do nothing: without machine code there is no place for an environment."""
+
+
+class _PartCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+def options_of_parts(fastmath: set[str]) -> Any:
+    """Return the compiler's options for functions that only kernels call."""
+    return {
+        "error_model": "numpy",
+        "fastmath": fastmath,
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+        "pipeline_class": _PartCompiler,
+    }
+
+
 def inner(fastmath: set[str]) -> Callable[[Callable], Any]:
     """Compile a function that kernels call."""
-    return numba.njit(error_model="numpy", fastmath=fastmath)
+    return numba.njit(**options_of_parts(fastmath))
 
 
 def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
@@ -99,35 +150,57 @@ def bind(function: Callable, fastmath: set[str], **names: Any) -> Any:
 
 def by_kind(functions: dict[type, Callable]) -> Callable:
     """Return a function for kernels that calls one of several, by its first argument's class."""
-    return _by_first_type(lambda first: functions[first.instance_class])
 
-
-def by_array(of_array: Callable, of_other: Callable) -> Callable:
-    """Return a function for kernels that calls one of two: is its first argument an array?"""
-    return _by_first_type(lambda t: of_array if isinstance(t, numba.types.Array) else of_other)
-
-
-def _by_first_type(select: Callable[[Any], Callable]) -> Callable:
     def choose(*arguments):
         raise NotImplementedError("exists in compiled code only")
 
-    @overload(choose)
+    @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
     def _(*arguments):
-        function = select(arguments[0])
-
-        def chosen(*arguments):
-            return function(*arguments)
-
-        return chosen
+        return functions[arguments[0].instance_class].py_func
 
     return choose
 
 
+def by_tag(functions: dict[int, Callable]) -> Callable:
+    """Return a function of (`Points`, term, ...) for kernels that calls one of several.
+
+    The functions are named by the first tag of a kind of kernels. Only those of the kinds that the
+    points have are compiled.
+    """
+
+    def choose(problem, term, *arguments):
+        raise NotImplementedError("exists in compiled code only")
+
+    @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
+    def _(problem, term, *arguments):
+        least, *others = (len(kind) for kind in problem.types[problem.fields.index("kinds")])
+        chosen = functions[least]
+        for first in others:
+            chosen = _from_tag(first, functions[first], chosen)
+        return chosen.py_func
+
+    return choose
+
+
+def _from_tag(first: int, function: Callable, below: Callable) -> Any:
+    @inner(STRICT)
+    def one_of_two(problem, term, *arguments):
+        if problem.tags[term] >= first:
+            function(problem, term, *arguments)
+        else:
+            below(problem, term, *arguments)
+
+    return one_of_two
+
+
 @functools.cache
 def from_products(phi: Callable) -> Callable:
-    """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2)."""
+    """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2).
 
-    @inner(STRICT)
+    Python calls it too, as it calls any user's function: to check it on a few points.
+    """
+
+    @numba.njit(error_model="numpy", fastmath=STRICT)
     def of_points(x, y):
         product = x_norm = y_norm = x.dtype.type(0)
         for i in range(x.size):
@@ -145,7 +218,7 @@ def by_dtype(float32: Callable, float64: Callable) -> Callable:
     def choose(x):
         raise NotImplementedError("exists in compiled code only")
 
-    @overload(choose, jit_options={"fastmath": ELEMENTWISE})
+    @overload(choose, jit_options=options_of_parts(ELEMENTWISE))
     def _(x):
         return float32 if x == numba.float32 else float64
 

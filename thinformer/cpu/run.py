@@ -217,7 +217,7 @@ def largest_entries(*scans: tuple[Factor, NDArray]) -> list[NDArray]:
 
     def scan(first: int, last: int) -> None:
         for (factor, index), found in zip(scans, largest, strict=True):
-            draw.scan(first, last, factor, index, found)
+            draw.scan(first, last, factor, index, found, draw.workspace(found.dtype))
 
     entries = sum(problems * index.shape[1] * factor.dim for factor, index in scans)
     threads.run(scan, problems, 8 * entries)  # to read a number takes the time of some 8 operations
@@ -272,7 +272,8 @@ def embed(
     kernel = compiled_for(problem, sums.embed)
 
     def task(first: int, last: int) -> None:
-        kernel(first, last, problem, at, index, weights, out, _workspace(problem))
+        totals = np.empty(sums.PANEL)
+        kernel(first, last, problem, at, index, weights, out, totals, _workspace(problem))
 
     panels = -(-at.size // sums.PANEL)
     threads.run(task, panels, at.size * index.size * value_cost(problem), done)
@@ -292,7 +293,8 @@ def square(
     kernel = compiled_for(problem, sums.square)
 
     def task(first: int, last: int) -> None:
-        kernel(first, last, problem, sets, weights, parts, _workspace(problem))
+        totals = np.empty((2, sums.PANEL))
+        kernel(first, last, problem, sets, weights, parts, *totals, _workspace(problem))
 
     def panels_done(fraction: float) -> None:
         whole, rest = divmod(fraction * len(sets), 1)  # a panel meets all panels before it

@@ -70,8 +70,6 @@ def softmax_attention(
     place = (np.arange(B)[:, None] * T * H * D + np.arange(H) * D).ravel()
     none = np.empty(0, output.dtype)
     every = none if weights is None else weights.ravel()
-    if landmarks is None:
-        landmarks = Landmarks(*(np.empty((0, 0), output.dtype),) * 3, 0.0, 0.0)
     known = np.empty((1, 0), np.int64) if known is None else np.ascontiguousarray(known)
     order, wanted = np.empty((len(known), T), np.int64), T - known.shape[1]
     put_last(known, order)
@@ -121,7 +119,7 @@ def attend_blocks(
     order : (rows, n_queries) int64, the queries; the first `wanted` of them need an output
     positions : (n in whole panels,), the numbers from 0 on
     indices : (problems, n) int64
-    landmarks : Landmarks; without problems where all masses are 1
+    landmarks : Landmarks; or None, of a type of its own, so that they are then not compiled
     output : flat, written; a problem's query t is at place[problem] + t * stride
     weights : flat, of (problems, n_queries, n), written; or empty
     work : see `workspace`
@@ -147,21 +145,21 @@ def attend_blocks(
             tile_of_products(keys, row * E, queries, 0, E, count, logits, row * PANEL)
         row_maxima(logits, n, top)
         exponentials(logits, n, top, total)
-        if landmarks.masses.size > 0:
+        if landmarks is not None:
             weigh_sums(logits, landmarks.masses[problem], landmarks.share, landmarks.least, total)
         count = max(0, min(chosen.size, wanted - start))
         for start_column in range(0, value.dim if count > 0 else 0, PANEL):
             panel, end = start_column * n, min(PANEL, value.dim - start_column)
             tile_of_products(values, panel, logits, 0, n, end, sums, 0)
             divide(sums[: end * PANEL], total)
-            if landmarks.masses.size > 0:
+            if landmarks is not None:
                 low, high = landmarks.low[problem], landmarks.high[problem]
                 clamp(sums, low[start_column:], high[start_column:], end)
             at = place[problem] + start_column
             write_columns(sums, end, chosen[:count], positions, output, at, stride, block)
         if weights.size > 0:
             divide(logits[: n * PANEL], total)
-            if landmarks.masses.size > 0:
+            if landmarks is not None:
                 scale_rows(logits, landmarks.masses[problem])
             at = problem * n_queries * n
             write_columns(logits, n, chosen, positions, weights, at, n, block)

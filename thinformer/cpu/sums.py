@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cpu.jit import REDUCTION, STRICT, inner, kernel
+from thinformer.cpu.rows import copy_row, fill
 from thinformer.cpu.simd import PANEL
 from thinformer.cpu.subnormals import cleared
-from thinformer.cpu.tiles import TILE_ROWS, copy_columns, load_points, tabulate_rows
+from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate_rows
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
@@ -28,26 +29,27 @@ def two_tiles(work):
 
 
 @kernel
-def embed(first, last, problem, at, index, weights, out, work):
+def embed(first, last, problem, at, index, weights, out, sums, work):
     """Write sum_j w_j k(x, y_j) for the points x of panels first .. last-1, over points y_j.
 
     at : (n,) int64, the points x, PANEL points a panel; out : (n,) float64, written
     index : (m,) int64, the points y_j; weights : (m,) float64
+    sums : (PANEL,) float64, to work in
     work : see `workspace`
     """
     tile, other, free = two_tiles(work)
     for unit in range(first, last):
         positions = at[unit * PANEL : (unit + 1) * PANEL]
-        rows, rest = load_points(problem, 0, positions, free)
-        panel = copy_columns(rows, 0, rest)
+        rows, rest = load(problem, 0, positions, free)
+        panel = columns(problem, rows, 0, rest)
         rest = rest[panel.size :]
-        sums = np.zeros(PANEL, np.float64)
+        fill(sums, 0)
         for row in range(0, index.size, TILE_ROWS):
             chosen = index[row : row + TILE_ROWS]
-            rows, _ = load_points(problem, 0, chosen, rest)
+            rows, _ = load(problem, 0, chosen, rest)
             tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
             add_weighted_rows(tile, weights[row : row + TILE_ROWS], sums)
-        out[unit * PANEL : (unit + 1) * PANEL] = sums[: positions.size]
+        copy_row(sums, out[unit * PANEL : (unit + 1) * PANEL])
 
 
 @inner(STRICT)
@@ -60,7 +62,7 @@ def add_weighted_rows(tile, weights, sums):
 
 
 @kernel
-def square(first, last, problem, sets, weights, out, work):
+def square(first, last, problem, sets, weights, out, sums, twice, work):
     """Write the parts of sum_ij w_i w_j k(x_i, x_j) of panels first .. last-1, for several sets.
 
     A panel contributes its own block once, and its block with all earlier points twice, by
@@ -68,22 +70,24 @@ def square(first, last, problem, sets, weights, out, work):
 
     sets : (sets, n) int64; weights : (n,) float64
     out : (sets, panels) float64, written; panels are counted over all sets
+    sums, twice : (PANEL,) float64, to work in
+    work : see `workspace`
     """
     tile, other, free = two_tiles(work)
     panels = out.shape[1]
     for unit in range(first, last):
         index, start = sets[unit // panels], unit % panels * PANEL
         positions = index[start : start + PANEL]
-        rows, rest = load_points(problem, 0, positions, free)
-        panel = copy_columns(rows, 0, rest)
+        rows, rest = load(problem, 0, positions, free)
+        panel = columns(problem, rows, 0, rest)
         rest = rest[panel.size :]
-        sums = np.zeros(PANEL, np.float64)
+        fill(sums, 0)
+        fill(twice, 0)
         tabulate_rows(problem, rows[: positions.size], panel, tile, other)
         add_weighted_rows(tile, weights[start : start + PANEL], sums)
-        twice = np.zeros(PANEL, np.float64)
         for row in range(0, start, TILE_ROWS):
             chosen = index[row : min(row + TILE_ROWS, start)]
-            rows, _ = load_points(problem, 0, chosen, rest)
+            rows, _ = load(problem, 0, chosen, rest)
             tabulate_rows(problem, rows[: chosen.size], panel, tile, other)
             add_weighted_rows(tile, weights[row : row + chosen.size], twice)
         total = 0.0
@@ -97,12 +101,13 @@ def diagonal(first, last, problem, at, out, work):
     """Write k(x, x) for the points x of panels first .. last-1.
 
     at : (n,) int64, the points x; out : (n,) float64, written
+    work : see `workspace`
     """
     tile, other, free = two_tiles(work)
     for unit in range(first, last):
         positions = at[unit * PANEL : (unit + 1) * PANEL]
-        rows, rest = load_points(problem, 0, positions, free)
-        panel = copy_columns(rows, 0, rest)
+        rows, rest = load(problem, 0, positions, free)
+        panel = columns(problem, rows, 0, rest)
         tabulate_rows(problem, rows, panel, tile, other)
         for c in range(positions.size):
             out[unit * PANEL + c] = tile[c * PANEL + c]
@@ -127,10 +132,10 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
     """
     size, n = coreset.size, candidates.size
     tile, other, _ = two_tiles(work)
-    rows, rest = load_points(problem, 0, candidates, memory)
+    rows, rest = load(problem, 0, candidates, memory)
     panels = rest[: rows.size].reshape(rows.shape[0] // PANEL, rows.shape[1], PANEL)
     for i in range(panels.shape[0]):
-        copy_columns(rows, i * PANEL, rest[i * PANEL * rows.shape[1] :])
+        columns(problem, rows, i * PANEL, rest[i * PANEL * rows.shape[1] :])
     leaving = np.empty(panels.shape[0] * PANEL, np.float64)
     coming = np.empty(panels.shape[0] * PANEL, np.float64)
     taken = np.zeros(n, np.uint8)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from thinformer.cpu.exp import exp32, exp64
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_array, by_dtype, by_kind, inner
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_dtype, by_kind, by_tag, inner
 from thinformer.cpu.simd import (
     BYTES,
     PANEL,
@@ -37,10 +37,12 @@ from thinformer.kernels.phi import (
     MATERN_3_2,
     MATERN_5_2,
     OF_DISTANCE,
+    PAIRWISE,
     POLYNOMIAL,
     RATIONAL_QUADRATIC,
     SOBOLEV,
     STEIN,
+    TABLE,
 )
 
 TILE_ROWS = 64
@@ -242,25 +244,6 @@ def add_weighted(tile, other, weight, size):
         tile[i] += weight * other[i]
 
 
-@inner(STRICT)
-def tabulate_term(problem, term, rows, panel, tile):
-    """Write the values of one term of the kernel to tile (rows, PANEL)."""
-    tag, scale, parameters = problem.tags[term], problem.scales[term], problem.parameters[term]
-    size = rows.shape[0] * PANEL
-    if tag < OF_DISTANCE:
-        scaled_products(rows, panel, scale, tile)
-        apply_to_products(tag, tile[:size], parameters[CONSTANT], parameters[DEGREE])
-    elif tag < SOBOLEV:
-        squared_distances(rows, panel, scale, tile)
-        apply_to_distances(tag, tile[:size], parameters[CONSTANT], parameters[DEGREE])
-    elif tag == SOBOLEV:
-        sobolev(rows, panel, parameters[FIRST:], tile)
-    elif tag == STEIN:
-        stein(rows, panel, scale, parameters[CONSTANT], parameters[DEGREE], tile)
-    else:
-        by_companion(problem.companion, rows, panel, tile)
-
-
 @inner(ELEMENTWISE)
 def scaled_products(rows, panel, scale, tile):
     """Write the inner products of the scaled rows and the panel's scaled columns to the tile."""
@@ -294,6 +277,22 @@ def squared_distances(rows, panel, scale, tile):
                 tile[at + c] += difference * difference
 
 
+@inner(STRICT)
+def tabulate_of_products(problem, term, rows, panel, tile):
+    """Write phi of inner products to the tile."""
+    scaled_products(rows, panel, problem.scales[term], tile)
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
+    apply_to_products(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
+
+
+@inner(STRICT)
+def tabulate_of_distances(problem, term, rows, panel, tile):
+    """Write phi of squared distances to the tile."""
+    squared_distances(rows, panel, problem.scales[term], tile)
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
+    apply_to_distances(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
+
+
 @inner(ELEMENTWISE)
 def apply_to_distances(tag, tile, constant, degree):
     """Replace squared distances by kernel values, in loops that vectorise."""
@@ -321,9 +320,9 @@ def apply_to_distances(tag, tile, constant, degree):
 
 
 @inner(ELEMENTWISE)
-def sobolev(rows, panel, coefficients, tile):
+def tabulate_sobolev(problem, term, rows, panel, tile):
     """Write the periodic Sobolev kernel to the tile: a product over dimensions, minus 1."""
-    dim, width = panel.shape
+    (dim, width), coefficients = panel.shape, problem.parameters[term, FIRST:]
     one, size = rows.dtype.type(1), rows.shape[0] * width
     tile[:size] = one
     for d in range(dim):
@@ -337,9 +336,10 @@ def sobolev(rows, panel, coefficients, tile):
 
 
 @inner(ELEMENTWISE)
-def stein(rows, panel, scale, constant, degree, tile):
+def tabulate_stein(problem, term, rows, panel, tile):
     """Write the Stein kernel to the tile; the second half of a point's columns has its scores."""
-    dim, width = panel.shape[0] // 2, panel.shape[1]
+    dim, width, scale = panel.shape[0] // 2, panel.shape[1], problem.scales[term]
+    constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
     largest = scale[:dim].max()
     divergence = np.sum(scale[:dim] * scale[:dim])
     spread, products = np.empty(width, rows.dtype), np.empty(width, rows.dtype)
@@ -368,24 +368,31 @@ def stein(rows, panel, scale, constant, degree, tile):
 
 
 @inner(STRICT)
-def values_of_table(table, rows, panel, tile):
+def tabulate_table(problem, term, rows, panel, tile):
     """Write entries of a Gram matrix to the tile; the points are row numbers of it."""
     for r in range(rows.shape[0]):
-        row = table[np.int64(rows[r, 0])]
+        row = problem.companion[np.int64(rows[r, 0])]
         for c in range(PANEL):
             tile[r * PANEL + c] = row[np.int64(panel[0, c])]
 
 
 @inner(STRICT)
-def values_of_function(function, rows, panel, tile):
+def tabulate_function(problem, term, rows, panel, tile):
     """Write the values of a user's compiled function of two points to the tile, one by one."""
     for c in range(PANEL):
         y = panel[:, c].copy()
         for r in range(rows.shape[0]):
-            tile[r * PANEL + c] = function(rows[r], y)
+            tile[r * PANEL + c] = problem.companion(rows[r], y)
 
 
-by_companion = by_array(values_of_table, values_of_function)
+tabulate_term = by_tag({
+    LINEAR: tabulate_of_products,
+    OF_DISTANCE: tabulate_of_distances,
+    SOBOLEV: tabulate_sobolev,
+    STEIN: tabulate_stein,
+    PAIRWISE: tabulate_function,
+    TABLE: tabulate_table,
+})  # fmt: skip
 load = by_kind({Products: load_products, Points: load_points})
 columns = by_kind({Products: columns_of_products, Points: columns_of_points})
 tabulate = by_kind({Products: tabulate_products, Points: tabulate_points})

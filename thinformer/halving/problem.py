@@ -27,6 +27,7 @@ from thinformer.kernels.phi import (
     SOBOLEV,
     STEIN,
     TABLE,
+    kind_of,
 )
 from thinformer.support import checks
 
@@ -67,6 +68,8 @@ class Points(NamedTuple):
 
     window, first, row, column, dim : as in Factor
     tags : (terms,) int64
+    kinds : the kinds of the tags (`kind_of`), increasing, each as a tuple of so many None: Numba's
+        type of a tuple has its length, so that loops are compiled for these kinds alone
     scales : (terms, dim)
     parameters : (terms, 10), each term's WEIGHT, CONSTANT, DEGREE and coefficients
     companion : (n, n) Gram matrix, whose row numbers the points are; or a compiled function; or an
@@ -79,6 +82,7 @@ class Points(NamedTuple):
     column: int
     dim: int
     tags: NDArray
+    kinds: tuple[tuple[None, ...], ...]
     scales: NDArray
     parameters: NDArray
     companion: Any
@@ -130,6 +134,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
     dtype, dim = points.dtype, points.shape[-1]
     terms = kernel.summands
     tags = np.array([term.tag for term in terms], np.int64)
+    kinds = tuple((None,) * kind for kind in sorted({kind_of(tag) for tag in tags}))
     scales = np.empty((len(terms), dim), dtype)
     parameters = np.zeros((len(terms), FIRST + 7), dtype)
     companion: Any = _nothing(dtype)
@@ -172,7 +177,8 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
         if term.tag >= STEIN:
             points, companion = _accompany(points, term)
     window, first, row, column = _rows(points)
-    return Points(window, first, row, column, points.shape[-1], tags, scales, parameters, companion)
+    dim = points.shape[-1]  # with a companion, more than the columns that were given
+    return Points(window, first, row, column, dim, tags, kinds, scales, parameters, companion)
 
 
 def make_problem(points: NDArray, kernel: Kernel) -> Problem:

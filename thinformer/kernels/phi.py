@@ -22,6 +22,11 @@ SOBOLEV, STEIN, PAIRWISE, OF_PRODUCTS, TABLE = range(10, 15)
 OF_DISTANCE = GAUSSIAN  # the first of them
 
 
+def kind_of(tag):
+    """Return the first tag of a kernel's kind: of a product, of a distance, or of another form."""
+    return LINEAR if tag < OF_DISTANCE else OF_DISTANCE if tag < SOBOLEV else int(tag)
+
+
 def phi_linear(product, constant, degree):
     return product + constant
 

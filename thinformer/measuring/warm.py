@@ -16,6 +16,7 @@ from thinformer.thinning.comparison import compare
 from thinformer.thinning.thin import thin
 
 DTYPES = ("float32", "float64")
+KINDS = ("gaussian", "linear", "sobolev")  # loops are compiled for a kind of kernels at a time
 CORRECTIONS = {
     "": None,
     ' with correction="nystrom"': "nystrom",
@@ -44,8 +45,9 @@ def _calls() -> dict[str, Callable[[], None]]:
 
 
 def _thin(dtype: str) -> None:
-    points = np.random.default_rng(0).normal(size=(1024, 2)).astype(dtype)
-    compare(points, {"few": thin(points, 32, rng=0)})
+    points = np.random.default_rng(0).uniform(size=(1024, 2)).astype(dtype)
+    for kernel in KINDS:
+        compare(points, {"few": thin(points, 32, kernel=kernel, rng=0)}, kernel=kernel)
 
 
 def _attend(dtype: str, correction: Any) -> None:
