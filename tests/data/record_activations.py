@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from thinformer.torch.evaluation import encoders, record
-from thinformer.torch.transformers import attention_layers
 
 
 def read(folder: str, path: Path, pixels: int | None) -> tuple[str, dict[str, torch.Tensor]]:
@@ -45,9 +44,17 @@ def read(folder: str, path: Path, pixels: int | None) -> tuple[str, dict[str, to
 
 
 def recorded(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, NDArray]:
-    """Return the arrays layerL_query, layerL_key, layerL_value of three layers, tokens first."""
-    names = list(attention_layers(model))
-    numbers = {names[i]: i for i in (0, (len(names) - 1) // 2, len(names) - 1)}
+    """Return the arrays layerL_query, layerL_key and layerL_value of three layers, tokens first.
+
+    They are layers whose attention can be thinned: neither causal nor masked.
+    """
+    layers, left = record.survey(model, [inputs], 2)
+    names = [name for name in layers if name not in left]
+    if not names:
+        raise ValueError(f"no layer can be thinned: {left}")
+    every = list(layers)
+    numbers = {name: every.index(name) for name in (names[0], names[(len(names) - 1) // 2],
+                                                    names[-1])}  # fmt: skip
     arrays = {}
 
     def take(name, query, key, value, mask, scale):
@@ -57,11 +64,12 @@ def recorded(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[st
             array = tensor.transpose(1, 2).float().contiguous().numpy()
             arrays[f"layer{numbers[name]}_{role}"] = array
 
-    record.record(model, [inputs], numbers, 0, take)
+    record.record(model, [inputs], numbers, 2, take)
     return arrays
 
 
 def main() -> None:
+    """Record the encoder and the input that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
