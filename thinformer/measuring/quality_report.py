@@ -136,8 +136,9 @@ def plot(inputs: Sequence[Sequence[Line]], path: Path) -> None:
         for axes in panels.ravel():
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
+        labels = [label for label in (*STYLES, EXACT) if label in handles]
         figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=4,
+            [handles[label] for label in labels], labels, loc="outside lower center", ncols=4,
             frameon=False,
         )  # fmt: skip
         figure.savefig(path, dpi=150)
