@@ -10,7 +10,7 @@ from checkout import ROOT
 
 from thinformer import data
 from thinformer.commands.main import main
-from thinformer.measuring import demo, quality, validate
+from thinformer.measuring import activations, demo, validate
 
 FILES = ROOT / "thinformer" / "data" / "activations"
 SENTENCE = (
@@ -133,4 +133,4 @@ def test_nothing_is_said_of_a_file_of_ones_own(tmp_path, capsys):
 
 
 def test_all_is_measured_where_all_is_there():
-    assert list(quality.packaged()) == list(data.ACTIVATIONS)
+    assert list(activations.load([])) == list(data.ACTIVATIONS)

@@ -47,7 +47,7 @@ def test_builds(tmp_path):
         "thinformer.torch.transformers.configure",
     } <= there
     benchmarks = (tmp_path / "benchmarks.html").read_text()
-    assert benchmarks.count("<table") == 10
+    assert benchmarks.count("<table") == 11
     assert "compress++" in benchmarks
     assert (tmp_path / "where-it-pays.html").read_text().count("<table") == 4
 

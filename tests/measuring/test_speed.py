@@ -33,6 +33,10 @@ def test_result(tiny, dtype):
     ratios = result.ratios
     assert ratios["exact / Thinformer"] == result.seconds[speed.EXACT] / result.seconds[speed.WHOLE]
     assert ratios["plain torch / selection"] > 0
+    for name, whole in (("exact attention", speed.EXACT), ("Thinformer", speed.WHOLE),
+                        (speed.QUERIES, speed.QUERIES)):  # fmt: skip
+        peaked = result.seconds[f"{name}, peaked"]
+        assert ratios[f"{name}, peaked / not"] == peaked / result.seconds[whole]
     text = speed.format_result(result)
     assert "32 keys kept" in text
     assert f"% of a matrix product's {result.ceiling:.0f}" in text

@@ -1,4 +1,4 @@
-"""``thinformer bench``: times beside exact attention; with --quality, errors and times."""
+"""``thinformer bench``: times beside exact attention; with --quality, errors at equal time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from thinformer.commands.options import can_write_figures, integers, print_left_out, print_machine
+from thinformer.commands.options import (
+    can_write_figures,
+    integers,
+    print_left_out,
+    print_machine,
+    print_sentences,
+)
 
 # options that go with the measurement of speed only, and their defaults
 SPEED = {"shapes": "t2t,biggan,4k,16k", "g": 2, "dtype": "float32", "device": "cpu",
@@ -18,18 +24,19 @@ def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser(
         "bench", help="time exact attention, Thinformer and the plain torch version (needs torch);"
-        " with --quality, error and time on activations",
+        " with --quality, error and time on activations, beside other fast attention",
     )  # fmt: skip
     parser.add_argument(
         "--quality", nargs="*", type=Path, metavar="FILE.npz",
-        help="instead, measure how close to exact attention Thinformer, its corrections and simple"
-        " sampling are: on activations of trained encoders, or of files with arrays"
-        " layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim)",
+        help="instead, measure how close to exact attention Thinformer, its corrections and other"
+        " methods are at the same time: on activations of trained encoders, or of files with"
+        " arrays layerL_query, layerL_key and layerL_value, (1, tokens, heads, head dim); text,"
+        " vision and audio name recorded ones",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", metavar="N,..",
-        help="with --quality: numbers of keys kept (default: as many as g = 2 keeps; with --plot"
-        " those of all g)",
+        help="with --quality: numbers of keys kept (default: those of all g, for each method as"
+        " long as it is not much slower than exact attention)",
     )  # fmt: skip
     parser.add_argument(
         "--shapes",
@@ -58,6 +65,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure speed, or quality."""
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError("bench needs torch: pip install torch")
     if arguments.quality is not None:
         return _quality(arguments)
     if arguments.sizes is not None:
@@ -66,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("torch") is None:
-        raise ImportError("bench needs torch: pip install torch")
     import torch
 
     from thinformer.measuring import speed
@@ -110,7 +117,9 @@ def _speed(arguments: argparse.Namespace) -> int:
 
 
 def _quality(arguments: argparse.Namespace) -> int:
-    from thinformer.measuring import quality
+    import torch
+
+    from thinformer.measuring import activations, attention_peers, quality, quality_report
     from thinformer.support import checks
     from thinformer.support.progress import progress
     from thinformer.support.threads import set_num_threads
@@ -121,24 +130,29 @@ def _quality(arguments: argparse.Namespace) -> int:
     rounds = checks.integer("--rounds", arguments.rounds, 2)
     sizes = integers("--sizes", arguments.sizes, 1)
     can_write_figures(arguments)
-    inputs = quality.load(arguments.quality)
-    chosen = {name: quality.choose_sizes(name, inputs[name], sizes, arguments.plot is not None)
-              for name in inputs}  # fmt: skip
+    inputs = activations.load(arguments.quality)
+    chosen = {name: quality.chosen_cases(name, layers, sizes)
+              for name, layers in inputs.items() if sizes}  # fmt: skip
     if arguments.threads is not None:
         set_num_threads(checks.integer("--threads", arguments.threads, 1))
+        torch.set_num_threads(arguments.threads)
     machine = quality.machine_with_load()
     print_machine(machine)
-    lines = []
+    measured = []
     for name, layers in inputs.items():
         with progress() as tell:
-            of_input = quality.measure(name, layers, chosen[name], rounds, tell)
-        print(quality.format_lines(of_input), end="\n\n", flush=True)
-        lines += of_input
-    print(quality.NOTES)
+            cases = chosen.get(name) or quality.usual_cases(name, layers, tell)
+            lines = quality.measure(name, layers, cases, rounds, tell)
+        print(quality_report.format_lines(lines), end="\n\n")
+        print(quality_report.format_equal_time(lines), end="\n\n", flush=True)
+        measured.append(lines)
+    print(quality_report.NOTES)
+    reasons = [attention_peers.left_out(layers) for layers in inputs.values()]
+    print_sentences(dict.fromkeys(reason for of in reasons for reason in of.values()))
     if not arguments.quality:
         print_left_out()
     if arguments.json is not None:
-        quality.save(lines, rounds, machine, arguments.json)
+        quality_report.save(measured, rounds, machine, arguments.json)
     if arguments.plot is not None:
-        quality.plot(lines, arguments.plot)
+        quality_report.plot(measured, arguments.plot)
     return 0

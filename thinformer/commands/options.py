@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,14 @@ def print_left_out() -> None:
     """Print which of the recorded activations are not installed, where some are not."""
     from thinformer.data import left_out
 
-    if sentence := left_out():
-        print("", *textwrap.wrap(sentence, 100), sep="\n")
+    print_sentences([left_out()])
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """Print sentences that are not empty, each after an empty line."""
+    for sentence in sentences:
+        if sentence:
+            print("", *textwrap.wrap(sentence, 100), sep="\n")
 
 
 def print_machine(machine: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """What the commands print: errors, times, and checks of an installation.
 
-- `demo`: attention of three trained encoders; `quality`: error and time of every method.
+- `demo`: attention of three trained encoders; `quality`: error and time of every method, beside
+  `attention_peers`, on `activations`; `equal_time`: their errors at the same time.
 - `speed`, `speed_cuda`: time of attention on the CPU and on a GPU; `points`: of point sets;
   `models`: of whole encoders.
 - `tune`: settings for each layer of a model; `validate`: an installation against recorded results.

@@ -54,9 +54,16 @@ KEPT = "SDPA over the kept keys"
 SELECT = "selection"
 WHOLE = "Thinformer (SDPA over the kept keys)"
 WEIGHTS = "Thinformer with weights"
+QUERIES = 'Thinformer, correction="queries"'
 NUMPY = "Thinformer on NumPy arrays"
+# with peaked attention, whose exponentials leave the normal range, where arithmetic is slow
+PEAK = 25  # what the queries are multiplied by
+EXACT_PEAKED, WHOLE_PEAKED, QUERIES_PEAKED = (
+    f"{name}, peaked" for name in ("exact attention", "Thinformer", QUERIES)
+)
 EAGER = "selection, plain torch"
 COMPILED = "selection, plain torch compiled"
+WIDTH = 2 + len(f"{QUERIES}, peaked / not")
 
 
 @dataclass
@@ -91,6 +98,9 @@ class Result:
             "exact / Thinformer on NumPy": (EXACT, NUMPY),
             "plain torch / selection": (EAGER, SELECT),
             "compiled torch / selection": (COMPILED, SELECT),
+            "exact attention, peaked / not": (EXACT_PEAKED, EXACT),
+            "Thinformer, peaked / not": (WHOLE_PEAKED, WHOLE),
+            f"{QUERIES}, peaked / not": (QUERIES_PEAKED, QUERIES),
         }
         found = {
             name: self.seconds[a] / self.seconds[b]
@@ -153,13 +163,13 @@ def format_result(result: Result) -> str:
     for name, seconds in result.seconds.items():
         low, high = result.spread[name]
         lines.append(
-            f"  {name:<38} {1e3 * seconds:>9.2f} ms   ({1e3 * low:.2f} .. {1e3 * high:.2f})"
+            f"  {name:<{WIDTH}} {1e3 * seconds:>9.2f} ms   ({1e3 * low:.2f} .. {1e3 * high:.2f})"
         )
-    lines += [f"  {name:<38} {ratio:>9.2f}" for name, ratio in result.ratios.items()]
+    lines += [f"  {name:<{WIDTH}} {ratio:>9.2f}" for name, ratio in result.ratios.items()]
     share = 100 * result.gigaflops / result.ceiling
     lines.append(
-        f"  {'selection':<38} {result.gigaflops:>9.1f} GFLOP/s, {share:.0f} % of a matrix product's"
-        f" {result.ceiling:.0f}; {result.megabytes:.1f} MB beside its input"
+        f"  {'selection':<{WIDTH}} {result.gigaflops:>9.1f} GFLOP/s, {share:.0f} % of a matrix"
+        f" product's {result.ceiling:.0f}; {result.megabytes:.1f} MB beside its input"
     )
     return "\n".join(lines)
 
@@ -215,6 +225,9 @@ def _candidates(
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     kept_k, kept_v = (tensor[:, :, : schedule.size].contiguous() for tensor in (k, v))
     fast, with_weights = ThinformerAttention(g, use_torch_spda=True), ThinformerAttention(g)
+    corrected = ThinformerAttention(g, use_torch_spda=True, correction="queries")
+    peaked = PEAK * query
+    peaked_q = peaked.transpose(1, 2)
 
     seed = draw_seed(None, key.device)
     candidates: dict[str, Callable[[], object]] = {
@@ -224,6 +237,10 @@ def _candidates(
         WHOLE: lambda: fast(query, key, value),
         WEIGHTS: lambda: with_weights(query, key, value),
         NUMPY: lambda: attention(*arrays, g=g, rng=0),
+        QUERIES: lambda: corrected(query, key, value),
+        EXACT_PEAKED: lambda: scaled_dot_product_attention(peaked_q, k, v),
+        WHOLE_PEAKED: lambda: fast(peaked, key, value),
+        QUERIES_PEAKED: lambda: corrected(peaked, key, value),
     }
     if importlib.util.find_spec("reference") is None:
         print(

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from thinformer.attending.options import layer_options
 from thinformer.attending.settings import WAYS
 from thinformer.halving.schedule import coreset_size
-from thinformer.measuring.quality import load_file
+from thinformer.measuring.activations import load_file
 from thinformer.torch.attend.arguments import Call, Wanted
 from thinformer.torch.attend.layer import checked_attention
 
