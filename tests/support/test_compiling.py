@@ -144,11 +144,11 @@ def test_listeners_hear_of_begin_and_end(timers):
 
 def test_what_numba_compiles_is_told(timers):
     """The outermost kernel of this package alone, when it is compiled and not when it is called."""
-    from thinformer.cpu.jit import inner
+    import numba
 
     def compiled(function, module="thinformer.cpu.of_a_test"):
         function.__module__ = module
-        return inner(set())(function)
+        return numba.njit(function)  # noqa: TID251
 
     heard = []
     one_more = compiled(lambda x: x + 1)

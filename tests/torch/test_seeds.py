@@ -179,7 +179,8 @@ def test_tabpfn(monkeypatch):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_padded_batch_has_the_outputs_of_each_text_alone(settings):
-    model, _ = small_models.bert()
+    """In float64: the fit of a correction enlarges rounding errors, to 4e-5 here in float32."""
+    model = small_models.bert()[0].double()
     adapt("bert", model, **SETTINGS[settings])
     inputs = small_models.text(300, 200, 120)
     batch = model(**inputs).last_hidden_state

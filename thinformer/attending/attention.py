@@ -168,9 +168,11 @@ def attention(
     correction : {None, "nystrom", "queries"}
         `correction` fits a value and a mass to each kept key, to compensate for the dropped keys.
         None is the published method: all kept keys have equal weight, and nothing is fitted.
-        "nystrom" minimises the error of the worst of all queries. "queries" minimises the error of
-        queries like a sample of the given ones; it is nearer, and the outputs of the sampled
-        queries, at most 160 a head, are exact. `thinformer.attending.landmarks` has the formulas.
+        "nystrom" minimises the error of the worst of all queries. With "queries", a kept key stands
+        for a group of keys near to it: it is moved to their mean, and its value and mass are fitted
+        to the exact outputs of some queries, 96 to 256 a head, which are returned as they are.
+        It is nearer, and as near as wanted if enough keys are kept.
+        `thinformer.attending.landmarks` has the formulas.
         `g` and `size` give the number of kept keys; `pre_thin`, `delta` and `draws` belong to
         thinning and may not be given.
     temperature : float or "auto", optional
@@ -187,7 +189,8 @@ def attention(
         negative; they sum to 1, except where masses nearly cancel. A sampled query's weights are
         those of attention to the kept keys, although its output is exact.
     return_indices : bool
-        Also return the positions of the kept keys, (B, H, n_out).
+        Also return the positions of the kept keys, (B, H, n_out). For "queries" these are the keys
+        that groups were made around.
 
     Returns
     -------
@@ -213,12 +216,12 @@ def attention(
     - by halving, what `compress_kv` takes;
     - by herding, about (4.5 + 1.5 log2(S / (3 n_out))) n_out^2 (E + D), and 9 n_out^2 numbers of
       memory a thread;
-    - for "queries", about m S (E + D) + n_out^2 (m / 2 + 4 E + 4 D + n_out / 6), with
-      m = min(T, 160) sampled queries;
+    - for "queries", about (m + 96) S (E + D) + m n_out (E + D + m / 2) + m^2 (m + 4 D), with
+      m = min(T, max(96, min(n_out / 2, 256))) sampled queries;
     - for "nystrom", about n_out S (E + D) + n_out^2 (6 E + D + 3 n_out).
 
-    With a correction a thread holds about S (E + D + 35) + n_out (n_out + E + D + m) numbers, and
-    for "nystrom" 4 n_out^2 more.
+    With a correction a thread holds about S (E + D + 67) + n_out (2 E + 2 D + m) numbers, and for
+    "nystrom" 6 n_out^2 more.
 
     Examples
     --------

@@ -273,7 +273,8 @@ def choose_by_queries(
 ):  # fmt: skip
     """Draw the landmarks of one problem by sampled queries; scale its keys to x in place.
 
-    values, columns : panels (S, PANEL), and how many columns the queries' outputs are wanted of
+    values, columns : panels (S, PANEL), and how many columns are wanted of the queries' outputs and
+        masses; 0 for none
     sampled : what `load_sampled` returned; the last two are written
     indices : (n_out,), written
 
@@ -286,12 +287,16 @@ def choose_by_queries(
     multiply(x, to_x)
     multiply(squares, to_x * to_x)
     importance, free = free[:S], free[S:]
-    size = padded_size(m) * padded_size(columns)
+    padded, D = padded_size(m), columns - 1
+    size = padded * padded_size(columns)
     outputs, free = free[:size], free[size:]
     attend_sampled(
-        x, S, E, queries, m, values, columns, heads.positions, top, total, importance, outputs,
-        free,
-    )  # fmt: skip
+        x, S, E, queries, m, values, D, heads.positions, top, total, importance, outputs, free
+    )
+    if D >= 0:  # the mass of a query is 1
+        if D % PANEL == 0:
+            fill(outputs[D * padded :], 0)
+        fill_column(outputs, padded, D)
     weigh_keys(importance, squares, balance)
     draw_landmarks(importance, heads.n_out, draws.uniforms[draws.head[p], 0], indices)
     return importance, outputs, free

@@ -126,7 +126,10 @@ def nearest_landmarks(tokens: Tokens, indices: torch.Tensor, used: torch.Tensor)
         place = (valid.cumsum(-1) - 1).clamp(min=0)[:, None].expand(B, H, S)
         own = place.gather(-1, indices).masked_fill(~used[:, None], S)
         block = place // PANEL * PANEL
-        before, after = (torch.searchsorted(own, block + end) for end in (0, PANEL))
+        # the number of landmarks before each position
+        ahead = own.new_zeros((B, H, S + 2)).scatter_add(-1, own + 1, torch.ones_like(own))
+        ahead = ahead.cumsum(-1)
+        before, after = (ahead.gather(-1, (block + end).clamp(max=S)) for end in (0, PANEL))
         number, few = torch.arange(n_out, device=x.device), take(x, indices)
         near = (number >= before[..., None] - NEAR) & (number < after[..., None] + NEAR)
         squares = few.square().sum(-1) * (1 + TIE * number)
