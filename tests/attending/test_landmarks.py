@@ -12,6 +12,7 @@ from thinformer.attending.landmarks import (
     fit_landmarks,
 )
 from thinformer.attending.options import KeySelection
+from thinformer.measuring.demo import uniform
 from thinformer.support import threads
 
 
@@ -34,8 +35,7 @@ def test_exact_where_the_rank_of_the_kernel_is_small(kinds, n_out, correction):
     if n_out == kinds or correction == "queries":
         of_head = key[0, got.indices[0], np.arange(3)[:, None]]
         assert all(len(np.unique(x, axis=0)) == kinds for x in of_head)
-    bound = 1e-4 if correction == "nystrom" or kinds == 1 else 0.1  # shrunk towards a sample
-    assert error(got.output, exact(query, key, value)) < bound
+    assert error(got.output, exact(query, key, value)) < 1e-4
     plain = attention(query, key, value, size=n_out, rng=3).output
     assert error(plain, exact(query, key, value)) > 0.1
 
@@ -101,6 +101,41 @@ def test_more_landmarks_come_nearer(correction):
               for n in (20, 80, 320)]  # fmt: skip
     assert errors[2] < errors[1] / 2
     assert errors[1] < errors[0] / 1.3
+
+
+def heads(peakedness):
+    """One head whose queries are near to one key each: flat attention, or all weight on one key."""
+    rng = np.random.default_rng(1)
+    key, noise, value = rng.standard_normal((3, 1, 1024, 1, 64)).astype(np.float32)
+    return peakedness * (key + 0.3 * noise), key, value
+
+
+@pytest.mark.parametrize("peakedness", [0.25, 0.5, 1, 2, 4, 30])
+def test_never_worse_than_as_many_keys_without_a_correction(peakedness):
+    """Of independent keys none is like another: this is the hardest case for a correction."""
+    arrays = heads(peakedness)
+    expected, errors = exact(*arrays), []
+    for n_out in (32, 128, 512, 960):
+        errors.append(error(attention(*arrays, size=n_out, correction="queries", rng=0).output,
+                            expected))  # fmt: skip
+        drawn = [error(uniform([arrays], n_out, i)[0], expected) for i in range(4)]
+        assert errors[-1] < 1.06 * np.mean(drawn)
+    assert (np.diff(errors[1:]) < 0).all()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("text", "layer0"), ("audio", "layer1"),
+                                             ("vision", "layer3")])  # fmt: skip
+def test_the_error_goes_to_zero_as_all_keys_are_kept(name, layer):
+    arrays = activations(name, layer, 500)
+    expected = exact(*arrays)
+    errors = []
+    for n_out in (62, 125, 250, 469):
+        output = attention(*arrays, size=n_out, correction="queries", rng=0).output
+        errors.append(error(output, expected))
+        assert errors[-1] < np.mean([error(uniform([arrays], n_out, i)[0], expected)
+                                     for i in range(4)])  # fmt: skip
+    assert (np.diff(errors[1:]) < 0).all()
+    assert errors[-1] < errors[-2] / 4
 
 
 @corrections
