@@ -25,9 +25,10 @@ from reference.compress import stratified_thin
 LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
 HELD_OUT = 5  # one of so many sampled queries chooses the nugget, which the others are fitted with
 NUGGETS = 10, 0.1, 0.001  # "queries": times the mean of the diagonal that they are added to
+FLAT = 0.01  # that mean is at least this share of what flat attention would give
 NEAR = 32  # landmarks, before and after a block of keys, that may be the nearest to one of its keys
 KEYS = 32  # keys in a block
-TIE = 1e-8  # a landmark's squared norm grows by this share for each landmark before it
+TIE = 1e-6  # a landmark's squared norm grows by this share for each landmark before it
 BALANCE = 0.3  # trace of the exponential kernel over trace of the sampled attention's Gram matrix
 CANDIDATES = 4  # "nystrom": keys that may be pivots, times n_out
 BLOCK = 16  # proposals in a block
@@ -235,13 +236,17 @@ def correct(sums, number, attention, exact):
     sum may be moved. With r = exact - P Z_0 and D = diag(C), the minimum is at
     Z_0 + D P^T (P D P^T + nu)^-1 r, which is a system of m equations.
 
-    The number nu is that of NUGGETS whose fit to the other sampled queries predicts the outputs of
+    The number nu is in proportion to the mean of the diagonal of P D P^T. Where the sampled queries
+    hardly attend to groups of several keys, this mean would be tiny, and the sums would move freely
+    to suit those few queries: it counts as FLAT times that of flat attention at least. The
+    proportion is that of NUGGETS whose fit to the other sampled queries predicts the outputs of
     the held-out queries best; then all are fitted.
     """
     apart = attention * (number - 1)
     G, r = apart @ attention.T, exact - attention @ sums
-    unit = np.trace(G) / len(G)
-    if not unit > 0:
+    flat = np.sum(number - 1) / np.sum(number) ** 2
+    unit = max(np.trace(G) / len(G), FLAT * flat)
+    if not unit > 0:  # every group is one key
         return sums
     held = np.arange(len(G)) % HELD_OUT == HELD_OUT - 1
 

@@ -95,7 +95,7 @@ def test_queries_of_a_fit_do_not_flatter_it():
     """Nor any others: of many estimates the mean is the error of all queries, fitted to or not."""
     tensors = qkv(B=1, T=250, S=256, H=2)
     got = seeded(*tensors, correction="queries", size=32, return_indices=True)
-    off = (got.output - exact(*tensors)).square().sum(-1)[0]  # 160 are fitted to, and exact
+    off = (got.output - exact(*tensors)).square().sum(-1)[0]  # 96 are fitted to, and exact
     heads = Heads(*tensors, None, 8**-0.5)
     estimates = torch.stack(
         [estimate_error(heads, got.output, got.indices, torch.tensor(seed)) for seed in range(800)]

@@ -170,8 +170,8 @@ def attention(
         None is the published method: all kept keys have equal weight, and nothing is fitted.
         "nystrom" minimises the error of the worst of all queries. With "queries", a kept key stands
         for a group of keys near to it: it is moved to their mean, and its value and mass are fitted
-        to the exact outputs of some queries, 96 to 256 a head, which are returned as they are.
-        It is nearer, and as near as wanted if enough keys are kept.
+        to the exact outputs of some queries, which are returned as they are: 96 to 256 a head, all
+        if there are fewer. Its error goes to 0 as more keys are kept.
         `thinformer.attending.landmarks` has the formulas.
         `g` and `size` give the number of kept keys; `pre_thin`, `delta` and `draws` belong to
         thinning and may not be given.
@@ -220,8 +220,8 @@ def attention(
       m = min(T, max(96, min(n_out / 2, 256))) sampled queries;
     - for "nystrom", about n_out S (E + D) + n_out^2 (6 E + D + 3 n_out).
 
-    With a correction a thread holds about S (E + D + 67) + n_out (2 E + 2 D + m) numbers, and for
-    "nystrom" 6 n_out^2 more.
+    With a correction a thread holds about S (E + D + 67) + n_out (2 E + 2 D + m + 160) + 2 m^2
+    numbers, and for "nystrom" 5 n_out^2 + 4 n_out E more.
 
     Examples
     --------

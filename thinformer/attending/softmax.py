@@ -46,7 +46,7 @@ def write_landmark_attention(
     )
     # draws differ by head, not by sequence
     known = chosen.sampled[0] if len(query) else None
-    every = np.broadcast_to(np.arange(n_out), chosen.indices.shape)
+    every = np.tile(np.arange(n_out), (*chosen.indices.shape[:2], 1))
     write_attention(query, fitted.keys, fitted.values, every, scale, output, weights, fitted, known)
     return chosen
 

@@ -14,7 +14,7 @@ from thinformer.cpu.rows import add, fill
 from thinformer.cpu.simd import PANEL, ROWS, squared_norms
 
 NEAR = 32  # landmarks, before and after a block of PANEL keys, that may be the nearest to a key
-TIE = 1e-8  # a landmark's squared norm grows by this share for each landmark before it
+TIE = 1e-6  # a landmark's squared norm grows by this share for each landmark before it
 FLOOR = 1e-12  # the least weight of a key in the mean of its group; the largest is 1
 
 
@@ -77,6 +77,7 @@ def nearest_landmarks(x, n, E, few, chosen, group, free):
             after += 1
         first, last = max(before - NEAR, 0), min(after + NEAR, n_out)
         fill(least, np.inf)
+        fill(which, first)  # for a key that is not finite
         for panel in range(first // PANEL * PANEL, last, PANEL):
             row = max(first - panel, 0)
             whole, end = row // ROWS * ROWS, min(last - panel, PANEL)

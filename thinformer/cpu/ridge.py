@@ -16,6 +16,7 @@ from thinformer.cpu.rows import add, copy_row, fill, multiply, subtract
 from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
 from thinformer.cpu.tiles import exp
 
+FLAT = 0.01  # the mean of the diagonal is at least this share of that of flat attention
 LEAST_MASS = 0.05  # the least predicted mass of a held-out query; its exact mass is 1
 
 
@@ -38,8 +39,12 @@ def correct(
     G, free = free[: padded * m], free[padded * m :]
     r, free = free[: columns * m], free[columns * m :]
     weights_of_landmarks(few, E, queries, m, top, total, n_out, P)
-    unit = gram(P, m, n_out, number, G, free)
-    if not unit > 0:
+    keys = 0.0
+    for s in range(n_out):
+        keys += number[s]
+    flat = (keys - n_out) / (keys * keys)
+    unit = max(gram(P, m, n_out, number, G, free), FLAT * flat)
+    if not unit > 0:  # every group is one key
         return
     for panel in range(0, columns, PANEL):
         for first in range(0, m, PANEL):

@@ -1,7 +1,6 @@
 """Loops over rows of numbers, which the compiler vectorises by itself."""
 
 from thinformer.cpu.jit import ELEMENTWISE, inner
-from thinformer.cpu.simd import PANEL
 
 
 @inner(ELEMENTWISE)
@@ -30,15 +29,6 @@ def add(row, total):
     """Add a row to a sum of rows."""
     for i in range(total.size):
         total[i] += row[i]
-
-
-@inner(ELEMENTWISE)
-def add_rows(panel, total):
-    """Add all rows of a panel (n, PANEL) to a sum of rows (PANEL,)."""
-    for start in range(0, panel.size, PANEL):
-        row = panel[start : start + PANEL]
-        for d in range(total.size):
-            total[d] += row[d]
 
 
 @inner(ELEMENTWISE)

@@ -2,7 +2,7 @@
 
 A thread works on PANEL queries of one head at a time: their logits with all keys, the exponentials,
 then the weighted sums of the values. Logits lie in one row a key, with one column a query. So
-maxima and sums run over rows, and `inner_products` takes the rows as the columns of the second
+maxima and sums run over rows, and `tile_of_products` takes the rows as the columns of the second
 product. A thread holds the keys and values of a head and these logits; the weights of all queries
 are stored only if the caller wants them.
 """

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from thinformer.attending.landmarks import BALANCE, BOUND, HELD_OUT, NUGGETS
 from thinformer.cpu.groups import FLOOR, NEAR, TIE
-from thinformer.cpu.ridge import LEAST_MASS
+from thinformer.cpu.ridge import FLAT, LEAST_MASS
 from thinformer.cpu.simd import PANEL
 
 
@@ -132,8 +132,8 @@ def nearest_landmarks(tokens: Tokens, indices: torch.Tensor, used: torch.Tensor)
         before, after = (ahead.gather(-1, (block + end).clamp(max=S)) for end in (0, PANEL))
         number, few = torch.arange(n_out, device=x.device), take(x, indices)
         near = (number >= before[..., None] - NEAR) & (number < after[..., None] + NEAR)
-        squares = few.square().sum(-1) * (1 + TIE * number)
-        distances = squares[:, :, None] - 2 * x @ few.mT
+        squares = few.square().sum(-1) * (1 + TIE * number.to(x.dtype))
+        distances = squares[:, :, None] - 2 * (x @ few.mT)
         distances = distances.masked_fill(~(near & used[:, None, None]), torch.inf)
         # one more key takes what has no landmark
         nearest = pad(distances.argmin(-1), (0, 1))
@@ -179,7 +179,10 @@ def _correction(
     """
     G, r = apart @ P.mT, known - P @ sums
     unit = G.diagonal(dim1=-2, dim2=-1).sum(-1) / there.sum(-1).clamp(min=1)
-    unit = unit.where(unit > 0, 1)[..., None, None]  # without it nothing is moved
+    number = sums[..., -1].detach()
+    flat = (number - 1).clamp(min=0).sum(-1) / number.sum(-1).clamp(min=1).square()
+    unit = torch.maximum(unit, FLAT * flat)
+    unit = unit.where(unit > 0, 1)[..., None, None]  # where every group is one key nothing moves
     G, eye = G / unit, torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     nugget = _best_nugget(G.detach(), r.detach(), known.detach(), eye, there)
     solved, _ = torch.linalg.solve_ex(G + nugget * eye, r)
