@@ -24,7 +24,7 @@ from reference.compress import stratified_thin
 
 LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
 HELD_OUT = 5  # one of so many sampled queries chooses the nugget, which the others are fitted with
-NUGGETS = 10, 0.1, 0.001  # "queries": times the mean of the diagonal that they are added to
+NUGGETS = 10, 0.1, 0.003  # "queries": times the mean of the diagonal that they are added to
 FLAT = 0.01  # that mean is at least this share of what flat attention would give
 NEAR = 32  # landmarks, before and after a block of keys, that may be the nearest to one of its keys
 KEYS = 32  # keys in a block

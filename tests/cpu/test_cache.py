@@ -197,7 +197,7 @@ features = llvmlite.binding.get_host_cpu_features()
 features["avx512f"] = False
 llvmlite.binding.get_host_cpu_features = lambda: features
 from thinformer.cpu import simd
-assert (simd.BYTES, simd.ROWS) == (32, 8)
+assert (simd.BYTES, simd.ROWS) == (32, 4)
 """
     assert run(shorter + code, THINFORMER_CACHE="0") == run(code)
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
 HELD_OUT = 5  # one of so many sampled queries chooses the nugget
-NUGGETS = 10.0, 0.1, 0.001  # "queries": times the mean of the diagonal that they are added to
+NUGGETS = 10.0, 0.1, 0.003  # "queries": times the mean of the diagonal that they are added to
 NEAR = 96  # landmarks that a key is compared with, about
 CANDIDATES = 4  # candidates for pivots, times n_out
 PROPOSALS = 8  # proposals of pivots at most, times n_out
