@@ -102,7 +102,7 @@ def test_pivots(case, dtype, torch_on_the_simulator, poisoned_memory):
     for p in range(4):
         chosen = np.flatnonzero(taken[p])
         others = np.flatnonzero(~taken[p])[: n_out - len(chosen)]
-        expected = reference_landmarks.pivots(x[p], h[p], n_out, uniforms[p % 2])
+        expected = reference_landmarks.pivots(x[p], n_out, uniforms[p % 2])
         np.testing.assert_array_equal(np.sort([*chosen, *others]), expected)
         assert (len(others) > 0) == (case == "too few proposals")
         # the kernel among the pivots is that of the factor
