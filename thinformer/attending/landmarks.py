@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 LEAST_QUERIES, QUERIES = 96, 256  # sampled queries: half of n_out, but not fewer or more
 HELD_OUT = 5  # one of so many sampled queries chooses the nugget
 NUGGETS = 10.0, 0.1, 0.003  # "queries": times the mean of the diagonal that they are added to
-NEAR = 96  # landmarks that a key is compared with, about
+COMPARED = 96  # landmarks that a key is compared with, about
 CANDIDATES = 4  # candidates for pivots, times n_out
 PROPOSALS = 8  # proposals of pivots at most, times n_out
 STREAMS = 2**32  # number of the first stream of random numbers that landmarks use
@@ -241,7 +241,7 @@ def _flops(heads: Heads, draws: LandmarkDraws, fitting: bool = False) -> float:
     E, D = heads.key.dim, heads.value.dim
     flops = heads.S * m * (E + D) if m else L * n_out * (E + n_out / 2)
     if fitting and m:
-        flops += NEAR * heads.S * E + m * (n_out * (E + D + m / 2) + m * (m / 3 + D))
+        flops += COMPARED * heads.S * E + m * (n_out * (E + D + m / 2) + m * (m / 3 + D))
     elif fitting:
         flops += n_out * heads.S * (E + D) + n_out**2 * (n_out / 6 + E / 2 + D)
     return 2.0 * len(draws.head) * flops

@@ -2,7 +2,7 @@
 
 The vectoriser takes only the innermost loop of a nest, so each multiply-add of a matrix product
 loads and stores its sum: 14 GFLOP/s in plain Numba (one Zen 4 core, float32). `inner_products`
-keeps a block of sums in registers, two vectors a row: 113 GFLOP/s on 32 x 32 entries of 64
+keeps a block of sums in registers: with one vector a row, 113 GFLOP/s on 32 x 32 entries of 64
 dimensions. BLAS reaches 97 to 108 GFLOP/s in such a call. But BLAS needs separate layouts for rows
 and columns, computes all blocks, and may start threads of its own. The code is the same for all
 processors; only the number and the width of vectors differ.
