@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from specified_landmarks import activations, corrections, error, everything, qkv, specified
+from specified_landmarks import (
+    activations,
+    corrections,
+    draws_of,
+    error,
+    everything,
+    qkv,
+    specified,
+)
 
 from reference import landmarks as reference
 from thinformer.attending import landmarks
-from thinformer.attending.options import CORRECTIONS
+from thinformer.attending.options import CORRECTIONS, KeySelection
 
 TOLERANCE = {np.float64: 1e-7, np.float32: 2e-3}
 
@@ -169,3 +177,25 @@ def test_keys_that_matter_much_are_landmarks_for_sure():
     key[:, 50], key[:, 60] = 40 * query[:, 0], 40 * query[:, 1]
     got = everything(query, key, value, size=20, correction="queries")
     assert ((got.indices == 50).any(axis=-1) & (got.indices == 60).any(axis=-1)).all()
+
+
+@pytest.mark.parametrize("n_out", [90, 120])
+def test_groups_that_no_sampled_query_attends_to_hardly_move(n_out):
+    """A third of the keys takes all attention, and stays alone; the others are merged."""
+    query, key, value = np.random.default_rng(0).standard_normal((3, 1, 180, 1, 4))
+    attended = np.arange(180) % 3 == 0
+    key[:, attended, :, 0] += 6
+    key[:, ~attended, :, 0] -= 6
+    query[..., 0] += 6
+    _, fitted = landmarks.fit_landmarks(
+        query, key, value, np.empty_like(query), KeySelection(correction="queries"),
+        n_out=n_out, scale=0.5, seed=1,
+    )  # fmt: skip
+    (draws,) = draws_of(1, 1, 180, 180, n_out, "queries")
+    head = (x[0, :, 0] for x in (query, key, value))
+    expected = reference.landmark_attention(*head, 0.5, n_out, "queries", draws)[2]
+    np.testing.assert_allclose(fitted.masses[0, 0], expected.masses, rtol=1e-9)
+    np.testing.assert_allclose(fitted.values[0, :, 0], expected.values, rtol=0, atol=1e-9)
+    counts = np.rint(expected.masses)
+    assert counts.sum() == 180  # the numbers of keys of the groups
+    assert 0 < np.abs(expected.masses - counts).max() < 0.2
