@@ -1,0 +1,5 @@
+"""`ThinnedCache`: a KV cache of transformers that keeps few keys of a long text."""
+
+from thinformer.torch.cache.thinned import ThinnedCache
+
+__all__ = ["ThinnedCache"]
