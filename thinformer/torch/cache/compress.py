@@ -32,7 +32,7 @@ def compress(query, cached, options, scale):
     logits = scale * torch.einsum("bhqe,bhke->bhqk", query.reshape(B, H_kv, -1, E).float(), keys.float()) + log_masses[:, :, None]
     P = logits.softmax(-1).sum(2)
     P[..., -options.recent:] = torch.inf
-    P[..., :4] += 1000
+    P = P + 1000 * ((log_masses > -torch.inf).cumsum(-1) <= 4)
     P = P.masked_fill(log_masses == -torch.inf, -1)
     P[..., -options.recent:] = torch.inf
     idx = P.topk(options.size, -1).indices.sort(-1).values

@@ -41,8 +41,6 @@ class ThinnedLayer(DynamicLayer):
         The number of tokens that the layer has seen.
     """
 
-    is_croppable = False
-
     def __init__(self, options: CacheOptions, choose: Choose = compress) -> None:
         super().__init__()
         self.options, self.choose, self.scale = options, choose, 0.0
@@ -84,16 +82,15 @@ class ThinnedLayer(DynamicLayer):
         query : (B, H, T, E) tensor; mask : see `attention.attend`; scale : of the softmax
         """
         self.waits, self.scale = False, scale
-        options, held, wanted = self.options, self.keys.shape[-2], self.options.queries
-        self.queries = [*self.queries, query[:, :, -wanted:]]
-        while sum(each.shape[2] for each in self.queries[1:]) >= wanted:
+        options = self.options
+        self.queries = [*self.queries, query[:, :, -options.queries :]]
+        while sum(each.shape[2] for each in self.queries[1:]) >= options.queries:
             self.queries = self.queries[1:]
-        is_prompt = self.cumulative_length == query.shape[2]
-        if held > (options.size if is_prompt else options.size + options.growth):
+        if self.recent >= options.recent + options.growth:
             self.compress(mask)
 
     def compress(self, mask: torch.Tensor | None = None) -> None:
-        """Keep `options.size` keys. The mask says which of the latest tokens are padding."""
+        """Keep few keys for all but the latest tokens; a mask says which tokens are padding."""
         options, keys, values = self.options, self.keys, self.values
         log_masses = keys.new_zeros(keys.shape[:3], dtype=torch.float32)
         if self.log_masses is not None:
@@ -101,11 +98,12 @@ class ThinnedLayer(DynamicLayer):
         if mask is not None:
             padding = attention.hidden(mask)[:, None]
             log_masses[..., -mask.shape[-1] :].masked_fill_(padding, -torch.inf)
-        latest = torch.cat(self.queries, dim=2)[:, :, -options.queries :]
-        self.keys, self.values, log_masses = self.choose(
-            latest, Cached(keys, values, log_masses), options, self.scale
-        )
-        self.log_masses = log_masses[..., : options.size - options.recent]
+        if keys.shape[2] > options.size:
+            latest = torch.cat(self.queries, dim=2)[:, :, -options.queries :]
+            self.keys, self.values, log_masses = self.choose(
+                latest, Cached(keys, values, log_masses), options, self.scale
+            )
+        self.log_masses = log_masses[..., : -options.recent].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of tokens that a mask is of, and the position of the first of them."""

@@ -1,0 +1,246 @@
+"""`ThinnedCache` in decoders of transformers: Llama, Qwen3, Mistral and Gemma 3, random weights."""
+
+import copy
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from thinformer.torch.cache import ThinnedCache  # noqa: E402
+
+SMALL = dict(
+    vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
+    pad_token_id=0, eos_token_id=None, bos_token_id=1,
+)  # fmt: skip
+CONFIGURATIONS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+    "gemma3": Gemma3TextConfig(
+        **SMALL, sliding_window=32, query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention"] * 2, tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+EACH_MODEL = pytest.mark.parametrize("kind", CONFIGURATIONS)
+
+
+def make(kind, seed=0, dtype=torch.float32):
+    """A decoder whose next token depends on what it has read: its weights are not tiny."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGURATIONS[kind])).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(6 if parameter.ndim > 1 else 1)
+    return model.to(dtype)
+
+
+def tokens(length, batch=1, seed=0):
+    return torch.randint(2, 200, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(ids, length, total):
+    """Tokens of which a sequence has fewer, padded on the left, and the mask of the others."""
+    mask = torch.ones_like(ids)
+    mask[0, : total - length] = 0
+    return ids.masked_fill(mask == 0, 0), mask
+
+
+def greedy(model, ids, count=64, **options):
+    return model.generate(ids, max_new_tokens=count, do_sample=False, **options)[:, ids.shape[1] :]
+
+
+@torch.no_grad()
+def read(model, ids, cache, pieces, mask=None):
+    """The logits of all tokens, read in pieces."""
+    logits, start = [], 0
+    for length in pieces:
+        of_piece = None if mask is None else mask[:, : start + length]
+        part = model(ids[:, start : start + length], attention_mask=of_piece, cache=cache)
+        logits.append(part.logits)
+        start += length
+    return torch.cat(logits, dim=1)
+
+
+def thinned(cache):
+    return [layer for layer in cache.layers if hasattr(layer, "log_masses")]
+
+
+@EACH_MODEL
+def test_equal_to_the_full_cache_where_all_is_kept(kind):
+    model, ids = make(kind), tokens(300, batch=2)
+    ids, mask = padded(ids, 110, 300)
+    pieces = [200, 1, 1, 70, 1, 20, 7]
+    expected = read(model, ids, DynamicCache(config=model.config), pieces, mask)
+    cache = ThinnedCache(model.config, size=512)
+    logits = read(model, ids, cache, pieces, mask)
+    assert all(layer.log_masses is not None for layer in thinned(cache))
+    seen = mask.bool()
+    torch.testing.assert_close(logits[seen], expected[seen], rtol=1e-5, atol=1e-5)
+
+
+@EACH_MODEL
+def test_greedy_generation_token_by_token(kind):
+    model = make(kind)
+    ids, mask = padded(tokens(300, batch=2), 110, 300)
+    expected = greedy(model, ids, attention_mask=mask)
+    cache = ThinnedCache(model.config, size=512)
+    assert torch.equal(greedy(model, ids, attention_mask=mask, cache=cache), expected)
+    assert len(set(expected.flatten().tolist())) > 20  # no loop of one token
+
+
+@EACH_MODEL
+def test_a_padded_batch_equals_the_text_alone(kind):
+    model = make(kind)
+    ids, mask = padded(tokens(300, batch=2), 200, 300)
+    together = ThinnedCache(model.config, size=96)
+    alone = ThinnedCache(model.config, size=96)
+    pieces = [250, 40, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    of_batch = read(model, ids, together, pieces, mask)[0, 250:]
+    of_text = read(model, ids[:1, 100:], alone, [150, *pieces[1:]])[0, 150:]
+    torch.testing.assert_close(of_batch, of_text, rtol=1e-4, atol=1e-4)
+    full = read(model, ids[:1, 100:], DynamicCache(config=model.config), [200])[0, 150:]
+    assert (full - of_text).abs().max() > 0.1  # something was thinned
+
+
+@EACH_MODEL
+def test_memory_is_as_size_says(kind):
+    model = make(kind)
+    for length in (300, 1200):
+        cache = ThinnedCache(model.config, size=96)
+        read(model, tokens(length), cache, [length])
+        for layer in thinned(cache):
+            assert layer.keys.shape[2] == layer.values.shape[2] == 96
+            assert layer.keys.untyped_storage().nbytes() == 4 * layer.keys.numel()
+            assert layer.log_masses.untyped_storage().nbytes() == 4 * layer.log_masses.numel()
+        greedy(model, torch.cat([tokens(length), tokens(1)], 1), 200, cache=cache)
+        assert all(96 <= layer.keys.shape[2] < 96 + 64 for layer in thinned(cache))
+        assert cache.get_seq_length() == length + 200
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_beam_search_follows_its_sequences(kind):
+    model, ids = make(kind), tokens(150)
+    options = {"max_new_tokens": 40, "num_beams": 4, "do_sample": False}
+    expected = model.generate(ids, **options)
+    cache = ThinnedCache(model.config, size=512)
+    assert torch.equal(model.generate(ids, **options, cache=cache), expected)
+    assert not torch.equal(expected[:, 150:], greedy(model, ids, 40))
+    small = ThinnedCache(model.config, size=64)
+    assert model.generate(ids, **options, cache=small).shape == (1, 190)
+    assert {layer.keys.shape[0] for layer in small.layers} == {4}
+
+
+def test_operations_on_the_batch():
+    """Sequences repeated, selected and put in another order go on as they would alone."""
+    model, ids = make("llama"), tokens(200, batch=2)
+    alone = []
+    for i in range(2):
+        cache = ThinnedCache(model.config, size=64)
+        alone.append(read(model, ids[i : i + 1], cache, [150, 50])[0])
+    cache = ThinnedCache(model.config, size=64)
+    read(model, ids[:, :150], cache, [150])
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.batch_repeat_interleave(2)  # 1, 1, 0, 0
+    cache.batch_select_indices(torch.tensor([3, 1]))
+    logits = read(model, ids[:, 150:], cache, [50])
+    torch.testing.assert_close(logits[0], alone[0][150:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[1], alone[1][150:], rtol=1e-4, atol=1e-4)
+
+
+@EACH_MODEL
+def test_two_turns_and_a_stop_between(kind):
+    """A conversation goes on from a copy of the cache as from the cache."""
+    model, ids = make(kind), tokens(400)
+    cache = ThinnedCache(model.config, size=96)
+    first = greedy(model, ids[:, :200], 20, cache=cache)
+    second = torch.cat([ids[:, :200], first, ids[:, 200:]], dim=1)
+    stopped = copy.deepcopy(cache)
+    expected = greedy(model, second, 20, cache=cache)
+    assert torch.equal(greedy(model, second, 20, cache=stopped), expected)
+    assert cache.get_seq_length() == 200 + 20 + 200 + 19
+    whole = ThinnedCache(model.config, size=1024)
+    first = greedy(model, ids[:, :200], 20, cache=whole)
+    second = torch.cat([ids[:, :200], first, ids[:, 200:]], dim=1)
+    assert torch.equal(greedy(model, second, 20, cache=whole), greedy(model, second, 20))
+
+
+def test_reset_forgets_everything():
+    model, ids = make("llama"), tokens(200)
+    cache = ThinnedCache(model.config, size=64)
+    expected = read(model, ids, cache, [150, 50])
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert torch.equal(read(model, ids, cache, [150, 50]), expected)
+
+
+def test_crop():
+    """The latest tokens can be forgotten, and no others."""
+    model, ids = make("llama"), tokens(230)
+    cache = ThinnedCache(model.config, size=64)
+    read(model, ids[:, :200], cache, [150, 50])
+    expected = copy.deepcopy(cache)
+    read(model, torch.cat([tokens(200), tokens(10, seed=1)], dim=1)[:, 200:], cache, [10])
+    cache.crop(-10)
+    assert cache.get_seq_length() == 200
+    cache, expected = (read(model, ids[:, 200:], each, [30]) for each in (cache, expected))
+    torch.testing.assert_close(cache, expected)
+    cache = ThinnedCache(model.config, size=64)
+    read(model, ids, cache, [200])
+    with pytest.raises(ValueError, match="the 32 latest tokens .* cannot forget 33"):
+        cache.crop(-33)
+    assert cache.get_seq_length() == 200  # nothing is lost
+
+
+def test_assisted_decoding():
+    model, small, ids = make("llama"), make("llama", seed=1), tokens(150)
+    expected = greedy(model, ids, 40)
+    cache = ThinnedCache(model.config, size=512)
+    assert torch.equal(greedy(model, ids, 40, cache=cache, assistant_model=small), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    model, ids = make("llama", dtype=dtype), tokens(300)
+    cache = ThinnedCache(model.config, size=512)
+    logits = read(model, ids, cache, [200, 100])
+    expected = read(model, ids, DynamicCache(config=model.config), [200, 100])
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+    cache = ThinnedCache(model.config, size=64)
+    assert read(model, ids, cache, [200, 100]).isfinite().all()
+    assert cache.layers[0].keys.dtype == cache.layers[0].values.dtype == dtype
+
+
+def test_the_model_is_as_before_without_a_thinned_cache():
+    model, ids = make("llama"), tokens(100)
+    expected = greedy(model, ids, 20)
+    ThinnedCache(model.config)
+    assert torch.equal(greedy(model, ids, 20), expected)
+
+
+def test_wrong_attention():
+    model = make("llama")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match=r"'eager'.*set_attn_implementation\('sdpa'\)"):
+        ThinnedCache(model.config)
+    model.set_attn_implementation("sdpa")
+    cache = ThinnedCache(model.config, size=64)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="make the cache after"):
+        read(model, tokens(100), cache, [90, 10])
+
+
+def test_what_is_not_supported():
+    model, ids = make("llama"), tokens(100)
+    with pytest.raises(NotImplementedError, match=r"layers.0.self_attn .*output_attentions"):
+        model(ids, cache=ThinnedCache(model.config), output_attentions=True)
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        model(ids, cache=ThinnedCache(model.config))
