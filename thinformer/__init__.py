@@ -22,6 +22,8 @@ Attention:
 
 - `attention` is softmax attention over a small subset of the keys. `compress_kv` returns this
   subset.
+- `compress_cache` keeps few keys of a decoder's cache, with fitted values and masses, a
+  `CompressedCache`, for the queries that come next.
 - `thinformer_attention` does the same on torch tensors, with the arguments of torch's own
   `scaled_dot_product_attention`. `ThinformerAttention` is the torch module.
 
@@ -38,6 +40,7 @@ computation, torch and scikit-learn by the first use of a name that needs them.
 from typing import TYPE_CHECKING, Any
 
 from thinformer.attending.attention import Attended, attention, compress_kv
+from thinformer.attending.cache import CompressedCache, compress_cache
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.kernels import Kernel
@@ -61,6 +64,7 @@ __all__ = [
     "ColumnError",
     "Comparison",
     "Comparisons",
+    "CompressedCache",
     "Draws",
     "ErrorCurve",
     "Kernel",
@@ -70,6 +74,7 @@ __all__ = [
     "attention",
     "compare",
     "compress",
+    "compress_cache",
     "compress_kv",
     "compress_schedule",
     "coreset_size",

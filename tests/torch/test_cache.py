@@ -17,11 +17,11 @@ from transformers import (  # noqa: E402
 
 from thinformer.torch.cache import ThinnedCache  # noqa: E402
 
-SMALL = dict(
-    vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048,
-    pad_token_id=0, eos_token_id=None, bos_token_id=1,
-)  # fmt: skip
+SMALL = {
+    "vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0,
+    "max_position_embeddings": 2048, "eos_token_id": None, "bos_token_id": 1,
+}  # fmt: skip
 CONFIGURATIONS = {
     "llama": LlamaConfig(**SMALL),
     "qwen3": Qwen3Config(**SMALL),

@@ -16,6 +16,7 @@ from thinformer.attending.landmarks import BALANCE, BOUND, HELD_OUT, NUGGETS
 from thinformer.cpu.groups import FLOOR, NEAR, TIE
 from thinformer.cpu.ridge import FLAT, LEAST_MASS
 from thinformer.cpu.simd import PANEL
+from thinformer.torch.attend.positive import solve_positive
 
 
 class Tokens(NamedTuple):
@@ -70,7 +71,7 @@ def fit_pivots(tokens: Tokens, indices: torch.Tensor, used: torch.Tensor) -> Fit
     N = torch.where(both, N.double() + math.sqrt(limits.eps) * unit, unit)
     right = right.double().masked_fill(~used[:, None, :, None], 0)
     largest = 0.9 * math.log(limits.max)
-    solved, _ = torch.linalg.solve_ex(N, right)
+    solved = solve_positive(N, right)
     fitted = solved * torch.exp((top - h_few).double().clamp(max=largest))[..., None]
     whole = (used.sum(-1) >= valid.sum(-1))[:, None, None, None]
     values = torch.where(whole, take(V1, indices), _bounded(fitted, V1))
@@ -185,7 +186,7 @@ def _correction(
     unit = unit.where(unit > 0, 1)[..., None, None]  # where every group is one key nothing moves
     G, eye = G / unit, torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
     nugget = _best_nugget(G.detach(), r.detach(), known.detach(), eye, there)
-    solved, _ = torch.linalg.solve_ex(G + nugget * eye, r)
+    solved = solve_positive(G + nugget * eye, r)
     return apart.mT @ solved / unit
 
 
@@ -200,7 +201,7 @@ def _best_nugget(
     nuggets = torch.tensor(NUGGETS, dtype=G.dtype, device=G.device)
     errors = []
     for nugget in NUGGETS:
-        solved, _ = torch.linalg.solve_ex(G_fitted + nugget * eye, r_fitted)
+        solved = solve_positive(G_fitted + nugget * eye, r_fitted)
         predicted = known - r + G @ (solved * fitted)
         mass = predicted[..., -1:].clamp(min=LEAST_MASS)
         apart = (predicted[..., :-1] / mass - known[..., :-1]) * held[..., None]

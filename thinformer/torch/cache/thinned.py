@@ -19,8 +19,11 @@ except ImportError as error:
         "thinformer.torch.cache needs transformers, 5 or later: pip install 'transformers>=5'"
     ) from error
 
+from thinformer.attending.cache import QUERIES, CacheOptions
 from thinformer.torch.cache import attention
-from thinformer.torch.cache.compress import Cached, CacheOptions, compress
+from thinformer.torch.cache.compress import Cached, compress
+
+GROWTH = 64  # tokens that join the latest ones before the next compression
 
 # of the latest queries (B, H, L, E), what is held, the options and the scale: what is kept
 Choose = Callable[[torch.Tensor, Cached, CacheOptions, float], Cached]
@@ -82,11 +85,8 @@ class ThinnedLayer(DynamicLayer):
         query : (B, H, T, E) tensor; mask : see `attention.attend`; scale : of the softmax
         """
         self.waits, self.scale = False, scale
-        options = self.options
-        self.queries = [*self.queries, query[:, :, -options.queries :]]
-        while sum(each.shape[2] for each in self.queries[1:]) >= options.queries:
-            self.queries = self.queries[1:]
-        if self.recent >= options.recent + options.growth:
+        self.queries.append(query[:, :, -QUERIES:])
+        if self.recent >= self.options.recent + GROWTH:
             self.compress(mask)
 
     def compress(self, mask: torch.Tensor | None = None) -> None:
@@ -99,11 +99,13 @@ class ThinnedLayer(DynamicLayer):
             padding = attention.hidden(mask)[:, None]
             log_masses[..., -mask.shape[-1] :].masked_fill_(padding, -torch.inf)
         if keys.shape[2] > options.size:
-            latest = torch.cat(self.queries, dim=2)[:, :, -options.queries :]
+            # no more than are kept: where keys are dropped, none of these is of padding
+            latest = torch.cat(self.queries, dim=2)[:, :, -min(QUERIES, options.size) :]
             self.keys, self.values, log_masses = self.choose(
                 latest, Cached(keys, values, log_masses), options, self.scale
             )
         self.log_masses = log_masses[..., : -options.recent].clone()
+        self.queries = []
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of tokens that a mask is of, and the position of the first of them."""

@@ -1,0 +1,261 @@
+"""`compress_cache`: few keys, with values and masses, in place of a decoder's cache.
+
+The definition is that of `reference.cache`. Arrays are query (B, L, H, E), key (B, S, H_kv, E) and
+value (B, S, H_kv, D), as in the rest of the package; H is a multiple of H_kv.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
+from thinformer.support import checks
+
+SINKS = 4  # first tokens, which are kept
+RECENT = 32  # latest tokens, which are kept
+QUERIES = 96  # latest queries of a head that the fit is made for
+JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
+NUGGET = 0.1  # times the mean of the diagonal that it is added to
+LEAST = 0.02  # least fitted mass, as a share of the mass that the fit starts from
+STIFF = 1e-3  # variance of a kept key that no other joined; others have the mass of those
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How many keys of a head are kept.
+
+    Attributes
+    ----------
+    size : int
+        Keys after a compression.
+    recent : int
+        The latest of them, which are tokens as they are.
+
+    Raises
+    ------
+    ValueError
+        An option is out of its range.
+    """
+
+    size: int = 256
+    recent: int = RECENT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recent", checks.integer("recent", self.recent, 1))
+        least = self.recent + SINKS + 1
+        object.__setattr__(self, "size", checks.integer("size", self.size, 1))
+        if self.size < least:
+            raise ValueError(
+                f"size must be at least {least}, for the first {SINKS} tokens, the latest "
+                f"{self.recent} and one landmark; got {self.size}"
+            )
+
+
+class CompressedCache(NamedTuple):
+    """What `compress_cache` returns.
+
+    Attributes
+    ----------
+    key : (B, n, H_kv, E) array
+        The keys that are kept, as they were.
+    value : (B, n, H_kv, D) array
+        Their fitted values.
+    log_mass : (B, n, H_kv) array
+        What is added to their logits.
+    indices : (B, H_kv, n) int64 array
+        Their positions, increasing.
+    """
+
+    key: NDArray
+    value: NDArray
+    log_mass: NDArray
+    indices: NDArray[np.int64]
+
+
+def compress_cache(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    size: int,
+    *,
+    recent: int = RECENT,
+    scale: float | None = None,
+    log_mass: ArrayLike | None = None,
+) -> CompressedCache:
+    r"""Compress the cache of a decoder: keep few keys, and fit values and masses to them.
+
+    What is kept serves the queries that come next:
+    :math:`\sum_s e^{\beta\langle q, k_s\rangle + b_s} v_s / \sum_s e^{\beta\langle q, k_s\rangle +
+    b_s}` with the softmax scale :math:`\beta`, that is softmax attention with b added to the
+    logits. The latest tokens are kept as they are. Of the others the first four are kept, and those
+    that the latest queries attend to most. Their values and masses are fitted by ridge regression,
+    so that the sums over all keys come out for the latest queries.
+
+    Parameters
+    ----------
+    query : (B, L, H, E) float array
+        The latest queries, after rotation; the last 96 are used.
+    key : (B, S, H_kv, E) float array
+        The keys so far, after rotation. H is a multiple of H_kv: that many query heads share a head
+        of keys.
+    value : (B, S, H_kv, D) float array
+        float32 and float64 are computed in their own precision, float16 in float32.
+    size : int
+        Keys to keep, at least ``recent + 5``. All are kept where S <= size.
+    recent : int
+        The latest keys, which are kept as they are. Keys that come later join them.
+    scale : float, optional
+        Softmax scale, positive; 1 / sqrt(E) by default.
+    log_mass : (B, S, H_kv) float array, optional
+        Log masses of keys that were compressed before; 0 for a token, which is the default, and
+        minus infinity where there is none, as in padding.
+
+    Returns
+    -------
+    CompressedCache
+        ``key``, ``value``, ``log_mass`` and ``indices``, in the inputs' dtype. Nothing is drawn:
+        the same input gives the same cache.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array is not a finite float array of the shape above, dtypes differ, or an argument is
+        out of its range.
+
+    Notes
+    -----
+    With m = 96 H / H_kv queries, m S (E + D) + n_out S E + m^2 (n_out + m / 3) multiply-adds a
+    head of keys, and m S numbers of memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import compress_cache
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.normal(size=(3, 1, 1000, 4, 16))
+    >>> kept = compress_cache(query, key[:, :, :2], value[:, :, :2], 128)
+    >>> kept.key.shape, kept.value.shape, kept.log_mass.shape, kept.indices.shape
+    ((1, 128, 2, 16), (1, 128, 2, 16), (1, 128, 2), (1, 2, 128))
+    """
+    options = CacheOptions(size, recent)
+    query, key, value, masses, given = _checked(query, key, value, log_mass)
+    scale = softmax_scale(scale, key.shape[-1])
+    (B, S, H_kv, _), n = key.shape, min(options.size, key.shape[1])
+    indices = np.tile(np.arange(S)[:n], (B, H_kv, 1))
+    kept = CompressedCache(
+        np.empty((B, n, H_kv, key.shape[-1]), given),
+        np.empty((B, n, H_kv, value.shape[-1]), given),
+        np.empty((B, n, H_kv), given),
+        indices,
+    )
+    latest = query[:, -QUERIES:]
+    group = query.shape[2] // H_kv
+    for b, h in np.ndindex(B, H_kv):
+        of_group = latest[b, :, h * group : (h + 1) * group].swapaxes(0, 1)
+        of_group = np.ascontiguousarray(of_group.reshape(-1, query.shape[-1]))
+        of_head = key[b, :, h], value[b, :, h], masses[b, :, h]
+        if n < S:
+            of_head, indices[b, h] = _compress_head(of_group, *of_head, options, scale)
+        for array, fitted in zip(kept, of_head, strict=False):
+            array[b, :, h] = fitted
+    return kept
+
+
+def _compress_head(
+    query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, options: CacheOptions,
+    scale: float,
+) -> tuple[tuple[NDArray, NDArray, NDArray], NDArray]:  # fmt: skip
+    """Keys, values and log masses that are kept of one head, and their positions."""
+    early, n = options.size - options.recent, len(key) - options.recent
+    weights = query @ key.T
+    weights *= scale
+    weights += log_mass
+    weights -= weights.max(axis=1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(axis=1, keepdims=True)
+
+    there = log_mass > -np.inf
+    score = np.where(there, np.einsum("qs,qs->s", weights, weights), -1)
+    score[np.flatnonzero(there)[:SINKS]] = np.inf
+    score[n:] = np.inf
+    kept = np.sort(np.argsort(score, kind="stable")[-options.size :])  # of equals the later key
+    fitted, of_kept = value[kept], log_mass[kept]
+    number = _nearest(key[:n], kept[:early])
+    mass = np.exp(log_mass[:n])
+    fitted[:early], masses = _fit(weights[:, :n], value[:n], mass, kept[:early], number)
+    of_kept[:early] += np.log(masses)
+    return (key[kept], fitted, of_kept), kept
+
+
+def _nearest(key: NDArray, kept: NDArray) -> NDArray:
+    """The number of the kept key that is nearest to each key, for kept positions."""
+    few = key[kept]
+    distances = key @ few.T
+    distances *= -2
+    distances += np.einsum("ne,ne->n", few, few)
+    number = distances.argmin(axis=1)
+    number[kept] = np.arange(len(kept))
+    return number
+
+
+def _fit(
+    weights: NDArray, value: NDArray, mass: NDArray, kept: NDArray, number: NDArray
+) -> tuple[NDArray, NDArray]:
+    """Values and relative masses of the kept keys; a key joins the kept one of its number.
+
+    weights (m, n), value (n, D), mass (n,), kept (n_out,), number (n,)
+    """
+    A, own = np.ascontiguousarray(weights[:, kept]), mass[kept]
+    V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
+    relative = mass / np.where(own > 0, own, 1)[number]
+    relative[kept] = 0
+    joined = np.zeros((len(kept), V1.shape[1]), value.dtype)
+    np.add.at(joined, number, relative[:, None] * V1)
+    start = V1[kept] + value.dtype.type(JOINED) * joined
+    C = np.maximum(joined[:, -1], STIFF)
+    apart = A * C
+    G = (apart @ A.T).astype(np.float64)
+    r = (weights @ V1 - A @ start).astype(np.float64)
+    unit = G.trace() / len(G)
+    if not unit > 0:  # the queries attend to none of these keys
+        return value[kept], np.ones(len(kept), value.dtype)
+    solution = np.linalg.solve(G / unit + NUGGET * np.eye(len(G)), r) / unit
+    moved = start + apart.T @ solution.astype(value.dtype)
+    masses = np.maximum(moved[:, -1:], LEAST * start[:, -1:])
+    return moved[:, :-1] / masses, masses[:, 0]
+
+
+def _checked(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, log_mass: ArrayLike | None
+) -> tuple[NDArray, NDArray, NDArray, NDArray, np.dtype]:
+    """The arrays in the dtype they are computed in, and the dtype they had."""
+    arrays = {"query": query, "key": key, "value": value}
+    arrays = {name: checks.float_array(name, array) for name, array in arrays.items()}
+    given = arrays["key"].dtype
+    checks.one_dtype(**{name: array.dtype.name for name, array in arrays.items()})
+    q, k, v = (checks.computed(array) for array in arrays.values())
+    check_shapes(k.shape, v.shape)
+    if q.ndim != 4 or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or 0 in q.shape:
+        raise ValueError(
+            f"query must have shape (B, L, H, E) with the B and E of key {k.shape}; "
+            f"got shape {q.shape}"
+        )
+    if q.shape[2] % k.shape[2] != 0:
+        raise ValueError(
+            f"query must have a multiple of the {k.shape[2]} heads of key; got {q.shape[2]} heads"
+        )
+    check_finite(query=q, key=k, value=v)
+    if log_mass is None:
+        return q, k, v, np.zeros(k.shape[:3], k.dtype), given
+    masses = checks.float_array("log_mass", log_mass)
+    if masses.shape != k.shape[:3]:
+        raise ValueError(f"log_mass must have shape {k.shape[:3]}; got shape {masses.shape}")
+    if not (masses < np.inf).all():
+        raise ValueError("log_mass must be finite or minus infinity; it holds NaN or infinity")
+    if (masses == -np.inf).all(axis=1).any():
+        raise ValueError("log_mass must leave each head a key; one is minus infinity throughout")
+    return q, k, v, masses.astype(k.dtype), given
