@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from thinformer.commands.main import main
-from thinformer.measuring import cache_quality
 from thinformer.measuring.cache_peers import PEERS
+from thinformer.torch.cache import ThinnedCache
 from thinformer.torch.evaluation import decoders
 
 pytestmark = pytest.mark.slow
@@ -60,8 +60,9 @@ def error(capsys, *arguments):
     return capsys.readouterr().err.removeprefix("thinformer eval-model: ").rstrip("\n")
 
 
-def test_figures_are_those_of_the_model(tmp_path, llama, texts, capsys):
-    """A file is one text; the divergence of ThinnedCache is computed by hand."""
+@pytest.mark.usefixtures("llama")
+def test_figures_are_those_of_the_model(tmp_path, texts, capsys):
+    """A file is one text; the divergence is that of a ThinnedCache as users make it."""
     arguments = "--text", *texts, "--prompt", 90, "--read", 30, "--size", "100,50", "--generate", 4
     figures = evaluated(tmp_path, tmp_path / "llama", *arguments)
     methods = ["ThinnedCache", *PEERS]
@@ -74,10 +75,10 @@ def test_figures_are_those_of_the_model(tmp_path, llama, texts, capsys):
     decoder = decoders.load_decoder(str(tmp_path / "llama"))
     for path in texts:
         tokens = decoder.tokens_of(path.read_text())
-        full, cache = DynamicCache(config=llama.config), None
-        decoder.logits(tokens[:90], full)
-        cache = cache_quality.prefilled(decoder, tokens[:90])
-        few = cache_quality.compressed(cache, "ThinnedCache", 50, 0, room=30)
+        full = DynamicCache(config=decoder.model.config)
+        few = ThinnedCache(decoder.model.config, size=50, growth=30)
+        for cache in (full, few):
+            decoder.logits(tokens[:90], cache)
         p, q = (
             decoder.logits(tokens[90:120], each).double().log_softmax(1) for each in (full, few)
         )
@@ -109,8 +110,8 @@ def test_figures_are_those_of_the_model(tmp_path, llama, texts, capsys):
     assert not any("recalled" in line for line in printed)
 
 
-def test_defaults_fit_the_shortest_text(tmp_path, llama, texts, capsys):
-    del llama
+@pytest.mark.usefixtures("llama")
+def test_defaults_fit_the_shortest_text(tmp_path, texts, capsys):
     figures = evaluated(tmp_path, tmp_path / "llama", "--text", *texts, "--generate", 2)
     assert (figures["prompt"], figures["read"]) == (97, 32)
     assert {each["size"] for each in figures["readings"]} == {256}
@@ -122,9 +123,9 @@ def test_defaults_fit_the_shortest_text(tmp_path, llama, texts, capsys):
     assert (figures["prompt"], figures["read"]) == (75, 25)
 
 
-def test_facts(tmp_path, llama, texts, capsys):
-    """A model of random weights recalls nothing; a window is left out by no method's row."""
-    del llama
+@pytest.mark.usefixtures("llama")
+def test_facts(tmp_path, texts, capsys):
+    """A model of random weights recalls nothing; each method has a row."""
     arguments = "--text", *texts, "--prompt", 90, "--size", 50, "--generate", 2, "--facts", 3
     figures = evaluated(tmp_path, tmp_path / "llama", *arguments)
     assert [(each["method"], each["size"]) for each in figures["recalls"]] == [
@@ -148,8 +149,8 @@ def test_layers_with_a_window_of_their_own_stay(tmp_path, texts, capsys):
     assert all((each["kl"] > 1e-6) == (each["size"] == 50) for each in figures["readings"])
 
 
-def test_errors_name_the_option(tmp_path, llama, texts, capsys):
-    del llama
+@pytest.mark.usefixtures("llama")
+def test_errors_name_the_option(tmp_path, texts, capsys):
     model = tmp_path / "llama"
     of_llama = model, "--text", *texts
     nowhere = tmp_path / "nowhere"
@@ -192,8 +193,8 @@ def test_options_of_decoders_and_other_models(tmp_path, texts, capsys):
     assert "it is causal" in error(capsys, tmp_path / "headless", "--text", texts[0])
 
 
-def test_files_of_one_name_are_told_apart(tmp_path, llama, texts):
-    del llama
+@pytest.mark.usefixtures("llama")
+def test_files_of_one_name_are_told_apart(tmp_path, texts):
     (tmp_path / "other").mkdir()
     path = tmp_path / "other" / "a.txt"
     path.write_text(texts[1].read_text(), encoding="utf-8")

@@ -85,13 +85,17 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder, installed package or name")
-    add_inputs(parser, required=True)
+    texts = "texts in UTF-8: for an encoder one a line, for a decoder one a file"
+    add_inputs(parser, required=True, texts=texts)
     parser.add_argument(
         "--settings", metavar="FILE", help="settings of each layer, from `thinformer tune`; in"
         " place of the options that follow, up to --exact",
     )  # fmt: skip
     parser.add_argument("--g", metavar="G,..", help="oversamplings (default: 2)")
-    parser.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
+    parser.add_argument(
+        "--size", metavar="N,..",
+        help="numbers of keys to keep, in place of g (default for a decoder: 256)",
+    )  # fmt: skip
     parser.add_argument(
         "--correction",
         metavar="NAME,..",
@@ -110,7 +114,10 @@ def add_parser(commands: Any) -> None:
         "--exact", metavar="LAYERS", help="numbers of layers to leave exact, as printed: 0,5"
     )
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first round (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="seed of the first round; for a decoder, of drawn keys and facts (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures")
     eval_decoder.add_options(parser)
     parser.set_defaults(run=run)
