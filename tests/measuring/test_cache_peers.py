@@ -26,6 +26,7 @@ def problem():
         for shape in ((B, H, L, E), (B, H_kv, n, E), (B, H_kv, n, D))
     )
     values[..., 0] = torch.arange(n)
+    keys[:, :, -32:] *= 4  # whether a query attends to later keys matters
     return query, Cached(keys + 1, values, torch.zeros(B, H_kv, n))
 
 

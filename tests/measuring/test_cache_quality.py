@@ -98,16 +98,16 @@ def test_a_window_is_the_model_with_a_mask(decoder, texts):
 
 
 def test_each_method_keeps_the_size_and_the_prompt_is_not_changed(decoder, texts):
-    cache = cache_quality.prefilled(decoder, texts[0][1][:PROMPT])
+    """What is read on is kept, even where a ThinnedCache would be compressed again."""
+    prompt, read, tokens = 80, 75, texts[1][1]
+    cache = cache_quality.prefilled(decoder, tokens[:prompt])
     for method in METHODS:
-        few = cache_quality.compressed(cache, method, 50, 0, room=READ)
-        for layer in few.layers:
-            assert layer.keys.shape == (1, 2, 50, 8)
-        decoder.logits(texts[0][1][PROMPT : PROMPT + READ], few)
-        for layer in few.layers:  # what is read on is kept, and does not compress again
-            assert layer.keys.shape == (1, 2, 50 + READ, 8)
+        few = cache_quality.compressed(cache, method, 50, 0, room=read)
+        assert all(layer.keys.shape == (1, 2, 50, 8) for layer in few.layers)
+        decoder.logits(tokens[prompt : prompt + read], few)
+        assert all(layer.keys.shape == (1, 2, 50 + read, 8) for layer in few.layers)
     for layer in cache.layers:
-        assert layer.keys.shape == (1, 2, PROMPT, 8)
+        assert layer.keys.shape == (1, 2, prompt, 8)
         assert layer.log_masses is None
 
 
@@ -173,7 +173,7 @@ def test_recalled(answer, recalled):
 
 def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     """A decoder that says the digits among its keys, if it has any."""
-    count, size, prompt = 8, 50, 100
+    count, size, prompt = 8, 49, 100
     facts = cache_facts.make_facts(count, seed=3)
     assert len({fact.number for fact in facts}) == count
     names = [word for fact in facts for word in (fact.city, fact.number)]
@@ -183,9 +183,10 @@ def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     texts = [torch.zeros(prompt, dtype=torch.long)] * 2
     found = cache_facts.recalls(decoder, texts, [size, 120], prompt, count, 3, quiet)
     # a prompt has 86 other tokens; the number is the seventh word of its line. Of the 99 tokens
-    # before the last, the window has the first 4 and the last 46
+    # before the last, the window has the first 4 and the last 45, from the place of a number on
     places = [max(1, round((i + 0.5) / count * 86)) + 6 for i in range(count)]
     in_window = sum(place >= 99 - (size - 4) for place in places)
+    assert 99 - (size - 4) in places
     assert 0 < in_window < count
     recalled = {(each.method, each.size): each.recalled for each in found}
     assert all(each.facts == count for each in found)
@@ -194,7 +195,7 @@ def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     assert recalled["SnapKV", size] == count  # its queries attend to nothing but the number
     assert all(recalled[method, 120] == count for method in METHODS)
     printed = [line.split() for line in cache_facts.format_recalls(found).split("\n")]
-    assert printed[0] == ["facts", "recalled", "50", "120"]
+    assert printed[0] == ["facts", "recalled", "49", "120"]
     assert printed[1] == ["full", "cache", "8", "of", "8", "8", "of", "8"]
     assert printed[3] == ["window", str(in_window), "of", "8", "8", "of", "8"]
     assert cache_facts.recalls(decoder, texts, [size], prompt, 0, 3, quiet) == []

@@ -8,6 +8,7 @@ compressed, and what follows in the text is read on with it in one pass, as it s
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
@@ -90,20 +91,17 @@ def readings(
 ) -> list[Reading]:
     """Read each text, a name and at least prompt + read + 1 tokens, for each size and method."""
     found = []
+    steps = len(sizes) * len(METHODS) + 1
     for i, (name, tokens) in enumerate(texts):
-        tell(f"{name}: the prompt", i / len(texts))
+        tell(name, i / len(texts))
         cache = prefilled(decoder, tokens[:prompt])
         follows, targets = tokens[prompt : prompt + read], tokens[prompt + 1 : prompt + read + 1]
         exact = decoder.logits(follows, copy.deepcopy(cache)).log_softmax(1)
-        for k, size in enumerate(sizes):
-            for method in METHODS:
-                part = (k + 1) / (len(sizes) + 1)
-                tell(f"{name}: {method}, {size} keys", (i + part) / len(texts))
-                few = compressed(cache, method, size, seed + i, room=read)
-                found.append(
-                    Reading(name, method, size, *compared(exact, decoder.logits(follows, few),
-                                                          targets))
-                )  # fmt: skip
+        for k, (size, method) in enumerate(itertools.product(sizes, METHODS), 1):
+            tell(name, (i + k / steps) / len(texts))
+            few = compressed(cache, method, size, seed + i, room=read)
+            of_few = compared(exact, decoder.logits(follows, few), targets)
+            found.append(Reading(name, method, size, *of_few))
     return found
 
 
