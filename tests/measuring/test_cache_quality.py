@@ -171,9 +171,20 @@ def test_recalled(answer, recalled):
     assert cache_facts.is_recalled(answer, cache_facts.Fact("Lisbon", "7481")) == recalled
 
 
+def test_answer_with_all_keys(decoder, texts):
+    """That of the model without a cache."""
+    tokens = prompt = texts[0][1][:PROMPT]
+    for _ in range(4):
+        tokens = torch.cat([tokens, decoder.model(tokens[None]).logits[0, -1:].argmax(1)])
+    expected = [f"w{token}" for token in tokens[PROMPT:].tolist()]
+    assert len(set(expected)) > 1
+    cache = cache_quality.prefilled(decoder, prompt, can_crop=True)
+    assert cache_facts.continuation(decoder, cache, prompt[-1:], 4).split() == expected
+
+
 def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     """A decoder that says the digits among its keys, if it has any."""
-    count, size, prompt = 8, 49, 100
+    count, size, prompt = 8, 50, 100
     facts = cache_facts.make_facts(count, seed=3)
     assert len({fact.number for fact in facts}) == count
     names = [word for fact in facts for word in (fact.city, fact.number)]
@@ -182,11 +193,11 @@ def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     decoder = decoders.load_decoder(str(tmp_path))
     texts = [torch.zeros(prompt, dtype=torch.long)] * 2
     found = cache_facts.recalls(decoder, texts, [size, 120], prompt, count, 3, quiet)
-    # a prompt has 86 other tokens; the number is the seventh word of its line. Of the 99 tokens
-    # before the last, the window has the first 4 and the last 45, from the place of a number on
+    # a prompt has 86 other tokens; the number is the seventh word of its line. Of the 100
+    # tokens, the window has the first 4 and the last 46, from the place of a number on
     places = [max(1, round((i + 0.5) / count * 86)) + 6 for i in range(count)]
-    in_window = sum(place >= 99 - (size - 4) for place in places)
-    assert 99 - (size - 4) in places
+    in_window = sum(place >= 100 - (size - 4) for place in places)
+    assert 100 - (size - 4) in places
     assert 0 < in_window < count
     recalled = {(each.method, each.size): each.recalled for each in found}
     assert all(each.facts == count for each in found)
@@ -195,7 +206,7 @@ def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
     assert recalled["SnapKV", size] == count  # its queries attend to nothing but the number
     assert all(recalled[method, 120] == count for method in METHODS)
     printed = [line.split() for line in cache_facts.format_recalls(found).split("\n")]
-    assert printed[0] == ["facts", "recalled", "49", "120"]
+    assert printed[0] == ["facts", "recalled", "50", "120"]
     assert printed[1] == ["full", "cache", "8", "of", "8", "8", "of", "8"]
     assert printed[3] == ["window", str(in_window), "of", "8", "8", "of", "8"]
     assert cache_facts.recalls(decoder, texts, [size], prompt, 0, 3, quiet) == []

@@ -22,9 +22,9 @@ in nats a token, minus that with the full cache. Means over tokens and texts. Th
 keys of the prompt that a head keeps, with sinks and recent tokens; what is read on is kept too."""
 
 FACTS = """\
-Each fact is a number in a line of the prompt, which ends with the question for it. All of the
-prompt but its last token was read before keys were chosen; the answer is read from the keys kept
-alone. Recalled: the most likely continuation begins with the number."""
+Each fact is a number in a line of the prompt, which ends with the question for it. The keys are
+chosen at the end of the prompt, and all of the answer is read from the keys kept. Recalled: the
+most likely continuation begins with the number."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

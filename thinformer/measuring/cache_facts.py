@@ -1,9 +1,9 @@
 """Planted facts: whether a decoder still finds a number of its prompt with few keys of it.
 
 For each fact, a line with a number is put into a text, and the prompt ends with the question for
-it. All of the prompt but its last token is read with all keys, then the cache is compressed, so the
-choice of keys has seen nearly all of the question. The last token and the answer are read with the
-compressed cache, so no digit of the answer comes from all keys.
+it. The prompt is read with all keys, then the cache is compressed, as in a generation: the choice
+of keys has seen the question. The last token is taken back and read again, with the keys kept, so
+that no digit of the answer comes from all keys.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def recalls(
     for i, fact in enumerate(make_facts(count, seed)):
         tell("planted facts", i / count)
         tokens = planted(decoder, texts[i % len(texts)], fact, (i + 0.5) / count, prompt)
-        cache, length = prefilled(decoder, tokens[:-1]), answer_length(decoder, fact)
+        cache, length = prefilled(decoder, tokens, can_crop=True), answer_length(decoder, fact)
         for method, size in ways:
             if size is None:
                 few = copy.deepcopy(cache)
             else:
                 few = compressed(cache, method, size, seed + i, room=length)
-            answer = continuation(decoder, tokens[-1:], few, length)
+            answer = continuation(decoder, few, tokens[-1:], length)
             found[method, size] += is_recalled(answer, fact)
     return [Recall(*way, recalled, count) for way, recalled in found.items() if count]
 
@@ -110,9 +110,10 @@ def answer_length(decoder: Decoder, fact: Fact) -> int:
     return len(decoder.tokens_of(f" {fact.number}")) + 1
 
 
-def continuation(decoder: Decoder, tokens: torch.Tensor, cache: Any, length: int) -> str:
-    """Return the most likely text behind tokens, chosen token by token."""
-    answer = []
+def continuation(decoder: Decoder, cache: Any, last: torch.Tensor, length: int) -> str:
+    """Return the most likely text behind a prompt, token by token; `last` is its last token."""
+    cache.crop(-1)
+    answer, tokens = [], last
     for _ in range(length):
         tokens = decoder.logits(tokens, cache, last=True).argmax(1)
         answer.append(int(tokens))

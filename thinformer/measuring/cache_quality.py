@@ -124,10 +124,15 @@ def compared(
     )  # fmt: skip
 
 
-def prefilled(decoder: Decoder, prompt: torch.Tensor) -> Any:
-    """Return a `ThinnedCache` of a prompt, with all its keys and its latest queries."""
+def prefilled(decoder: Decoder, prompt: torch.Tensor, can_crop: bool = False) -> Any:
+    """Return a `ThinnedCache` of a prompt, with all its keys and its latest queries.
+
+    can_crop : whether its latest tokens can be taken back, where layers have a window of their own
+    """
     wanted = max(SNAPKV_QUERIES, CacheOptions().queries)
     cache = decoder.thinned_cache(len(prompt), queries=wanted)
+    if can_crop:
+        cache.activate_past_recording()
     decoder.logits(prompt, cache, last=True)
     return cache
 
