@@ -180,6 +180,7 @@ def test_answer_with_all_keys(decoder, texts):
     assert len(set(expected)) > 1
     cache = cache_quality.prefilled(decoder, prompt, can_crop=True)
     assert cache_facts.continuation(decoder, cache, prompt[-1:], 4).split() == expected
+    assert cache.get_seq_length() == PROMPT + 3  # no token is there twice, or missing
 
 
 def test_facts_are_recalled_where_their_keys_are_kept(tmp_path):
