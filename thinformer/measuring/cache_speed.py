@@ -52,8 +52,7 @@ def generations(
     for i in range(rounds):
         # none is always the first
         for k, size in enumerate(ways if i % 2 == 0 else reversed(ways)):
-            which = FULL if size is None else f"{THINNED}, {size} keys"
-            tell(f"generation: {which}", (i * len(ways) + k) / steps)
+            tell("generations", (i * len(ways) + k) / steps)
             found[size].append(generated(decoder, prompt, size, count))
     return [
         Generation(
