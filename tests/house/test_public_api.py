@@ -183,7 +183,8 @@ COMMANDS = {
     "bench-models": "--shapes --tokens --g --size --correction --device --dtype --threads --rounds "
     "--json",
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "
-    "--error-threshold --min-length --exact --rounds --seed --json",
+    "--error-threshold --min-length --exact --rounds --seed --json --prompt --read --generate "
+    "--facts",
     "tune": "--text --image --audio --max-length --error-target --output --sizes --correction "
     "--min-length --rounds",
     "info": "",

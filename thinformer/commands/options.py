@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 
-def add_inputs(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Add what a model reads."""
+def add_inputs(
+    parser: argparse.ArgumentParser, required: bool, texts: str = "texts, one a line, in UTF-8"
+) -> None:
+    """Add what a model reads; `texts` says what files of texts are."""
     inputs = parser.add_mutually_exclusive_group(required=required)
-    inputs.add_argument(
-        "--text", type=Path, nargs="+", metavar="FILE", help="texts, one a line, in UTF-8"
-    )
+    inputs.add_argument("--text", type=Path, nargs="+", metavar="FILE", help=texts)
     inputs.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="images")
     inputs.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help=".wav files")
     parser.add_argument(

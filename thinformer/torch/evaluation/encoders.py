@@ -59,6 +59,14 @@ def load_encoder(folder: str, kind: str) -> nn.Module:
     ValueError
         Where the model cannot be loaded.
     """
+    model = load_model(folder)
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    return getattr(model, TOWERS[kind], model).eval()
+
+
+def load_model(folder: str) -> Any:
+    """Return a whole model in evaluation mode, in float32; see `load_encoder`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -68,9 +76,7 @@ def load_encoder(folder: str, kind: str) -> nn.Module:
         model = cls.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
     except Exception as error:  # transformers raises errors of many kinds and lines
         raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}") from error
-    if getattr(config, "is_encoder_decoder", False):
-        model = model.get_encoder()
-    return getattr(model, TOWERS[kind], model).eval()
+    return model.eval()
 
 
 def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> Inputs:
@@ -78,19 +84,13 @@ def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> In
 
     A line ends with \n, \r\n or \r.
     """
-    tokenizer = _processor(transformers.AutoTokenizer, folder, "tokenizer")
+    tokenizer = load_processor(transformers.AutoTokenizer, folder, "tokenizer")
     config = transformers.AutoConfig.from_pretrained(folder)
     if max_length is None:
         most = getattr(config, "max_position_embeddings", None) or 10**9
         max_length = min(tokenizer.model_max_length, most)
-    texts = []
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # \r\n and \r are \n then
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8") from error
-        # splitlines() would also cut at form feeds and at the separators of Unicode
-        texts += [line for line in text.split("\n") if line.strip()]
+    # splitlines() would also cut at form feeds and at the separators of Unicode
+    texts = [line for path in paths for line in read_file(path).split("\n") if line.strip()]
     if not texts:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no text, one a line")
     return [
@@ -99,11 +99,19 @@ def read_texts(folder: str, paths: Sequence[Path], max_length: int | None) -> In
     ]
 
 
+def read_file(path: Path) -> str:
+    r"""Return the text of a file in UTF-8; its lines end with \n."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # \r\n and \r are \n then
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8") from error
+
+
 def read_images(folder: str, paths: Sequence[Path]) -> Inputs:
     """Return images as the model's processor prepares them; `read_image` says what it is given."""
     from thinformer.torch.evaluation.images import read_image  # imports PIL
 
-    processor = _processor(transformers.AutoImageProcessor, folder, "image processor")
+    processor = load_processor(transformers.AutoImageProcessor, folder, "image processor")
     return [dict(processor(images=read_image(path), return_tensors="pt")) for path in paths]
 
 
@@ -114,7 +122,7 @@ def read_sounds(folder: str, paths: Sequence[Path]) -> Inputs:
     """
     from scipy.signal import resample_poly
 
-    extractor = _processor(transformers.AutoFeatureExtractor, folder, "feature extractor")
+    extractor = load_processor(transformers.AutoFeatureExtractor, folder, "feature extractor")
     inputs = []
     for path in paths:
         rate, sound = _sound(path)
@@ -167,7 +175,8 @@ def _json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _processor(cls: Any, folder: str, what: str) -> Any:
+def load_processor(cls: Any, folder: str, what: str) -> Any:
+    """Return what prepares a model's inputs: an object of a class of transformers."""
     try:
         return cls.from_pretrained(folder)
     except Exception as error:  # transformers raises errors of many kinds and lines
