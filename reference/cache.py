@@ -6,11 +6,11 @@ has 0, and minus infinity stands for no key at all. The output of a query is
 
     sum_s e^{<q,k_s> + b_s} v_s / sum_s e^{<q,k_s> + b_s}.
 
-The latest tokens are kept as they are. Of the others, the first ones are kept, and those that the
-latest queries attend to most. Every other key joins the kept key that is nearest to it. Then a
-ridge regression fits values and masses of the kept keys, so that the sums over all keys come out,
-which the latest queries need. Keys stay where they are: positions are rotations of keys, and the
-mean of keys of several positions is no key of any position.
+The latest tokens are kept as they are. Of the others, the first ones are kept, and those from which
+the sums over all keys can best be computed that the latest queries need: matching pursuit finds
+them. Every other key joins the kept key that is nearest to it. Then a ridge regression fits values
+and masses of the kept keys, so that these sums come out. Keys stay where they are: positions are
+rotations of keys, and the mean of keys of several positions is no key of any position.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,11 @@ import numpy as np
 
 SINKS = 4  # first tokens, which are kept: attention that has nowhere to go ends there
 RECENT = 32  # latest tokens, which are kept
-QUERIES = 96  # latest queries of a head that the fit is made for
+QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
+ROUNDS = 4  # rounds of the pursuit
+FOLDED = 16  # columns that values are folded to in the pursuit, which takes a fourth of the time
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
-NUGGET = 0.1  # times the mean of the diagonal that it is added to
+NUGGET = 0.2  # of the pursuit and of the fit
 LEAST = 0.02  # least fitted mass, as a share of the mass that the fit starts from
 STIFF = 1e-3  # variance of a kept key that no other joined; others have the mass of those
 
@@ -42,18 +44,59 @@ def weights_of(query, key, log_mass, scale):
     return e / e.sum(axis=1, keepdims=True)
 
 
-def choose(weights, log_mass, size, recent):
-    """Positions (size,) of the keys that are kept, increasing.
+def folded(value, there):
+    """Values (S, D) with columns added in groups, with changing signs, and a column of masses.
 
-    Kept are the latest tokens, the first ones, and the keys of the largest sums of squared weights.
-    A square counts a key that one query needs above one that many hardly attend to.
+    A column of masses counts as much as a value. That few columns tell keys apart as well as all.
     """
-    there = log_mass > -np.inf
-    score = np.where(there, np.sum(weights**2, axis=0), -1)
-    score[there & (SINKS >= np.cumsum(there))] = np.inf
-    score[len(score) - recent :] = np.inf
-    # of equal scores the later key
-    return np.sort(np.argsort(score, kind="stable")[len(score) - size :])
+    D = value.shape[1]
+    columns = np.zeros((len(value), min(D, FOLDED)))
+    for start in range(0, D, FOLDED):
+        part = value[:, start : start + FOLDED]
+        columns[:, : part.shape[1]] += (-1) ** (start // FOLDED) * part
+    norm = np.linalg.norm(value[there], axis=1).sum() / max(there.sum(), 1)
+    return np.concatenate([columns, np.full((len(value), 1), norm)], axis=1)
+
+
+def ridge(A, target, variance):
+    """X that minimises |A X - target|^2 + nu sum_s |X_s|^2 / variance_s.
+
+    The number nu is NUGGET times the mean over queries of the diagonal of A diag(variance) A^T.
+    """
+    root = np.sqrt(variance)
+    scaled = A * root
+    nugget = NUGGET * np.sum(scaled**2) / len(A)
+    if not nugget > 0:  # no query attends to these keys
+        return np.zeros((A.shape[1], target.shape[1]))
+    gram = scaled.T @ scaled + nugget * np.eye(len(root))
+    return root[:, None] * np.linalg.solve(gram, scaled.T @ target)
+
+
+def choose(weights, value, there, number):
+    """Positions (number,) of the keys that are kept, increasing: by matching pursuit.
+
+    weights : (m, S), the weights P of the queries; value : (S, D); there : (S,), False in padding
+
+    The sums over all keys are T = P (V, 1). The first keys are kept. A round adds the keys whose
+    columns of P are nearest in direction to what is left of T by the keys so far, which a ridge
+    regression tells. The mean square is added to that of a column, so that keys which hardly any
+    query attends to are not taken.
+    """
+    target = weights @ folded(value, there)
+    squares = np.sum(weights**2, axis=0)
+    damped = squares + squares.sum() / max(there.sum(), 1)
+    kept = np.argsort(~there, kind="stable")[:SINKS]
+    for i in range(ROUNDS):
+        A = weights[:, kept]
+        left = target - A @ ridge(A, target, np.ones(len(kept)))
+        score = np.sum((weights.T @ left) ** 2, axis=1) / np.where(damped > 0, damped, 1)
+        score[~there] = -1
+        score[kept] = -2
+        end = SINKS + (number - SINKS) * (i + 1) // ROUNDS
+        # of equal scores the later key
+        order = np.argsort(score, kind="stable")
+        kept = np.concatenate([kept, order[len(order) - (end - len(kept)) :]])
+    return np.sort(kept)
 
 
 def nearest(key, kept):
@@ -71,44 +114,38 @@ def fit(weights, value, mass, kept, number):
     value, mass : (S, D) and (S,), the values and masses of these keys
     kept, number : the positions (n,) of the kept keys, and which of them each key joins (S,)
 
-    The queries need the sums T = P (V, 1). The kept keys give A Z, where A has their columns of P,
-    and Z their values and masses, relative to the masses that they have. The fit starts from Z_0,
-    in which a kept key also stands for the share JOINED of the keys that joined it. It minimises
+    The kept keys give A Z in place of T = P (V, 1), where A has their columns of P, and Z their
+    values and masses, relative to the masses that they have. The fit starts from Z_0, in which a
+    kept key also stands for the share JOINED of the keys that joined it. It minimises
 
         |A Z - T|^2 + nu sum_s |Z_s - Z_0,s|^2 / C_s,
 
     with C_s the relative mass of the keys that joined. So a key that no other joined hardly
-    changes. The minimum is at Z_0 + C A^T (A C A^T + nu)^-1 (T - A Z_0). The number nu is NUGGET
-    times the mean of the diagonal of A C A^T. A mass stays above the share LEAST of that in Z_0, so
-    it has a logarithm.
+    changes. A mass stays above the share LEAST of that in Z_0, so it has a logarithm.
     """
     A, V1 = weights[:, kept], np.concatenate([value, np.ones((len(value), 1))], axis=1)
-    own = np.where(mass[kept] > 0, mass[kept], 1)
+    there = mass[kept] > 0
+    own = np.where(there, mass[kept], 1)
     joined = np.zeros((len(kept), V1.shape[1]))
     np.add.at(joined, number, (mass / own[number])[:, None] * V1)
-    joined -= (mass[kept] > 0)[:, None] * V1[kept]
-    Z = V1[kept] + JOINED * joined
-    least, C = LEAST * Z[:, -1:], np.maximum(joined[:, -1], STIFF)
-    G, r = (A * C) @ A.T, weights @ V1 - A @ Z
-    unit = np.trace(G) / len(G)
-    if not unit > 0:  # the queries attend to none of these keys
-        return value[kept], np.ones(len(kept))
-    solution = np.linalg.solve(G / unit + NUGGET * np.eye(len(G)), r) / unit
-    Z = Z + (A * C).T @ solution
-    masses = np.maximum(Z[:, -1:], least)
+    joined -= there[:, None] * V1[kept]
+    start = V1[kept] + JOINED * joined
+    Z = start + ridge(A, weights @ V1 - A @ start, np.maximum(joined[:, -1], STIFF))
+    masses = np.maximum(Z[:, -1:], LEAST * start[:, -1:])
     return Z[:, :-1] / masses, masses[:, 0]
 
 
 def compress_cache(query, key, value, log_mass, scale, size, recent=RECENT):
     """The cache of at most `size` keys that the latest queries, and so the next ones, need."""
     S = len(key)
-    if S <= size:
+    if size >= S:
         return Cached(key, value, log_mass, np.arange(S))
-    weights = weights_of(query, key, log_mass, scale)
-    kept = choose(weights, log_mass, size, recent)
-    early, n = kept[: size - recent], S - recent
+    n = S - recent
+    weights = weights_of(query, key, log_mass, scale)[:, :n]
+    early = choose(weights, value[:n], log_mass[:n] > -np.inf, size - recent)
     number = nearest(key[:n], early)
-    values, masses = fit(weights[:, :n], value[:n], np.exp(log_mass[:n]), early, number)
+    values, masses = fit(weights, value[:n], np.exp(log_mass[:n]), early, number)
+    kept = np.concatenate([early, np.arange(n, S)])
     fitted, of_kept = value[kept].copy(), log_mass[kept].copy()
     fitted[: size - recent] = values
     of_kept[: size - recent] += np.log(masses)

@@ -10,8 +10,9 @@ pytest.importorskip("transformers")
 
 from scipy.special import softmax
 
+from thinformer.attending.cache import CacheOptions
 from thinformer.measuring.cache_peers import PEERS
-from thinformer.torch.cache.compress import Cached, CacheOptions
+from thinformer.torch.cache.compress import Cached
 
 B, H, H_kv, L, n, E, D = 2, 6, 2, 40, 120, 8, 5
 SIZE, SINKS, RECENT, SCALE = 60, 4, 16, 0.7
@@ -33,7 +34,7 @@ def problem():
 def kept(name, problem, seed=0):
     """The places (B, H_kv, SIZE) that a method keeps; keys are those of their values."""
     query, cached = problem
-    options = replace(CacheOptions(size=SIZE, sinks=SINKS, recent=RECENT), **PEERS[name].options)
+    options = replace(CacheOptions(size=SIZE, recent=RECENT), **PEERS[name].options)
     chosen = PEERS[name].make(seed)(query, cached, options, SCALE)
     places = chosen.values[..., 0].long()
     of_places = places[..., None].expand(-1, -1, -1, E)
@@ -111,6 +112,6 @@ def test_a_layer_draws_after_another(problem):
     """A seed is of a text; its layers do not all keep the same places."""
     query, cached = problem
     choose = PEERS["uniform sampling"].make(0)
-    options = CacheOptions(size=SIZE, sinks=SINKS, recent=RECENT)
+    options = CacheOptions(size=SIZE, recent=RECENT)
     layers = [choose(query, cached, options, SCALE).values[..., 0] for _ in range(2)]
     assert not torch.equal(*layers)

@@ -1,7 +1,18 @@
 """`compress_cache`: few keys, with values and masses, in place of a decoder's cache.
 
-The definition is that of `reference.cache`. Arrays are query (B, L, H, E), key (B, S, H_kv, E) and
-value (B, S, H_kv, D), as in the rest of the package; H is a multiple of H_kv.
+Arrays are query (B, L, H, E), key (B, S, H_kv, E) and value (B, S, H_kv, D); H is a multiple of
+H_kv. For each head of keys, P (m, S) are the attention weights of the latest queries on all keys.
+The next queries will need sums like T = P (V, 1).
+
+- Matching pursuit chooses keys whose columns A of P span T: a round adds those nearest in direction
+  to what is left of T.
+- Every other key joins the kept key that is nearest to it. Kept keys get Z_0, their own (v, 1) and
+  a share of those of the keys that joined.
+- Ridge regression makes Z of Z_0, so that A Z is near T. The values are the first columns of Z over
+  the last one, which are the masses.
+
+`reference.cache` is the definition. Here products are of the arrays' own precision, and systems are
+solved in float64.
 """
 
 from __future__ import annotations
@@ -11,15 +22,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
 from thinformer.support import checks
 
 SINKS = 4  # first tokens, which are kept
 RECENT = 32  # latest tokens, which are kept
-QUERIES = 96  # latest queries of a head that the fit is made for
+GROWTH = 64  # tokens that join the latest ones before the next compression
+QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
+ROUNDS = 4  # rounds of the pursuit
+FOLDED = 16  # columns that values are folded to in the pursuit
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
-NUGGET = 0.1  # times the mean of the diagonal that it is added to
+NUGGET = 0.2  # of the pursuit and of the fit
 LEAST = 0.02  # least fitted mass, as a share of the mass that the fit starts from
 STIFF = 1e-3  # variance of a kept key that no other joined; others have the mass of those
 
@@ -34,6 +49,8 @@ class CacheOptions:
         Keys after a compression.
     recent : int
         The latest of them, which are tokens as they are.
+    growth : int
+        Tokens that join the latest ones before the next compression.
 
     Raises
     ------
@@ -43,9 +60,11 @@ class CacheOptions:
 
     size: int = 256
     recent: int = RECENT
+    growth: int = GROWTH
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recent", checks.integer("recent", self.recent, 1))
+        object.__setattr__(self, "growth", checks.integer("growth", self.growth, 1))
         least = self.recent + SINKS + 1
         object.__setattr__(self, "size", checks.integer("size", self.size, 1))
         if self.size < least:
@@ -92,13 +111,13 @@ def compress_cache(
     :math:`\sum_s e^{\beta\langle q, k_s\rangle + b_s} v_s / \sum_s e^{\beta\langle q, k_s\rangle +
     b_s}` with the softmax scale :math:`\beta`, that is softmax attention with b added to the
     logits. The latest tokens are kept as they are. Of the others the first four are kept, and those
-    that the latest queries attend to most. Their values and masses are fitted by ridge regression,
-    so that the sums over all keys come out for the latest queries.
+    from which the sums that the latest queries need can best be computed. Their values and masses
+    are fitted, so that these sums come out. `thinformer.attending.cache` has the formulas.
 
     Parameters
     ----------
     query : (B, L, H, E) float array
-        The latest queries, after rotation; the last 96 are used.
+        The latest queries, after rotation; the last 256 are used.
     key : (B, S, H_kv, E) float array
         The keys so far, after rotation. H is a multiple of H_kv: that many query heads share a head
         of keys.
@@ -128,8 +147,8 @@ def compress_cache(
 
     Notes
     -----
-    With m = 96 H / H_kv queries, m S (E + D) + n_out S E + m^2 (n_out + m / 3) multiply-adds a
-    head of keys, and m S numbers of memory.
+    With m = 256 H / H_kv queries, m S (E + D + 85) + n_out S E + 3 m n_out^2 + n_out^3 / 2
+    multiply-adds a head of keys, and m S numbers of memory.
 
     Examples
     --------
@@ -177,18 +196,62 @@ def _compress_head(
     weights -= weights.max(axis=1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(axis=1, keepdims=True)
-
-    there = log_mass > -np.inf
-    score = np.where(there, np.einsum("qs,qs->s", weights, weights), -1)
-    score[np.flatnonzero(there)[:SINKS]] = np.inf
-    score[n:] = np.inf
-    kept = np.sort(np.argsort(score, kind="stable")[-options.size :])  # of equals the later key
-    fitted, of_kept = value[kept], log_mass[kept]
-    number = _nearest(key[:n], kept[:early])
-    mass = np.exp(log_mass[:n])
-    fitted[:early], masses = _fit(weights[:, :n], value[:n], mass, kept[:early], number)
+    weights = weights[:, :n]
+    chosen = _choose(weights, value[:n], log_mass[:n] > -np.inf, early)
+    number = _nearest(key[:n], chosen)
+    fitted, masses = _fit(weights, value[:n], np.exp(log_mass[:n]), chosen, number)
+    kept = np.concatenate([chosen, np.arange(n, len(key))])
+    of_kept = log_mass[kept]
     of_kept[:early] += np.log(masses)
-    return (key[kept], fitted, of_kept), kept
+    return (key[kept], np.concatenate([fitted, value[n:]]), of_kept), kept
+
+
+def _choose(weights: NDArray, value: NDArray, there: NDArray, number: int) -> NDArray:
+    """Positions (number,) of the keys kept among n, by matching pursuit.
+
+    weights (m, n), value (n, D), there (n,)
+    """
+    target = weights @ _folded(value, there)
+    squares = np.einsum("mn,mn->n", weights, weights)
+    damped = squares + squares.sum() / max(there.sum(), 1)
+    damped[damped == 0] = 1
+    kept = np.argsort(~there, kind="stable")[:SINKS]
+    for i in range(ROUNDS):
+        A = weights[:, kept]
+        solved = _ridge(A, target, np.ones(len(kept), weights.dtype))
+        score = np.square(weights.T @ (target - A @ solved)).sum(axis=1)
+        score /= damped
+        score[~there] = -1
+        score[kept] = -2
+        more = SINKS + (number - SINKS) * (i + 1) // ROUNDS - len(kept)
+        order = np.argsort(score, kind="stable")  # of equal scores the later key
+        kept = np.concatenate([kept, order[len(order) - more :]])
+    return np.sort(kept)
+
+
+def _folded(value: NDArray, there: NDArray) -> NDArray:
+    """Values (n, D) with columns added in groups, with changing signs, and a column of masses."""
+    n, D = value.shape
+    columns = np.zeros((n, min(D, FOLDED) + 1), value.dtype)
+    for group, start in enumerate(range(0, D, FOLDED)):
+        part = value[:, start : start + FOLDED]
+        columns[:, : part.shape[1]] += part if group % 2 == 0 else -part
+    norms = np.sqrt(np.einsum("nd,nd->n", value, value))
+    columns[:, -1] = norms[there].sum() / max(there.sum(), 1)
+    return columns
+
+
+def _ridge(A: NDArray, target: NDArray, variance: NDArray) -> NDArray:
+    """X (n, D) that minimises |A X - target|^2 + nu sum |X_s|^2 / variance_s; see the reference."""
+    root = np.sqrt(variance)
+    scaled = A * root
+    gram = (scaled.T @ scaled).astype(np.float64)
+    nugget = NUGGET * gram.trace() / len(A)
+    if not nugget > 0:  # the queries attend to none of these keys
+        return np.zeros((A.shape[1], target.shape[1]), A.dtype)
+    gram[np.diag_indices(len(root))] += nugget
+    solved = cho_solve(cho_factor(gram, check_finite=False), scaled.T @ target, check_finite=False)
+    return root[:, None] * solved.astype(A.dtype)
 
 
 def _nearest(key: NDArray, kept: NDArray) -> NDArray:
@@ -209,22 +272,14 @@ def _fit(
 
     weights (m, n), value (n, D), mass (n,), kept (n_out,), number (n,)
     """
-    A, own = np.ascontiguousarray(weights[:, kept]), mass[kept]
+    A, own = weights[:, kept], mass[kept]
     V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
     relative = mass / np.where(own > 0, own, 1)[number]
     relative[kept] = 0
     joined = np.zeros((len(kept), V1.shape[1]), value.dtype)
     np.add.at(joined, number, relative[:, None] * V1)
     start = V1[kept] + value.dtype.type(JOINED) * joined
-    C = np.maximum(joined[:, -1], STIFF)
-    apart = A * C
-    G = (apart @ A.T).astype(np.float64)
-    r = (weights @ V1 - A @ start).astype(np.float64)
-    unit = G.trace() / len(G)
-    if not unit > 0:  # the queries attend to none of these keys
-        return value[kept], np.ones(len(kept), value.dtype)
-    solution = np.linalg.solve(G / unit + NUGGET * np.eye(len(G)), r) / unit
-    moved = start + apart.T @ solution.astype(value.dtype)
+    moved = start + _ridge(A, weights @ V1 - A @ start, np.maximum(joined[:, -1], STIFF))
     masses = np.maximum(moved[:, -1:], LEAST * start[:, -1:])
     return moved[:, :-1] / masses, masses[:, 0]
 
@@ -233,8 +288,10 @@ def _checked(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, log_mass: ArrayLike | None
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, np.dtype]:
     """The arrays in the dtype they are computed in, and the dtype they had."""
-    arrays = {"query": query, "key": key, "value": value}
-    arrays = {name: checks.float_array(name, array) for name, array in arrays.items()}
+    arrays = {
+        name: checks.float_array(name, array)
+        for name, array in (("query", query), ("key", key), ("value", value))
+    }
     given = arrays["key"].dtype
     checks.one_dtype(**{name: array.dtype.name for name, array in arrays.items()})
     q, k, v = (checks.computed(array) for array in arrays.values())

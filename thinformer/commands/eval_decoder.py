@@ -107,12 +107,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checked(arguments: argparse.Namespace) -> list[int]:
     """Check the options, fill in defaults, and return the sizes."""
+    from thinformer.attending.cache import SINKS, CacheOptions
     from thinformer.support import checks
-    from thinformer.torch.cache.compress import CacheOptions
 
     refuse(arguments, OF_ENCODERS, "encoders", "a decoder")
-    usual = CacheOptions()
-    sizes = integers("--size", arguments.size or SIZE, usual.sinks + usual.recent + 1)
+    sizes = integers("--size", arguments.size or SIZE, SINKS + CacheOptions().recent + 1)
     for option, default, least in (
         ("prompt", None, 1), ("read", None, 1), ("facts", 0, 0), ("generate", GENERATE, 2),
         ("rounds", None, 1),

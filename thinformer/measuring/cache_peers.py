@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cosine_similarity, max_pool1d, normalize
 
-from thinformer.torch.cache.compress import Cached, CacheOptions
+from thinformer.attending.cache import SINKS, CacheOptions
+from thinformer.torch.cache.compress import Cached
 
 Choose = Callable[[torch.Tensor, Cached, CacheOptions, float], Cached]
 
@@ -35,8 +36,8 @@ class Method(NamedTuple):
 def window(query: torch.Tensor, cached: Cached, options: CacheOptions, scale: float) -> Cached:
     """Keep the sinks and the latest tokens (StreamingLLM)."""
     B, H_kv, n = cached.keys.shape[:3]
-    latest = torch.arange(n - options.size + options.sinks, n)
-    places = torch.cat([torch.arange(options.sinks), latest]).to(cached.keys.device)
+    latest = torch.arange(n - options.size + SINKS, n)
+    places = torch.cat([torch.arange(SINKS), latest]).to(cached.keys.device)
     return _take(cached, places.expand(B, H_kv, -1))
 
 
@@ -63,7 +64,7 @@ def keydiff(query: torch.Tensor, cached: Cached, options: CacheOptions, scale: f
     """Keep the keys that are least like the mean of the normalised keys, by cosine."""
     keys = cached.keys.float()
     mean = normalize(keys, dim=3).mean(2, keepdim=True)
-    return _largest(-cosine_similarity(keys, mean, dim=3), cached, options, options.sinks)
+    return _largest(-cosine_similarity(keys, mean, dim=3), cached, options, SINKS)
 
 
 def uniform(seed: int) -> Choose:
@@ -72,7 +73,7 @@ def uniform(seed: int) -> Choose:
 
     def choose(query: torch.Tensor, cached: Cached, options: CacheOptions, scale: float) -> Cached:
         scores = torch.rand(cached.keys.shape[:3], generator=generator)
-        return _largest(scores.to(cached.keys.device), cached, options, options.sinks)
+        return _largest(scores.to(cached.keys.device), cached, options, SINKS)
 
     return choose
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from thinformer.measuring.cache_peers import PEERS, SNAPKV_QUERIES
+from thinformer.attending.cache import CacheOptions
+from thinformer.measuring.cache_peers import PEERS
 from thinformer.support.progress import Tell
 from thinformer.support.table import aligned
-from thinformer.torch.cache.compress import CacheOptions
 from thinformer.torch.evaluation.decoders import Decoder, thinned_layers
 
 FULL, THINNED = "full cache", "ThinnedCache"
@@ -129,8 +129,8 @@ def prefilled(decoder: Decoder, prompt: torch.Tensor, can_crop: bool = False) ->
 
     can_crop : whether its latest tokens can be taken back, where layers have a window of their own
     """
-    wanted = max(SNAPKV_QUERIES, CacheOptions().queries)
-    cache = decoder.thinned_cache(len(prompt), queries=wanted)
+    # the prompt does not reach this growth, so nothing is compressed
+    cache = decoder.thinned_cache(growth=len(prompt))
     if can_crop:
         cache.activate_past_recording()
     decoder.logits(prompt, cache, last=True)
@@ -147,7 +147,7 @@ def compressed(cache: Any, method: str, size: int, seed: int, room: int) -> Any:
     choose = None if peer is None else peer.make(seed)
     own = {} if peer is None else peer.options
     for layer in thinned_layers(cache):
-        layer.options = replace(CacheOptions(), size=size, growth=room, **own)
+        layer.options = replace(CacheOptions(), size=size, growth=room + 1, **own)
         layer.choose = choose or layer.choose
         if layer.keys.shape[-2] > size:
             layer.compress()

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from thinformer.attending.cache import CacheOptions
 from thinformer.measuring.cache_quality import FULL, THINNED
 from thinformer.support.progress import Tell
 from thinformer.support.table import aligned
-from thinformer.torch.cache.compress import Cached, CacheOptions
+from thinformer.torch.cache.compress import Cached
 from thinformer.torch.evaluation.decoders import Decoder, bytes_of, thinned_layers
 
 
@@ -68,7 +69,7 @@ def generated(
 ) -> tuple[float, float, float, int]:
     """Return the seconds to the first token and of the fit, tokens a second, and bytes."""
     fit = [0.0]
-    cache = decoder.full_cache() if size is None else decoder.thinned_cache(size)
+    cache = decoder.full_cache() if size is None else decoder.thinned_cache(size=size)
     for layer in thinned_layers(cache):
         layer.choose = _timed(layer.choose, fit)
     start = _now(prompt)

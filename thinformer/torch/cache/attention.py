@@ -5,7 +5,7 @@ Without a `ThinnedCache` it is transformers' own function for SDPA.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -14,9 +14,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from thinformer.torch.layers import path_of
-
-if TYPE_CHECKING:
-    from thinformer.torch.cache.thinned import ThinnedLayer
 
 NAME = "thinned_cache"
 LAYER = "thinned_layer"  # the argument by which a layer of the cache reaches the attention function
@@ -43,10 +40,13 @@ def _forward(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    thinned_layer: ThinnedLayer | None = None,
+    thinned_layer: Any = None,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D)."""
+    """Attend: query (B, H, T, E), key and value (B, H_kv, S, dim) -> (B, T, H, D).
+
+    thinned_layer : the `ThinnedLayer` that the keys are of, from which `update` gave them
+    """
     layer = thinned_layer
     if layer is None:
         return sdpa_attention_forward(

@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 import torch
 
-from thinformer.attending.cache import JOINED, LEAST, NUGGET, SINKS, STIFF, CacheOptions
+from thinformer.attending.cache import (
+    FOLDED,
+    JOINED,
+    LEAST,
+    NUGGET,
+    ROUNDS,
+    SINKS,
+    STIFF,
+    CacheOptions,
+)
 from thinformer.torch.attend.positive import solve_positive
 
 
@@ -29,7 +38,7 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     Parameters
     ----------
     query : (B, H, L, E) tensor
-        The latest queries.
+        The latest queries; NaN where there is none, in padding.
     held : Cached
         More keys than are kept.
     options : CacheOptions
@@ -37,32 +46,80 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
         Of the softmax.
     """
     (B, H_kv, S, E), early = held.keys.shape, options.size - options.recent
-    keys, values, log_masses = (tensor.float() for tensor in held)
-    query = query.reshape(B, H_kv, -1, E).float()
-    weights = (scale * query @ keys.mT + log_masses[:, :, None]).softmax(-1)
-    kept = choose(weights, log_masses, options)
     n = S - options.recent
-    number = nearest(keys[:, :, :n], kept[..., :early])
-    fitted, masses = fit(
-        weights[..., :n], values[:, :, :n], log_masses[..., :n].exp(), kept[..., :early], number
-    )
-    of_kept = log_masses.gather(-1, kept)
-    of_kept[..., :early] += masses.log()
-    latest = held.values[:, :, n:]
+    dtype = torch.promote_types(held.keys.dtype, torch.float32)
+    keys, values, log_masses = (tensor.to(dtype) for tensor in held)
+    query = query.reshape(B, H_kv, -1, E).to(dtype)
+    asks = ~query[..., :1].isnan()
+    logits = scale * query.nan_to_num(0) @ keys.mT + log_masses[:, :, None]
+    weights = logits.softmax(-1)[..., :n] * asks
+    keys, values, log_masses = keys[:, :, :n], values[:, :, :n], log_masses[..., :n]
+    m = asks.sum((2, 3))
+    kept = choose(weights, values, log_masses > -torch.inf, early, m)
+    fitted, masses = fit(weights, values, log_masses.exp(), kept, nearest(keys, kept), m)
+    of_kept = log_masses.gather(-1, kept) + masses.log()
+    latest = Cached(held.keys[:, :, n:], held.values[:, :, n:], held.log_masses[..., n:])
     return Cached(
-        take(held.keys, kept), torch.cat([fitted.to(latest.dtype), latest], dim=2), of_kept
+        torch.cat([take(held.keys, kept), latest.keys], dim=2),
+        torch.cat([fitted.to(latest.values.dtype), latest.values], dim=2),
+        torch.cat([of_kept.to(latest.log_masses.dtype), latest.log_masses], dim=-1),
     )
 
 
-def choose(weights: torch.Tensor, log_masses: torch.Tensor, options: CacheOptions) -> torch.Tensor:
-    """Positions (B, H_kv, size) of the keys that are kept, increasing."""
-    there = log_masses > -torch.inf
-    score = weights.square().sum(2).where(there, -1)
-    score = score.masked_fill(there & (there.cumsum(-1) <= SINKS), torch.inf)
-    score[..., score.shape[-1] - options.recent :] = torch.inf
-    # of equal scores the later key
-    order = score.argsort(dim=-1, stable=True)
-    return order[..., order.shape[-1] - options.size :].sort(dim=-1).values
+def choose(
+    weights: torch.Tensor, values: torch.Tensor, there: torch.Tensor, number: int, m: torch.Tensor
+) -> torch.Tensor:
+    """Positions (B, H_kv, number) of the keys that are kept, increasing, by matching pursuit.
+
+    weights : (B, H_kv, m, n), of the latest queries; values : (B, H_kv, n, D)
+    there : (B, H_kv, n), False in padding; m : (B, H_kv), the number of queries
+    """
+    target = weights @ folded(values, there)
+    squares = weights.square().sum(2)
+    damped = squares + squares.sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp(min=1)
+    damped = damped.where(damped > 0, 1)
+    kept = (~there).byte().argsort(dim=-1, stable=True)[..., :SINKS]
+    for i in range(ROUNDS):
+        A = columns(weights, kept)
+        left = target - A @ ridge(A, target, A.new_ones(kept.shape), m)
+        score = (weights.mT @ left).square().sum(-1) / damped
+        score = score.where(there, -1).scatter(-1, kept, -2)
+        more = SINKS + (number - SINKS) * (i + 1) // ROUNDS - kept.shape[-1]
+        order = score.argsort(dim=-1, stable=True)  # of equal scores the later key
+        kept = torch.cat([kept, order[..., order.shape[-1] - more :]], dim=-1)
+    return kept.sort(dim=-1).values
+
+
+def folded(values: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Values with columns added in groups, with changing signs, and a column of masses."""
+    groups = values.split(FOLDED, dim=-1)
+    few = groups[0].clone()
+    for i, group in enumerate(groups[1:], 1):
+        few[..., : group.shape[-1]] += (-1) ** i * group
+    norm = (values.norm(dim=-1) * there).sum(-1) / there.sum(-1).clamp(min=1)
+    return torch.cat([few, norm[..., None, None].expand(*few.shape[:3], 1)], dim=-1)
+
+
+def ridge(
+    A: torch.Tensor, target: torch.Tensor, variance: torch.Tensor, m: torch.Tensor
+) -> torch.Tensor:
+    """X that minimises |A X - target|^2 + nu sum_s |X_s|^2 / variance_s, see `reference.cache`.
+
+    m : (B, H_kv), the number of queries. The system is solved in float64.
+    """
+    root = variance.sqrt()
+    scaled = A * root[:, :, None]
+    gram = (scaled.mT @ scaled).double()
+    nugget = NUGGET * gram.diagonal(dim1=-2, dim2=-1).sum(-1) / m
+    nugget = nugget.where(nugget > 0, 1)  # where no query attends to these keys
+    gram.diagonal(dim1=-2, dim2=-1).add_(nugget[..., None])
+    solved = solve_positive(gram, (scaled.mT @ target).double())
+    return root[..., None] * solved.to(A.dtype)
+
+
+def columns(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The columns (B, H_kv, m, n) of weights at positions (B, H_kv, n)."""
+    return weights.gather(-1, kept[:, :, None].expand(-1, -1, weights.shape[2], -1))
 
 
 def nearest(keys: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -80,35 +137,24 @@ def fit(
     mass: torch.Tensor,
     kept: torch.Tensor,
     number: torch.Tensor,
+    m: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values (B, H_kv, n_out, D) and relative masses (B, H_kv, n_out), see `reference.cache.fit`.
 
-    The system is solved in float64.
+    weights : (B, H_kv, m, n); values : (B, H_kv, n, D); mass, number : (B, H_kv, n)
+    kept : (B, H_kv, n_out); m : (B, H_kv), the number of queries
     """
-    ones = values.new_ones(*values.shape[:3], 1)
-    V1 = torch.cat([values, ones], dim=-1)
-    A = weights.gather(-1, kept[:, :, None].expand(-1, -1, weights.shape[2], -1))
-    of_kept, own = take(V1, kept), mass.gather(-1, kept)
-    there = own > 0
-    own = own.where(there, 1)
+    V1 = torch.cat([values, values.new_ones(*values.shape[:3], 1)], dim=-1)
+    A, of_kept, own = columns(weights, kept), take(V1, kept), mass.gather(-1, kept)
+    relative = mass / own.where(own > 0, 1).gather(-1, number)
+    relative = relative.scatter(-1, kept, 0)
     to = number[..., None].expand_as(V1)
-    joined = torch.zeros_like(of_kept).scatter_add(
-        2, to, (mass / own.gather(-1, number))[..., None] * V1
-    )
-    joined = joined - there[..., None] * of_kept
-    Z = of_kept + JOINED * joined
-    C = joined[..., -1].clamp(min=STIFF)
-    apart = A * C[:, :, None]
-    G, r = (apart @ A.mT).double(), (weights @ V1 - A @ Z).double()
-    unit = G.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    seen = unit > 0  # the queries attend to some of these keys
-    unit = unit.where(seen, 1)
-    eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-    solved = solve_positive(G / unit + NUGGET * eye, r) / unit
-    moved = Z + (apart.mT @ solved.to(Z.dtype))
-    masses = moved[..., -1:].maximum(LEAST * Z[..., -1:])
-    fitted = (moved[..., :-1] / masses).where(seen, of_kept[..., :-1])
-    return fitted, masses.where(seen, 1)[..., 0]
+    joined = torch.zeros_like(of_kept).scatter_add(2, to, relative[..., None] * V1)
+    start = of_kept + JOINED * joined
+    variance = joined[..., -1].clamp(min=STIFF)
+    moved = start + ridge(A, weights @ V1 - A @ start, variance, m)
+    masses = moved[..., -1:].maximum(LEAST * start[..., -1:])
+    return moved[..., :-1] / masses, masses[..., 0]
 
 
 def take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

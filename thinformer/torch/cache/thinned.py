@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +19,13 @@ except ImportError as error:
         "thinformer.torch.cache needs transformers, 5 or later: pip install 'transformers>=5'"
     ) from error
 
-from thinformer.attending.cache import QUERIES, CacheOptions
+from thinformer.attending.cache import GROWTH, QUERIES, RECENT, CacheOptions
+from thinformer.support.table import aligned
 from thinformer.torch.cache import attention
 from thinformer.torch.cache.compress import Cached, compress
 
-GROWTH = 64  # tokens that join the latest ones before the next compression
-
-# of the latest queries (B, H, L, E), what is held, the options and the scale: what is kept
+# of the latest queries (B, H, L, E), NaN in padding, what is held, the options and the scale: what
+# is kept
 Choose = Callable[[torch.Tensor, Cached, CacheOptions, float], Cached]
 
 
@@ -43,6 +43,9 @@ class ThinnedLayer(DynamicLayer):
     cumulative_length : int
         The number of tokens that the layer has seen.
     """
+
+    keys: Any
+    values: Any
 
     def __init__(self, options: CacheOptions, choose: Choose = compress) -> None:
         super().__init__()
@@ -85,8 +88,8 @@ class ThinnedLayer(DynamicLayer):
         query : (B, H, T, E) tensor; mask : see `attention.attend`; scale : of the softmax
         """
         self.waits, self.scale = False, scale
-        self.queries.append(query[:, :, -QUERIES:])
-        if self.recent >= self.options.recent + GROWTH:
+        self.queries.append(query[:, :, -QUERIES:].clone())  # a view would hold the whole prompt's
+        if self.recent >= self.options.recent + self.options.growth:
             self.compress(mask)
 
     def compress(self, mask: torch.Tensor | None = None) -> None:
@@ -99,8 +102,10 @@ class ThinnedLayer(DynamicLayer):
             padding = attention.hidden(mask)[:, None]
             log_masses[..., -mask.shape[-1] :].masked_fill_(padding, -torch.inf)
         if keys.shape[2] > options.size:
-            # no more than are kept: where keys are dropped, none of these is of padding
-            latest = torch.cat(self.queries, dim=2)[:, :, -min(QUERIES, options.size) :]
+            latest = torch.cat(self.queries, dim=2)[:, :, -QUERIES:]
+            if mask is not None:
+                of_padding = padding[..., -latest.shape[2] :, None]
+                latest = latest.masked_fill(of_padding, torch.nan)
             self.keys, self.values, log_masses = self.choose(
                 latest, Cached(keys, values, log_masses), options, self.scale
             )
@@ -158,24 +163,117 @@ class ThinnedLayer(DynamicLayer):
 
 
 class ThinnedCache(Cache):
-    """TODO"""
+    """A cache of a decoder of transformers that keeps few keys, whatever the length of the text.
 
-    def __init__(self, config: PreTrainedConfig, size: int = 256, **options: Any) -> None:
+    The prompt is read exactly. Then each head keeps `size` keys: the first four tokens, the latest
+    ones, and those from which the rest can best be computed for the latest queries, with fitted
+    values and log masses; see `thinformer.compress_cache`. New tokens are added as they are. When
+    they are `growth` more, they are compressed too.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        Of the model. Its attention must be ``"sdpa"``, transformers' default. It becomes
+        ``"thinned_cache"``, which is the same function where no `ThinnedCache` is used.
+    size : int or sequence of int
+        Keys that a head keeps after a compression; or one number for each layer of the model.
+        Between compressions it holds up to ``size + growth``. Where all tokens are no more than
+        that, nothing is lost.
+    recent : int
+        The latest tokens, of `size`, that are kept as they are.
+    growth : int
+        Tokens that are added before the next compression.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is out of its range, or the model attends by another function.
+    NotImplementedError
+        In the forward pass: for gradients, dropout, ``output_attentions`` and other arguments of
+        attention that it does not take; for models that do not pass these arguments to the cache.
+
+    Notes
+    -----
+    For decoders of transformers 5.24 whose attention is causal, as Llama, Qwen3, Mistral and
+    Gemma 3. Layers with a sliding window keep that window. Padding must be on the left, as
+    `generate` asks for. Batches, several query heads for a head of keys, beams, several turns and
+    assisted decoding work; `crop` takes back tokens that are held as they are, `recent` at least.
+    The cache is not for torch.compile.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from thinformer.torch.cache import ThinnedCache
+    >>> config = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    >>> model = LlamaForCausalLM(config).eval()
+    >>> prompt = torch.arange(500)[None] % 100
+    >>> cache = ThinnedCache(model.config, size=128)
+    >>> tokens = model.generate(prompt, cache=cache, max_new_tokens=8, do_sample=False)
+    >>> print(cache.report())
+    layer  tokens  keys  share
+        0     507   135    27%
+        1     507   135    27%
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        size: int | Sequence[int] = 256,
+        *,
+        recent: int = RECENT,
+        growth: int = GROWTH,
+    ) -> None:
         decoder = config.get_text_config(decoder=True)
         attends_by = decoder._attn_implementation
         if attends_by not in (None, "sdpa", attention.NAME):
             raise ValueError(
-                f"the model attends by {attends_by!r}, and ThinnedCache adds weights to keys, "
+                f"the model attends by {attends_by!r}, and ThinnedCache adds numbers to logits, "
                 f"which that does not read. Call model.set_attn_implementation('sdpa') first"
             )
-        checked = CacheOptions(size=size, **options)
         kinds, arguments = get_layer_types_and_kwargs(decoder)
+        sizes = list(size) if isinstance(size, Sequence) else [size] * len(kinds)
+        if len(sizes) != len(kinds):
+            raise ValueError(
+                f"size must be an integer, or one for each of the {len(kinds)} layers; "
+                f"got {len(sizes)}"
+            )
+        each = [CacheOptions(of_layer, recent, growth) for of_layer in sizes]
         classes = [DYNAMIC_LAYER_TYPE_MAPPING[kind] for kind in kinds]
         super().__init__(
             [
-                ThinnedLayer(checked) if each is DynamicLayer else each(**of_layer)
-                for each, of_layer in zip(classes, arguments, strict=True)
+                ThinnedLayer(options) if cls is DynamicLayer else cls(**of_layer)
+                for cls, of_layer, options in zip(classes, arguments, each, strict=True)
             ]
         )
         attention.register()
         decoder._attn_implementation = attention.NAME
+
+    def report(self) -> CacheReport:
+        """Return how many keys each layer holds of how many tokens; printed as a table."""
+        rows = []
+        for number, layer in enumerate(self.layers):
+            held = layer.keys.shape[-2] if layer.is_initialized else 0
+            rows.append(CacheRow(number, layer.get_seq_length(), held))
+        return CacheReport(rows)
+
+
+class CacheRow(NamedTuple):
+    """A layer in a `CacheReport`: its number, the tokens that it saw, and the keys it holds."""
+
+    layer: int
+    tokens: int
+    keys: int
+
+
+class CacheReport(tuple[CacheRow, ...]):
+    """The rows of a cache's layers; printed as a table."""
+
+    def __str__(self) -> str:
+        """Align the columns."""
+        cells = (
+            (f"{row.layer}", f"{row.tokens}", f"{row.keys}", f"{row.keys / max(row.tokens, 1):.0%}")
+            for row in self
+        )
+        return aligned([("layer", "tokens", "keys", "share"), *cells], left=())

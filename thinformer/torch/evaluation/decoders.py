@@ -39,9 +39,9 @@ class Decoder(NamedTuple):
         """Return an empty cache that keeps all keys."""
         return transformers.DynamicCache(config=self.model.config)
 
-    def thinned_cache(self, size: int, **options: Any) -> ThinnedCache:
+    def thinned_cache(self, **options: Any) -> ThinnedCache:
         """Return an empty `ThinnedCache`."""
-        return ThinnedCache(self.model.config, size=size, **options)
+        return ThinnedCache(self.model.config, **options)
 
     @property
     def most_tokens(self) -> int | None:
@@ -106,7 +106,7 @@ def count_layers(decoder: Decoder, length: int) -> tuple[int, int]:
         raise ValueError(
             f"--prompt and --generate make {length:,} tokens, and the model takes {most:,}"
         )
-    layers = decoder.thinned_cache(length).layers
+    layers = decoder.thinned_cache().layers
     thinned = sum(isinstance(layer, ThinnedLayer) for layer in layers)
     if thinned == 0:
         raise ValueError("no layer of the model attends to all tokens before it")
