@@ -17,9 +17,10 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Attended", "ColumnError", "Comparison", "Comparisons", "Draws", "ErrorCurve", "Kernel",
-        "KernelThinner", "Schedule", "ThinformerAttention", "attention", "compare", "compress",
-        "compress_kv", "compress_schedule", "coreset_size", "error_curve", "get_num_threads",
+        "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
+        "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention", "attention",
+        "compare", "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size",
+        "error_curve", "get_num_threads",
         "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
         "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
@@ -106,6 +107,7 @@ def test_signatures():
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
         "random_state=None, progress=None)",
+        "compress_cache": "(query, key, value, size, *, recent=32, scale=None, log_mass=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
         "attention": "(query, key, value, *, g=2, size=None, scale=None, delta=0.5, "
@@ -121,6 +123,13 @@ def test_signatures():
     }
     for name, text in expected.items():
         assert plain_signature(getattr(thinformer, name)) == text
+
+
+def test_cache():
+    cache = pytest.importorskip("thinformer.torch.cache", exc_type=ImportError)
+    assert sorted(cache.__all__) == ["CacheReport", "CacheRow", "ThinnedCache"]
+    signature = "(config, size=256, *, recent=32, growth=64)"
+    assert plain_signature(cache.ThinnedCache) == signature
 
 
 OF_A_LAYER = (

@@ -238,6 +238,45 @@ def test_wrong_attention():
         read(model, tokens(100), cache, [90, 10])
 
 
+def test_a_prompt_read_in_chunks():
+    """So a long prompt attends to few keys, too; nothing is lost where all fit."""
+    model = make("llama")
+    ids, mask = padded(tokens(600, batch=2), 400, 600)
+    expected = greedy(model, ids, 20, attention_mask=mask)
+    options = {"attention_mask": mask, "prefill_chunk_size": 128}
+    whole = ThinnedCache(model.config, size=1024)
+    assert torch.equal(greedy(model, ids, 20, cache=whole, **options), expected)
+    few = ThinnedCache(model.config, size=128)
+    greedy(model, ids, 20, cache=few, **options)
+    assert max(row.keys for row in few.report()) < 128 + 64
+
+
+def test_sizes_by_layer():
+    model, ids = make("llama"), tokens(300)
+    cache = ThinnedCache(model.config, size=[64, 512, 96, 64])
+    greedy(model, ids, 100, cache=cache)
+    assert [layer.log_masses.shape[2] for layer in cache.layers] == [32, 332, 64, 32]
+    assert cache.report()[1] == (1, 399, 399)
+    with pytest.raises(ValueError, match="one for each of the 4 layers; got 2"):
+        ThinnedCache(model.config, size=[64, 64])
+    with pytest.raises(ValueError, match="size must be at least 37, .* got 36"):
+        ThinnedCache(model.config, size=36)
+    with pytest.raises(ValueError, match="has an encoder too"):
+        ThinnedCache(transformers.T5Config())
+
+
+def test_a_prompt_does_not_stay_alive():
+    """Neither by its keys nor by its queries."""
+    model = make("llama")
+    cache = ThinnedCache(model.config, size=64)
+    read(model, tokens(1000), cache, [1000])
+    held = [t for layer in cache.layers for t in (layer.keys, layer.values, layer.log_masses)]
+    held += [t for layer in cache.layers for t in layer.queries]
+    assert sum(t.untyped_storage().nbytes() for t in held) == 4 * 4 * (2 * 2 * 64 * 16 + 2 * 32)
+    read(model, tokens(10), cache, [10])
+    assert all(t.untyped_storage().nbytes() == 4 * t.numel() for t in cache.layers[0].queries)
+
+
 def test_what_is_not_supported():
     model, ids = make("llama"), tokens(100)
     with pytest.raises(NotImplementedError, match=r"layers.0.self_attn .*output_attentions"):

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
 from thinformer.support import checks
@@ -243,6 +242,8 @@ def _folded(value: NDArray, there: NDArray) -> NDArray:
 
 def _ridge(A: NDArray, target: NDArray, variance: NDArray) -> NDArray:
     """X (n, D) that minimises |A X - target|^2 + nu sum |X_s|^2 / variance_s; see the reference."""
+    from scipy.linalg import cho_factor, cho_solve
+
     root = np.sqrt(variance)
     scaled = A * root
     gram = (scaled.T @ scaled).astype(np.float64)

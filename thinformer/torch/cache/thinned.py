@@ -225,6 +225,8 @@ class ThinnedCache(Cache):
         recent: int = RECENT,
         growth: int = GROWTH,
     ) -> None:
+        if config.is_encoder_decoder:
+            raise ValueError("ThinnedCache is for decoders; the model has an encoder too")
         decoder = config.get_text_config(decoder=True)
         attends_by = decoder._attn_implementation
         if attends_by not in (None, "sdpa", attention.NAME):
