@@ -150,3 +150,28 @@ def compress_cache(query, key, value, log_mass, scale, size, recent=RECENT):
     fitted[: size - recent] = values
     of_kept[: size - recent] += np.log(masses)
     return Cached(key[kept], fitted, of_kept, kept)
+
+
+def causal_attention(query, key, value, scale, size, block, recent):
+    """Output (G, T, D) of causal attention, for queries (G, T, E) of G heads that share the keys.
+
+    Tokens are read in blocks. A query attends to the tokens of its block up to its own, and to what
+    is kept of all blocks before. Then the block joins what is kept, and that is compressed for the
+    latest queries. So no output depends on a later token.
+    """
+    G, T, E = query.shape
+    output = np.empty((G, T, value.shape[1]))
+    kept = Cached(key[:0], value[:0], np.zeros(0), np.arange(0))
+    for start in range(0, T, block):
+        here = np.arange(start, min(start + block, T))
+        keys, values = (
+            np.concatenate([kept[i], array[here]]) for i, array in enumerate((key, value))
+        )
+        log_mass = np.concatenate([kept.log_mass, np.zeros(len(here))])
+        for t in here:
+            seen = len(kept.key) + t - start + 1
+            weights = weights_of(query[:, t], keys[:seen], log_mass[:seen], scale)
+            output[:, t] = weights @ values[:seen]
+        latest = query[:, max(0, here[-1] + 1 - QUERIES) : here[-1] + 1].reshape(-1, E)
+        kept = compress_cache(latest, keys, values, log_mass, scale, size, recent)
+    return output

@@ -24,6 +24,8 @@ Attention:
   subset.
 - `compress_cache` keeps few keys of a decoder's cache, with fitted values and masses, a
   `CompressedCache`, for the queries that come next.
+- `causal_attention` lets each token attend to the tokens near before it, and to few keys of all
+  earlier ones.
 - `thinformer_attention` does the same on torch tensors, with the arguments of torch's own
   `scaled_dot_product_attention`. `ThinformerAttention` is the torch module.
 
@@ -41,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinformer.attending.attention import Attended, attention, compress_kv
 from thinformer.attending.cache import CompressedCache, compress_cache
+from thinformer.attending.causal import causal_attention
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.schedule import Schedule, compress_schedule, coreset_size
 from thinformer.kernels import Kernel
@@ -72,6 +75,7 @@ __all__ = [
     "Schedule",
     "ThinformerAttention",
     "attention",
+    "causal_attention",
     "compare",
     "compress",
     "compress_cache",

@@ -19,10 +19,10 @@ def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
         "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention", "attention",
-        "compare", "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size",
-        "error_curve", "get_num_threads",
-        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
-        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
+        "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
+        "compress_schedule", "coreset_size", "error_curve", "get_num_threads", "kernel_halve",
+        "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads",
+        "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -107,6 +107,7 @@ def test_signatures():
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
         "random_state=None, progress=None)",
+        "causal_attention": "(query, key, value, size=256, *, block=512, recent=128, scale=None)",
         "compress_cache": "(query, key, value, size, *, recent=32, scale=None, log_mass=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",

@@ -160,7 +160,7 @@ def compress_cache(
     ((1, 128, 2, 16), (1, 128, 2, 16), (1, 128, 2), (1, 2, 128))
     """
     options = CacheOptions(size, recent)
-    query, key, value, masses, given = _checked(query, key, value, log_mass)
+    query, key, value, masses, given = checked_arrays(query, key, value, log_mass)
     scale = softmax_scale(scale, key.shape[-1])
     (B, S, H_kv, _), n = key.shape, min(options.size, key.shape[1])
     indices = np.tile(np.arange(S)[:n], (B, H_kv, 1))
@@ -177,13 +177,13 @@ def compress_cache(
         of_group = np.ascontiguousarray(of_group.reshape(-1, query.shape[-1]))
         of_head = key[b, :, h], value[b, :, h], masses[b, :, h]
         if n < S:
-            of_head, indices[b, h] = _compress_head(of_group, *of_head, options, scale)
+            of_head, indices[b, h] = compress_head(of_group, *of_head, options, scale)
         for array, fitted in zip(kept, of_head, strict=False):
             array[b, :, h] = fitted
     return kept
 
 
-def _compress_head(
+def compress_head(
     query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, options: CacheOptions,
     scale: float,
 ) -> tuple[tuple[NDArray, NDArray, NDArray], NDArray]:  # fmt: skip
@@ -285,7 +285,7 @@ def _fit(
     return moved[:, :-1] / masses, masses[:, 0]
 
 
-def _checked(
+def checked_arrays(
     query: ArrayLike, key: ArrayLike, value: ArrayLike, log_mass: ArrayLike | None
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, np.dtype]:
     """The arrays in the dtype they are computed in, and the dtype they had."""
