@@ -1,16 +1,17 @@
 """A cache of keys and values, compressed to few landmarks for the queries that come next.
 
-All functions take one head of keys: key (S, E), value (S, D), log_mass (S,), and query (m, E), the
-latest queries of all heads that share these keys. A key of log mass b counts as e^b keys; a token
-has 0, and minus infinity stands for no key at all. The output of a query is
+All functions take one head of keys: key (S, E), value (S, D), log_mass (S,), and query (G, L, E),
+the latest queries of the G heads that share these keys. A key of log mass b counts as e^b keys; a
+token has 0, and minus infinity stands for no key at all. The output of a query is
 
     sum_s e^{<q,k_s> + b_s} v_s / sum_s e^{<q,k_s> + b_s}.
 
-The latest tokens are kept as they are. Of the others, the first ones are kept, and those from which
-the sums over all keys can best be computed that the latest queries need: matching pursuit finds
-them. Every other key joins the kept key that is nearest to it. Then a ridge regression fits values
-and masses of the kept keys, so that these sums come out. Keys stay where they are: positions are
-rotations of keys, and the mean of keys of several positions is no key of any position.
+The latest tokens are kept as they are. Of the others, the first ones are kept, and those that the
+very latest queries attend to, with their neighbours: what is asked for at the end of a text. The
+rest are those from which the sums over all keys can best be computed that the latest queries need:
+matching pursuit finds them. Every other key joins one of these that is nearest to it. Then a ridge
+regression fits values and masses, so that the sums come out. Keys stay where they are: positions
+are rotations of keys, and the mean of keys of several positions is no key of any position.
 """
 
 from typing import NamedTuple
@@ -20,6 +21,9 @@ import numpy as np
 SINKS = 4  # first tokens, which are kept: attention that has nowhere to go ends there
 RECENT = 32  # latest tokens, which are kept
 QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
+ASKING = 16  # very latest queries of a head
+ASKED = 2, 5  # two fifths of the kept keys are those that these queries attend to
+BESIDE = 3  # neighbours on each side that count as much as a key
 ROUNDS = 4  # rounds of the pursuit
 FOLDED = 16  # columns that values are folded to in the pursuit, which takes a fourth of the time
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
@@ -38,10 +42,10 @@ class Cached(NamedTuple):
 
 
 def weights_of(query, key, log_mass, scale):
-    """The attention weights (m, S) of the queries."""
+    """The attention weights (.., S) of queries (.., E)."""
     logits = scale * query @ key.T + log_mass
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def folded(value, there):
@@ -72,36 +76,56 @@ def ridge(A, target, variance):
     return root[:, None] * np.linalg.solve(gram, scaled.T @ target)
 
 
+def most_asked(weights, there):
+    """How much the very latest queries attend to each key or to one beside it: (S,)."""
+    total = np.sum(weights[:, -ASKING:], axis=(0, 1))
+    padded = np.pad(total, BESIDE)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * BESIDE + 1)
+    return np.where(there, windows.max(axis=1), -1)
+
+
+def best(score, number):
+    """Positions (number,) of the largest scores; of equal scores the later key."""
+    order = np.argsort(score, kind="stable")
+    return order[len(order) - number :]
+
+
 def choose(weights, value, there, number):
-    """Positions (number,) of the keys that are kept, increasing: by matching pursuit.
+    """Positions (number,) of the keys that are kept, increasing, and which are asked for.
 
-    weights : (m, S), the weights P of the queries; value : (S, D); there : (S,), False in padding
+    weights : (G, L, S), of the queries; value : (S, D); there : (S,), False in padding
 
-    The sums over all keys are T = P (V, 1). The first keys are kept. A round adds the keys whose
-    columns of P are nearest in direction to what is left of T by the keys so far, which a ridge
-    regression tells. The mean square is added to that of a column, so that keys which hardly any
-    query attends to are not taken.
+    The first keys are kept, and those that are asked for. With P the weights as a matrix (G L, S),
+    the sums over all keys are T = P (V, 1). A round adds the keys whose columns of P are nearest in
+    direction to what is left of T by the keys so far, which a ridge regression tells. The mean
+    square is added to that of a column, so that keys which hardly any query attends to are not
+    taken.
     """
-    target = weights @ folded(value, there)
-    squares = np.sum(weights**2, axis=0)
-    damped = squares + squares.sum() / max(there.sum(), 1)
+    P = weights.reshape(-1, weights.shape[2])
     kept = np.argsort(~there, kind="stable")[:SINKS]
+    score = most_asked(weights, there)
+    score[kept] = -2
+    asked = best(score, (number - SINKS) * ASKED[0] // ASKED[1])
+    kept = np.concatenate([kept, asked])
+    target = P @ folded(value, there)
+    squares = np.sum(P**2, axis=0)
+    damped = squares + squares.sum() / max(there.sum(), 1)
     for i in range(ROUNDS):
-        A = weights[:, kept]
+        A = P[:, kept]
         left = target - A @ ridge(A, target, np.ones(len(kept)))
-        score = np.sum((weights.T @ left) ** 2, axis=1) / np.where(damped > 0, damped, 1)
+        score = np.sum((P.T @ left) ** 2, axis=1) / np.where(damped > 0, damped, 1)
         score[~there] = -1
         score[kept] = -2
-        end = SINKS + (number - SINKS) * (i + 1) // ROUNDS
-        # of equal scores the later key
-        order = np.argsort(score, kind="stable")
-        kept = np.concatenate([kept, order[len(order) - (end - len(kept)) :]])
-    return np.sort(kept)
+        kept = np.concatenate([kept, best(score, (number - len(kept)) // (ROUNDS - i))])
+    return np.sort(kept), np.isin(np.sort(kept), asked)
 
 
-def nearest(key, kept):
-    """The number of the kept key that is nearest to each key (S, E), of kept positions (n,)."""
-    squares = np.sum(key[kept] ** 2, axis=1)
+def nearest(key, kept, asked):
+    """The number of the kept key that each key (S, E) joins, of kept positions (n,).
+
+    It is the nearest one. No key joins those that are asked for, (n,) bool.
+    """
+    squares = np.where(asked, np.inf, np.sum(key[kept] ** 2, axis=1))
     number = np.argmin(squares - 2 * key @ key[kept].T, axis=1)
     number[kept] = np.arange(len(kept))
     return number
@@ -141,9 +165,10 @@ def compress_cache(query, key, value, log_mass, scale, size, recent=RECENT):
     if size >= S:
         return Cached(key, value, log_mass, np.arange(S))
     n = S - recent
-    weights = weights_of(query, key, log_mass, scale)[:, :n]
-    early = choose(weights, value[:n], log_mass[:n] > -np.inf, size - recent)
-    number = nearest(key[:n], early)
+    weights = weights_of(query, key, log_mass, scale)[..., :n]
+    early, asked = choose(weights, value[:n], log_mass[:n] > -np.inf, size - recent)
+    number = nearest(key[:n], early, asked)
+    weights = weights.reshape(-1, n)
     values, masses = fit(weights, value[:n], np.exp(log_mass[:n]), early, number)
     kept = np.concatenate([early, np.arange(n, S)])
     fitted, of_kept = value[kept].copy(), log_mass[kept].copy()
@@ -159,7 +184,7 @@ def causal_attention(query, key, value, scale, size, block, recent):
     is kept of all blocks before. Then the block joins what is kept, and that is compressed for the
     latest queries. So no output depends on a later token.
     """
-    G, T, E = query.shape
+    G, T, _ = query.shape
     output = np.empty((G, T, value.shape[1]))
     kept = Cached(key[:0], value[:0], np.zeros(0), np.arange(0))
     for start in range(0, T, block):
@@ -172,6 +197,6 @@ def causal_attention(query, key, value, scale, size, block, recent):
             seen = len(kept.key) + t - start + 1
             weights = weights_of(query[:, t], keys[:seen], log_mass[:seen], scale)
             output[:, t] = weights @ values[:seen]
-        latest = query[:, max(0, here[-1] + 1 - QUERIES) : here[-1] + 1].reshape(-1, E)
+        latest = query[:, max(0, here[-1] + 1 - QUERIES) : here[-1] + 1]
         kept = compress_cache(latest, keys, values, log_mass, scale, size, recent)
     return output

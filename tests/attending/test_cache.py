@@ -30,10 +30,10 @@ def smooth(S=1000, seed=0):
 
 def of_reference(query, key, value, log_mass, options, scale):
     """The reference's answer for all heads, in the layout of `CompressedCache`."""
-    B, _, H, E = query.shape
+    B, _, H, _ = query.shape
     H_kv, heads = key.shape[2], []
     for b, h in np.ndindex(B, H_kv):
-        own = query[b, :, h * (H // H_kv) : (h + 1) * (H // H_kv)].swapaxes(0, 1).reshape(-1, E)
+        own = query[b, :, h * (H // H_kv) : (h + 1) * (H // H_kv)].swapaxes(0, 1)
         heads.append(
             reference.compress_cache(
                 own, key[b, :, h], value[b, :, h], log_mass[b, :, h], scale, *options

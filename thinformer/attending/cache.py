@@ -4,10 +4,12 @@ Arrays are query (B, L, H, E), key (B, S, H_kv, E) and value (B, S, H_kv, D); H 
 H_kv. For each head of keys, P (m, S) are the attention weights of the latest queries on all keys.
 The next queries will need sums like T = P (V, 1).
 
-- Matching pursuit chooses keys whose columns A of P span T: a round adds those nearest in direction
-  to what is left of T.
-- Every other key joins the kept key that is nearest to it. Kept keys get Z_0, their own (v, 1) and
-  a share of those of the keys that joined.
+- Two fifths of the kept keys are those that the very latest queries attend to, and their
+  neighbours. A question at the end of a text asks for them.
+- Matching pursuit chooses the rest, so that their columns A of P span T: a round adds those nearest
+  in direction to what is left of T.
+- Every other key joins the nearest one of the rest. Kept keys get Z_0, their own (v, 1) and a share
+  of those of the keys that joined.
 - Ridge regression makes Z of Z_0, so that A Z is near T. The values are the first columns of Z over
   the last one, which are the masses.
 
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
@@ -30,6 +33,9 @@ SINKS = 4  # first tokens, which are kept
 RECENT = 32  # latest tokens, which are kept
 GROWTH = 64  # tokens that join the latest ones before the next compression
 QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
+ASKING = 16  # very latest queries of a head
+ASKED = 2, 5  # two fifths of the kept keys are those that these queries attend to
+BESIDE = 3  # neighbours on each side that count as much as a key
 ROUNDS = 4  # rounds of the pursuit
 FOLDED = 16  # columns that values are folded to in the pursuit
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
@@ -109,9 +115,10 @@ def compress_cache(
     What is kept serves the queries that come next:
     :math:`\sum_s e^{\beta\langle q, k_s\rangle + b_s} v_s / \sum_s e^{\beta\langle q, k_s\rangle +
     b_s}` with the softmax scale :math:`\beta`, that is softmax attention with b added to the
-    logits. The latest tokens are kept as they are. Of the others the first four are kept, and those
-    from which the sums that the latest queries need can best be computed. Their values and masses
-    are fitted, so that these sums come out. `thinformer.attending.cache` has the formulas.
+    logits. The latest tokens are kept as they are. Of the others the first four are kept, those
+    that the very latest queries attend to, and those from which the sums that the latest queries
+    need can best be computed. Their values and masses are fitted, so that these sums come out.
+    `thinformer.attending.cache` has the formulas.
 
     Parameters
     ----------
@@ -174,7 +181,7 @@ def compress_cache(
     group = query.shape[2] // H_kv
     for b, h in np.ndindex(B, H_kv):
         of_group = latest[b, :, h * group : (h + 1) * group].swapaxes(0, 1)
-        of_group = np.ascontiguousarray(of_group.reshape(-1, query.shape[-1]))
+        of_group = np.ascontiguousarray(of_group)
         of_head = key[b, :, h], value[b, :, h], masses[b, :, h]
         if n < S:
             of_head, indices[b, h] = compress_head(of_group, *of_head, options, scale)
@@ -187,17 +194,22 @@ def compress_head(
     query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, options: CacheOptions,
     scale: float,
 ) -> tuple[tuple[NDArray, NDArray, NDArray], NDArray]:  # fmt: skip
-    """Keys, values and log masses that are kept of one head, and their positions."""
+    """Keys, values and log masses that are kept of one head, and their positions.
+
+    query : (G, L, E), the latest queries of the heads that share the keys
+    """
     early, n = options.size - options.recent, len(key) - options.recent
-    weights = query @ key.T
+    weights = query.reshape(-1, key.shape[1]) @ key.T
     weights *= scale
     weights += log_mass
     weights -= weights.max(axis=1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(axis=1, keepdims=True)
     weights = weights[:, :n]
-    chosen = _choose(weights, value[:n], log_mass[:n] > -np.inf, early)
-    number = _nearest(key[:n], chosen)
+    there = log_mass[:n] > -np.inf
+    very_latest = weights.reshape(*query.shape[:2], n)[:, -ASKING:].sum(axis=(0, 1))
+    chosen, asked = _choose(weights, value[:n], there, _most_asked(very_latest, there), early)
+    number = _nearest(key[:n], chosen, asked)
     fitted, masses = _fit(weights, value[:n], np.exp(log_mass[:n]), chosen, number)
     kept = np.concatenate([chosen, np.arange(n, len(key))])
     of_kept = log_mass[kept]
@@ -205,16 +217,27 @@ def compress_head(
     return (key[kept], np.concatenate([fitted, value[n:]]), of_kept), kept
 
 
-def _choose(weights: NDArray, value: NDArray, there: NDArray, number: int) -> NDArray:
-    """Positions (number,) of the keys kept among n, by matching pursuit.
+def _most_asked(total: NDArray, there: NDArray) -> NDArray:
+    """The largest of a key's total weight and its neighbours', (n,); -1 in padding."""
+    windows = sliding_window_view(np.pad(total, BESIDE), 2 * BESIDE + 1)
+    return np.where(there, windows.max(axis=1), -1)
 
-    weights (m, n), value (n, D), there (n,)
+
+def _choose(
+    weights: NDArray, value: NDArray, there: NDArray, asked_for: NDArray, number: int
+) -> tuple[NDArray, NDArray]:
+    """Positions (number,) of the keys kept among n, and which of them are asked for.
+
+    weights (m, n), value (n, D), there (n,), asked_for (n,)
     """
+    kept = np.argsort(~there, kind="stable")[:SINKS]
+    asked_for[kept] = -2
+    asked = _best(asked_for, (number - SINKS) * ASKED[0] // ASKED[1])
+    kept = np.concatenate([kept, asked])
     target = weights @ _folded(value, there)
     squares = np.einsum("mn,mn->n", weights, weights)
     damped = squares + squares.sum() / max(there.sum(), 1)
     damped[damped == 0] = 1
-    kept = np.argsort(~there, kind="stable")[:SINKS]
     for i in range(ROUNDS):
         A = weights[:, kept]
         solved = _ridge(A, target, np.ones(len(kept), weights.dtype))
@@ -222,10 +245,14 @@ def _choose(weights: NDArray, value: NDArray, there: NDArray, number: int) -> ND
         score /= damped
         score[~there] = -1
         score[kept] = -2
-        more = SINKS + (number - SINKS) * (i + 1) // ROUNDS - len(kept)
-        order = np.argsort(score, kind="stable")  # of equal scores the later key
-        kept = np.concatenate([kept, order[len(order) - more :]])
-    return np.sort(kept)
+        kept = np.concatenate([kept, _best(score, (number - len(kept)) // (ROUNDS - i))])
+    kept.sort()
+    return kept, np.isin(kept, asked)
+
+
+def _best(score: NDArray, number: int) -> NDArray:
+    """Positions (number,) of the largest scores; of equal scores the later key."""
+    return np.argsort(score, kind="stable")[len(score) - number :]
 
 
 def _folded(value: NDArray, there: NDArray) -> NDArray:
@@ -255,12 +282,12 @@ def _ridge(A: NDArray, target: NDArray, variance: NDArray) -> NDArray:
     return root[:, None] * solved.astype(A.dtype)
 
 
-def _nearest(key: NDArray, kept: NDArray) -> NDArray:
-    """The number of the kept key that is nearest to each key, for kept positions."""
+def _nearest(key: NDArray, kept: NDArray, asked: NDArray) -> NDArray:
+    """The number of the kept key that each key joins: the nearest that is not asked for."""
     few = key[kept]
     distances = key @ few.T
     distances *= -2
-    distances += np.einsum("ne,ne->n", few, few)
+    distances += np.where(asked, np.inf, np.einsum("ne,ne->n", few, few))
     number = distances.argmin(axis=1)
     number[kept] = np.arange(len(kept))
     return number

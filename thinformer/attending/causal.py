@@ -112,7 +112,7 @@ def _attend(
         weights /= weights.sum(axis=-1, keepdims=True)
         output[start:end] = (weights @ values).swapaxes(0, 1)
         if len(keys) > options.size:
-            latest = query[:, max(0, end - QUERIES) : end].reshape(-1, E)
+            latest = query[:, max(0, end - QUERIES) : end]
             (keys, values, log_mass), _ = compress_head(
                 latest, keys, values, log_mass, options, scale
             )

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import max_pool1d
 
 from thinformer.attending.cache import (
+    ASKED,
+    ASKING,
+    BESIDE,
     FOLDED,
     JOINED,
     LEAST,
@@ -45,7 +49,7 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     scale : float
         Of the softmax.
     """
-    (B, H_kv, S, E), early = held.keys.shape, options.size - options.recent
+    (B, H_kv, S, E), H, early = held.keys.shape, query.shape[1], options.size - options.recent
     n = S - options.recent
     dtype = torch.promote_types(held.keys.dtype, torch.float32)
     keys, values, log_masses = (tensor.to(dtype) for tensor in held)
@@ -55,8 +59,11 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     weights = logits.softmax(-1)[..., :n] * asks
     keys, values, log_masses = keys[:, :, :n], values[:, :, :n], log_masses[..., :n]
     m = asks.sum((2, 3))
-    kept = choose(weights, values, log_masses > -torch.inf, early, m)
-    fitted, masses = fit(weights, values, log_masses.exp(), kept, nearest(keys, kept), m)
+    there = log_masses > -torch.inf
+    asked_for = most_asked(weights.unflatten(2, (H // H_kv, -1)), there)
+    kept, asked = choose(weights, values, there, asked_for, early, m)
+    number = nearest(keys, kept, asked)
+    fitted, masses = fit(weights, values, log_masses.exp(), kept, number, m)
     of_kept = log_masses.gather(-1, kept) + masses.log()
     latest = Cached(held.keys[:, :, n:], held.values[:, :, n:], held.log_masses[..., n:])
     return Cached(
@@ -66,28 +73,50 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     )
 
 
+def most_asked(weights: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """How much the very latest queries attend to each key or to one beside it, (B, H_kv, n).
+
+    weights : (B, H_kv, G, L, n)
+    """
+    total = weights[:, :, :, -ASKING:].sum((2, 3))
+    return max_pool1d(total, 2 * BESIDE + 1, stride=1, padding=BESIDE).where(there, -1)
+
+
 def choose(
-    weights: torch.Tensor, values: torch.Tensor, there: torch.Tensor, number: int, m: torch.Tensor
-) -> torch.Tensor:
-    """Positions (B, H_kv, number) of the keys that are kept, increasing, by matching pursuit.
+    weights: torch.Tensor,
+    values: torch.Tensor,
+    there: torch.Tensor,
+    asked_for: torch.Tensor,
+    number: int,
+    m: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions (B, H_kv, number) of the keys kept, increasing, and which are asked for.
 
     weights : (B, H_kv, m, n), of the latest queries; values : (B, H_kv, n, D)
-    there : (B, H_kv, n), False in padding; m : (B, H_kv), the number of queries
+    there : (B, H_kv, n), False in padding; asked_for : (B, H_kv, n), see `most_asked`
+    m : (B, H_kv), the number of queries
     """
+    kept = (~there).byte().argsort(dim=-1, stable=True)[..., :SINKS]
+    asked = best(asked_for.scatter(-1, kept, -2), (number - SINKS) * ASKED[0] // ASKED[1])
+    kept = torch.cat([kept, asked], dim=-1)
     target = weights @ folded(values, there)
     squares = weights.square().sum(2)
     damped = squares + squares.sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp(min=1)
     damped = damped.where(damped > 0, 1)
-    kept = (~there).byte().argsort(dim=-1, stable=True)[..., :SINKS]
     for i in range(ROUNDS):
         A = columns(weights, kept)
         left = target - A @ ridge(A, target, A.new_ones(kept.shape), m)
         score = (weights.mT @ left).square().sum(-1) / damped
         score = score.where(there, -1).scatter(-1, kept, -2)
-        more = SINKS + (number - SINKS) * (i + 1) // ROUNDS - kept.shape[-1]
-        order = score.argsort(dim=-1, stable=True)  # of equal scores the later key
-        kept = torch.cat([kept, order[..., order.shape[-1] - more :]], dim=-1)
-    return kept.sort(dim=-1).values
+        more = best(score, (number - kept.shape[-1]) // (ROUNDS - i))
+        kept = torch.cat([kept, more], dim=-1)
+    kept = kept.sort(dim=-1).values
+    return kept, torch.zeros_like(there).scatter(-1, asked, True).gather(-1, kept)
+
+
+def best(score: torch.Tensor, number: int) -> torch.Tensor:
+    """Positions (B, H_kv, number) of the largest scores; of equal scores the later key."""
+    return score.argsort(dim=-1, stable=True)[..., score.shape[-1] - number :]
 
 
 def folded(values: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -122,13 +151,12 @@ def columns(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return weights.gather(-1, kept[:, :, None].expand(-1, -1, weights.shape[2], -1))
 
 
-def nearest(keys: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The number of the kept key, (B, H_kv, n) below n_out, that is nearest to each key."""
-    few = take(keys, kept)
-    number = (few.square().sum(-1)[:, :, None] - 2 * keys @ few.mT).argmin(-1)
-    return number.scatter(
-        -1, kept, torch.arange(kept.shape[-1], device=kept.device).expand_as(kept)
-    )
+def nearest(keys: torch.Tensor, kept: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """The number (B, H_kv, n) of the kept key that each key joins: the nearest not asked for."""
+    few, own = take(keys, kept), torch.arange(kept.shape[-1], device=kept.device)
+    squares = few.square().sum(-1).masked_fill(asked, torch.inf)
+    number = (squares[:, :, None] - 2 * keys @ few.mT).argmin(-1)
+    return number.scatter(-1, kept, own.expand_as(kept))
 
 
 def fit(
