@@ -167,8 +167,9 @@ class ThinnedCache(Cache):
 
     The prompt is read exactly. Then each head keeps `size` keys: the first four tokens, the latest
     ones, those that the end of the prompt attends to, and those from which the rest can best be
-    computed for the latest queries. They have fitted values and log masses; see `thinformer.compress_cache`. New tokens are added as they are. When
-    they are `growth` more, they are compressed too.
+    computed for the latest queries. They have fitted values and log masses; see
+    `thinformer.compress_cache`. New tokens are added as they are. When they are `growth` more, they
+    are compressed too.
 
     Parameters
     ----------
