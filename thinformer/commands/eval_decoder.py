@@ -58,7 +58,7 @@ def refuse(arguments: argparse.Namespace, options: Sequence[str], takes: str, is
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate the decoder, print the tables, and write the figures."""
+    """Evaluate the decoder, print each table when it is found, and write the figures."""
     from thinformer.support.progress import progress
 
     sizes = _checked(arguments)
@@ -73,22 +73,24 @@ def run(arguments: argparse.Namespace) -> int:
         named = list(zip(_names(arguments.text), texts, strict=True))
         lengths = cache_quality.lengths_of(named, arguments.prompt, arguments.read)
         prompt, read, _ = lengths
-        with errors_of_models():
-            layers = decoders.count_layers(decoder, prompt + generate)
-            recalls = cache_facts.recalls(decoder, texts, sizes, prompt, facts, seed, tell)
-            readings = cache_quality.readings(decoder, named, sizes, prompt, read, seed, tell)
-            generations = cache_speed.generations(
-                decoder, texts[0][:prompt], sizes, generate, arguments.rounds, tell
-            )
+        layers = decoders.count_layers(decoder, prompt + generate)
     machine = models.machine(decoder.model.device.type, "float32")
     print_machine(machine)
     print(f"model: {arguments.model}, {type(decoder.model).__name__}; {_of_layers(*layers)}")
-    print(_of_texts(texts, lengths), end="\n\n")
+    print(_of_texts(texts, lengths), end="\n\n", flush=True)
+    with progress() as tell, errors_of_models():
+        readings = cache_quality.readings(decoder, named, sizes, prompt, read, seed, tell)
     print(cache_quality.format_averages(readings), NOTES, sep="\n\n", end="\n\n")
     print("KL by text: of ThinnedCache, by size, and of the best other method")
-    print(cache_quality.format_texts(readings), end="\n\n")
+    print(cache_quality.format_texts(readings), end="\n\n", flush=True)
+    with progress() as tell, errors_of_models():
+        recalls = cache_facts.recalls(decoder, texts, sizes, prompt, facts, seed, tell)
     if recalls:
-        print(cache_facts.format_recalls(recalls), FACTS, sep="\n\n", end="\n\n")
+        print(cache_facts.format_recalls(recalls), FACTS, sep="\n\n", end="\n\n", flush=True)
+    with progress() as tell, errors_of_models():
+        generations = cache_speed.generations(
+            decoder, texts[0][:prompt], sizes, generate, arguments.rounds, tell
+        )
     rounds = "one round" if arguments.rounds == 1 else f"medians of {arguments.rounds} rounds"
     print(f"{generate} tokens generated after the prompt of {named[0][0]}, {rounds}")
     print(cache_speed.format_generations(generations))
