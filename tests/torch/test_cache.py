@@ -283,3 +283,34 @@ def test_what_is_not_supported():
         model(ids, cache=ThinnedCache(model.config), output_attentions=True)
     with pytest.raises(NotImplementedError, match="no gradient"):
         model(ids, cache=ThinnedCache(model.config))
+
+
+def test_attention_of_other_kinds_raises():
+    """What is not taken is named; nothing is left out in silence."""
+    from thinformer.torch.cache import attention
+
+    q, k, v = torch.randn(3, 1, 2, 100, 8)
+    layer = ThinnedCache(CONFIGURATIONS["llama"], size=64).layers[0]
+    options = {"attention_mask": None, "thinned_layer": layer}
+    module = torch.nn.Module()
+    for name, given in (
+        ("softcap", {"softcap": 30.0}),
+        ("position_bias", {"position_bias": torch.zeros(1, 2, 100, 100)}),
+        ("s_aux", {"s_aux": torch.zeros(2)}),
+        ("sliding_window", {"sliding_window": 32}),
+        ("dropout", {"dropout": 0.1}),
+        ("not causal", {"is_causal": False}),
+    ):
+        with pytest.raises(NotImplementedError, match=name):
+            attention._forward(module, q, k, v, **options, **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_query_that_sees_nothing_is_finite(dtype):
+    """In padding; its keys and values must not become NaN, which 0 does not take away."""
+    from thinformer.torch.cache.attention import attend
+
+    query, key, value = torch.randn(3, 1, 2, 40, 8).to(dtype)
+    hidden = torch.full((1, 2, 20), -torch.inf)
+    output = attend(query[:, :, -5:], key, value, hidden, torch.zeros(1, 1, 5, 20).bool(), 0.3)
+    assert output.isfinite().all()

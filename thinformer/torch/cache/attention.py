@@ -21,7 +21,7 @@ QUERIES = 256  # queries that attend at a time, so that their bias stays small
 # arguments of models that do not change the scores; any other argument raises
 HARMLESS = {
     "position_ids", "cache_position", "use_cache", "output_hidden_states", "return_dict",
-    "sliding_window", "num_items_in_batch",
+    "num_items_in_batch",
 }  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def _forward(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     thinned_layer: Any = None,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -50,12 +51,19 @@ def _forward(
     layer = thinned_layer
     if layer is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
-        )
-    unknown = [name for name, given in options.items() if name not in HARMLESS and given]
-    if unknown or dropout:
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+            is_causal=is_causal, **options,
+        )  # fmt: skip
+    given = {"dropout": dropout or None, **options}
+    unknown = [
+        name for name, option in given.items()
+        if name not in HARMLESS and option is not None and option is not False
+    ]  # fmt: skip
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        unknown.append("attention that is not causal")
+    if unknown:
         raise NotImplementedError(
-            f"{path_of(module)}: ThinnedCache does not take {', '.join(unknown) or 'dropout'}"
+            f"{path_of(module)}: ThinnedCache does not take {', '.join(unknown)}"
         )
     if torch.is_grad_enabled() and key.requires_grad:
         raise NotImplementedError(
@@ -64,8 +72,9 @@ def _forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer.log_masses is None:
         output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal,
+            **options,
+        )  # fmt: skip
     else:
         output = attend(query, key, value, layer.log_masses, attention_mask, scale)
     layer.attended(query, attention_mask, scale)
@@ -103,6 +112,7 @@ def attend(
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=key.device).masked_fill(
             ~mask, -torch.inf
         )
+    hides = torch.finfo(query.dtype).min / 2
     of_landmarks = log_masses.to(query.dtype)[:, :, None]
     outputs = []
     for start in range(0, T, QUERIES):
@@ -114,7 +124,7 @@ def attend(
                 mask[:, :, start : start + t].expand(B, H_kv, t, recent),
             ],
             dim=-1,
-        )
+        ).clamp(min=hides)  # a query that sees nothing, in padding, gets numbers
         # the queries of a group are more queries of its head
         output = scaled_dot_product_attention(
             some.reshape(B, H_kv, G * t, E), key, value, scale=scale,
