@@ -290,7 +290,7 @@ def test_attention_of_other_kinds_raises():
     from thinformer.torch.cache import attention
 
     q, k, v = torch.randn(3, 1, 2, 100, 8)
-    layer = ThinnedCache(CONFIGURATIONS["llama"], size=64).layers[0]
+    layer = ThinnedCache(copy.deepcopy(CONFIGURATIONS["llama"]), size=64).layers[0]
     options = {"attention_mask": None, "thinned_layer": layer}
     module = torch.nn.Module()
     for name, given in (
