@@ -217,3 +217,13 @@ def test_errors_name_the_argument(change, error):
     names = dict(zip(("query", "key", "value"), arrays(), strict=True)) | {"size": 64} | change
     with pytest.raises(ValueError, match=error):
         compress_cache(**names)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_only_ratios_of_masses_count(body):
+    query, key, value = (array.astype(np.float32) for array in arrays(S=200))
+    log_mass = np.random.default_rng(0).normal(size=(1, 200, 2)).astype(np.float32)
+    compute, _ = BODIES[body]
+    low, high = (compute(query, key, value, log_mass + m, (64, 32), SCALE) for m in (0, 128))
+    np.testing.assert_allclose(high[1], low[1], atol=1e-2)
+    np.testing.assert_allclose(high[2] - 128, low[2], atol=1e-2)

@@ -141,19 +141,21 @@ def test_beam_search_follows_its_sequences(kind):
 
 def test_operations_on_the_batch():
     """Sequences repeated, selected and put in another order go on as they would alone."""
-    model, ids = make("llama"), tokens(200, batch=2)
+    model, ids = make("llama"), tokens(250, batch=2)
     alone = []
     for i in range(2):
         cache = ThinnedCache(model.config, size=64)
-        alone.append(read(model, ids[i : i + 1], cache, [150, 50])[0])
+        alone.append(read(model, ids[i : i + 1], cache, [150, 40, 30, 30])[0])
     cache = ThinnedCache(model.config, size=64)
-    read(model, ids[:, :150], cache, [150])
+    read(model, ids[:, :190], cache, [150, 40])  # queries wait for the next compression
+    assert cache.layers[0].queries
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.batch_repeat_interleave(2)  # 1, 1, 0, 0
     cache.batch_select_indices(torch.tensor([3, 1]))
-    logits = read(model, ids[:, 150:], cache, [50])
-    torch.testing.assert_close(logits[0], alone[0][150:], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(logits[1], alone[1][150:], rtol=1e-4, atol=1e-4)
+    logits = read(model, ids[:, 190:], cache, [30, 30])
+    assert not cache.layers[0].queries or cache.layers[0].queries[0].shape[2] == 30
+    torch.testing.assert_close(logits[0], alone[0][190:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[1], alone[1][190:], rtol=1e-4, atol=1e-4)
 
 
 @EACH_MODEL
@@ -184,17 +186,17 @@ def test_reset_forgets_everything():
 
 def test_crop():
     """The latest tokens can be forgotten, and no others."""
-    model, ids = make("llama"), tokens(230)
+    model, ids = make("llama"), tokens(300)
     cache = ThinnedCache(model.config, size=64)
     read(model, ids[:, :200], cache, [150, 50])
     expected = copy.deepcopy(cache)
     read(model, torch.cat([tokens(200), tokens(10, seed=1)], dim=1)[:, 200:], cache, [10])
     cache.crop(-10)
     assert cache.get_seq_length() == 200
-    cache, expected = (read(model, ids[:, 200:], each, [30]) for each in (cache, expected))
+    cache, expected = (read(model, ids[:, 200:], each, [30, 70]) for each in (cache, expected))
     torch.testing.assert_close(cache, expected)
     cache = ThinnedCache(model.config, size=64)
-    read(model, ids, cache, [200])
+    read(model, ids[:, :200], cache, [200])
     with pytest.raises(ValueError, match="the 32 latest tokens .* cannot forget 33"):
         cache.crop(-33)
     assert cache.get_seq_length() == 200  # nothing is lost
@@ -249,6 +251,22 @@ def test_a_prompt_read_in_chunks():
     few = ThinnedCache(model.config, size=128)
     greedy(model, ids, 20, cache=few, **options)
     assert max(row.keys for row in few.report()) < 128 + 64
+
+
+def test_a_sequence_that_is_all_padding_at_first():
+    """It goes on as the text alone, read in the same pieces."""
+    model = make("llama")
+    ids, mask = padded(tokens(600, batch=2), 200, 600)
+    cache, alone = (ThinnedCache(model.config, size=64) for _ in range(2))
+    of_batch = read(model, ids, cache, [200, 200, 200], mask)[0, 400:]
+    of_text = read(model, ids[:1, 400:], alone, [200])[0]
+    torch.testing.assert_close(of_batch, of_text, rtol=1e-4, atol=1e-4)
+    more = tokens(3, batch=2, seed=5)
+    both = torch.cat([mask, torch.ones(2, 3).long()], dim=1)
+    with torch.no_grad():
+        of_batch = model(more, attention_mask=both, cache=cache).logits[0]
+        of_text = model(more[:1], cache=alone).logits[0]
+    torch.testing.assert_close(of_batch, of_text, rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_by_layer():
@@ -314,3 +332,43 @@ def test_a_query_that_sees_nothing_is_finite(dtype):
     hidden = torch.full((1, 2, 20), -torch.inf)
     output = attend(query[:, :, -5:], key, value, hidden, torch.zeros(1, 1, 5, 20).bool(), 0.3)
     assert output.isfinite().all()
+
+
+def test_models_that_are_refused():
+    """Those that would attend to landmarks without their masses, or to other keys."""
+    from transformers import DeepseekV3Config, Gemma3nTextConfig
+
+    with pytest.raises(NotImplementedError, match="share their keys"):
+        ThinnedCache(Gemma3nTextConfig(num_hidden_layers=20, num_kv_shared_layers=5))
+    with pytest.raises(ValueError, match="no layer of the model attends to all tokens"):
+        ThinnedCache(MistralConfig(**SMALL, sliding_window=64))
+    config = DeepseekV3Config(
+        vocab_size=200, hidden_size=64, intermediate_size=96, moe_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=16,
+        kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(NotImplementedError, match="makes others of them"), torch.no_grad():
+        model(tokens(150), cache=ThinnedCache(model.config, size=64))
+
+
+def test_masks_that_are_refused():
+    model, ids = make("llama"), tokens(150)
+    causal = torch.ones(150, 150).tril().bool()
+    for mask, error in (
+        (causal.expand(1, 4, 150, 150), "differs by head"),
+        (torch.zeros(1, 1, 150, 150).masked_fill(~causal, -1.5), "numbers besides 0"),
+    ):
+        with pytest.raises(NotImplementedError, match=error), torch.no_grad():
+            model(ids, attention_mask=mask, cache=ThinnedCache(model.config, size=64))
+
+
+def test_a_crop_that_is_too_large_changes_no_layer():
+    model = make("gemma3")
+    cache = ThinnedCache(model.config, size=64)
+    cache.activate_past_recording()
+    read(model, tokens(200), cache, [200])
+    with pytest.raises(ValueError, match="cannot forget 40"):
+        cache.crop(-40)
+    assert {layer.get_seq_length() for layer in cache.layers} == {200}

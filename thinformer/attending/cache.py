@@ -210,7 +210,9 @@ def compress_head(
     very_latest = weights.reshape(*query.shape[:2], n)[:, -ASKING:].sum(axis=(0, 1))
     chosen, asked = _choose(weights, value[:n], there, _most_asked(very_latest, there), early)
     number = _nearest(key[:n], chosen, asked)
-    fitted, masses = _fit(weights, value[:n], np.exp(log_mass[:n]), chosen, number)
+    largest = max(log_mass[:n].max(), np.finfo(log_mass.dtype).min)
+    mass = np.exp(log_mass[:n] - largest)  # only ratios count
+    fitted, masses = _fit(weights, value[:n], mass, chosen, number)
     kept = np.concatenate([chosen, np.arange(n, len(key))])
     of_kept = log_mass[kept]
     of_kept[:early] += np.log(masses)

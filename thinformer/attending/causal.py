@@ -61,7 +61,8 @@ def causal_attention(
     Notes
     -----
     A block takes block (size + block) (E + D) multiply-adds a query head, and a compression of
-    size + block keys for each head of keys. Memory is that of the weights of a block.
+    size + block keys for each head of keys. Memory is that of the weights of a block,
+    and of 256 queries for each head of a group.
 
     Examples
     --------
@@ -111,7 +112,7 @@ def _attend(
         np.exp(weights, out=weights)
         weights /= weights.sum(axis=-1, keepdims=True)
         output[start:end] = (weights @ values).swapaxes(0, 1)
-        if len(keys) > options.size:
+        if end < T and len(keys) > options.size:
             latest = query[:, max(0, end - QUERIES) : end]
             (keys, values, log_mass), _ = compress_head(
                 latest, keys, values, log_mass, options, scale

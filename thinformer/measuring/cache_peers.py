@@ -15,8 +15,7 @@ from torch.nn.functional import cosine_similarity, max_pool1d, normalize
 
 from thinformer.attending.cache import SINKS, CacheOptions
 from thinformer.torch.cache.compress import Cached
-
-Choose = Callable[[torch.Tensor, Cached, CacheOptions, float], Cached]
+from thinformer.torch.cache.thinned import Choose
 
 SNAPKV_QUERIES = 32  # SnapKV's observation window, which is also the number of recent tokens
 SNAPKV_POOL = 7

@@ -65,6 +65,11 @@ def _forward(
         raise NotImplementedError(
             f"{path_of(module)}: ThinnedCache does not take {', '.join(unknown)}"
         )
+    if key is not layer.keys or value is not layer.values:
+        raise NotImplementedError(
+            f"{path_of(module)}: ThinnedCache takes attention to the keys and values that the "
+            f"cache holds; this layer makes others of them"
+        )
     if torch.is_grad_enabled() and key.requires_grad:
         raise NotImplementedError(
             f"{path_of(module)}: ThinnedCache has no gradient. Run the model under torch.no_grad()"
@@ -134,7 +139,19 @@ def attend(
     return torch.cat(outputs, dim=1)
 
 
-def hidden(mask: torch.Tensor) -> torch.Tensor:
-    """Return which tokens the last query does not see, (B, R), of a mask (B, 1, T, R)."""
-    last = mask[:, 0, -1]
-    return ~last if last.dtype == torch.bool else last <= torch.finfo(last.dtype).min / 2
+def padding_of(mask: torch.Tensor) -> torch.Tensor:
+    """Return which tokens no query sees, (B, R), of a mask (B, 1, T, R).
+
+    Raises
+    ------
+    NotImplementedError
+        The mask differs by head, or it has numbers besides 0 and those that hide a token.
+    """
+    if mask.shape[1] != 1:
+        raise NotImplementedError("ThinnedCache does not take a mask that differs by head")
+    if mask.dtype == torch.bool:
+        return ~mask.any(dim=(1, 2))
+    hides = mask <= torch.finfo(mask.dtype).min / 2
+    if not ((mask == 0) | hides).all():
+        raise NotImplementedError("ThinnedCache does not take a mask with numbers besides 0")
+    return hides.all(dim=2)[:, 0]

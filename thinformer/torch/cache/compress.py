@@ -53,17 +53,20 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     n = S - options.recent
     dtype = torch.promote_types(held.keys.dtype, torch.float32)
     keys, values, log_masses = (tensor.to(dtype) for tensor in held)
-    query = query.reshape(B, H_kv, -1, E).to(dtype)
+    query = query.reshape(B, H_kv, H // H_kv * query.shape[2], E).to(dtype)
     asks = ~query[..., :1].isnan()
     logits = scale * query.nan_to_num(0) @ keys.mT + log_masses[:, :, None]
-    weights = logits.softmax(-1)[..., :n] * asks
+    # NaN where a sequence is all padding
+    weights = logits.softmax(-1)[..., :n].nan_to_num(0) * asks
     keys, values, log_masses = keys[:, :, :n], values[:, :, :n], log_masses[..., :n]
     m = asks.sum((2, 3))
     there = log_masses > -torch.inf
     asked_for = most_asked(weights.unflatten(2, (H // H_kv, -1)), there)
     kept, asked = choose(weights, values, there, asked_for, early, m)
     number = nearest(keys, kept, asked)
-    fitted, masses = fit(weights, values, log_masses.exp(), kept, number, m)
+    largest = log_masses.amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)
+    mass = (log_masses - largest).exp()  # only ratios count
+    fitted, masses = fit(weights, values, mass, kept, number, m)
     of_kept = log_masses.gather(-1, kept) + masses.log()
     latest = Cached(held.keys[:, :, n:], held.values[:, :, n:], held.log_masses[..., n:])
     return Cached(

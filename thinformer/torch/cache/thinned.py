@@ -75,7 +75,8 @@ class ThinnedLayer(DynamicLayer):
         if self.waits:
             raise RuntimeError(
                 f"the model does not attend by {attention.NAME!r}, which ThinnedCache needs: "
-                f"make the cache after the last call of model.set_attn_implementation"
+                f"make the cache after the last call of model.set_attn_implementation. Or a call "
+                f"before raised an error: go on with a new cache"
             )
         of_attention[attention.LAYER] = self
         self.waits = True
@@ -88,6 +89,8 @@ class ThinnedLayer(DynamicLayer):
         query : (B, H, T, E) tensor; mask : see `attention.attend`; scale : of the softmax
         """
         self.waits, self.scale = False, scale
+        if query.shape[2] >= QUERIES:
+            self.queries = []  # only the latest are used
         self.queries.append(query[:, :, -QUERIES:].clone())  # a view would hold the whole prompt's
         if self.recent >= self.options.recent + self.options.growth:
             self.compress(mask)
@@ -99,7 +102,7 @@ class ThinnedLayer(DynamicLayer):
         if self.log_masses is not None:
             log_masses[..., : self.log_masses.shape[-1]] = self.log_masses
         if mask is not None:
-            padding = attention.hidden(mask)[:, None]
+            padding = attention.padding_of(mask)[:, None]
             log_masses[..., -mask.shape[-1] :].masked_fill_(padding, -torch.inf)
         if keys.shape[2] > options.size:
             latest = torch.cat(self.queries, dim=2)[:, :, -QUERIES:]
@@ -126,20 +129,24 @@ class ThinnedLayer(DynamicLayer):
         super().reset()
         self.log_masses, self.queries, self.waits = None, [], False
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the latest tokens; `tokens_to_remove` is minus their number."""
-        number = -tokens_to_remove
-        if number > self.recent and self.log_masses is not None:
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Raise where the latest tokens cannot be forgotten, as they are compressed."""
+        if self.log_masses is not None and -tokens_to_remove > self.recent:
             raise ValueError(
                 f"the cache holds the {self.recent} latest tokens as they are, and so cannot "
-                f"forget {number}"
+                f"forget {-tokens_to_remove}: make it with a larger recent"
             )
-        before = self.cumulative_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the latest tokens; `tokens_to_remove` is minus their number."""
+        self.check_crop(tokens_to_remove)
+        number, before = -tokens_to_remove, self.cumulative_length
         super().crop(tokens_to_remove)
         self.cumulative_length = max(0, before - number)
-        latest = torch.cat(self.queries, dim=2) if number and self.queries else None
-        if latest is not None:
-            self.queries = [latest[:, :, : max(0, latest.shape[2] - number)]]
+        if number and self.queries:
+            latest = torch.cat(self.queries, dim=2)
+            left = max(0, latest.shape[2] - number)
+            self.queries = [latest[:, :, :left]] if left else []
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Take other sequences of the batch."""
@@ -179,7 +186,7 @@ class ThinnedCache(Cache):
     size : int or sequence of int
         Keys that a head keeps after a compression; or one number for each layer of the model.
         Between compressions it holds up to ``size + growth``. Where all tokens are no more than
-        that, nothing is lost.
+        `size`, nothing is lost.
     recent : int
         The latest tokens, of `size`, that are kept as they are.
     growth : int
@@ -188,18 +195,22 @@ class ThinnedCache(Cache):
     Raises
     ------
     TypeError, ValueError
-        An option is out of its range, or the model attends by another function.
+        An option is out of its range, the model attends by another function, or no layer of it
+        attends to all tokens before.
     NotImplementedError
-        In the forward pass: for gradients, dropout, ``output_attentions`` and other arguments of
-        attention that it does not take; for models that do not pass these arguments to the cache.
+        Layers share their keys. In the forward pass: gradients, dropout, ``output_attentions`` and
+        other arguments of attention that it does not take, masks that differ by head, and models
+        whose attention is not to what the cache holds, such as DeepSeek's.
 
     Notes
     -----
     For decoders of transformers 5.24 whose attention is causal, as Llama, Qwen3, Mistral and
     Gemma 3. Layers with a sliding window keep that window. Padding must be on the left, as
-    `generate` asks for. Batches, several query heads for a head of keys, beams, several turns and
-    assisted decoding work; `crop` takes back tokens that are held as they are, `recent` at least.
-    The cache is not for torch.compile.
+    `generate` asks for; a mask of another kind is approximated, as all queries count in the fit.
+    Batches, several query heads for a head of keys, beams, several turns and assisted decoding
+    work; `crop` takes back tokens that are held as they are, `recent` at least, so let `recent` be
+    above the number of candidates of assisted decoding. Masses are added in the model's dtype. The
+    cache is not for torch.compile.
 
     Examples
     --------
@@ -232,10 +243,15 @@ class ThinnedCache(Cache):
         attends_by = decoder._attn_implementation
         if attends_by not in (None, "sdpa", attention.NAME):
             raise ValueError(
-                f"the model attends by {attends_by!r}, and ThinnedCache adds numbers to logits, "
-                f"which that does not read. Call model.set_attn_implementation('sdpa') first"
+                f"the model attends by {attends_by!r}, which does not read the masses of "
+                f"ThinnedCache: call model.set_attn_implementation('sdpa') first"
             )
+        if "reuse" in (getattr(decoder, "kv_sharing_modes", None) or ()):
+            raise NotImplementedError("ThinnedCache does not take layers that share their keys")
         kinds, arguments = get_layer_types_and_kwargs(decoder)
+        classes = [DYNAMIC_LAYER_TYPE_MAPPING[kind] for kind in kinds]
+        if DynamicLayer not in classes:
+            raise ValueError("no layer of the model attends to all tokens before it")
         sizes = list(size) if isinstance(size, Sequence) else [size] * len(kinds)
         if len(sizes) != len(kinds):
             raise ValueError(
@@ -243,7 +259,6 @@ class ThinnedCache(Cache):
                 f"got {len(sizes)}"
             )
         each = [CacheOptions(of_layer, recent, growth) for of_layer in sizes]
-        classes = [DYNAMIC_LAYER_TYPE_MAPPING[kind] for kind in kinds]
         super().__init__(
             [
                 ThinnedLayer(options) if cls is DynamicLayer else cls(**of_layer)
@@ -253,12 +268,20 @@ class ThinnedCache(Cache):
         attention.register()
         decoder._attn_implementation = attention.NAME
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the latest tokens of all layers, or of none; see `transformers.Cache.crop`."""
+        for layer in self.layers:
+            if isinstance(layer, ThinnedLayer):
+                layer.check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     def report(self) -> CacheReport:
         """Return how many keys each layer holds of how many tokens; printed as a table."""
         rows = []
         for number, layer in enumerate(self.layers):
-            held = layer.keys.shape[-2] if layer.is_initialized else 0
-            rows.append(CacheRow(number, layer.get_seq_length(), held))
+            if isinstance(layer, DynamicLayer):  # others hold no keys, or in their own way
+                held = layer.keys.shape[-2] if layer.is_initialized else 0
+                rows.append(CacheRow(number, layer.get_seq_length(), held))
         return CacheReport(rows)
 
 
