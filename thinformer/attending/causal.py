@@ -64,6 +64,10 @@ def causal_attention(
     size + block keys for each head of keys. Memory is that of the weights of a block,
     and of 256 queries for each head of a group.
 
+    Let BLAS use one thread, by ``OPENBLAS_NUM_THREADS=1`` before NumPy is imported, where there are
+    few cores: threads that wait for each other took most of the time on two. Below some thousands
+    of tokens exact attention is faster.
+
     Examples
     --------
     >>> import numpy as np
