@@ -7,7 +7,7 @@ token has 0, and minus infinity stands for no key at all. The output of a query 
     sum_s e^{<q,k_s> + b_s} v_s / sum_s e^{<q,k_s> + b_s}.
 
 The latest tokens are kept as they are. Of the others, the first ones are kept, and those that the
-very latest queries attend to, with their neighbours: what is asked for at the end of a text. The
+very latest queries attend to, with some behind each: what is asked for at the end of a text. The
 rest are those from which the sums over all keys can best be computed that the latest queries need:
 matching pursuit finds them. Every other key joins one of these that is nearest to it. Then a ridge
 regression fits values and masses, so that the sums come out. Keys stay where they are: positions
@@ -22,8 +22,8 @@ SINKS = 4  # first tokens, which are kept: attention that has nowhere to go ends
 RECENT = 32  # latest tokens, which are kept
 QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
 ASKING = 16  # very latest queries of a head
-ASKED = 2, 5  # two fifths of the kept keys are those that these queries attend to
-BESIDE = 3  # neighbours on each side that count as much as a key
+ASKED = 5  # one of so many kept keys is one that these queries attend to, or that stands behind it
+BEHIND = 8  # places behind a key that count as much as the key
 ROUNDS = 4  # rounds of the pursuit
 FOLDED = 16  # columns that values are folded to in the pursuit, which takes a fourth of the time
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
@@ -77,10 +77,13 @@ def ridge(A, target, variance):
 
 
 def most_asked(weights, there):
-    """How much the very latest queries attend to each key or to one beside it: (S,)."""
+    """How much the very latest queries attend to each key or to one up to BEHIND before it: (S,).
+
+    An answer stands behind the place that a question attends to.
+    """
     total = np.sum(weights[:, -ASKING:], axis=(0, 1))
-    padded = np.pad(total, BESIDE)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * BESIDE + 1)
+    padded = np.pad(total, (BEHIND, 0))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, BEHIND + 1)
     return np.where(there, windows.max(axis=1), -1)
 
 
@@ -105,7 +108,7 @@ def choose(weights, value, there, number):
     kept = np.argsort(~there, kind="stable")[:SINKS]
     score = most_asked(weights, there)
     score[kept] = -2
-    asked = best(score, (number - SINKS) * ASKED[0] // ASKED[1])
+    asked = best(score, (number - SINKS) // ASKED)
     kept = np.concatenate([kept, asked])
     target = P @ folded(value, there)
     squares = np.sum(P**2, axis=0)

@@ -143,10 +143,10 @@ def test_layers_with_a_window_of_their_own_stay(tmp_path, texts, capsys):
         sliding_window=40, layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     saved(tmp_path / "gemma", Gemma3ForCausalLM, config, words_tokenizer())
-    arguments = "--text", *texts, "--prompt", 90, "--size", "50,90", "--generate", 2
+    arguments = "--text", *texts, "--prompt", 90, "--size", "40,90", "--generate", 2
     figures = evaluated(tmp_path, tmp_path / "gemma", *arguments, "--facts", 1)
     assert "1 layers are thinned; 1 with a window" in capsys.readouterr().out
-    assert all((each["kl"] > 1e-6) == (each["size"] == 50) for each in figures["readings"])
+    assert all((each["kl"] > 1e-6) == (each["size"] == 40) for each in figures["readings"])
 
 
 @pytest.mark.usefixtures("llama")

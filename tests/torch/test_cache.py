@@ -151,11 +151,11 @@ def test_operations_on_the_batch():
     assert cache.layers[0].queries
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.batch_repeat_interleave(2)  # 1, 1, 0, 0
-    cache.batch_select_indices(torch.tensor([3, 1]))
-    logits = read(model, ids[:, 190:], cache, [30, 30])
-    assert not cache.layers[0].queries or cache.layers[0].queries[0].shape[2] == 30
-    torch.testing.assert_close(logits[0], alone[0][190:], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(logits[1], alone[1][190:], rtol=1e-4, atol=1e-4)
+    cache.batch_select_indices(torch.tensor([1, 3]))  # 1, 0
+    logits = read(model, ids[[1, 0], 190:], cache, [30, 30])
+    assert [each.shape[2] for each in cache.layers[0].queries] == [30]  # compressed between
+    torch.testing.assert_close(logits[0], alone[1][190:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[1], alone[0][190:], rtol=1e-4, atol=1e-4)
 
 
 @EACH_MODEL
@@ -200,6 +200,23 @@ def test_crop():
     with pytest.raises(ValueError, match="the 32 latest tokens .* cannot forget 33"):
         cache.crop(-33)
     assert cache.get_seq_length() == 200  # nothing is lost
+
+
+def test_queries_that_stay_are_those_of_the_tokens_that_stay():
+    """A call leaves its latest 256 queries; after a crop none of another place is left."""
+    model, ids = make("llama"), tokens(800)
+    held = []
+    for pieces, crop in (([400, 400], 100), ([400, 400], 300), ([400, 40], 10)):
+        cache = ThinnedCache(model.config, size=64, growth=2000)
+        read(model, ids, cache, pieces)
+        cache.crop(-crop)
+        held.append(torch.cat(cache.layers[1].queries, 2) if cache.layers[1].queries else None)
+    whole = ThinnedCache(model.config, size=64, growth=2000)
+    read(model, ids, whole, [700])
+    expected = whole.layers[1].queries[0]
+    torch.testing.assert_close(held[0], expected[:, :, -156:], rtol=1e-4, atol=1e-4)
+    assert held[1] is None
+    assert held[2].shape[2] == 256 + 40 - 10
 
 
 def test_assisted_decoding():

@@ -4,8 +4,8 @@ Arrays are query (B, L, H, E), key (B, S, H_kv, E) and value (B, S, H_kv, D); H 
 H_kv. For each head of keys, P (m, S) are the attention weights of the latest queries on all keys.
 The next queries will need sums like T = P (V, 1).
 
-- Two fifths of the kept keys are those that the very latest queries attend to, and their
-  neighbours. A question at the end of a text asks for them.
+- One in five of the kept keys is one that the very latest queries attend to, or stands up to eight
+  places behind it. A question at the end of a text asks for them.
 - Matching pursuit chooses the rest, so that their columns A of P span T: a round adds those nearest
   in direction to what is left of T.
 - Every other key joins the nearest one of the rest. Kept keys get Z_0, their own (v, 1) and a share
@@ -34,8 +34,8 @@ RECENT = 32  # latest tokens, which are kept
 GROWTH = 64  # tokens that join the latest ones before the next compression
 QUERIES = 256  # latest queries of a head that keys are chosen for and fitted to
 ASKING = 16  # very latest queries of a head
-ASKED = 2, 5  # two fifths of the kept keys are those that these queries attend to
-BESIDE = 3  # neighbours on each side that count as much as a key
+ASKED = 5  # one of so many kept keys is one that these queries attend to, or that stands behind it
+BEHIND = 8  # places behind a key that count as much as the key
 ROUNDS = 4  # rounds of the pursuit
 FOLDED = 16  # columns that values are folded to in the pursuit
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
@@ -220,8 +220,8 @@ def compress_head(
 
 
 def _most_asked(total: NDArray, there: NDArray) -> NDArray:
-    """The largest of a key's total weight and its neighbours', (n,); -1 in padding."""
-    windows = sliding_window_view(np.pad(total, BESIDE), 2 * BESIDE + 1)
+    """The largest total weight of a key and of the BEHIND before it, (n,); -1 in padding."""
+    windows = sliding_window_view(np.pad(total, (BEHIND, 0)), BEHIND + 1)
     return np.where(there, windows.max(axis=1), -1)
 
 
@@ -234,7 +234,7 @@ def _choose(
     """
     kept = np.argsort(~there, kind="stable")[:SINKS]
     asked_for[kept] = -2
-    asked = _best(asked_for, (number - SINKS) * ASKED[0] // ASKED[1])
+    asked = _best(asked_for, (number - SINKS) // ASKED)
     kept = np.concatenate([kept, asked])
     target = weights @ _folded(value, there)
     squares = np.einsum("mn,mn->n", weights, weights)

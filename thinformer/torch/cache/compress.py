@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import max_pool1d
+from torch.nn.functional import max_pool1d, pad
 
 from thinformer.attending.cache import (
     ASKED,
     ASKING,
-    BESIDE,
+    BEHIND,
     FOLDED,
     JOINED,
     LEAST,
@@ -77,12 +77,12 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
 
 
 def most_asked(weights: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """How much the very latest queries attend to each key or to one beside it, (B, H_kv, n).
+    """How much the very latest queries attend to each key or to one before it, (B, H_kv, n).
 
     weights : (B, H_kv, G, L, n)
     """
     total = weights[:, :, :, -ASKING:].sum((2, 3))
-    return max_pool1d(total, 2 * BESIDE + 1, stride=1, padding=BESIDE).where(there, -1)
+    return max_pool1d(pad(total, (BEHIND, 0)), BEHIND + 1, stride=1).where(there, -1)
 
 
 def choose(
@@ -100,7 +100,7 @@ def choose(
     m : (B, H_kv), the number of queries
     """
     kept = (~there).byte().argsort(dim=-1, stable=True)[..., :SINKS]
-    asked = best(asked_for.scatter(-1, kept, -2), (number - SINKS) * ASKED[0] // ASKED[1])
+    asked = best(asked_for.scatter(-1, kept, -2), (number - SINKS) // ASKED)
     kept = torch.cat([kept, asked], dim=-1)
     target = weights @ folded(values, there)
     squares = weights.square().sum(2)
