@@ -188,7 +188,7 @@ def why_exact(
     options: Mapping[str, Any],
 ) -> str | None:
     """Why a call of a module's attention cannot be thinned; None if it can."""
-    unknown = _unknown(options, HARMLESS)
+    unknown = unknown_arguments(options, HARMLESS)
     if unknown:
         return f"it attends with {', '.join(unknown)}, which thinformer does not take"
     if _causal(module, attention_mask, is_causal) and queries > 1:
@@ -199,8 +199,8 @@ def why_exact(
     return None
 
 
-def _unknown(options: Mapping[str, Any], known: set[str]) -> list[str]:
-    """The names of arguments that are given and are not known."""
+def unknown_arguments(options: Mapping[str, Any], known: set[str]) -> list[str]:
+    """The names of an attention's arguments that are given and are not known."""
     if known.issuperset(options):  # a sixth of the time of the list
         return []
     return [
@@ -254,7 +254,7 @@ def _forward(
             note_thinned(module, layer, T, S, attended)
             return attended.output.transpose(1, 2).contiguous(), None
     if reason and layer.unsupported == "raise":
-        of_weights = short and _unknown(options, HARMLESS) == ["output_attentions"]
+        of_weights = short and unknown_arguments(options, HARMLESS) == ["output_attentions"]
         if not of_weights:  # which are returned, of exact attention
             raise NotImplementedError(f"{path_of(module)}: {reason}. {_remedy(options)}")
     note_exact(module, layer, T, S, device, reason)
@@ -285,7 +285,7 @@ def _as_the_model(
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend exactly, by SDPA; by the model's own function with arguments that SDPA lacks."""
-    unknown = _unknown(options, OF_SDPA)
+    unknown = unknown_arguments(options, OF_SDPA)
     if not unknown:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, is_causal=is_causal, **options

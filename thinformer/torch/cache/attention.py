@@ -14,15 +14,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from thinformer.torch.layers import path_of
+from thinformer.torch.transformers import HARMLESS, unknown_arguments
 
 NAME = "thinned_cache"
 LAYER = "thinned_layer"  # the argument by which a layer of the cache reaches the attention function
 QUERIES = 256  # queries that attend at a time, so that their bias stays small
-# arguments of models that do not change the scores; any other argument raises
-HARMLESS = {
-    "position_ids", "cache_position", "use_cache", "output_hidden_states", "return_dict",
-    "num_items_in_batch",
-}  # fmt: skip
 
 
 def register() -> None:
@@ -54,11 +50,7 @@ def _forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
             is_causal=is_causal, **options,
         )  # fmt: skip
-    given = {"dropout": dropout or None, **options}
-    unknown = [
-        name for name, option in given.items()
-        if name not in HARMLESS and option is not None and option is not False
-    ]  # fmt: skip
+    unknown = unknown_arguments({"dropout": dropout or None, **options}, HARMLESS)
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         unknown.append("attention that is not causal")
     if unknown:

@@ -99,7 +99,7 @@ def count_layers(decoder: Decoder, length: int) -> tuple[int, int]:
     Raises
     ------
     ValueError
-        Where no layer is thinned, or where the model does not take so many.
+        Where the model does not take so many, or `ThinnedCache` does not take the model.
     """
     most = decoder.most_tokens
     if most is not None and length > most:
@@ -108,8 +108,6 @@ def count_layers(decoder: Decoder, length: int) -> tuple[int, int]:
         )
     layers = decoder.thinned_cache().layers
     thinned = sum(isinstance(layer, ThinnedLayer) for layer in layers)
-    if thinned == 0:
-        raise ValueError("no layer of the model attends to all tokens before it")
     return thinned, len(layers) - thinned
 
 
