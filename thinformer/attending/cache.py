@@ -13,8 +13,8 @@ The next queries will need sums like T = P (V, 1).
 - Ridge regression makes Z of Z_0, so that A Z is near T. The values are the first columns of Z over
   the last one, which are the masses.
 
-`reference.cache` is the definition. Here products are of the arrays' own precision, and systems are
-solved in float64.
+`reference.cache` is the definition, and `thinformer.cpu.cache` computes it, in the arrays' own
+precision.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
+from thinformer.cpu.run import without_subnormals
+from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks
 
 SINKS = 4  # first tokens, which are kept
@@ -169,149 +170,67 @@ def compress_cache(
     options = CacheOptions(size, recent)
     query, key, value, masses, given = checked_arrays(query, key, value, log_mass)
     scale = softmax_scale(scale, key.shape[-1])
-    (B, S, H_kv, _), n = key.shape, min(options.size, key.shape[1])
-    indices = np.tile(np.arange(S)[:n], (B, H_kv, 1))
-    kept = CompressedCache(
-        np.empty((B, n, H_kv, key.shape[-1]), given),
-        np.empty((B, n, H_kv, value.shape[-1]), given),
-        np.empty((B, n, H_kv), given),
-        indices,
-    )
-    latest = query[:, -QUERIES:]
-    group = query.shape[2] // H_kv
-    for b, h in np.ndindex(B, H_kv):
-        of_group = latest[b, :, h * group : (h + 1) * group].swapaxes(0, 1)
-        of_group = np.ascontiguousarray(of_group)
-        of_head = key[b, :, h], value[b, :, h], masses[b, :, h]
-        if n < S:
-            of_head, indices[b, h] = compress_head(of_group, *of_head, options, scale)
-        for array, fitted in zip(kept, of_head, strict=False):
-            array[b, :, h] = fitted
-    return kept
+    kept = compress_arrays(query[:, -QUERIES:], key, value, masses, options, scale)
+    return CompressedCache(*(array.astype(given) for array in kept[:3]), kept.indices)
 
 
-def compress_head(
+def compress_arrays(
     query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, options: CacheOptions,
     scale: float,
-) -> tuple[tuple[NDArray, NDArray, NDArray], NDArray]:  # fmt: skip
-    """Keys, values and log masses that are kept of one head, and their positions.
+) -> CompressedCache:  # fmt: skip
+    """Compress a cache as `compress_cache` does, of arrays that are checked.
 
-    query : (G, L, E), the latest queries of the heads that share the keys
+    query : (B, L, H, E), of which all are used; a query whose first number is NaN is none
     """
-    early, n = options.size - options.recent, len(key) - options.recent
-    weights = query.reshape(-1, key.shape[1]) @ key.T
-    weights *= scale
-    weights += log_mass
-    weights -= weights.max(axis=1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights = weights[:, :n]
-    there = log_mass[:n] > -np.inf
-    very_latest = weights.reshape(*query.shape[:2], n)[:, -ASKING:].sum(axis=(0, 1))
-    chosen, asked = _choose(weights, value[:n], there, _most_asked(very_latest, there), early)
-    number = _nearest(key[:n], chosen, asked)
-    largest = max(log_mass[:n].max(), np.finfo(log_mass.dtype).min)
-    mass = np.exp(log_mass[:n] - largest)  # only ratios count
-    fitted, masses = _fit(weights, value[:n], mass, chosen, number)
-    kept = np.concatenate([chosen, np.arange(n, len(key))])
-    of_kept = log_mass[kept]
-    of_kept[:early] += np.log(masses)
-    return (key[kept], np.concatenate([fitted, value[n:]]), of_kept), kept
+    (B, S, H_kv, _), n = key.shape, options.size
+    if n >= S:
+        indices = np.tile(np.arange(S), (B, H_kv, 1))
+        return CompressedCache(key, value, log_mass, indices)
+    early, D = n - options.recent, value.shape[-1]
+    indices = np.tile(np.arange(S - n, S), (B, H_kv, 1))
+    fitted = np.empty((B, H_kv, early, D), key.dtype)
+    masses = np.empty((B, H_kv, early), key.dtype)
+    positions = np.empty((B * H_kv, early), np.int64)
+    _compress_heads(
+        query, key, value, log_mass, S - options.recent, scale, positions,
+        fitted.reshape(B * H_kv, early, D), masses.reshape(B * H_kv, early),
+    )  # fmt: skip
+    indices[..., :early] = positions.reshape(B, H_kv, early)
+    rows = indices.swapaxes(1, 2)
+    keys, values = (np.take_along_axis(array, rows[..., None], 1) for array in (key, value))
+    log_masses = np.take_along_axis(log_mass, rows, 1)
+    values[:, :early] = fitted.swapaxes(1, 2)
+    log_masses[:, :early] += np.log(masses).swapaxes(1, 2)
+    return CompressedCache(keys, values, log_masses, indices)
 
 
-def _most_asked(total: NDArray, there: NDArray) -> NDArray:
-    """The largest total weight of a key and of the BEHIND before it, (n,); -1 in padding."""
-    windows = sliding_window_view(np.pad(total, (BEHIND, 0)), BEHIND + 1)
-    return np.where(there, windows.max(axis=1), -1)
+def _compress_heads(
+    query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, n: int, scale: float,
+    indices: NDArray, values: NDArray, masses: NDArray,
+) -> None:  # fmt: skip
+    """Write which of the first n keys are kept, (problems, early), their values and masses."""
+    from thinformer.cpu import cache  # imports Numba
 
+    (_, L, _, E), (problems, early), D = query.shape, indices.shape, value.shape[-1]
+    group, S = query.shape[2] // key.shape[2], key.shape[1]
+    queries, of_keys = head_factor(query), log_mass.swapaxes(1, 2).reshape(problems, S)
+    queries.parameters[:, SCALE] = scale
+    positions = np.arange(max(L, S, cache.PANEL))
+    held = cache.Held(
+        queries, head_factor(key), head_factor(value), np.ascontiguousarray(of_keys), L, n,
+        positions,
+    )  # fmt: skip
+    rules = cache.Rules(
+        SINKS, ASKING, ASKED, BEHIND, ROUNDS, FOLDED, JOINED, NUGGET, LEAST, STIFF
+    )
 
-def _choose(
-    weights: NDArray, value: NDArray, there: NDArray, asked_for: NDArray, number: int
-) -> tuple[NDArray, NDArray]:
-    """Positions (number,) of the keys kept among n, and which of them are asked for.
+    def compress(first: int, last: int) -> None:
+        work = cache.workspace(held, group, early)
+        cache.compress_heads(first, last, held, rules, indices, values, masses, work)
 
-    weights (m, n), value (n, D), there (n,), asked_for (n,)
-    """
-    kept = np.argsort(~there, kind="stable")[:SINKS]
-    asked_for[kept] = -2
-    asked = _best(asked_for, (number - SINKS) // ASKED)
-    kept = np.concatenate([kept, asked])
-    target = weights @ _folded(value, there)
-    squares = np.einsum("mn,mn->n", weights, weights)
-    damped = squares + squares.sum() / max(there.sum(), 1)
-    damped[damped == 0] = 1
-    for i in range(ROUNDS):
-        A = weights[:, kept]
-        solved = _ridge(A, target, np.ones(len(kept), weights.dtype))
-        score = np.square(weights.T @ (target - A @ solved)).sum(axis=1)
-        score /= damped
-        score[~there] = -1
-        score[kept] = -2
-        kept = np.concatenate([kept, _best(score, (number - len(kept)) // (ROUNDS - i))])
-    kept.sort()
-    return kept, np.isin(kept, asked)
-
-
-def _best(score: NDArray, number: int) -> NDArray:
-    """Positions (number,) of the largest scores; of equal scores the later key."""
-    return np.argsort(score, kind="stable")[len(score) - number :]
-
-
-def _folded(value: NDArray, there: NDArray) -> NDArray:
-    """Values (n, D) with columns added in groups, with changing signs, and a column of masses."""
-    n, D = value.shape
-    columns = np.zeros((n, min(D, FOLDED) + 1), value.dtype)
-    for group, start in enumerate(range(0, D, FOLDED)):
-        part = value[:, start : start + FOLDED]
-        columns[:, : part.shape[1]] += part if group % 2 == 0 else -part
-    norms = np.sqrt(np.einsum("nd,nd->n", value, value))
-    columns[:, -1] = norms[there].sum() / max(there.sum(), 1)
-    return columns
-
-
-def _ridge(A: NDArray, target: NDArray, variance: NDArray) -> NDArray:
-    """X (n, D) that minimises |A X - target|^2 + nu sum |X_s|^2 / variance_s; see the reference."""
-    from scipy.linalg import cho_factor, cho_solve
-
-    root = np.sqrt(variance)
-    scaled = A * root
-    gram = (scaled.T @ scaled).astype(np.float64)
-    nugget = NUGGET * gram.trace() / len(A)
-    if not nugget > 0:  # the queries attend to none of these keys
-        return np.zeros((A.shape[1], target.shape[1]), A.dtype)
-    gram[np.diag_indices(len(root))] += nugget
-    solved = cho_solve(cho_factor(gram, check_finite=False), scaled.T @ target, check_finite=False)
-    return root[:, None] * solved.astype(A.dtype)
-
-
-def _nearest(key: NDArray, kept: NDArray, asked: NDArray) -> NDArray:
-    """The number of the kept key that each key joins: the nearest that is not asked for."""
-    few = key[kept]
-    distances = key @ few.T
-    distances *= -2
-    distances += np.where(asked, np.inf, np.einsum("ne,ne->n", few, few))
-    number = distances.argmin(axis=1)
-    number[kept] = np.arange(len(kept))
-    return number
-
-
-def _fit(
-    weights: NDArray, value: NDArray, mass: NDArray, kept: NDArray, number: NDArray
-) -> tuple[NDArray, NDArray]:
-    """Values and relative masses of the kept keys; a key joins the kept one of its number.
-
-    weights (m, n), value (n, D), mass (n,), kept (n_out,), number (n,)
-    """
-    A, own = weights[:, kept], mass[kept]
-    V1 = np.concatenate([value, np.ones((len(value), 1), value.dtype)], axis=1)
-    relative = mass / np.where(own > 0, own, 1)[number]
-    relative[kept] = 0
-    joined = np.zeros((len(kept), V1.shape[1]), value.dtype)
-    np.add.at(joined, number, relative[:, None] * V1)
-    start = V1[kept] + value.dtype.type(JOINED) * joined
-    moved = start + _ridge(A, weights @ V1 - A @ start, np.maximum(joined[:, -1], STIFF))
-    masses = np.maximum(moved[:, -1:], LEAST * start[:, -1:])
-    return moved[:, :-1] / masses, masses[:, 0]
+    M = group * L
+    flops = M * n * (E + D + 85) + n * early * E + 3 * M * early**2 + early**3 / 2
+    without_subnormals(compress, problems, 2.0 * problems * flops)
 
 
 def checked_arrays(

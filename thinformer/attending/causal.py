@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.attending.arguments import softmax_scale
-from thinformer.attending.cache import QUERIES, CacheOptions, checked_arrays, compress_head
+from thinformer.attending.cache import QUERIES, CacheOptions, checked_arrays, compress_arrays
+from thinformer.cpu.run import without_subnormals
+from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks
 
 
@@ -84,40 +86,48 @@ def causal_attention(
             f"query and key must have as many tokens, which attend to themselves and to those "
             f"before; got {T} and {key.shape[1]}"
         )
-    output, group = np.empty((B, T, H, value.shape[-1]), given), H // H_kv
-    for b, h in np.ndindex(B, H_kv):
-        heads = slice(h * group, (h + 1) * group)
-        of_group = np.ascontiguousarray(query[b, :, heads].swapaxes(0, 1))
-        _attend(of_group, key[b, :, h], value[b, :, h], options, block, scale, output[b, :, heads])
-    return output
-
-
-def _attend(
-    query: NDArray, key: NDArray, value: NDArray, options: CacheOptions, block: int, scale: float,
-    output: NDArray,
-) -> None:  # fmt: skip
-    """Write the output (T, G, D) of queries (G, T, E) of the heads that share keys (T, E)."""
-    G, T, E = query.shape
-    keys, values, log_mass = key[:0], value[:0], np.zeros(0, key.dtype)
+    output = np.empty((B, T, H, value.shape[-1]), key.dtype)
+    keys, values = key[:, :0], value[:, :0]
+    log_mass = np.zeros((B, 0, H_kv), key.dtype)
     for start in range(0, T, block):
-        end, kept = min(start + block, T), len(keys)
-        t = end - start
+        here = slice(start, min(start + block, T))
         keys, values = (
-            np.concatenate([before, array[start:end]])
-            for before, array in ((keys, key), (values, value))
+            np.concatenate([kept, tokens[:, here]], axis=1)
+            for kept, tokens in ((keys, key), (values, value))
         )
-        log_mass = np.concatenate([log_mass, np.zeros(t, key.dtype)])
-        weights = query[:, start:end].reshape(-1, E) @ keys.T
-        weights *= scale
-        weights += log_mass
-        weights = weights.reshape(G, t, -1)
-        weights[:, np.arange(t)[:, None] < np.arange(-kept, t)] = -np.inf  # later tokens
-        weights -= weights.max(axis=-1, keepdims=True)
-        np.exp(weights, out=weights)
-        weights /= weights.sum(axis=-1, keepdims=True)
-        output[start:end] = (weights @ values).swapaxes(0, 1)
-        if end < T and len(keys) > options.size:
-            latest = query[:, max(0, end - QUERIES) : end]
-            (keys, values, log_mass), _ = compress_head(
+        log_mass = np.pad(log_mass, ((0, 0), (0, keys.shape[1] - log_mass.shape[1]), (0, 0)))
+        attend_to_block(query[:, here], keys, values, log_mass, scale, output, start)
+        if here.stop < T:
+            latest = query[:, max(0, here.stop - QUERIES) : here.stop]
+            keys, values, log_mass, _ = compress_arrays(
                 latest, keys, values, log_mass, options, scale
             )
+    return output.astype(given, copy=False)
+
+
+def attend_to_block(
+    query: NDArray, key: NDArray, value: NDArray, log_mass: NDArray, scale: float,
+    output: NDArray, start: int,
+) -> None:  # fmt: skip
+    """Write the outputs of a block of t tokens, whose own keys are the last of S.
+
+    query (B, t, H, E), key (B, S, H_kv, E), value (B, S, H_kv, D), log_mass (B, S, H_kv)
+    output (B, T, H, D), contiguous, of which t tokens from `start` on are written
+    """
+    from thinformer.cpu import causal, simd  # imports Numba
+
+    (_, t, _, E), S, (B, T, H, D) = query.shape, key.shape[1], output.shape
+    blocks, of_keys = -(-t // simd.PANEL), log_mass.swapaxes(1, 2).reshape(-1, S)
+    queries, keys, values = (head_factor(array) for array in (query, key, value))
+    queries.parameters[:, SCALE] = scale
+    masses, positions = np.ascontiguousarray(of_keys), np.arange(max(S, simd.PANEL))
+    place = D * ((np.arange(B)[:, None] * T + start) * H + np.arange(H)).ravel()
+
+    def attend(first: int, last: int) -> None:
+        work = causal.workspace(S, E, D, output.dtype)
+        causal.attend_block(
+            first, last, blocks, t, queries, keys, values, masses, positions, output.ravel(),
+            place, H * D, work,
+        )  # fmt: skip
+
+    without_subnormals(attend, B * H * blocks, 2.0 * B * H * t * S * (E + D))

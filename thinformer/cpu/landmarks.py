@@ -27,7 +27,7 @@ from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.ridge import correct
 from thinformer.cpu.rows import add, copy_row, copy_within, fill, multiply
 from thinformer.cpu.simd import PANEL, padded_size, squared_norms
-from thinformer.cpu.softmax import gather_columns
+from thinformer.cpu.softmax import fill_column, gather_with_mass
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import exp, gather_factor
 from thinformer.halving.problem import SCALE, Factor
@@ -204,13 +204,8 @@ def load_head(p, heads, two_rho, free):
     and the memory still free.
     """
     key, value, S, positions = heads.key, heads.value, heads.S, heads.positions
-    D, columns = value.dim, padded_size(value.dim + 1)
     x, _, free = gather_factor(key, p, positions[:S], free)
-    values, rest = free[: S * columns], free[S * columns :]
-    gather_columns(value, p, positions[:S], free)
-    if D % PANEL == 0:
-        fill(values[S * D :], 0)
-    fill_column(values, S, D)
+    values, rest = gather_with_mass(value, p, positions[:S], free)
     squares, free = rest[: x.size // key.dim], rest[x.size // key.dim :]
     measure_values(values, S, heads.low[p], heads.high[p], heads.average[p])
     measure_keys(x, S, key.dim, heads.mean[p], squares)
@@ -229,14 +224,6 @@ def load_head(p, heads, two_rho, free):
         )
     to_x = x.dtype.type(math.sqrt(beta) / heads.temperature[p])
     return x, squares, values, to_x, free
-
-
-@inner(STRICT)
-def fill_column(values, S, column):
-    """Write 1 to a column of values in panels (S, PANEL)."""
-    panel = values[column // PANEL * PANEL * S + column % PANEL :]
-    for j in range(S):
-        panel[j * PANEL] = 1
 
 
 @inner(STRICT)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
 from thinformer.cpu.products import tile_of_products
-from thinformer.cpu.rows import copy_row
+from thinformer.cpu.rows import copy_row, fill
 from thinformer.cpu.run import without_subnormals
 from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
 from thinformer.cpu.subnormals import cleared
@@ -186,6 +186,30 @@ def gather_columns(factor, problem, positions, free):
                 row[c] = factor.window[corner + c * factor.column]
             row[end:] = 0
     return panels, free[points * padded :]
+
+
+@inner(STRICT)
+def gather_with_mass(factor, problem, positions, free):
+    """Gather the points of one factor as `gather_columns` does, and a column of ones behind them.
+
+    Returns panels (points, PANEL), 0 behind the ones, and the memory still free.
+    """
+    points, dim = positions.size, factor.dim
+    size = points * padded_size(dim + 1)
+    panels, free = free[:size], free[size:]
+    gather_columns(factor, problem, positions, panels)
+    if dim % PANEL == 0:
+        fill(panels[points * dim :], 0)
+    fill_column(panels, points, dim)
+    return panels, free
+
+
+@inner(STRICT)
+def fill_column(panels, points, column):
+    """Write 1 to a column of panels (points, PANEL)."""
+    panel = panels[column // PANEL * PANEL * points + column % PANEL :]
+    for j in range(points):
+        panel[j * PANEL] = 1
 
 
 @inner(ELEMENTWISE)
