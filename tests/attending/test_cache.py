@@ -1,5 +1,7 @@
 """`compress_cache`: bodies equal the reference; what is kept, what it is worth, errors."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from reference import cache as reference
 from thinformer import compress_cache
 from thinformer.attending.cache import RECENT, SINKS, CacheOptions
-from thinformer.torch.cache.compress import Cached, compress
+from thinformer.torch.cache import on_cpu
+from thinformer.torch.cache.cached import Cached
+from thinformer.torch.cache.compress import compress
 
 SCALE = 0.25
 
@@ -51,8 +55,8 @@ def of_numpy(query, key, value, log_mass, options, scale):
     return compress_cache(query, key, value, size, recent=recent, scale=scale, log_mass=log_mass)
 
 
-def of_torch(query, key, value, log_mass, options, scale):
-    """Torch's body returns no positions, which the keys tell."""
+def of_torch(query, key, value, log_mass, options, scale, compress=compress):
+    """Tensors come back without positions, which the keys tell."""
     query, key, value, log_mass = (
         torch.from_numpy(np.ascontiguousarray(array.swapaxes(1, 2)))
         for array in (query, key, value, log_mass)
@@ -64,7 +68,11 @@ def of_torch(query, key, value, log_mass, options, scale):
     return keys, values, masses, np.moveaxis(found.argmax(1), 1, 2)
 
 
-BODIES = {"numpy": (of_numpy, 1e-9), "torch": (of_torch, 1e-9)}
+BODIES = {
+    "numpy": (of_numpy, 1e-9),
+    "torch": (of_torch, 1e-9),
+    "torch on the CPU": (partial(of_torch, compress=on_cpu.compress), 1e-9),
+}
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -164,7 +172,23 @@ def test_padding_changes_nothing():
         log_mass=np.where(np.arange(200) < 150, -np.inf, 0.0)[None, :, None].repeat(2, 2),
     )
     assert (few.log_mass == -np.inf).sum() == 2 * (64 - 50)
-    np.testing.assert_array_equal(few.value[:, 14:], value[:, 150:])
+    np.testing.assert_allclose(few.value[:, 14:], value[:, 150:], rtol=1e-12)
+
+
+@pytest.mark.parametrize("choose", [compress, on_cpu.compress], ids=["torch", "torch on the CPU"])
+def test_queries_of_padding_do_not_count(choose):
+    """A sequence without any keeps padding, and its neighbour does not notice."""
+    arrays_of_two = arrays(2, L=70, S=200)
+    query, *held = (torch.from_numpy(array.swapaxes(1, 2).copy()) for array in arrays_of_two)
+    log_mass = torch.zeros(2, 2, 200, dtype=torch.float64)
+    log_mass[0], query[0], query[1, :, :33] = -torch.inf, torch.nan, torch.nan
+    kept = choose(query, Cached(*held, log_mass), CacheOptions(64), SCALE)
+    of_one = Cached(*(tensor[1:] for tensor in (*held, log_mass)))
+    alone = choose(query[1:, :, 33:], of_one, CacheOptions(64), SCALE)
+    for got, wanted in zip(kept, alone, strict=True):
+        torch.testing.assert_close(got[1:], wanted, rtol=1e-9, atol=1e-9)
+    assert (kept.log_masses[0] == -torch.inf).all()
+    assert kept.values.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

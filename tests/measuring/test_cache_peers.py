@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from thinformer.attending.cache import CacheOptions
 from thinformer.measuring.cache_peers import PEERS
-from thinformer.torch.cache.compress import Cached
+from thinformer.torch.cache.cached import Cached
 
 B, H, H_kv, L, n, E, D = 2, 6, 2, 40, 120, 8, 5
 SIZE, SINKS, RECENT, SCALE = 60, 4, 16, 0.7

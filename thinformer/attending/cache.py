@@ -220,9 +220,7 @@ def _compress_heads(
         queries, head_factor(key), head_factor(value), np.ascontiguousarray(of_keys), L, n,
         positions,
     )  # fmt: skip
-    rules = cache.Rules(
-        SINKS, ASKING, ASKED, BEHIND, ROUNDS, FOLDED, JOINED, NUGGET, LEAST, STIFF
-    )
+    rules = cache.Rules(SINKS, ASKING, ASKED, BEHIND, ROUNDS, FOLDED, JOINED, NUGGET, LEAST, STIFF)
 
     def compress(first: int, last: int) -> None:
         work = cache.workspace(held, group, early)

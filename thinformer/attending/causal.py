@@ -22,7 +22,7 @@ def causal_attention(
     value: ArrayLike,
     size: int = 256,
     *,
-    block: int = 512,
+    block: int = 2048,
     recent: int = 128,
     scale: float | None = None,
 ) -> NDArray:

@@ -20,7 +20,6 @@ from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.pursuit import (
     ABSENT,
     TAKEN,
-    extend,
     keep_best,
     make_span,
     pursue,
@@ -272,7 +271,7 @@ def choose(held, rules, needed, v, absent, early, free):
     span, free = make_span(M, early, free)
     asked = (early - rules.sinks) // rules.asked
     first = first_keys(absent, rules.sinks)
-    score, rest = free[:n], free[n:]
+    score = free[:n]
     for j in range(n):
         best = needed.asked[j]
         for i in range(max(0, j - rules.behind), j):

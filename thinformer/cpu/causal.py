@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.jit import ELEMENTWISE, inner, kernel
 from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.rows import fill
 from thinformer.cpu.simd import PANEL, padded_size

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cosine_similarity, max_pool1d, normalize
 
 from thinformer.attending.cache import SINKS, CacheOptions
-from thinformer.torch.cache.compress import Cached
+from thinformer.torch.cache.cached import Cached
 from thinformer.torch.cache.thinned import Choose
 
 SNAPKV_QUERIES = 32  # SnapKV's observation window, which is also the number of recent tokens

@@ -16,7 +16,7 @@ from thinformer.attending.cache import CacheOptions
 from thinformer.measuring.cache_quality import FULL, THINNED
 from thinformer.support.progress import Tell
 from thinformer.support.table import aligned
-from thinformer.torch.cache.compress import Cached
+from thinformer.torch.cache.cached import Cached
 from thinformer.torch.evaluation.decoders import Decoder, bytes_of, thinned_layers
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch.nn.functional import max_pool1d, pad
 
@@ -21,19 +19,7 @@ from thinformer.attending.cache import (
     CacheOptions,
 )
 from thinformer.torch.attend.positive import solve_positive
-
-
-class Cached(NamedTuple):
-    """What a layer holds.
-
-    keys, values : (B, H_kv, n, E) and (B, H_kv, n, D) tensors
-    log_masses : (B, H_kv, n) float32 tensor
-        What is added to the logits of a key: 0 of a token, minus infinity of padding.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    log_masses: torch.Tensor
+from thinformer.torch.cache.cached import Cached
 
 
 def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: float) -> Cached:

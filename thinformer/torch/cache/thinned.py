@@ -21,12 +21,19 @@ except ImportError as error:
 
 from thinformer.attending.cache import GROWTH, QUERIES, RECENT, CacheOptions
 from thinformer.support.table import aligned
-from thinformer.torch.cache import attention
-from thinformer.torch.cache.compress import Cached, compress
+from thinformer.torch.cache import attention, on_cpu
+from thinformer.torch.cache.cached import Cached
+from thinformer.torch.cache.compress import compress
 
 # of the latest queries (B, H, L, E), NaN in padding, what is held, the options and the scale: what
 # is kept
 Choose = Callable[[torch.Tensor, Cached, CacheOptions, float], Cached]
+
+
+def choose_keys(query: torch.Tensor, held: Cached, options: CacheOptions, scale: float) -> Cached:
+    """Keep few keys, in compiled loops on the CPU, by torch elsewhere; see `compress`."""
+    of_device = on_cpu.compress if held.keys.device.type == "cpu" else compress
+    return of_device(query, held, options, scale)
 
 
 class ThinnedLayer(DynamicLayer):
@@ -47,7 +54,7 @@ class ThinnedLayer(DynamicLayer):
     keys: Any
     values: Any
 
-    def __init__(self, options: CacheOptions, choose: Choose = compress) -> None:
+    def __init__(self, options: CacheOptions, choose: Choose = choose_keys) -> None:
         super().__init__()
         self.options, self.choose, self.scale = options, choose, 0.0
         self.log_masses: torch.Tensor | None = None

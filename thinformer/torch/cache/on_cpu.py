@@ -1,0 +1,31 @@
+"""The compression of a cache in the CPU's memory: tensors as arrays to the NumPy path, and back."""
+
+from __future__ import annotations
+
+import torch
+from numpy.typing import NDArray
+
+from thinformer.attending.cache import CacheOptions, compress_arrays
+from thinformer.support import threads
+from thinformer.torch.cache.cached import Cached
+from thinformer.torch.choose.heads import COMPUTED_IN
+from thinformer.torch.choose.openmp import team
+
+
+def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: float) -> Cached:
+    """Return what `thinformer.torch.cache.compress.compress` does, in less than half its time."""
+    dtype = COMPUTED_IN[held.keys.dtype]
+    with threads.on(team()):
+        kept = compress_arrays(
+            _array(query, dtype), *(_array(tensor, dtype) for tensor in held), options, scale
+        )
+    keys, values, log_masses = (
+        torch.from_numpy(array).transpose(1, 2).contiguous().to(before.dtype)
+        for array, before in zip(kept[:3], held, strict=True)
+    )
+    return Cached(keys, values, log_masses)
+
+
+def _array(tensor: torch.Tensor, dtype: torch.dtype) -> NDArray:
+    """A view (B, n, H, ..) of a tensor (B, H, n, ..); a copy where the dtype is another."""
+    return tensor.detach().to(dtype).transpose(1, 2).numpy()
