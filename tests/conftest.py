@@ -54,9 +54,10 @@ def no_lines_of_progress():
 @pytest.fixture
 def fill_workspaces(monkeypatch):
     """A function that hands kernels memory full of a number from then on."""
-    from thinformer.cpu import centring, halve, herd, landmarks, softmax, sums
+    from thinformer.cpu import cache, causal, centring, halve, herd, landmarks, softmax, sums
 
-    makers = [(body, body.workspace) for body in (centring, halve, herd, landmarks, softmax, sums)]
+    bodies = cache, causal, centring, halve, herd, landmarks, softmax, sums
+    makers = [(body, body.workspace) for body in bodies]
 
     def fill(number):
         for body, make in makers:
