@@ -81,7 +81,7 @@ def test_every_tracked_file_is_in_the_sdist(tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_is_small_and_has_the_whole_package(tmp_path):
-    """But for the recording whose model names no licence."""
+    """But for the recording whose model names no licence, and that of a decoder, for a notebook."""
     pytest.importorskip("setuptools", "77")
     folder = str(tmp_path)
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder, "build",
@@ -93,7 +93,8 @@ def test_the_wheel_is_small_and_has_the_whole_package(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if name.startswith("thinformer/")}
     tracked = {name for name in project_files() if name.startswith("thinformer/")}
-    assert tracked - names == {"thinformer/data/activations/vision.npz"}
+    left_out = {f"thinformer/data/activations/{name}.npz" for name in ("decoder", "vision")}
+    assert tracked - names == left_out
     assert names - tracked == set()
 
 
@@ -148,11 +149,12 @@ def test_the_citation_has_the_address_and_the_version():
 def test_the_notice_names_all_bundled_data():
     """Each recording has its model and its input; the package has no other data files."""
     parts = re.split(r"^(\w+\.npz)$", NOTICE, flags=re.MULTILINE)
-    assert parts[1::2] == [f"{name}.npz" for name in ACTIVATIONS]
+    names = [*ACTIVATIONS, "decoder"]
+    assert parts[1::2] == [f"{name}.npz" for name in names]
     for part in parts[2::2]:
         assert re.search(r"^    model    .*^    input    ", part, re.MULTILINE | re.DOTALL)
     data = ROOT / "thinformer" / "data"
     files = {path.relative_to(ROOT).as_posix() for path in data.rglob("*.npz")}
-    recordings = {f"thinformer/data/activations/{name}.npz" for name in ACTIVATIONS}
+    recordings = {f"thinformer/data/activations/{name}.npz" for name in names}
     assert files == {"thinformer/data/vectors.npz"} | recordings
     assert "thinformer/data/vectors.npz" in NOTICE

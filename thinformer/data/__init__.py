@@ -1,4 +1,4 @@
-"""Data files of the package: activations of trained encoders, and recorded results to validate."""
+"""Data files of the package: activations of trained models, and recorded results to validate."""
 
 from __future__ import annotations
 
@@ -55,14 +55,39 @@ def load_activations(name: str) -> dict[str, dict[str, NDArray]]:
         raise ValueError(f"name must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
     if name not in installed_activations():
         raise FileNotFoundError(left_out())
-    arrays = _load(_file(name))
-    layers: dict[str, dict[str, NDArray]] = {}
-    for entry, array in arrays.items():
-        layer, role, *of_codes = entry.split("_")
-        if role != "heads" and not of_codes:
-            step = arrays.get(f"{entry}_step")
-            layers.setdefault(layer, {})[role] = array if step is None else _decoded(array, step)
-    return layers
+    return _layers(_load(_file(name)))
+
+
+def load_decoder() -> tuple[dict[str, dict[str, NDArray]], list[str]]:
+    """Return what a decoder's attention reads of a text of 2,176 tokens, and these tokens.
+
+    The decoder is SmolLM2 with 135M parameters, the text is documentation of this project. Two
+    layers are recorded: of each two heads of keys, and the six query heads that share them.
+    ``activations/README.md`` describes the file.
+
+    Returns
+    -------
+    layers : dict
+        ``layers["layer4"]`` and ``layers["layer14"]``, each with the float16 arrays "key" and
+        "value", (1, 2176, 2, 64), of all tokens, and "query", (1, 384, 6, 64), of the last 384
+        tokens. Queries and keys are rotated; query head h attends to the keys of head h // 3.
+    tokens : list of str
+        The text of each token.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is not installed: it is not in the wheel, a checkout of the repository has it.
+    """
+    file = _file("decoder")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"the activations of a decoder are not installed; a checkout of the repository has"
+            f" them: set {FOLDER} to its folder thinformer/data/activations"
+        )
+    arrays = _load(file)
+    tokens = arrays.pop("tokens")
+    return _layers(arrays), tokens.tolist()
 
 
 def load_vectors(path: Path | None = None) -> list[tuple[dict[str, Any], dict[str, NDArray]]]:
@@ -84,6 +109,17 @@ def _file(name: str) -> Traversable:
     if packaged.is_file() or FOLDER not in os.environ:
         return packaged
     return Path(os.environ[FOLDER]) / f"{name}.npz"
+
+
+def _layers(arrays: dict[str, NDArray]) -> dict[str, dict[str, NDArray]]:
+    """The arrays of a file by layer and role, decoded where they are codes."""
+    layers: dict[str, dict[str, NDArray]] = {}
+    for entry, array in arrays.items():
+        layer, role, *of_codes = entry.split("_")
+        if role != "heads" and not of_codes:
+            step = arrays.get(f"{entry}_step")
+            layers.setdefault(layer, {})[role] = array if step is None else _decoded(array, step)
+    return layers
 
 
 def _decoded(codes: NDArray, step: NDArray) -> NDArray[np.float16]:
