@@ -45,6 +45,8 @@ def test_each_call_says_what_it_needs():
             lambda: t.compress_kv(q, q, g=0, rng=0),
             lambda: t.attention(q, q, q, g=0, rng=0),
             lambda: t.attention(q, q, q, size=8, correction="queries", rng=0),
+            lambda: t.compress_cache(q, q, q, 40),
+            lambda: t.causal_attention(q, q, q, 40, recent=8),
             lambda: thinformer_attention(tensor, tensor, tensor, g=0),
         ]
         for call in calls:
@@ -53,7 +55,7 @@ def test_each_call_says_what_it_needs():
             except RuntimeError as error:
                 print(error)
     """, NUMBA_DISABLE_JIT="1")  # fmt: skip
-    assert printed.splitlines() == [SAID] * 11
+    assert printed.splitlines() == [SAID] * 13
 
 
 def test_a_function_that_is_not_compiled():

@@ -34,6 +34,9 @@ for dtype in (np.float32, np.float64):
     heads = [a.astype(dtype) for a in (q, k, v)]
     for way in (None, "nystrom", "queries"):
         thinformer.attention(*heads, g=1, correction=way, rng=0, return_weights=True)
+    masses = np.zeros((2, 300, 3))
+    thinformer.compress_cache(*heads, 100, scale=0.1, log_mass=masses.astype(dtype))
+    thinformer.causal_attention(*heads, 150, block=90)
 if WITH_TORCH:
     import torch
     for way in (None, "nystrom", "queries"):

@@ -1,6 +1,7 @@
 """`causal_attention`: each token attends to the tokens near before it, and to few keys of the rest.
 
-`reference.cache.causal_attention` is the definition. Arrays are query (B, T, H, E), key
+`reference.cache.causal_attention` is the definition, and `thinformer.cpu.causal` computes the
+attention of a block. Arrays are query (B, T, H, E), key
 (B, T, H_kv, E) and value (B, T, H_kv, D); H is a multiple of H_kv.
 """
 
@@ -43,7 +44,7 @@ def causal_attention(
     size : int
         Keys that are kept after a block, at least ``recent + 5``.
     block : int
-        Tokens in a block.
+        Tokens in a block. Larger blocks are nearer, and take more time.
     recent : int
         The latest tokens, of `size`, that are kept as they are.
     scale : float, optional
@@ -62,21 +63,21 @@ def causal_attention(
 
     Notes
     -----
-    A block takes block (size + block) (E + D) multiply-adds a query head, and a compression of
-    size + block keys for each head of keys. Memory is that of the weights of a block,
-    and of 256 queries for each head of a group.
+    A block takes block (size + block / 2) (E + D) multiply-adds a query head, and a compression of
+    size + block keys for each head of keys, see `compress_cache`, which also says what memory it
+    takes. A text of no more than `block` tokens is not compressed, and up to twice as many tokens
+    exact attention is as fast.
 
-    Let BLAS use one thread, by ``OPENBLAS_NUM_THREADS=1`` before NumPy is imported, where there are
-    few cores: threads that wait for each other took most of the time on two. Below some thousands
-    of tokens exact attention is faster.
+    What a head looks up far back, one token of many, is lost. Where most queries do that, a window
+    over as many tokens as the time allows can be nearer.
 
     Examples
     --------
     >>> import numpy as np
     >>> from thinformer import causal_attention
-    >>> query, key, value = np.random.default_rng(0).normal(size=(3, 1, 2000, 2, 16))
+    >>> query, key, value = np.random.default_rng(0).normal(size=(3, 1, 5000, 2, 16))
     >>> causal_attention(query, key, value, 256).shape
-    (1, 2000, 2, 16)
+    (1, 5000, 2, 16)
     """
     options, block = CacheOptions(size, recent), checks.integer("block", block, 1)
     query, key, value, _, given = checked_arrays(query, key, value, None)

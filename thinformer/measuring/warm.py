@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.attending.attention import attention
+from thinformer.attending.causal import causal_attention
 from thinformer.thinning.comparison import compare
 from thinformer.thinning.thin import thin
 
@@ -41,6 +42,8 @@ def _calls() -> dict[str, Callable[[], None]]:
             calls[f"attention{words}, {dtype}"] = partial(_attend, dtype, correction)
         if importlib.util.find_spec("torch"):
             calls[f"attention{words}, torch"] = partial(_attend_on_tensors, correction)
+    for dtype in DTYPES:
+        calls[f"causal_attention and compress_cache, {dtype}"] = partial(_attend_causally, dtype)
     return calls
 
 
@@ -61,6 +64,10 @@ def _attend_on_tensors(correction: Any) -> None:
 
     query, key, value = (torch.from_numpy(array) for array in _tokens("float32"))
     thinformer_attention(query, key, value, size=32, correction=correction)
+
+
+def _attend_causally(dtype: str) -> None:
+    causal_attention(*_tokens(dtype), 64, block=128, recent=16)
 
 
 def _tokens(dtype: str) -> NDArray:
