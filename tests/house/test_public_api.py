@@ -107,7 +107,7 @@ def test_signatures():
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
         "random_state=None, progress=None)",
-        "causal_attention": "(query, key, value, size=256, *, block=512, recent=128, scale=None)",
+        "causal_attention": "(query, key, value, size=256, *, block=2048, recent=128, scale=None)",
         "compress_cache": "(query, key, value, size, *, recent=32, scale=None, log_mass=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "
         "rng=None, draws=None, device='auto')",
