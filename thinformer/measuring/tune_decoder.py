@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -90,15 +91,15 @@ def tune(
     number, measured_on = len(layers), held_out or tuned_on
     total = len(tuned_on) * (number + len(POWERS)) + len(measured_on) * 2
 
+    def begun(name: str, before: int, k: int) -> None:
+        tell(name, (before + k) / total)
+
     def averages(some: Sequence[Any], settings: Sequence[Any], before: int) -> list[float]:
         """The divergence of each setting, mean over texts."""
-        found = [
-            divergences(
-                decoder, tokens, settings, prompt, read,
-                lambda k, i=i, name=name: tell(name, (before + i * len(settings) + k) / total),
-            )
-            for i, (name, tokens) in enumerate(some)
-        ]  # fmt: skip
+        found = []
+        for i, (name, tokens) in enumerate(some):
+            begin = partial(begun, name, before + i * len(settings))
+            found.append(divergences(decoder, tokens, settings, prompt, read, begin))
         return [mean(column) for column in zip(*found, strict=True)]
 
     half = max(size // 2, min(LEAST, size))
@@ -119,11 +120,11 @@ def divergences(
     settings: Sequence[Sequence[int]],
     prompt: int,
     read: int,
-    begun: Callable[[int], None],
+    begin: Callable[[int], None],
 ) -> list[float]:
     """Return how far the next tokens are from those with the full cache, for sizes by layer.
 
-    begun : is called with the number of settings that are done
+    begin : is called with the number of settings that are done
     """
     cache = prefilled(decoder, tokens[:prompt])
     follows, targets = tokens[prompt : prompt + read], tokens[prompt + 1 : prompt + read + 1]
@@ -131,7 +132,7 @@ def divergences(
     exact = decoder.logits(follows, with_sizes(cache, all_keys, read)).log_softmax(1)
     found = []
     for k, sizes in enumerate(settings):
-        begun(k)
+        begin(k)
         few = with_sizes(cache, sizes, read)
         found.append(compared(exact, decoder.logits(follows, few), targets)[0])
     return found

@@ -293,7 +293,7 @@ def _options_of_layers(
             return _options_of_layers(sizes, layers, recent, growth)
         except ValueError as error:
             raise ValueError(f"{size}: {error}") from None
-    sizes = list(size) if isinstance(size, Sequence) else [size] * layers
+    sizes = [*size] if isinstance(size, Sequence) else [size] * layers
     if len(sizes) != layers:
         raise ValueError(
             f"size must be an integer, or one for each of the {layers} layers; got {len(sizes)}"
