@@ -11,7 +11,7 @@ from small_decoders import random_decoder, words_tokenizer
 from small_encoders import saved
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from thinformer.measuring import tune_decoder
+from thinformer.measuring import cache_quality, tune_decoder
 from thinformer.measuring.tune_decoder import LEAST, POWERS, Tuned, allocated
 from thinformer.torch.cache import ThinnedCache
 from thinformer.torch.evaluation import decoders
@@ -77,9 +77,7 @@ def test_allocated_keeps_as_many_keys_as_equal_sizes():
 def test_divergences_are_those_of_a_cache_as_users_make_it(decoder):
     _, tokens = texts(1)[0]
     settings = [[60, 90, 50], [PROMPT, 40, PROMPT], [PROMPT] * 3]
-    begun = []
-    found = tune_decoder.divergences(decoder, tokens, settings, PROMPT, READ, begun.append)
-    assert begun == [0, 1, 2]
+    found = tune_decoder.divergences(decoder, tokens, settings, PROMPT, READ, lambda: None)
     follows = tokens[PROMPT : PROMPT + READ]
 
     def probabilities(cache):
@@ -96,8 +94,22 @@ def test_divergences_are_those_of_a_cache_as_users_make_it(decoder):
 
 
 @pytest.mark.slow
+def test_a_copy_has_the_sizes_and_keeps_what_is_read(decoder):
+    _, tokens = texts(1)[0]
+    cache = cache_quality.prefilled(decoder, tokens[:PROMPT])
+    few = tune_decoder.with_sizes(cache, [60, PROMPT, 50], room=40)
+    assert [layer.keys.shape[2] for layer in few.layers] == [60, PROMPT, 50]
+    decoder.logits(tokens[PROMPT : PROMPT + 40], few)
+    assert [layer.keys.shape[2] for layer in few.layers] == [100, PROMPT + 40, 90]
+    assert [layer.keys.shape[2] for layer in cache.layers] == [PROMPT] * 3
+
+
+@pytest.mark.slow
 def test_a_layer_that_adds_nothing_keeps_the_fewest_keys(decoder):
-    tuned = tune_decoder.tune(decoder, texts(3), 100, PROMPT, READ, quiet)
+    told = []
+    tuned = tune_decoder.tune(decoder, texts(3), 100, PROMPT, READ, lambda *each: told.append(each))
+    assert told[0] == ("one layer at a time: 0.txt", 0)
+    assert told[-1] == ("beside equal sizes: 1.txt", pytest.approx(1 - 1 / len(told)))
     assert tuned.layers == [0, 1, 2]
     assert tuned.effects[1] == pytest.approx(0, abs=1e-6)
     assert min(tuned.effects[0], tuned.effects[2]) > 1e-4
@@ -107,7 +119,7 @@ def test_a_layer_that_adds_nothing_keeps_the_fewest_keys(decoder):
     assert 0 < tuned.kl < tuned.equal_kl
     [(_, held_out)] = texts(3)[1::2]
     settings = [tuned.sizes, [100] * 3]
-    found = tune_decoder.divergences(decoder, held_out, settings, PROMPT, READ, lambda k: None)
+    found = tune_decoder.divergences(decoder, held_out, settings, PROMPT, READ, lambda: None)
     assert found == [tuned.kl, tuned.equal_kl]
     assert tuned.of_model() == tuned.sizes
 

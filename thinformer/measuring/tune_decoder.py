@@ -11,6 +11,7 @@ Every second text is held out: on those the sizes are measured beside equal ones
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -90,26 +91,26 @@ def tune(
     tuned_on, held_out = texts[::2], texts[1::2]
     number, measured_on = len(layers), held_out or tuned_on
     total = len(tuned_on) * (number + len(POWERS)) + len(measured_on) * 2
+    done = itertools.count()
 
-    def begun(name: str, before: int, k: int) -> None:
-        tell(name, (before + k) / total)
-
-    def averages(some: Sequence[Any], settings: Sequence[Any], before: int) -> list[float]:
+    def averages(stage: str, some: Sequence[Any], settings: Sequence[Any]) -> list[float]:
         """The divergence of each setting, mean over texts."""
-        found = []
-        for i, (name, tokens) in enumerate(some):
-            begin = partial(begun, name, before + i * len(settings))
-            found.append(divergences(decoder, tokens, settings, prompt, read, begin))
+        found = [
+            divergences(decoder, tokens, settings, prompt, read, partial(begin, f"{stage}: {name}"))
+            for name, tokens in some
+        ]
         return [mean(column) for column in zip(*found, strict=True)]
+
+    def begin(stage: str) -> None:
+        tell(stage, next(done) / total)
 
     half = max(size // 2, min(LEAST, size))
     alone = [[prompt] * i + [half] + [prompt] * (number - 1 - i) for i in range(number)]
-    effects = averages(tuned_on, alone, 0)
+    effects = averages("one layer at a time", tuned_on, alone)
     candidates = [allocated(effects, power, size, prompt) for power in POWERS]
-    losses = averages(tuned_on, candidates, len(tuned_on) * number)
+    losses = averages("sizes together", tuned_on, candidates)
     sizes = candidates[losses.index(min(losses))]
-    before = len(tuned_on) * (number + len(POWERS))
-    kl, equal_kl = averages(measured_on, [sizes, [size] * number], before)
+    kl, equal_kl = averages("beside equal sizes", measured_on, [sizes, [size] * number])
     texts_of = len(tuned_on), len(held_out)
     return Tuned(layers, len(of_model), effects, sizes, size, *texts_of, kl, equal_kl)
 
@@ -120,19 +121,19 @@ def divergences(
     settings: Sequence[Sequence[int]],
     prompt: int,
     read: int,
-    begin: Callable[[int], None],
+    begin: Callable[[], None],
 ) -> list[float]:
     """Return how far the next tokens are from those with the full cache, for sizes by layer.
 
-    begin : is called with the number of settings that are done
+    begin : is called before each of the settings
     """
     cache = prefilled(decoder, tokens[:prompt])
     follows, targets = tokens[prompt : prompt + read], tokens[prompt + 1 : prompt + read + 1]
     all_keys = [prompt] * len(thinned_layers(cache))
     exact = decoder.logits(follows, with_sizes(cache, all_keys, read)).log_softmax(1)
     found = []
-    for k, sizes in enumerate(settings):
-        begin(k)
+    for sizes in settings:
+        begin()
         few = with_sizes(cache, sizes, read)
         found.append(compared(exact, decoder.logits(follows, few), targets)[0])
     return found
