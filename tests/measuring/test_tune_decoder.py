@@ -186,7 +186,7 @@ def test_what_is_printed():
     assert tune_decoder.format_gain(alone).startswith(
         "KL on 1 text that it was tuned on, as there is no other one: 0.0500; "
     )
-    for worse in (tuned._replace(kl=0.2), tuned._replace(kl=0.3)):
+    for worse in (tuned._replace(kl=kl) for kl in (0.195, 0.2, 0.3)):
         assert tune_decoder.format_gain(worse).endswith(
             "0.2000; nothing is gained, so keep equal sizes"
         )

@@ -30,6 +30,7 @@ from thinformer.torch.evaluation.decoders import Decoder, thinned_layers
 
 POWERS = (0.0, 0.25, 0.5)
 LEAST = 48  # keys of a layer, unless the mean is less
+GAIN = 0.97  # of the divergence with equal sizes; more than this is noise
 FLAT = 1e-6  # of the largest effect; smaller ones are rounding
 
 
@@ -58,7 +59,7 @@ class Tuned(NamedTuple):
     @property
     def gains(self) -> bool:
         """Whether the sizes lose less than equal ones."""
-        return self.kl < self.equal_kl
+        return self.kl < GAIN * self.equal_kl
 
     def of_model(self) -> list[int]:
         """Return a size for each layer of the model; equal ones where nothing is gained."""
@@ -135,7 +136,8 @@ def divergences(
     for sizes in settings:
         begin()
         few = with_sizes(cache, sizes, read)
-        found.append(compared(exact, decoder.logits(follows, few), targets)[0])
+        kl, *_ = compared(exact, decoder.logits(follows, few), targets)
+        found.append(max(0.0, kl))  # rounding may be below zero
     return found
 
 
