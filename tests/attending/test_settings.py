@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from thinformer.attending.settings import VERSION, load_settings, save_settings
+from thinformer.attending.settings import (
+    VERSION,
+    load_settings,
+    load_sizes,
+    save_settings,
+    save_sizes,
+)
 
 LAYERS = {"a": {"size": 64, "correction": "queries"}, "b.0": {"exact": True}, "ü": {"g": 3}}
 
@@ -118,6 +124,42 @@ def test_bad_files(content, message, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         load_settings(tmp_path / "none.json")
+
+
+def test_sizes_of_a_cache(tmp_path):
+    path = tmp_path / "sizes.json"
+    save_sizes(path, [64, 128, 37], {"kl": 0.5})
+    assert load_sizes(path) == load_sizes(str(path)) == [64, 128, 37]
+    assert json.loads(path.read_text()) == {
+        "version": VERSION, "sizes": [64, 128, 37], "measured": {"kl": 0.5},
+    }  # fmt: skip
+    path.write_text(json.dumps({"version": VERSION, "sizes": [50]}))
+    assert load_sizes(path) == [50]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no settings file: Expecting property name"),
+        ("[64, 64]", "is no settings file: it has no version"),
+        ('{"version": 1, "sizes": [64]}', "version must be 2; got 1"),
+        ('{"version": 2, "layers": {"a": {"g": 1}}}', "'layers' is unknown; takes version, sizes"),
+        ('{"version": 2}', "sizes must be a list of one number of keys for each layer"),
+        ('{"version": 2, "sizes": []}', "sizes must be a list of one number of keys for each"),
+        ('{"version": 2, "sizes": 64}', "sizes must be a list of one number of keys for each"),
+        ('{"version": 2, "sizes": [64, 0]}', "size of layer 1 must be an integer of at least 1; g"),
+        ('{"version": 2, "sizes": ["64"]}', "size of layer 0 must be an integer of at least 1; g"),
+    ],
+)
+def test_bad_files_of_sizes(content, message, tmp_path):
+    path = tmp_path / "sizes.json"
+    path.write_text(content)
+    with pytest.raises(ValueError) as error:
+        load_sizes(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+    path.write_text('{"version": 2, "sizes": [64]}')
+    with pytest.raises(ValueError, match="'sizes' is unknown; takes version, layers, measured"):
+        load_settings(path)
 
 
 def test_the_module_takes_those_of_a_layer(tmp_path):

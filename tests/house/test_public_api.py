@@ -195,8 +195,8 @@ COMMANDS = {
     "eval-model": "--text --image --audio --max-length --settings --g --size --correction "
     "--error-threshold --min-length --exact --rounds --seed --json --prompt --read --generate "
     "--facts",
-    "tune": "--text --image --audio --max-length --error-target --output --sizes --correction "
-    "--min-length --rounds",
+    "tune": "--text --image --audio --max-length --error-target -o --output --sizes --correction "
+    "--min-length --rounds --size --prompt --read",
     "info": "",
     "warm": "",
     "validate": "--upstream --device",

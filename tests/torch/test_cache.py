@@ -15,6 +15,7 @@ from transformers import (  # noqa: E402
     Qwen3Config,
 )
 
+from thinformer.attending.settings import save_sizes  # noqa: E402
 from thinformer.torch.cache import ThinnedCache  # noqa: E402
 
 SMALL = {
@@ -284,6 +285,25 @@ def test_a_sequence_that_is_all_padding_at_first():
         of_batch = model(more, attention_mask=both, cache=cache).logits[0]
         of_text = model(more[:1], cache=alone).logits[0]
     torch.testing.assert_close(of_batch, of_text, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_in_a_file(tmp_path):
+    config, path = make("llama").config, tmp_path / "sizes.json"
+    save_sizes(path, [64, 512, 96, 64], {})
+    for file in (path, str(path)):
+        layers = ThinnedCache(config, file, recent=20).layers
+        assert [layer.options.size for layer in layers] == [64, 512, 96, 64]
+        assert all(layer.options.recent == 20 for layer in layers)
+    for sizes, message in (
+        ([64, 64], "size must be an integer, or one for each of the 4 layers; got 2"),
+        ([64, 64, 36, 64], "size must be at least 37, for the first 4 tokens, the latest 32 and "),
+    ):
+        save_sizes(path, sizes, {})
+        with pytest.raises(ValueError) as error:
+            ThinnedCache(config, path)
+        assert str(error.value).startswith(f"{path}: {message}")
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        ThinnedCache(config, tmp_path / "none.json")
 
 
 def test_sizes_by_layer():

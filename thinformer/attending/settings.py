@@ -11,13 +11,15 @@ People may edit such a file::
     }
 
 ``measured``, beside ``layers`` and in each layer, says how the settings were found. It is not read.
+A file for the cache of a decoder has ``sizes``, a list of one number for each layer, in place of
+``layers``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from thinformer.attending.options import (
     layer_options,
     left_out,
 )
+from thinformer.support import checks
 
 VERSION = 2  # of the file; in version 1 a layer without a correction had none
 FILE = "thinformer.json"  # in a model's folder
@@ -76,16 +79,7 @@ def load_settings(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     tokens than that attend exactly.
     """
     path = _file(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unlike)
-    except ValueError as error:  # also of UTF-8
-        raise ValueError(f"{path}: is no settings file: {error}") from None
-    if not isinstance(content, dict) or "version" not in content:
-        raise ValueError(f"{path}: is no settings file: it has no version")
-    if content["version"] != VERSION or isinstance(content["version"], bool):
-        raise ValueError(f"{path}: version must be {VERSION}; got {content['version']!r}")
-    _known(str(path), content, ("version", "layers", "measured"))
-    layers = content.get("layers")
+    layers = _content(path, "layers")
     if not isinstance(layers, dict) or not layers:
         raise ValueError(f"{path}: layers must be an object with settings of layers")
     return {name: _of_layer(f"{path}: {name}", layer) for name, layer in layers.items()}
@@ -97,18 +91,30 @@ def save_settings(
     measured: Mapping[str, Any],
 ) -> None:
     """Write what `load_settings` reads, a line a layer."""
-    path = _file(path)
     rows = [f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items()]
-    lines = [
-        "{",
-        f' "version": {VERSION},',
-        ' "layers": {',
-        ",\n".join(rows),
-        " },",
-        f' "measured": {json.dumps(measured)}',
-        "}",
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(_file(path), '"layers": {\n' + ",\n".join(rows) + "\n }", measured)
+
+
+def load_sizes(path: str | os.PathLike) -> list[int]:
+    """Load the number of keys of each layer of a decoder's cache, as `save_sizes` writes it.
+
+    Raises
+    ------
+    ValueError
+        Something else is in the file; names it, and what is taken there.
+    OSError
+        The file cannot be read.
+    """
+    path = Path(path)
+    sizes = _content(path, "sizes")
+    if not isinstance(sizes, list) or not sizes:
+        raise ValueError(f"{path}: sizes must be a list of one number of keys for each layer")
+    return [checks.integer(f"{path}: size of layer {i}", n, 1) for i, n in enumerate(sizes)]
+
+
+def save_sizes(path: str | os.PathLike, sizes: Sequence[int], measured: Mapping[str, Any]) -> None:
+    """Write what `load_sizes` reads."""
+    _write(Path(path), f'"sizes": {json.dumps(list(sizes))}', measured)
 
 
 def of_layers(
@@ -166,6 +172,31 @@ def entry_of(layer: LayerOptions) -> dict[str, Any]:
         return {"g": own["g"], **entry}
     entry.pop("g", None)
     return entry
+
+
+def _content(path: Path, key: str) -> Any:
+    """What a file has under its key, "layers" or "sizes"; None where it has nothing there."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unlike)
+    except ValueError as error:  # also of UTF-8
+        raise ValueError(f"{path}: is no settings file: {error}") from None
+    if not isinstance(content, dict) or "version" not in content:
+        raise ValueError(f"{path}: is no settings file: it has no version")
+    if content["version"] != VERSION or isinstance(content["version"], bool):
+        raise ValueError(f"{path}: version must be {VERSION}; got {content['version']!r}")
+    _known(str(path), content, ("version", key, "measured"))
+    return content.get(key)
+
+
+def _write(path: Path, body: str, measured: Mapping[str, Any]) -> None:
+    lines = [
+        "{",
+        f' "version": {VERSION},',
+        f" {body},",
+        f' "measured": {json.dumps(measured)}',
+        "}",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _file(path: str | os.PathLike) -> Path:

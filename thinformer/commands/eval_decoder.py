@@ -30,14 +30,7 @@ most likely continuation begins with the number."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that are for decoders alone."""
     decoders = parser.add_argument_group("options for decoders")
-    decoders.add_argument(
-        "--prompt", type=int, metavar="N", help="tokens of a text that are the prompt (default:"
-        " 2048, or 3/4 of the shortest text if that is fewer)",
-    )  # fmt: skip
-    decoders.add_argument(
-        "--read", type=int, metavar="N",
-        help="tokens that are read on after the prompt (default: 128, or what all texts have)",
-    )  # fmt: skip
+    add_lengths(decoders)
     decoders.add_argument(
         "--generate", type=int, metavar="N",
         help=f"tokens of the generation that is timed (default: {GENERATE})",
@@ -48,13 +41,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def refuse(arguments: argparse.Namespace, options: Sequence[str], takes: str, is_one: str) -> None:
-    """Raise for options that a model of the other kind takes."""
+def add_lengths(parser: Any) -> None:
+    """Add the numbers of tokens that are read of a text."""
+    parser.add_argument(
+        "--prompt", type=int, metavar="N", help="tokens of a text that are the prompt (default:"
+        " 2048, or 3/4 of the shortest text if that is fewer)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--read", type=int, metavar="N",
+        help="tokens that are read on after the prompt (default: 128, or what all texts have)",
+    )  # fmt: skip
+
+
+def refuse(arguments: argparse.Namespace, options: Sequence[str], takes: str, this: str) -> None:
+    """Raise for options that a model of another kind takes; `this` says what the model is."""
     for option in options:
         if getattr(arguments, option) is not None:
-            raise ValueError(
-                f"--{option.replace('_', '-')} is for {takes}; {arguments.model} is {is_one}"
-            )
+            raise ValueError(f"--{option.replace('_', '-')} is for {takes}; {this}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,14 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
         tell("reading", None)
         decoder = decoders.load_decoder(arguments.model)
         texts = decoders.read_whole_texts(decoder, arguments.text, arguments.max_length)
-        named = list(zip(_names(arguments.text), texts, strict=True))
+        named = list(zip(names_of(arguments.text), texts, strict=True))
         lengths = cache_quality.lengths_of(named, arguments.prompt, arguments.read)
         prompt, read, _ = lengths
         layers = decoders.count_layers(decoder, prompt + generate)
     machine = models.machine(decoder.model.device.type, "float32")
     print_machine(machine)
     print(f"model: {arguments.model}, {type(decoder.model).__name__}; {_of_layers(*layers)}")
-    print(_of_texts(texts, lengths), end="\n\n", flush=True)
+    print(text_of_texts(texts, lengths), end="\n\n", flush=True)
     with progress() as tell, errors_of_models():
         readings = cache_quality.readings(decoder, named, sizes, prompt, read, seed, tell)
     print(cache_quality.format_averages(readings), NOTES, sep="\n\n", end="\n\n")
@@ -112,7 +115,7 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
     from thinformer.attending.cache import SINKS, CacheOptions
     from thinformer.support import checks
 
-    refuse(arguments, OF_ENCODERS, "encoders", "a decoder")
+    refuse(arguments, OF_ENCODERS, "encoders", f"{arguments.model} is a decoder")
     sizes = integers("--size", arguments.size or SIZE, SINKS + CacheOptions().recent + 1)
     for option, default, least in (
         ("prompt", None, 1), ("read", None, 1), ("facts", 0, 0), ("generate", GENERATE, 2),
@@ -127,7 +130,7 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
     return sorted(set(sizes))
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def names_of(paths: Sequence[Path]) -> list[str]:
     """The names of files; with their folders, where two are the same."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else list(map(str, paths))
@@ -138,7 +141,8 @@ def _of_layers(thinned: int, others: int) -> str:
     return f"{thinned} layers are thinned{exact}"
 
 
-def _of_texts(texts: Sequence[Any], lengths: Any) -> str:
+def text_of_texts(texts: Sequence[Any], lengths: Any) -> str:
+    """How long the texts are, and what is read of them."""
     counts = [len(tokens) for tokens in texts]
     most = "" if min(counts) == max(counts) else f"{min(counts):,} to "
     shorter = "" if lengths.usual else ", for the shortest text has no more room"

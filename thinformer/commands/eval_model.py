@@ -133,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if is_decoder(arguments.model):
         return eval_decoder.run(arguments)
-    eval_decoder.refuse(arguments, eval_decoder.OF_DECODERS, "decoders", "an encoder")
+    this = f"{arguments.model} is an encoder"
+    eval_decoder.refuse(arguments, eval_decoder.OF_DECODERS, "decoders", this)
     settings = _settings(arguments)
     exact_layers = integers("--exact", arguments.exact, 0)
     rounds = checks.integer("--rounds", arguments.rounds, 1)

