@@ -19,7 +19,8 @@ NOTES = """\
 KL: mean divergence, in nats, of the distributions of the next token from those with the full cache.
 agreement: how often the most likely token is the same. log-likelihood: of the tokens that follow,
 in nats a token, minus that with the full cache. Means over tokens and texts. The size counts all
-keys of the prompt that a head keeps, with sinks and recent tokens; what is read on is kept too."""
+keys of the prompt that a head keeps, with sinks and recent tokens; what is read on is kept too.
+All layers have the same size here. `thinformer tune` chooses one for each layer of ThinnedCache."""
 
 FACTS = """\
 Each fact is a number in a line of the prompt, which ends with the question for it. The keys are

@@ -19,4 +19,6 @@ The other modules exist here only:
 - `drawn`: draws landmarks by the attention weights of sampled queries.
 - `cholesky`: the Cholesky factor of the kernel between landmarks, and its solves.
 - `landmarks`: chooses the landmarks of each head, and fits their values and masses.
+- `cache`, `pursuit`: few keys of a decoder's cache, with fitted values and masses.
+- `causal`: attention of a block of tokens to itself and to keys before it.
 """

@@ -1,9 +1,9 @@
 """Matching pursuit: columns of a matrix that span sums over all its columns.
 
 The matrix P (M, n) holds the attention weights of M queries on n keys, in panels (M, PANEL) of its
-columns. The sums F (M, columns), at most PANEL, lie in one panel. A round solves for F by the
-columns A of P that are kept, with a nugget, and keeps those columns that are nearest in direction
-to what is left of F. See `reference.cache.choose`.
+columns. The sums F (M, columns) lie in one panel, so there are at most PANEL. A round solves for F
+by the columns A of P that are kept, with a nugget, and keeps those columns that are nearest in
+direction to what is left of F. See `reference.cache.choose`.
 
 A round takes M n columns multiply-adds for the directions, where `columns` are the rows of a tile.
 The Gram matrix A^T A grows with A; the fit that follows takes it too.
