@@ -185,5 +185,13 @@ def test_tables_of_quality_and_speed():
         assert sum(line.endswith(cells) for line in table) == 1
 
 
+def test_divergence_of_a_decoder():
+    printed = (ROOT / "docs" / "benchmarks" / "decoders.txt").read_text()
+    [(_, ours), *others] = re.findall(r"^ 256  (\D+?) +(0\.\d+) ", printed, re.MULTILINE)
+    assert len(others) == 4
+    assert f"diverge by {ours} nats" in WORDS
+    assert f"sampling, by {min(kl for _, kl in others)}." in WORDS
+
+
 def test_links_lead_somewhere():
     assert list(broken_links(ROOT / "README.md")) == []
