@@ -9,9 +9,10 @@ token has 0, and minus infinity stands for no key at all. The output of a query 
 The latest tokens are kept as they are. Of the others, the first ones are kept, and those that the
 very latest queries attend to, with some behind each: what is asked for at the end of a text. The
 rest are those from which the sums over all keys can best be computed that the latest queries need:
-matching pursuit finds them. Every other key joins one of these that is nearest to it. Then a ridge
-regression fits values and masses, so that the sums come out. Keys stay where they are: positions
-are rotations of keys, and the mean of keys of several positions is no key of any position.
+orthogonal matching pursuit finds them. Every other key joins one of these that is nearest to it.
+Then a ridge regression fits values and masses, so that the sums come out. Keys stay where they are:
+positions are rotations of keys, and the mean of keys of several positions is no key of any
+position.
 """
 
 from typing import NamedTuple

@@ -235,6 +235,10 @@ def test_a_cache_is_compressed_again():
         ({"log_mass": np.zeros((1, 300))}, r"log_mass must have shape \(1, 300, 2\)"),
         ({"log_mass": np.full((1, 300, 2), np.inf)}, "log_mass must be finite or minus infinity"),
         ({"log_mass": np.full((1, 300, 2), -np.inf)}, "log_mass must leave each head a key"),
+        ({"key": np.ones((1, 300, 0, 16)), "value": np.ones((1, 300, 0, 8))}, "at least one head"),
+        ({"key": np.full((1, 300, 2, 16), 1e200)}, "key must have norms below"),
+        ({"query": np.full((1, 9, 4, 16), -1e200)}, "query must have norms below"),
+        ({"scale": 1e307}, "scale must keep the logits in the range of float64; got 1e\\+307"),
     ],
 )
 def test_errors_name_the_argument(change, error):
@@ -251,3 +255,68 @@ def test_only_ratios_of_masses_count(body):
     low, high = (compute(query, key, value, log_mass + m, (64, 32), SCALE) for m in (0, 800))
     np.testing.assert_allclose(high[1], low[1], atol=1e-6)
     np.testing.assert_allclose(high[2] - 800, low[2], atol=1e-6)
+
+
+def test_masses_are_in_the_range_of_the_keys():
+    query, key, value = arrays(dtype=np.float32)
+    for number in (1e300, -1e300):
+        log_mass = np.zeros((1, 300, 2))
+        log_mass[:, 5] = number
+        with pytest.raises(ValueError, match="log_mass must be in the range of float32"):
+            compress_cache(query, key, value, 64, log_mass=log_mass)
+
+
+@pytest.mark.parametrize("group", [1, 128])
+def test_queries_that_attend_alike(group):
+    """The Gram matrix of nearly equal columns is singular but for rounding and the nugget."""
+    rng = np.random.default_rng(942113)
+    query = (2e-4 * rng.normal(size=(1, 256, group, 16))).astype(np.float32)
+    key, value = rng.normal(size=(1, 235, 1, 16)), rng.normal(size=(1, 235, 1, 8))
+    tokens = key.astype(np.float32), value.astype(np.float32)
+    kept = compress_cache(query, *tokens, 185, recent=16, scale=SCALE)
+    exact = attend(query[0, :, 0], tokens[0][0, :, 0], tokens[1][0, :, 0], 0)
+    output = attend(query[0, :, 0], *(array[0, :, 0] for array in kept[:3]))
+    assert np.linalg.norm(output - exact) < 2e-3 * np.linalg.norm(exact)
+    assert np.abs(kept.value).max() < 10
+
+
+@pytest.mark.parametrize("choose", ["numpy", "torch", "torch on the CPU"])
+@pytest.mark.parametrize("mass", [-83, -86, -90])
+def test_keys_of_nearly_no_mass_in_float32(choose, mass):
+    """Ratios of masses are in the range of float32, and those keys count for nothing."""
+    query, key, value = arrays(S=200, dtype=np.float32)
+    log_mass = np.zeros((1, 200, 2), np.float32)
+    log_mass[:, :20] = mass
+    compute, _ = BODIES[choose]
+    kept = compute(query, key, value, log_mass, (64, 32), SCALE)
+    assert all(np.isfinite(array).all() for array in kept[:3])
+    exact = attend(query[0, :, 0], key[0, 20:, 0], value[0, 20:, 0], 0)
+    output = attend(query[0, :, 0], *(array[0, :, 0] for array in kept[:3]))
+    none = compute(query, key, value, np.where(log_mass < 0, -np.inf, log_mass), (64, 32), SCALE)
+    without = attend(query[0, :, 0], *(array[0, :, 0] for array in none[:3]))
+    off, least = np.linalg.norm(output - exact), np.linalg.norm(without - exact)
+    assert off < 1.2 * least
+
+
+@pytest.mark.parametrize("choose", BODIES)
+@pytest.mark.parametrize("number", [1e-25, 1e-17, 1e17, 1e25])
+def test_the_scale_of_values_does_not_matter(choose, number):
+    query, key, value = arrays(S=200, dtype=np.float32)
+    log_mass = np.zeros((1, 200, 2), np.float32)
+    compute, _ = BODIES[choose]
+    scaled = compute(query, key, np.float32(number) * value, log_mass, (64, 32), SCALE)
+    kept = compute(query, key, value, log_mass, (64, 32), SCALE)
+    assert (scaled[3] == kept[3]).mean() > 0.95
+    assert np.isfinite(scaled[1]).all()
+
+
+@pytest.mark.parametrize("choose", BODIES)
+def test_values_stay_in_the_range_of_float16(choose):
+    query, key, value = arrays(S=300, dtype=np.float16)
+    value = np.clip(value.astype(np.float32) * 20_000, -65_504, 65_504).astype(np.float16)
+    log_mass = np.zeros((1, 300, 2), np.float32 if choose != "numpy" else np.float16)
+    compute, _ = BODIES[choose]
+    kept = compute(query, key, value, log_mass, (64, 32), SCALE)
+    assert kept[1].dtype == np.float16
+    assert np.isfinite(kept[1]).all()
+    assert (np.abs(kept[1]) == 65_504).any()

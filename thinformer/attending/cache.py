@@ -6,8 +6,8 @@ The next queries will need sums like T = P (V, 1).
 
 - One in five of the kept keys is one that the very latest queries attend to, or stands up to eight
   places behind it. A question at the end of a text asks for them.
-- Matching pursuit chooses the rest, so that their columns A of P span T: a round adds those nearest
-  in direction to what is left of T.
+- Orthogonal matching pursuit chooses the rest, so that their columns A of P span T: a round adds
+  those nearest in direction to what is left of T.
 - Every other key joins the nearest one of the rest. Kept keys get Z_0, their own (v, 1) and a share
   of those of the keys that joined.
 - Ridge regression makes Z of Z_0, so that A Z is near T. The values are the first columns of Z over
@@ -42,6 +42,7 @@ FOLDED = 16  # columns that values are folded to in the pursuit
 JOINED = 0.3  # share of the keys that joined a kept one in the sums that the fit starts from
 NUGGET = 0.2  # of the pursuit and of the fit
 LEAST = 0.02  # least fitted mass, as a share of the mass that the fit starts from
+RATIO = 40  # largest log of the mass of a key that joins, over that of the key it joins
 STIFF = 1e-3  # variance of a kept key that no other joined; others have the mass of those
 
 
@@ -170,8 +171,13 @@ def compress_cache(
     options = CacheOptions(size, recent)
     query, key, value, masses, given = checked_arrays(query, key, value, log_mass)
     scale = softmax_scale(scale, key.shape[-1])
-    kept = compress_arrays(query[:, -QUERIES:], key, value, masses, options, scale)
-    return CompressedCache(*(array.astype(given) for array in kept[:3]), kept.indices)
+    check_logits(query, key, scale)
+    keys, values, log_masses, indices = compress_arrays(
+        query[:, -QUERIES:], key, value, masses, options, scale
+    )
+    limit = np.finfo(given).max  # a value over a mass below 1 may be above that of float16
+    arrays = keys, np.clip(values, -limit, limit), log_masses
+    return CompressedCache(*(array.astype(given) for array in arrays), indices)
 
 
 def compress_arrays(
@@ -220,7 +226,9 @@ def _compress_heads(
         queries, head_factor(key), head_factor(value), np.ascontiguousarray(of_keys), L, n,
         positions,
     )  # fmt: skip
-    rules = cache.Rules(SINKS, ASKING, ASKED, BEHIND, ROUNDS, FOLDED, JOINED, NUGGET, LEAST, STIFF)
+    rules = cache.Rules(
+        SINKS, ASKING, ASKED, BEHIND, ROUNDS, FOLDED, JOINED, NUGGET, LEAST, STIFF, float(RATIO)
+    )
 
     def compress(first: int, last: int) -> None:
         work = cache.workspace(held, group, early)
@@ -243,6 +251,8 @@ def checked_arrays(
     checks.one_dtype(**{name: array.dtype.name for name, array in arrays.items()})
     q, k, v = (checks.computed(array) for array in arrays.values())
     check_shapes(k.shape, v.shape)
+    if k.shape[2] == 0:
+        raise ValueError(f"key must have at least one head; got shape {k.shape}")
     if q.ndim != 4 or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or 0 in q.shape:
         raise ValueError(
             f"query must have shape (B, L, H, E) with the B and E of key {k.shape}; "
@@ -262,4 +272,22 @@ def checked_arrays(
         raise ValueError("log_mass must be finite or minus infinity; it holds NaN or infinity")
     if (masses == -np.inf).all(axis=1).any():
         raise ValueError("log_mass must leave each head a key; one is minus infinity throughout")
-    return q, k, v, masses.astype(k.dtype), given
+    with np.errstate(over="ignore"):
+        cast = masses.astype(k.dtype)
+    if (np.isinf(cast) != np.isinf(masses)).any():
+        raise ValueError(f"log_mass must be in the range of {k.dtype}, the dtype of key")
+    return q, k, v, cast, given
+
+
+def check_logits(query: NDArray, key: NDArray, scale: float) -> None:
+    """Check that norms and logits are in the range of their dtype."""
+    largest = [
+        float(checks.squared_norms(name, array, "Divide it by a number and multiply scale").max())
+        for name, array in (("query", query), ("key", key))
+    ]
+    bound = scale * (largest[0] * largest[1]) ** 0.5
+    if not bound < float(np.finfo(key.dtype).max) / 4:
+        raise ValueError(
+            f"scale must keep the logits in the range of {key.dtype}; got {scale:.3g}, with which "
+            f"they may be {bound:.2g}"
+        )

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.attending.arguments import softmax_scale
-from thinformer.attending.cache import QUERIES, CacheOptions, checked_arrays, compress_arrays
+from thinformer.attending.cache import (
+    QUERIES,
+    CacheOptions,
+    check_logits,
+    checked_arrays,
+    compress_arrays,
+)
 from thinformer.cpu.run import without_subnormals
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks
@@ -87,6 +93,7 @@ def causal_attention(
             f"query and key must have as many tokens, which attend to themselves and to those "
             f"before; got {T} and {key.shape[1]}"
         )
+    check_logits(query, key, scale)
     output = np.empty((B, T, H, value.shape[-1]), key.dtype)
     keys, values = key[:, :0], value[:, :0]
     log_mass = np.zeros((B, 0, H_kv), key.dtype)

@@ -66,6 +66,7 @@ class Rules(NamedTuple):
     nugget: float
     least: float
     stiff: float
+    ratio: float
 
 
 class Needed(NamedTuple):
@@ -118,9 +119,7 @@ def compress_heads(first, last, held, rules, indices, values, masses, work):
         few, _, free = gather_factor(held.key, p, indices[p], free)
         number = np.empty(n, np.int64)
         nearest(x, n, held.key.dim, few, order < asked, order, number, free)
-        mass, free = free[:n], free[n:]
-        relative_masses(of_keys[:n], mass)
-        Z = fit(rules, held.value.dim, needed, span, v, S, mass, number, free)
+        Z = fit(rules, held.value.dim, needed, span, v, of_keys, number, free)
         write_fit(Z, order, values[p], masses[p])
 
 
@@ -306,23 +305,25 @@ def first_keys(absent, number):
 def fold(sums, M, v, S, D, absent, folded, F):
     """Write sums to few columns of a panel: added in groups, with changing signs, and the masses.
 
-    A column of masses counts as much as a value of mean norm. Returns the number of columns.
+    They are divided by the mean norm of the values, so a mass counts as much as a value. Returns
+    the number of columns.
     """
     few, norm, number = min(D, folded), 0.0, 0
     for j in range(absent.size):
         if not absent[j]:
             square, number = 0.0, number + 1
             for d in range(D):
-                square += v[d // PANEL * PANEL * S + j * PANEL + d % PANEL] ** 2
+                square += np.float64(v[d // PANEL * PANEL * S + j * PANEL + d % PANEL]) ** 2
             norm += np.sqrt(square)
-    norm /= max(number, 1)
+    inverse = number / norm if norm > 0 else 0.0
     fill(F, 0)
     for q in range(M):
         row = F[q * PANEL : (q + 1) * PANEL]
         for d in range(D):
             of_d = sums[d // PANEL * PANEL * M + q * PANEL + d % PANEL]
-            row[d % folded] += of_d if d // folded % 2 == 0 else -of_d
-        row[few] = norm * sums[D // PANEL * PANEL * M + q * PANEL + D % PANEL]
+            row[d % folded] += of_d * (inverse if d // folded % 2 == 0 else -inverse)
+        if norm > 0:
+            row[few] = sums[D // PANEL * PANEL * M + q * PANEL + D % PANEL]
     return few + 1
 
 
@@ -355,28 +356,19 @@ def nearest(x, n, E, few, asked, order, number, free):
 
 
 @inner(STRICT)
-def relative_masses(log_mass, mass):
-    """Write masses over the largest of them, 0 where there is no key."""
-    largest = np.finfo(log_mass.dtype).min
-    for j in range(log_mass.size):
-        largest = max(largest, log_mass[j])
-    for j in range(log_mass.size):
-        mass[j] = np.exp(log_mass[j] - largest)
-
-
-@inner(STRICT)
-def fit(rules, D, needed, span, v, S, mass, number, free):
+def fit(rules, D, needed, span, v, log_mass, number, free):
     """Return the fitted sums Z of the kept keys, panels (early, PANEL) of D values and a mass.
 
     See `reference.cache.fit`.
 
-    mass : (n,), relative; number : (n,), which kept key each key joins
+    log_mass : (S,); number : (n,), which kept key each key joins
     """
+    S = log_mass.size
     early, width = span.kept.size, v.size // S
     Z, free = free[: early * width], free[early * width :]
     roots, free = free[:early], free[early:]
     least, free = free[:early], free[early:]
-    join(v, S, mass, number, span.kept, Z)
+    join(v, log_mass, number, span.kept, rules.ratio, Z)
     of_masses = Z[D // PANEL * PANEL * early + D % PANEL :]
     for i in range(early):
         roots[i] = np.sqrt(max(of_masses[i * PANEL], rules.stiff))
@@ -394,21 +386,27 @@ def fit(rules, D, needed, span, v, S, mass, number, free):
 
 
 @inner(STRICT)
-def join(v, S, mass, number, kept, joined):
+def join(v, log_mass, number, kept, ratio, joined):
     """Write the sums of the rows of v that join each kept key, panels (early, PANEL).
 
-    Masses are relative to the kept key's own.
+    Masses are relative to the kept key's own, at most exp(ratio); where that is padding, to the
+    largest of all.
     """
-    early, is_kept = kept.size, np.zeros(number.size, np.bool_)
+    S, early, is_kept = log_mass.size, kept.size, np.zeros(number.size, np.bool_)
     fill(joined, 0)
     for j in kept:
         is_kept[j] = True
+    largest = log_mass[0]
     for j in range(number.size):
-        i = number[j]
-        own = mass[kept[i]]
-        relative = mass[j] / own if own > 0 else mass[j]
-        if relative == 0 or is_kept[j]:
+        largest = max(largest, log_mass[j])
+    for j in range(number.size):
+        if is_kept[j] or np.isinf(log_mass[j]):
             continue
+        i = number[j]
+        own = log_mass[kept[i]]
+        if np.isinf(own):
+            own = largest
+        relative = log_mass.dtype.type(np.exp(min(log_mass[j] - own, ratio)))
         for panel in range(0, v.size // S, PANEL):
             to = panel * early + i * PANEL
             subtract(joined[to : to + PANEL], -relative, v[panel * S + j * PANEL :])

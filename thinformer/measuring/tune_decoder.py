@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -137,6 +138,8 @@ def divergences(
         begin()
         few = with_sizes(cache, sizes, read)
         kl, *_ = compared(exact, decoder.logits(follows, few), targets)
+        if not math.isfinite(kl):
+            raise ValueError(f"the model's predictions with sizes {list(sizes)} are not finite")
         found.append(max(0.0, kl))  # rounding may be below zero
     return found
 

@@ -13,6 +13,7 @@ from thinformer.attending.cache import (
     JOINED,
     LEAST,
     NUGGET,
+    RATIO,
     ROUNDS,
     SINKS,
     STIFF,
@@ -50,9 +51,9 @@ def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: fl
     asked_for = most_asked(weights.unflatten(2, (H // H_kv, -1)), there)
     kept, asked = choose(weights, values, there, asked_for, early, m)
     number = nearest(keys, kept, asked)
-    largest = log_masses.amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)
-    mass = (log_masses - largest).exp()  # only ratios count
-    fitted, masses = fit(weights, values, mass, kept, number, m)
+    fitted, masses = fit(weights, values, log_masses, kept, number, m)
+    limit = torch.finfo(held.values.dtype).max
+    fitted = fitted.clamp(-limit, limit)
     of_kept = log_masses.gather(-1, kept) + masses.log()
     latest = Cached(held.keys[:, :, n:], held.values[:, :, n:], held.log_masses[..., n:])
     return Cached(
@@ -109,13 +110,19 @@ def best(score: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def folded(values: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """Values with columns added in groups, with changing signs, and a column of masses."""
+    """Values with columns added in groups, with changing signs, and a column of masses.
+
+    They are divided by their mean norm, so that a mass counts as much as a value.
+    """
     groups = values.split(FOLDED, dim=-1)
     few = groups[0].clone()
     for i, group in enumerate(groups[1:], 1):
         few[..., : group.shape[-1]] += (-1) ** i * group
-    norm = (values.norm(dim=-1) * there).sum(-1) / there.sum(-1).clamp(min=1)
-    return torch.cat([few, norm[..., None, None].expand(*few.shape[:3], 1)], dim=-1)
+    norms = values.double().norm(dim=-1) * there
+    norm = norms.sum(-1) / there.sum(-1).clamp(min=1)
+    few = (few / norm.where(norm > 0, 1)[..., None, None]).to(values.dtype)
+    masses = (norm > 0)[..., None, None].to(few.dtype).expand(*few.shape[:3], 1)
+    return torch.cat([few, masses], dim=-1)
 
 
 def ridge(
@@ -151,20 +158,22 @@ def nearest(keys: torch.Tensor, kept: torch.Tensor, asked: torch.Tensor) -> torc
 def fit(
     weights: torch.Tensor,
     values: torch.Tensor,
-    mass: torch.Tensor,
+    log_masses: torch.Tensor,
     kept: torch.Tensor,
     number: torch.Tensor,
     m: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values (B, H_kv, n_out, D) and relative masses (B, H_kv, n_out), see `reference.cache.fit`.
 
-    weights : (B, H_kv, m, n); values : (B, H_kv, n, D); mass, number : (B, H_kv, n)
+    weights : (B, H_kv, m, n); values : (B, H_kv, n, D); log_masses, number : (B, H_kv, n)
     kept : (B, H_kv, n_out); m : (B, H_kv), the number of queries
     """
     V1 = torch.cat([values, values.new_ones(*values.shape[:3], 1)], dim=-1)
-    A, of_kept, own = columns(weights, kept), take(V1, kept), mass.gather(-1, kept)
-    relative = mass / own.where(own > 0, 1).gather(-1, number)
-    relative = relative.scatter(-1, kept, 0)
+    A, of_kept, own = columns(weights, kept), take(V1, kept), log_masses.gather(-1, kept)
+    # relative to the largest of all where the kept key is padding
+    own = own.where(own > -torch.inf, log_masses.amax(-1, keepdim=True))
+    relative = (log_masses - own.gather(-1, number)).clamp(max=RATIO).exp()
+    relative = relative.where(log_masses > -torch.inf, 0).scatter(-1, kept, 0)
     to = number[..., None].expand_as(V1)
     joined = torch.zeros_like(of_kept).scatter_add(2, to, relative[..., None] * V1)
     start = of_kept + JOINED * joined

@@ -13,17 +13,18 @@ from thinformer.torch.choose.openmp import team
 
 
 def compress(query: torch.Tensor, held: Cached, options: CacheOptions, scale: float) -> Cached:
-    """Return what `thinformer.torch.cache.compress.compress` does, in less than half its time."""
+    """Return what `thinformer.torch.cache.compress.compress` does, in about half its time."""
     dtype = COMPUTED_IN[held.keys.dtype]
     with threads.on(team()):
         kept = compress_arrays(
             _array(query, dtype), *(_array(tensor, dtype) for tensor in held), options, scale
         )
     keys, values, log_masses = (
-        torch.from_numpy(array).transpose(1, 2).contiguous().to(before.dtype)
-        for array, before in zip(kept[:3], held, strict=True)
+        torch.from_numpy(array).transpose(1, 2).contiguous() for array in kept[:3]
     )
-    return Cached(keys, values, log_masses)
+    limit = torch.finfo(held.values.dtype).max
+    tensors = keys, values.clamp(-limit, limit), log_masses
+    return Cached(*(x.to(before.dtype) for x, before in zip(tensors, held, strict=True)))
 
 
 def _array(tensor: torch.Tensor, dtype: torch.dtype) -> NDArray:

@@ -294,18 +294,24 @@ class ThinnedCache(Cache):
 def _options_of_layers(
     size: int | Sequence[int] | str | os.PathLike, layers: int, recent: int, growth: int
 ) -> list[CacheOptions]:
-    if isinstance(size, str | os.PathLike):
-        sizes = load_sizes(size)
-        try:
-            return _options_of_layers(sizes, layers, recent, growth)
-        except ValueError as error:
-            raise ValueError(f"{size}: {error}") from None
-    sizes = [*size] if isinstance(size, Sequence) else [size] * layers
+    """Return the options of each layer; errors name the file and the layer."""
+    if isinstance(size, bytes) or not isinstance(size, str | os.PathLike | Sequence):
+        return [CacheOptions(size, recent, growth)] * layers  # type: ignore[arg-type]
+    CacheOptions(2**31, recent, growth)  # no layer and no file is to blame for the other two
+    is_file = isinstance(size, str | os.PathLike)
+    sizes, where = (load_sizes(size), f"{size}: ") if is_file else (size, "")
     if len(sizes) != layers:
         raise ValueError(
-            f"size must be an integer, or one for each of the {layers} layers; got {len(sizes)}"
+            f"{where}size must be an integer, or one for each of the {layers} layers; "
+            f"got {len(sizes)}"
         )
-    return [CacheOptions(of_layer, recent, growth) for of_layer in sizes]
+    each = []
+    for layer, of_layer in enumerate(sizes):
+        try:
+            each.append(CacheOptions(of_layer, recent, growth))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}layer {layer}: {error}") from None
+    return each
 
 
 class CacheRow(NamedTuple):
