@@ -296,12 +296,14 @@ def test_sizes_in_a_file(tmp_path):
         assert all(layer.options.recent == 20 for layer in layers)
     for sizes, message in (
         ([64, 64], "size must be an integer, or one for each of the 4 layers; got 2"),
-        ([64, 64, 36, 64], "size must be at least 37, for the first 4 tokens, the latest 32 and "),
+        ([64, 64, 36, 64], "layer 2: size must be at least 37, for the first 4 tokens, "),
     ):
         save_sizes(path, sizes, {})
         with pytest.raises(ValueError) as error:
             ThinnedCache(config, path)
         assert str(error.value).startswith(f"{path}: {message}")
+    with pytest.raises(ValueError, match="^growth must be an integer of at least 1; got 0"):
+        ThinnedCache(config, path, growth=0)
     with pytest.raises(FileNotFoundError, match="none.json"):
         ThinnedCache(config, tmp_path / "none.json")
 
@@ -316,6 +318,10 @@ def test_sizes_by_layer():
         ThinnedCache(model.config, size=[64, 64])
     with pytest.raises(ValueError, match="size must be at least 37, .* got 36"):
         ThinnedCache(model.config, size=36)
+    with pytest.raises(ValueError, match="layer 1: size must be an integer of at least 1; got 0"):
+        ThinnedCache(model.config, size=[64, 0, 64, 64])
+    with pytest.raises(ValueError, match="size must be an integer of at least 1; got b'abcd'"):
+        ThinnedCache(model.config, size=b"abcd")
     with pytest.raises(ValueError, match="has an encoder too"):
         ThinnedCache(transformers.T5Config())
 

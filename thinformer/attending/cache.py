@@ -176,8 +176,9 @@ def compress_cache(
         query[:, -QUERIES:], key, value, masses, options, scale
     )
     limit = np.finfo(given).max  # a value over a mass below 1 may be above that of float16
-    arrays = keys, np.clip(values, -limit, limit), log_masses
-    return CompressedCache(*(array.astype(given) for array in arrays), indices)
+    values = np.clip(values, -limit, limit)
+    keys, values, log_masses = (array.astype(given) for array in (keys, values, log_masses))
+    return CompressedCache(keys, values, log_masses, indices)
 
 
 def compress_arrays(

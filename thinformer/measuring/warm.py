@@ -67,7 +67,8 @@ def _attend_on_tensors(correction: Any) -> None:
 
 
 def _attend_causally(dtype: str) -> None:
-    causal_attention(*_tokens(dtype), 64, block=128, recent=16)
+    query, key, value = _tokens(dtype)
+    causal_attention(query, key, value, 64, block=128, recent=16)
 
 
 def _tokens(dtype: str) -> NDArray:

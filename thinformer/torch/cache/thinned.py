@@ -295,11 +295,13 @@ def _options_of_layers(
     size: int | Sequence[int] | str | os.PathLike, layers: int, recent: int, growth: int
 ) -> list[CacheOptions]:
     """Return the options of each layer; errors name the file and the layer."""
-    if isinstance(size, bytes) or not isinstance(size, str | os.PathLike | Sequence):
-        return [CacheOptions(size, recent, growth)] * layers  # type: ignore[arg-type]
-    CacheOptions(2**31, recent, growth)  # no layer and no file is to blame for the other two
-    is_file = isinstance(size, str | os.PathLike)
-    sizes, where = (load_sizes(size), f"{size}: ") if is_file else (size, "")
+    CacheOptions(2**31, recent, growth)  # no layer and no file is to blame for these two
+    sizes: Any = size
+    where = ""
+    if isinstance(size, str | os.PathLike):
+        sizes, where = load_sizes(size), f"{size}: "
+    elif isinstance(size, bytes) or not isinstance(size, Sequence):
+        return [CacheOptions(sizes, recent, growth)] * layers
     if len(sizes) != layers:
         raise ValueError(
             f"{where}size must be an integer, or one for each of the {layers} layers; "
