@@ -112,6 +112,18 @@ def test_a_padded_batch_equals_the_text_alone(kind):
     assert (full - of_text).abs().max() > 0.1  # something was thinned
 
 
+def test_four_texts_of_four_lengths():
+    """Each gives what it gives alone, through two compressions, which come at the same places."""
+    model, ids, lengths = make("llama"), tokens(280, batch=4), (280, 250, 210, 180)
+    mask = torch.arange(280) >= 280 - torch.tensor(lengths)[:, None]
+    cache = ThinnedCache(model.config, size=64)
+    together = read(model, ids.masked_fill(~mask, 0), cache, [200, 70, 10], mask.long())
+    for i, length in enumerate(lengths):
+        alone = ThinnedCache(model.config, size=64)
+        expected = read(model, ids[i : i + 1, -length:], alone, [length - 80, 70, 10])[0]
+        torch.testing.assert_close(together[i, -length:], expected, rtol=1e-4, atol=1e-4)
+
+
 @EACH_MODEL
 def test_memory_is_as_size_says(kind):
     model = make(kind)
