@@ -1,4 +1,4 @@
-"""The arguments of attention on arrays: shapes, the softmax scale, finite entries."""
+"""The arguments of attention on arrays: shapes, the softmax scale, finite entries, their range."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def check_finite(**arrays: NDArray) -> None:
     """Check that arguments are finite, and name one that is not."""
     for name, array in arrays.items():
         checks.finite(name, is_finite(head_factor(array), array.shape[1]))
+
+
+def check_logits(query: NDArray, key: NDArray, scale: float) -> None:
+    """Check that norms and logits are in the range of their dtype."""
+    remedy = "Divide it by a number, and multiply scale by that number"
+    largest = [
+        float(checks.squared_norms(name, array, remedy).max())
+        for name, array in (("query", query), ("key", key))
+    ]
+    bound = scale * (largest[0] * largest[1]) ** 0.5
+    if not bound < float(np.finfo(key.dtype).max) / 4:
+        raise ValueError(
+            f"scale must keep the logits in the range of {key.dtype}; got {scale:.3g}, with which "
+            f"they may be {bound:.2g}"
+        )
 
 
 def check_overflow(query: NDArray, key: NDArray, value: NDArray, output: NDArray) -> None:

@@ -25,7 +25,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.attending.arguments import check_finite, check_shapes, softmax_scale
+from thinformer.attending.arguments import (
+    check_finite,
+    check_logits,
+    check_shapes,
+    softmax_scale,
+)
 from thinformer.cpu.run import without_subnormals
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks
@@ -278,17 +283,3 @@ def checked_arrays(
     if (np.isinf(cast) != np.isinf(masses)).any():
         raise ValueError(f"log_mass must be in the range of {k.dtype}, the dtype of key")
     return q, k, v, cast, given
-
-
-def check_logits(query: NDArray, key: NDArray, scale: float) -> None:
-    """Check that norms and logits are in the range of their dtype."""
-    largest = [
-        float(checks.squared_norms(name, array, "Divide it by a number and multiply scale").max())
-        for name, array in (("query", query), ("key", key))
-    ]
-    bound = scale * (largest[0] * largest[1]) ** 0.5
-    if not bound < float(np.finfo(key.dtype).max) / 4:
-        raise ValueError(
-            f"scale must keep the logits in the range of {key.dtype}; got {scale:.3g}, with which "
-            f"they may be {bound:.2g}"
-        )

@@ -10,14 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.attending.arguments import softmax_scale
-from thinformer.attending.cache import (
-    QUERIES,
-    CacheOptions,
-    check_logits,
-    checked_arrays,
-    compress_arrays,
-)
+from thinformer.attending.arguments import check_logits, softmax_scale
+from thinformer.attending.cache import QUERIES, CacheOptions, checked_arrays, compress_arrays
 from thinformer.cpu.run import without_subnormals
 from thinformer.halving.problem import SCALE, head_factor
 from thinformer.support import checks

@@ -28,7 +28,7 @@ from thinformer.cpu.pursuit import (
 )
 from thinformer.cpu.rows import add, copy_row, fill, multiply, subtract
 from thinformer.cpu.simd import BYTES, PANEL, padded_size, squared_norms, transpose
-from thinformer.cpu.softmax import exponentials, gather_with_mass, row_maxima
+from thinformer.cpu.softmax import add_log_masses, exponentials, gather_with_mass, row_maxima
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import gather_factor
 from thinformer.halving.problem import Factor
@@ -196,9 +196,7 @@ def mark_queries(queries, count, there):
 def to_weights(logits, log_mass, n, there, total, free):
     """Replace logits (S, PANEL) by weights on the first n keys; rows that fill the panel are 0."""
     S, top = log_mass.size, free[:PANEL]
-    for j in range(S):
-        if log_mass[j] != 0:
-            shift(logits[j * PANEL : (j + 1) * PANEL], log_mass[j])
+    add_log_masses(logits, log_mass)
     row_maxima(logits, S, top)
     exponentials(logits, S, top, total)
     divide_present(logits[: n * PANEL], there, total)
@@ -206,13 +204,6 @@ def to_weights(logits, log_mass, n, there, total, free):
     for j in range(n):
         if np.isinf(log_mass[j]):
             fill(logits[j * PANEL : (j + 1) * PANEL], 0)
-
-
-@inner(ELEMENTWISE)
-def shift(row, number):
-    """Add a number to a row."""
-    for q in range(row.size):
-        row[q] += number
 
 
 @inner(ELEMENTWISE)

@@ -10,11 +10,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.jit import ELEMENTWISE, inner, kernel
+from thinformer.cpu.jit import kernel
 from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.rows import fill
 from thinformer.cpu.simd import PANEL, padded_size
-from thinformer.cpu.softmax import divide, exponentials, gather_columns, row_maxima, write_columns
+from thinformer.cpu.softmax import (
+    add_log_masses,
+    divide,
+    exponentials,
+    gather_columns,
+    row_maxima,
+    write_columns,
+)
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import gather_factor
 
@@ -70,12 +77,3 @@ def attend_block(
             divide(sums[: count * PANEL], total)
             at = place[head] + column
             write_columns(sums, count, chosen, positions, output, at, stride, square)
-
-
-@inner(ELEMENTWISE)
-def add_log_masses(logits, log_mass):
-    """Add a number to each row of logits (n, PANEL)."""
-    for j in range(log_mass.size):
-        row, number = logits[j * PANEL : (j + 1) * PANEL], log_mass[j]
-        for q in range(row.size):
-            row[q] += number

@@ -213,6 +213,16 @@ def fill_column(panels, points, column):
 
 
 @inner(ELEMENTWISE)
+def add_log_masses(logits, log_mass):
+    """Add its log mass to each row of logits (n, PANEL); most are 0."""
+    for j in range(log_mass.size):
+        row, number = logits[j * PANEL : (j + 1) * PANEL], log_mass[j]
+        if number != 0:
+            for q in range(row.size):
+                row[q] += number
+
+
+@inner(ELEMENTWISE)
 def row_maxima(logits, n, top):
     """Write the largest of n logits to top (PANEL,), for every query.
 
