@@ -10,6 +10,7 @@ Point sets:
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
+- `fit_weights` returns the weights of a subset's rows that make its MMD least.
 - `error_curve` returns the errors of coresets by their size, an `ErrorCurve`, in a unit that tells
   how many rows are enough. ``thin(points, "auto")`` takes so many.
 - `median_distance` is the default bandwidth of `thin`.
@@ -53,6 +54,7 @@ from thinformer.thinning.comparison import Comparison, Comparisons, compare
 from thinformer.thinning.discrepancy import mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
+from thinformer.thinning.quadrature import fit_weights
 from thinformer.thinning.sizes import ErrorCurve, error_curve
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
@@ -83,6 +85,7 @@ __all__ = [
     "compress_schedule",
     "coreset_size",
     "error_curve",
+    "fit_weights",
     "get_num_threads",
     "kernel_halve",
     "kh_compress",

@@ -180,8 +180,13 @@ def check_finite(points: NDArray) -> None:
     checks.finite("points", is_finite(make_factor(points, linear()), points.shape[-2]))
 
 
-def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDArray:
-    """Return the weights (n,) of n points, scaled to a sum of 1; equal ones for None."""
+def as_weights(
+    weights: ArrayLike | None, n: int, name: str = "weights", signed: bool = False
+) -> NDArray:
+    """Return the weights (n,) of n points, scaled to a sum of 1; equal ones for None.
+
+    `signed` weights may be negative, and have a positive sum.
+    """
     if weights is None:
         return np.full(n, 1 / n)
     array = np.asarray(weights)
@@ -192,7 +197,9 @@ def as_weights(weights: ArrayLike | None, n: int, name: str = "weights") -> NDAr
     array = array.astype(np.float64)
     with np.errstate(over="ignore"):
         total = array.sum()
-    if not np.isfinite(total) or array.min() < 0 or total == 0:
+    if signed and not 0 < total < np.inf:
+        raise ValueError(f"{name} must be finite and have a positive, finite sum; got {total}")
+    if not np.isfinite(total) or (array.min() < 0 and not signed) or total == 0:
         raise ValueError(
             f"{name} must be finite and have a finite sum, none of them negative and not all zero"
         )

@@ -96,7 +96,7 @@ class Comparisons(list[Comparison]):
 
 def compare(
     points: Any,
-    coresets: Mapping[str, ArrayLike],
+    coresets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]],
     *,
     kernel: Any = "gaussian",
     bandwidth: Any = "median",
@@ -112,8 +112,10 @@ def compare(
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
-    coresets : dict of (s,) int arrays
-        For each name, the rows of `points` that are the coreset.
+    coresets : dict of (s,) int arrays, or of pairs (rows, weights)
+        For each name, the rows of `points` that are the coreset. They are equally weighted, unless
+        there is a pair, as `thin` returns with ``return_weights``: then all errors are of the
+        weighted rows. With negative weights, `ColumnError.tails` is NaN.
     kernel, bandwidth, standardize, target, rng
         See `mmd`. With a `stein` kernel the column MMD is "KSD", the kernel Stein discrepancy of
         each coreset; all other errors are to the points. MMD and energy distance are in units of
@@ -144,7 +146,7 @@ def compare(
     n = len(array)
     if isinstance(kernel, str) and kernel == "precomputed":
         raise ValueError("kernel='precomputed' says nothing of energy and moments; see `mmd`")
-    chosen = _rows_by_name(coresets, n)
+    chosen = _by_name(coresets, n)
     represents = target_of(target, kernel)
     share = as_weights(weights, n)
     measured, kernel = standardized(array, unit, kernel)
@@ -154,7 +156,7 @@ def compare(
     with shown as tell:
         problem = as_problem(measured, resolved, tell=tell)
         if represents == "mean-zero":
-            mmds = [square_of(problem, rows) for rows in listed]
+            mmds = [square_of(problem, *each) for each in listed]
         else:
             mmds = _squares_to_points(problem, listed, share, begin(tell, "MMD"))
         problem, done = as_problem(measured, energy()), begin(tell, "energy distance")
@@ -164,17 +166,17 @@ def compare(
     table = Comparisons()
     if represents == "mean-zero" and holds_scores(resolved):
         table.measure = "KSD"
-    for (name, rows), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
-        part = array[rows]
-        columns = column_errors(array, part, held.labels, unequal)
-        off = _covariance(part, None) - covariance
+    for (name, each), mmd2, energy2 in zip(chosen.items(), mmds, energies, strict=True):
+        part = array[each.rows]
+        columns = column_errors(array, part, held.labels, unequal, each.weights)
+        off = _covariance(part, each.weights if np.ptp(each.weights) else None) - covariance
         table.append(
             Comparison(
                 name,
-                rows.size,
+                each.rows.size,
                 root(mmd2),
                 root(energy2),
-                max(each.mean for each in columns),
+                max(column.mean for column in columns),
                 float(np.linalg.norm(off) / (np.linalg.norm(covariance) or 1.0)),
                 columns,
             )
@@ -182,28 +184,45 @@ def compare(
     return table
 
 
-def _rows_by_name(coresets: Mapping[str, ArrayLike], n: int) -> dict[str, NDArray[np.int64]]:
-    """The rows of each coreset, checked."""
+class _Coreset(NamedTuple):
+    """rows : (s,) int64; weights : (s,) float64, of sum 1."""
+
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def _by_name(
+    coresets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]], n: int
+) -> dict[str, _Coreset]:
+    """The rows and weights of each coreset, checked."""
     if not isinstance(coresets, Mapping):
         raise TypeError(f"coresets must be a dict of rows by name; got {type(coresets).__name__}")
     chosen = {}
     for name, coreset in coresets.items():
-        rows = row_numbers(coreset)
+        given: Any = coreset
+        # a pair of arrays; two numbers are two rows
+        weighted = isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 1
+        given, weights = given if weighted else (given, None)
+        rows = row_numbers(given)
         if rows is None:
             raise ValueError(f"coresets[{name!r}] must hold rows of points; got points of its own")
         check_rows(f"coresets[{name!r}]", rows, n)
-        chosen[name] = rows
+        own = as_weights(weights, rows.size, f"the weights of coresets[{name!r}]", signed=True)
+        chosen[name] = _Coreset(rows, own)
     return chosen
 
 
 def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
-    """The covariance (d, d) of points (n, d)."""
-    return np.atleast_2d(np.cov(points, rowvar=False, ddof=0, aweights=weights))
+    """The covariance (d, d) of points (n, d); weights may be negative."""
+    if weights is None:
+        return np.atleast_2d(np.cov(points, rowvar=False, ddof=0))
+    centred = points - np.average(points, axis=0, weights=weights)
+    return (centred * weights[:, None]).T @ centred / weights.sum()
 
 
 def _squares_to_points(
-    problem: Points, coresets: list[NDArray], share: NDArray, done: Callable[[float], None]
+    problem: Points, coresets: list[_Coreset], share: NDArray, done: Callable[[float], None]
 ) -> list[float]:
-    """The squared MMD of each coreset, rows (s,), to the points of a problem, weighted (n,)."""
+    """The squared MMD of each coreset to the points of a problem, weighted (n,)."""
     of_points = square(problem, np.arange(share.size)[None], share, done)[0]
-    return [of_points + terms_of_coreset(problem, rows, share) for rows in coresets]
+    return [of_points + terms_of_coreset(problem, *each, share) for each in coresets]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer.cpu.run import diagonal, embed, square
 from thinformer.halving.problem import Points
+from thinformer.kernels import Kernel
 from thinformer.kernels.phi import STEIN, TABLE
 from thinformer.support import checks
 from thinformer.support.progress import Progress, begin, showing, within
@@ -31,6 +32,7 @@ def mmd(
     bandwidth: Any = "median",
     standardize: Standardize = "auto",
     weights: ArrayLike | None = None,
+    coreset_weights: ArrayLike | None = None,
     target: Target = "auto",
     rng: int | np.random.Generator | None = 0,
     progress: Progress = None,
@@ -38,16 +40,15 @@ def mmd(
     r"""Return the maximum mean discrepancy (MMD) between points x (n, d) and a coreset y (s, d).
 
     The MMD is the largest difference between the two means of a function,
-    :math:`\max_f |\sum_i w_i f(x_i) - \frac1s \sum_j f(y_j)|`, over the functions f in the unit
-    ball of the kernel's Hilbert space (Gretton et al., 2012).
+    :math:`\max_f |\sum_i w_i f(x_i) - \sum_j v_j f(y_j)|`, over the functions f in the unit ball of
+    the kernel's Hilbert space (Gretton et al., 2012). By default :math:`v_j = 1/s`.
 
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
         See `thin`.
     coreset : (s,) int array of rows of `points`, or points (s, d) as an array, frame or posterior
-        The coreset; its points are equally weighted. Columns that have names are those of `points`,
-        in any order.
+        Columns that have names are those of `points`, in any order.
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.
@@ -56,6 +57,9 @@ def mmd(
         value is meant.
     weights : (n,) array, optional
         The weights of the points; equal by default.
+    coreset_weights : (s,) array, optional
+        The weights of the coreset's points, as `fit_weights` returns them; equal by default. They
+        may be negative. They are divided by their sum, which is positive.
     target : {"auto", "sample", "mean-zero"}
         What the coreset is compared with: the points, or the measure whose mean embedding is zero.
         With a `stein` kernel the latter is the kernel Stein discrepancy (KSD) of the coreset.
@@ -90,6 +94,45 @@ def mmd(
     0.4435
     """
     shown = showing(progress)
+    given = compared(points, coreset, kernel, bandwidth, standardize, weights, target, rng)
+    rows, share = given.rows, given.share
+    own = as_weights(coreset_weights, rows.size, "coreset_weights", signed=True)
+    with shown as tell:
+        problem = as_problem(given.array, given.kernel, tell=tell)
+        if given.target == "mean-zero":
+            return root(square_of(problem, rows, own))
+        of_points = square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[0]
+        return root(of_points + terms_of_coreset(problem, rows, own, share))
+
+
+class Compared(NamedTuple):
+    """Points and a coreset, as the arguments of `mmd` say.
+
+    array : (n, d) float64 the points; (n + s, d) with a coreset that has points of its own
+    rows : (s,) the coreset's rows in `array`
+    share : (n,) the weights of the points, of sum 1
+    kernel : with its bandwidth
+    target : "sample" or "mean-zero"
+    """
+
+    array: NDArray
+    rows: NDArray[np.int64]
+    share: NDArray
+    kernel: Kernel
+    target: str
+
+
+def compared(
+    points: Any,
+    coreset: Any,
+    kernel: Any,
+    bandwidth: Any,
+    standardize: Standardize,
+    weights: ArrayLike | None,
+    target: Target,
+    rng: int | np.random.Generator | None,
+) -> Compared:
+    """Return the arguments of `mmd`, read and checked."""
     rows = row_numbers(coreset)
     given = {"points": points} if rows is not None else {"points": points, "coreset": coreset}
     unit, tables = samples(given, standardize, kernel, bandwidth)
@@ -115,13 +158,7 @@ def mmd(
             "weights are of the points, with which target='mean-zero' has no part; leave them "
             "out, or compare with the points: target='sample'"
         )
-    share = as_weights(weights, n)
-    with shown as tell:
-        problem = as_problem(array, resolved, tell=tell)
-        if represents == "mean-zero":
-            return root(square_of(problem, rows))
-        of_points = square(problem, np.arange(n)[None], share, begin(tell, "MMD"))[0]
-        return root(of_points + terms_of_coreset(problem, rows, share))
+    return Compared(array, rows, as_weights(weights, n), resolved, represents)
 
 
 def mmd2_unbiased(
@@ -192,19 +229,19 @@ def mmd2_unbiased(
     return float(total)
 
 
-def square_of(problem: Points, rows: NDArray) -> float:
-    """The squared norm of the mean embedding of equally weighted rows (s,)."""
-    return square(problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
+def square_of(problem: Points, rows: NDArray, weights: NDArray) -> float:
+    """The squared norm of the mean embedding of rows (s,) with weights (s,)."""
+    return square(problem, rows[None], weights)[0]
 
 
-def terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray) -> float:
+def terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray, share: NDArray) -> float:
     """The two terms of a squared MMD that depend on the coreset.
 
-    rows : (s,) the coreset's rows in `problem`
-    weights : (n,) of the points, which are the first n rows of `problem`
+    rows, weights : (s,) the coreset's rows in `problem`, and their weights
+    share : (n,) the weights of the points, which are the first n rows of `problem`
     """
-    between = embed(problem, rows, np.arange(weights.size), weights).mean()
-    return square_of(problem, rows) - 2 * between
+    between = embed(problem, rows, np.arange(share.size), share) @ weights
+    return square_of(problem, rows, weights) - 2 * between
 
 
 def root(squared: float) -> float:

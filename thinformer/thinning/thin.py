@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,12 +12,57 @@ from thinformer.halving.draws import seed_from
 from thinformer.support import checks
 from thinformer.support.progress import Progress, showing
 from thinformer.thinning import sizes
-from thinformer.thinning.arguments import Target, check_finite, unequal_weights
+from thinformer.thinning.arguments import Target, as_weights, check_finite, unequal_weights
 from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
 from thinformer.thinning.options import ThinOptions, task_of
+from thinformer.thinning.quadrature import CONSTRAINTS, Constraint, best_weights
 from thinformer.thinning.scales import Standardize, samples
+from thinformer.thinning.task import Task
 
 
+class Keywords(TypedDict, total=False):
+    """The keywords of `thin` on which the type of its result does not depend."""
+
+    ess: float | None
+    kernel: Any
+    bandwidth: Any
+    standardize: Standardize
+    method: Method
+    g: int
+    delta: float
+    refine: bool
+    unique: bool
+    weights: ArrayLike | None
+    target: Target
+    rng: int | np.random.Generator | None
+    device: bodies.Device
+    progress: Progress
+
+
+@overload
+def thin(
+    points: Any,
+    size: int | Literal["auto"],
+    *,
+    return_weights: Literal[False] = False,
+    **keywords: Unpack[Keywords],
+) -> NDArray[np.int64]: ...
+@overload
+def thin(
+    points: Any,
+    size: int | Literal["auto"],
+    *,
+    return_weights: Literal[True] | Constraint,
+    **keywords: Unpack[Keywords],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+@overload
+def thin(
+    points: Any,
+    size: int | Literal["auto"],
+    *,
+    return_weights: bool | Constraint = False,
+    **keywords: Unpack[Keywords],
+) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def thin(
     points: Any,
     size: int | Literal["auto"],
@@ -33,10 +78,11 @@ def thin(
     unique: bool = True,
     weights: ArrayLike | None = None,
     target: Target = "auto",
+    return_weights: bool | Constraint = False,
     rng: int | np.random.Generator | None = None,
     device: bodies.Device = "auto",
     progress: Progress = None,
-) -> NDArray[np.int64]:
+) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[np.float64]]:
     r"""Choose `size` rows of a point set that represent all n.
 
     The error is the maximum mean discrepancy (MMD) between the rows and the point set. With a
@@ -101,12 +147,16 @@ def thin(
         Choose no row twice.
     weights : (n,) array, optional
         The weights of the points in the sample that the rows represent. The chosen rows are
-        equally weighted.
+        equally weighted, unless `return_weights` says otherwise.
     target : {"auto", "sample", "mean-zero"}
         What the rows represent: the points ("sample"), or the distribution under which the mean of
         k(x, .) is zero. For a `stein` kernel this is the density whose scores it has. "auto" is
         "mean-zero" for a `stein` kernel, and "sample" for all others. "mean-zero" takes the methods
         "compress++" and "kernel-thinning" with ``refine=True``; `weights` have no part in it.
+    return_weights : False, True, "simplex" or "affine"
+        Fit weights of the chosen rows, and return these too, see `fit_weights`: none is negative
+        and their sum is 1 (True, "simplex"), or their sum is 1 ("affine"). The rows stay the same.
+        This takes O(n `size` d + `size`^3) more time, with any method.
     rng : None, int or numpy.random.Generator
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
@@ -125,13 +175,16 @@ def thin(
           compilation is written as with None.
 
         The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
-        "KT-SPLIT", "mean embedding" (what KT-SWAP compares with) and "KT-SWAP". Where there are
+        "KT-SPLIT", "mean embedding" (what KT-SWAP and weights compare with), "KT-SWAP" and
+        "weights". Where there are
         several blocks or sizes, a stage says of which: "block 1 of 2: halving", "64 rows: halving".
 
     Returns
     -------
     (size,) int64 array
         Row numbers in increasing order; with ``unique=False`` a number may be there twice.
+    weights : (size,) float64 array
+        Of these rows, of sum 1; only with `return_weights`.
 
     Raises
     ------
@@ -179,6 +232,7 @@ def thin(
             "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
         )
     shown = showing(progress)
+    constraint = _constraint(return_weights)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
     ).checked()
@@ -187,10 +241,11 @@ def thin(
             raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
         with shown as tell:
             task, draws = sizes.prepared(points, options, ess, rng, tell)
-            return sizes.smallest(task, options, draws)
+            return _with_weights(task, sizes.smallest(task, options, draws), constraint)
     if ess is not None:
         raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
-    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, method in BLIND)
+    every = method in BLIND and constraint is None
+    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, every)
     array = table.values
     n = len(array)
     size = checks.integer("size", size, 1)
@@ -198,9 +253,36 @@ def thin(
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
     share = unequal_weights(weights, n)
     generator = np.random.default_rng(seed_from(rng))
-    if method in BLIND or (size == n and options.unique):  # the kernel changes nothing
+    blind = method in BLIND or (size == n and options.unique)  # the kernel does not change the rows
+    if blind:
         check_finite(array)
-        return blind_rows(n, size, method, share, options.unique, generator)
+        rows = blind_rows(n, size, method, share, options.unique, generator)
+        if constraint is None:
+            return rows
     with shown as tell:
         task = task_of(array, size, options, unit, share, generator, tell)
-        return choose_rows(task, method, options.g)
+        if not blind:
+            rows = choose_rows(task, method, options.g)
+        return _with_weights(task, rows, constraint)
+
+
+def _constraint(return_weights: bool | Constraint) -> Constraint | None:
+    """The constraint that `return_weights` asks for."""
+    if isinstance(return_weights, bool):
+        return "simplex" if return_weights else None
+    if return_weights not in CONSTRAINTS:
+        raise ValueError(
+            f"return_weights must be True, False or one of {', '.join(map(repr, CONSTRAINTS))}; "
+            f"got {return_weights!r}"
+        )
+    return return_weights
+
+
+def _with_weights(
+    task: Task, rows: NDArray, constraint: Constraint | None
+) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows, and with a constraint their weights."""
+    if constraint is None:
+        return rows
+    share = as_weights(task.weights, task.n)
+    return rows, best_weights(task.problem, rows, share, task.target, constraint, task.tell)
