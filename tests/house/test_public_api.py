@@ -20,9 +20,9 @@ def test_all_is_there_and_nothing_else_is_meant():
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
         "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention", "attention",
         "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
-        "compress_schedule", "coreset_size", "error_curve", "get_num_threads", "kernel_halve",
-        "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads",
-        "symmetrize", "take_draws", "thin", "thinformer_attention",
+        "compress_schedule", "coreset_size", "error_curve", "fit_weights", "get_num_threads",
+        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
+        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -90,12 +90,16 @@ def test_signatures():
         "draws=None, device='auto')",
         "thin": "(points, size, *, ess=None, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
-        "weights=None, target='auto', rng=None, device='auto', progress=None)",
+        "weights=None, target='auto', return_weights=False, rng=None, device='auto', "
+        "progress=None)",
+        "fit_weights": "(points, coreset, *, kernel='gaussian', bandwidth='median', "
+        "standardize='auto', weights=None, target='auto', constraint='simplex', rng=0, "
+        "progress=None)",
         "error_curve": "(points, sizes=None, *, ess=None, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, unique=True, "
         "weights=None, target='auto', rng=0, device='auto', progress=None)",
         "mmd": "(points, coreset, *, kernel='gaussian', bandwidth='median', standardize='auto', "
-        "weights=None, target='auto', rng=0, progress=None)",
+        "weights=None, coreset_weights=None, target='auto', rng=0, progress=None)",
         "mmd2_unbiased": "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', "
         "rng=0, progress=None)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
@@ -106,7 +110,7 @@ def test_signatures():
         "symmetrize": "(halve, rng=None)",
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
-        "random_state=None, progress=None)",
+        "weighted=False, random_state=None, progress=None)",
         "causal_attention": "(query, key, value, size=256, *, block=2048, recent=128, scale=None)",
         "compress_cache": "(query, key, value, size, *, recent=32, scale=None, log_mass=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "

@@ -42,6 +42,8 @@ TYPES = {
     "attention(a, a, a, correction='nystrom', pre_thin='stride', device='cpu').output.shape":
         "tuple[Any, ...]",
     "thin(a, 3, method='kh-compress', target='sample').shape": "tuple[Any, ...]",
+    "thin(a, 3, return_weights=True)[1].shape": "tuple[Any, ...]",
+    "thin(a, 3, return_weights='affine', rng=0)[0].shape": "tuple[Any, ...]",
     "convert(model, correction=None, min_length='auto', fallback=None)": "Conversion",
     "convert(model, correction='nystrom', temperature='auto', unsupported='exact')": "Conversion",
     "ThinformerAttention(correction='queries', temperature=0.5, fallback='exact')":

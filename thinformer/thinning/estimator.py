@@ -40,6 +40,9 @@ class KernelThinner(BaseEstimator):
         nearest number of rows, at least 1.
     kernel, bandwidth, standardize, method, g, delta, refine, target, progress
         See `thinformer.thin`. With ``kernel="precomputed"``, X is the Gram matrix.
+    weighted : bool
+        Also fit weights of the chosen rows, `sample_weight_`, as ``thin(..., return_weights=True)``
+        does. They are fitted to X; the targets have no part in them.
     random_state : int, numpy.random.RandomState or None
         With an int, every `fit` chooses the rows of ``thin(..., rng=random_state)``. With a
         RandomState, or with None for NumPy's global one, every `fit` draws a new seed from it.
@@ -48,6 +51,10 @@ class KernelThinner(BaseEstimator):
     ----------
     coreset_indices_ : (size,) int64 array
         The chosen rows, increasing and distinct.
+    sample_weight_ : (size,) float64 array
+        Only if `weighted`: the weights of the chosen rows, for the `sample_weight` of another
+        estimator's `fit`. None is negative. Their sum is that of the `sample_weight` of `fit`, or
+        n, so that a penalty, as `alpha` of Ridge, counts as much as beside all rows.
     n_features_in_ : int
         The number of columns of X.
     feature_names_in_ : (d,) object array
@@ -67,6 +74,12 @@ class KernelThinner(BaseEstimator):
     >>> X_few, y_few = KernelThinner(50, random_state=0).fit_resample(X, y)
     >>> X_few.shape, y_few.shape
     ((50, 2), (50,))
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> thinner = KernelThinner(50, weighted=True, random_state=0)
+    >>> X_few, y_few = thinner.fit_resample(X, y)
+    >>> model = LogisticRegression().fit(X_few, y_few, sample_weight=thinner.sample_weight_)
+    >>> round(thinner.sample_weight_.sum(), 6)
+    np.float64(1000.0)
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class KernelThinner(BaseEstimator):
         delta: float = 0.5,
         refine: bool = True,
         target: Target = "auto",
+        weighted: bool = False,
         random_state: Any = None,
         progress: Progress = None,
     ) -> None:
@@ -93,6 +107,7 @@ class KernelThinner(BaseEstimator):
         self.delta = delta
         self.refine = refine
         self.target = target
+        self.weighted = weighted
         self.random_state = random_state
         self.progress = progress
 
@@ -106,7 +121,7 @@ class KernelThinner(BaseEstimator):
         y : ignored
         sample_weight : (n,) array, optional
             The weights of the rows in the sample that is represented. The chosen rows are equally
-            weighted.
+            weighted, unless `weighted` is True.
 
         Returns
         -------
@@ -123,7 +138,8 @@ class KernelThinner(BaseEstimator):
         points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         n = len(points)
         unit = for_columns(self.standardize, self.kernel, self.bandwidth, has_columns(X))
-        every = self.method in BLIND or belongs_to_columns(self.kernel, self.bandwidth)
+        weighted = checks.boolean("weighted", self.weighted)
+        every = (self.method in BLIND and not weighted) or belongs_to_columns(self.kernel, self.bandwidth)
         if is_frame(X):
             labels = frame_labels(X)
             table = Table(points, labels, np.arange(len(labels)))
@@ -137,7 +153,7 @@ class KernelThinner(BaseEstimator):
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)
             as_weights(sample_weight, n, "sample_weight")
-        self.coreset_indices_ = thin(
+        found = thin(
             points,
             _size(self.n_samples, n),
             kernel=self.kernel,
@@ -149,9 +165,15 @@ class KernelThinner(BaseEstimator):
             refine=self.refine,
             weights=sample_weight,
             target=self.target,
+            return_weights=weighted,
             rng=int(seed),
             progress=self.progress,
         )
+        self.coreset_indices_, *weights = found if isinstance(found, tuple) else (found,)
+        self.__dict__.pop("sample_weight_", None)  # of an earlier fit
+        if weights:
+            total = n if sample_weight is None else sample_weight.sum(dtype=np.float64)
+            self.sample_weight_ = weights[0] * total
         return self
 
     def fit_resample(

@@ -139,12 +139,14 @@ def best_weights(
     slope = (slope - slope.mean()) / largest
     centred = (gram - mean[:, None] - mean + mean.mean()) / largest
     unit = np.trace(centred) / s
-    if unit <= s * np.finfo(np.float64).eps:  # all rows are equal
+    if np.abs(centred).max() <= s * np.finfo(np.float64).eps:  # all rows are equal
         done(1.0)
         return equal
     # 1 1' adds a constant where the sum is 1, and makes the matrix positive definite
     convex = centred + unit / s
     try:
+        if unit <= 0:
+            raise np.linalg.LinAlgError
         if constraint == "simplex":
             found = least_on_simplex(convex, slope, TOLERANCE)
         else:

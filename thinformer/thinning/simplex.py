@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,30 +46,58 @@ def least_on_simplex(Q: NDArray, r: NDArray, tolerance: float) -> NDArray[np.flo
     z = gradient - level
     for _ in range(STEPS):
         gradient = Q @ w + r
+        found = _with_zeros(w, z, unit)
+        of_found = Q @ found + r
         # the function is convex, so on the simplex it falls by at most twice this number
-        if w @ gradient - gradient.min() <= tolerance:
+        if found @ of_found - of_found.min() <= tolerance:
             break
         residual = gradient - level - z
         factor = cho_factor(Q + np.diag(z / w + rounding), lower=True, check_finite=False)
-        of_ones = cho_solve(factor, ones, check_finite=False)
-
-        def newton(products: NDArray | float) -> tuple[NDArray, NDArray, float]:
-            """The changes of w, z and the level after which each w_i z_i is its product."""
-            wanted = products / w - z  # noqa: B023
-            free = cho_solve(factor, wanted - residual, check_finite=False)  # noqa: B023
-            up = (1 - w.sum() - free.sum()) / of_ones.sum()  # noqa: B023
-            of_w = free + up * of_ones  # noqa: B023
-            return of_w, wanted - z / w * of_w, up  # noqa: B023
-
-        of_w, of_z, _ = newton(0.0)
+        system = _System(factor, cho_solve(factor, ones, check_finite=False), w, z, residual)
+        of_w, of_z, _ = system.step(0.0)
         length = min(_to_boundary(w, of_w), _to_boundary(z, of_z))
         mean = w @ z / s
         after = (w + length * of_w) @ (z + length * of_z) / s
-        of_w, of_z, up = newton(mean * (after / mean) ** 3 - of_w * of_z)
+        of_w, of_z, up = system.step(mean * (after / mean) ** 3 - of_w * of_z)
         length = SHORT_OF_ZERO * min(_to_boundary(w, of_w), _to_boundary(z, of_z))
         w, z, level = w + length * of_w, z + length * of_z, level + length * up
-    w = np.where(w * unit < z, 0.0, w)  # the smaller of a pair is 0 at the least value
-    return w / w.sum()
+    return found
+
+
+class _System(NamedTuple):
+    """Newton's equations at w and z.
+
+    factor : the Cholesky factor of Q + diag(z / w), as SciPy returns it
+    of_ones : its solution for a right side of ones
+    residual : Q w + r - level - z
+    """
+
+    factor: tuple[NDArray, bool]
+    of_ones: NDArray
+    w: NDArray
+    z: NDArray
+    residual: NDArray
+
+    def step(self, products: NDArray | float) -> tuple[NDArray, NDArray, float]:
+        """The changes of w, z and the level that bring each w_i z_i to its product."""
+        from scipy.linalg import cho_solve
+
+        w, z = self.w, self.z
+        wanted = products / w - z
+        free = cho_solve(self.factor, wanted - self.residual, check_finite=False)
+        up = (1 - w.sum() - free.sum()) / self.of_ones.sum()
+        of_w = free + up * self.of_ones
+        return of_w, wanted - z / w * of_w, up
+
+
+def _with_zeros(w: NDArray, z: NDArray, unit: float) -> NDArray:
+    """The weights, of sum 1, with 0 for those below their multipliers: one of both is 0 in the end.
+
+    unit : the mean of Q's diagonal, the ratio of multipliers to weights
+    """
+    counts = w * unit >= z
+    kept = np.where(counts, w, 0.0) if counts.any() else w
+    return kept / kept.sum()
 
 
 def _to_boundary(x: NDArray, change: NDArray) -> float:
