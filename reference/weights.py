@@ -35,8 +35,10 @@ def on_simplex(K, m, square):
 
 
 def by_enumeration(K, m):
-    """The same for a few points: of all supports, the one whose solution has no negative weight
-    and no smaller gradient outside."""
+    """The same for a few points, by trial of all supports.
+
+    The right one has a solution without a negative weight, and no smaller gradient outside.
+    """
     s = len(K)
     for size in range(1, s + 1):
         for support in combinations(range(s), size):

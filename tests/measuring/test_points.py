@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from arviz_base import load_arviz_data
 
-from thinformer import mmd, thin
+from thinformer import fit_weights, mmd, thin
 from thinformer.commands.main import main
 from thinformer.kernels import gaussian
 from thinformer.measuring import points as measured
@@ -58,7 +58,26 @@ def test_errors_are_those_of_the_rows():
         points, kernel = measured.mixture(256, 1000 + seed), gaussian(2**0.5)
         rows = thin(points, 16, kernel=kernel, g=2, rng=seed)
         assert error == mmd(points, rows, kernel=kernel)
+        weights = fit_weights(points, rows, kernel=kernel)
+        weighted = mmd(points, rows, kernel=kernel, coreset_weights=weights)
+        assert np.isclose(quality.weighted[seed], weighted, rtol=1e-9)
+        assert weighted < error
     assert quality.method == "compress++, g = 2"
+
+
+def test_a_line_has_the_error_with_weights():
+    quality = measured.Quality(
+        "mixture", 4096, 64, "kernel-thinning",
+        {"thinformer": [0.1, 0.3], "goodpoints": [0.2, 0.2]},
+        {"thinformer": 0.5, "goodpoints": 6.0},
+    )  # fmt: skip
+    line = measured.format_quality(quality)
+    assert "weighted" not in line
+    quality.weighted = [0.05, 0.15]
+    before, after = line.split("     500.0 ms (thinformer)")
+    assert measured.format_quality(quality) == (
+        f"{before}  0.10000 +- 0.05000 weighted     500.0 ms (thinformer){after}"
+    )
 
 
 def test_a_line_of_the_readme():

@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.base import clone
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import ParameterGrid
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -18,7 +19,7 @@ X = np.random.default_rng(0).normal(size=(120, 3))
 Y = np.arange(120) % 4
 
 
-@parametrize_with_checks([KernelThinner()])
+@parametrize_with_checks([KernelThinner(), KernelThinner(weighted=True)])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -49,6 +50,36 @@ def test_sample_weight():
     assert rows.min() >= 60
     again, _ = KernelThinner(10, random_state=0).fit_resample(X, None, weight.tolist())
     np.testing.assert_array_equal(again, X[rows])
+
+
+def test_weights_of_the_chosen_rows():
+    thinner = KernelThinner(11, weighted=True, random_state=5).fit(X)
+    rows, weights = thin(X, 11, rng=5, return_weights=True)
+    np.testing.assert_array_equal(thinner.coreset_indices_, rows)
+    np.testing.assert_allclose(thinner.sample_weight_, 120 * weights, rtol=1e-9)
+    weight = np.random.default_rng(1).uniform(size=120)
+    thinner.fit(X, sample_weight=weight)
+    weights = thin(X, 11, rng=5, weights=weight, return_weights=True)[1]
+    np.testing.assert_allclose(thinner.sample_weight_, weight.sum() * weights, rtol=1e-9)
+    assert not hasattr(thinner.set_params(weighted=False).fit(X), "sample_weight_")
+    frame = pd.DataFrame(X, columns=["a", "b", "lp__"])
+    blind = KernelThinner(9, method="random", random_state=0)
+    few = blind.fit(frame).coreset_indices_
+    with pytest.warns(UserWarning, match="left out of the distance: lp__"):
+        blind.set_params(weighted=True).fit(frame)
+    np.testing.assert_array_equal(blind.coreset_indices_, few)
+    with pytest.raises(TypeError, match="^weighted must be True or False; got 'simplex'"):
+        KernelThinner(5, weighted="simplex").fit(X)
+
+
+def test_weights_bring_a_ridge_near_that_of_all_rows():
+    y = X @ [1.0, -2.0, 0.5] + np.sin(X[:, 0])
+    of_all = Ridge(alpha=30.0).fit(X, y).coef_
+    thinner = KernelThinner(20, method="random", weighted=True, random_state=0)
+    X_few, y_few = thinner.fit_resample(X, y)
+    weighted = Ridge(alpha=30.0).fit(X_few, y_few, sample_weight=thinner.sample_weight_).coef_
+    equal = Ridge(alpha=30.0).fit(X_few, y_few).coef_
+    assert np.linalg.norm(weighted - of_all) < np.linalg.norm(equal - of_all) / 3
 
 
 @pytest.mark.parametrize(
@@ -124,7 +155,7 @@ def test_parameters():
     thinner = KernelThinner(5, kernel=kernels.gaussian(2.0), g=2)
     assert list(thinner.get_params()) == [
         "bandwidth", "delta", "g", "kernel", "method", "n_samples", "progress", "random_state",
-        "refine", "standardize", "target",
+        "refine", "standardize", "target", "weighted",
     ]  # fmt: skip
     copy = clone(thinner)
     assert copy is not thinner

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from thinformer.support.machine import hardware, versions
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.discrepancy import mmd
 from thinformer.thinning.methods import METHODS, Method
+from thinformer.thinning.quadrature import fit_weights
 from thinformer.thinning.thin import thin
 
 QUADRATIC = ("kernel-thinning", "halving")
@@ -48,6 +49,7 @@ class Quality:
 
     errors : for each package the MMD of each seed
     seconds : for each package the median time
+    weighted : the MMD of this package's rows with the weights of `fit_weights`, of each seed
     """
 
     sample: str
@@ -56,6 +58,7 @@ class Quality:
     method: str
     errors: dict[str, list[float]]
     seconds: dict[str, float]
+    weighted: list[float] = field(default_factory=list)
 
 
 def costs(exponents: range) -> Iterator[Cost]:
@@ -129,6 +132,9 @@ def format_quality(quality: Quality) -> str:
         if errors:
             mean, error = mean_and_error(errors)
             line += f"  {mean:.5f} +- {error:.5f}"
+        if package == "thinformer" and quality.weighted:
+            mean, error = mean_and_error(quality.weighted)
+            line += f"  {mean:.5f} +- {error:.5f} weighted"
         line += f"{1e3 * seconds:>10.1f} ms ({package})"
     return line
 
@@ -191,6 +197,10 @@ def _quality(
             times.setdefault(package, []).append(seconds)
             if errors:
                 result.errors.setdefault(package, []).append(mmd(points, rows, kernel=kernel))
+            if errors and package == "thinformer":
+                weights = fit_weights(points, rows, kernel=kernel)
+                fitted = mmd(points, rows, kernel=kernel, coreset_weights=weights)
+                result.weighted.append(fitted)
     result.seconds = {package: float(np.median(t)) for package, t in times.items()}
     return result
 

@@ -139,7 +139,8 @@ class KernelThinner(BaseEstimator):
         n = len(points)
         unit = for_columns(self.standardize, self.kernel, self.bandwidth, has_columns(X))
         weighted = checks.boolean("weighted", self.weighted)
-        every = (self.method in BLIND and not weighted) or belongs_to_columns(self.kernel, self.bandwidth)
+        blind = self.method in BLIND and not weighted
+        every = blind or belongs_to_columns(self.kernel, self.bandwidth)
         if is_frame(X):
             labels = frame_labels(X)
             table = Table(points, labels, np.arange(len(labels)))
@@ -169,11 +170,13 @@ class KernelThinner(BaseEstimator):
             rng=int(seed),
             progress=self.progress,
         )
-        self.coreset_indices_, *weights = found if isinstance(found, tuple) else (found,)
         self.__dict__.pop("sample_weight_", None)  # of an earlier fit
-        if weights:
+        if isinstance(found, tuple):
+            self.coreset_indices_, weights = found
             total = n if sample_weight is None else sample_weight.sum(dtype=np.float64)
-            self.sample_weight_ = weights[0] * total
+            self.sample_weight_ = weights * total
+        else:
+            self.coreset_indices_ = found
         return self
 
     def fit_resample(
