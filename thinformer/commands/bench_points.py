@@ -66,7 +66,9 @@ def _points(arguments: argparse.Namespace) -> int:
     for cost in points.costs(range(5, largest + 1)):
         print(points.format_cost(cost), flush=True)
         costs.append(cost)
-    print("\nMMD (mean and standard error over seeds) of equally weighted rows and of rows with the")
+    print(
+        "\nMMD (mean and standard error over seeds) of equally weighted rows and of rows with the"
+    )
     print("weights of fit_weights, and median time of thinning; Gaussian kernel")
     qualities = []
     for quality in points.qualities(sizes, arguments.seeds or SEEDS):

