@@ -217,15 +217,19 @@ def test_parts_of_gradients():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *DTYPES])
 def test_dtypes(dtype):
     """Halves are computed in float32, in autocast too, and float64 in itself."""
-    gradients = normal(100, 6).to(dtype)
-    order, exact = ThinnedOrder(100, epochs=2), ThinnedOrder(100, epochs=2)
+    gradients, computed = normal(101, 6).to(dtype), dtype if dtype in DTYPES else torch.float32
+    orders = [ThinnedOrder(102, epochs=2) for _ in range(3)]
+    for order in orders:
+        list(order)
     with torch.autocast("cpu", torch.bfloat16):
-        epoch_of(order, gradients)
-    epoch_of(exact, gradients.double())
-    assert list(order) == list(exact)
-    order.step(gradients[:3])
-    state = order.state_dict()
-    assert state["walk"].dtype == state["half"].dtype == (dtype if dtype in DTYPES else DTYPES[0])
+        orders[0].step(gradients)
+    orders[1].step(gradients.to(computed))
+    orders[2].step(gradients.double())
+    states = [order.state_dict() for order in orders]
+    assert same(*states[:2])
+    assert states[0]["walk"].dtype == states[0]["half"].dtype == computed
+    assert torch.equal(states[0]["next"], states[2]["next"])
+    torch.testing.assert_close(states[0]["walk"].double(), states[2]["walk"], rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_are_left_alone():
@@ -292,6 +296,8 @@ def test_a_state_is_a_copy():
     assert same(state, kept)
     other = ThinnedOrder(10, epochs=3)
     other.load_state_dict(state)
+    with pytest.raises(ValueError, match="gradients must be of the 0 examples that were given out"):
+        other.step(gradients[:1])
     assert list(other) == examples[3:].tolist()
     other.step(gradients[examples[3:]])
     assert same(state, kept)
@@ -302,9 +308,9 @@ def test_states_of_other_samplers_are_refused():
     order = ThinnedOrder(10, epochs=3, seed=1)
     before = order.state_dict()
     for other in (
-        ThinnedOrder(11, epochs=3),
-        ThinnedOrder(20, epochs=3, num_replicas=2),
         ThinnedOrder(10, epochs=3, num_replicas=2, seed=1),
+        ThinnedOrder(20, epochs=3, num_replicas=2),
+        ThinnedOrder(11, epochs=3),
     ):
         with pytest.raises(ValueError, match="^state must be that of 10 examples, num_replicas=1"):
             order.load_state_dict(other.state_dict())
@@ -404,6 +410,7 @@ def test_shards(n, replicas):
     every = sorted(example for shard in shards for example in shard)
     assert set(every) == set(range(n))
     assert len(every) - n < replicas
+    assert max(every.count(example) for example in every) <= 2
     for _ in range(2):
         orders = [epoch_of(rank, gradients) for rank in ranks]
         assert [sorted(order) for order in orders] == [sorted(shard) for shard in shards]

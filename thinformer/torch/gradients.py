@@ -98,7 +98,7 @@ def last_layer_gradients(
     seen = []
 
     def cut(_: nn.Module, given: tuple[torch.Tensor, ...], z: torch.Tensor) -> torch.Tensor:
-        seen.append((given[0].detach(), z.detach().requires_grad_()))
+        seen.append((given[0].detach(), z.requires_grad_()))
         return seen[-1][1]
 
     without_graph = {name: parameter.detach() for name, parameter in model.named_parameters()}

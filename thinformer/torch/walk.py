@@ -150,7 +150,7 @@ def check(rows: list[torch.Tensor], before: Walk | None) -> None:
 
 def _joined(rows: list[torch.Tensor], place: int, dtype: torch.dtype) -> torch.Tensor:
     """A copy of the gradient of one example, (p,)."""
-    return torch.cat([x[place].to(dtype, copy=True) for x in rows])
+    return torch.cat([x[place].to(dtype) for x in rows])
 
 
 def _differences(rows: list[torch.Tensor]) -> torch.Tensor:
