@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--epochs", type=count, default=50)
-    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--seeds", type=count, default=10)
     parser.add_argument("--batch", type=count, default=16)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--weight-decay", type=float, default=0.01)

@@ -60,7 +60,7 @@ class ThinnedOrder(Sampler[int]):
 
     Low-Rank Thinning (arXiv 2502.12063), thinned stochastic gradient descent. With m examples of p
     parameters an epoch costs O(m p) time. The memory between steps is O(m + p): the orders, the
-    walk, the first gradient of an unfinished pair. While `step` runs, differences of up to 16 pairs
+    walk, the first gradient of an unfinished pair. While `step` runs, differences of up to 8 pairs
     come on top. If m is odd, the last example goes to the middle of the next epoch.
 
     Examples

@@ -13,7 +13,7 @@ from thinformer.support import checks
 
 Gradients = torch.Tensor | Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 
-PAIRS = 16  # whose differences are in memory together
+PAIRS = 8  # whose differences are in memory together
 COMPUTED_IN = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
