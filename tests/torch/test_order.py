@@ -1,5 +1,6 @@
 """`ThinnedOrder`: the specification's order, one for each seed, whatever batches and workers do."""
 
+import doctest
 import io
 import itertools
 import warnings
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from reference.ordering import next_order
 from thinformer.halving.draws import head_keys, unit_numbers
-from thinformer.torch import ThinnedOrder
+from thinformer.torch import ThinnedOrder, example_gradients
 from thinformer.torch.walk import PAIRS
 
 DTYPES = (torch.float32, torch.float64)
@@ -179,6 +180,13 @@ def test_a_seed_has_one_order():
     assert orders(6)[0] != first[0]
     # a smaller delta has larger thresholds, so more is left to the draws
     assert orders(5, delta=1e-12)[1:] != first[1:]
+
+
+@pytest.mark.parametrize("thing", [ThinnedOrder, example_gradients])
+def test_the_example_of_the_docstring(thing):
+    (example,) = doctest.DocTestFinder(recurse=False).find(thing, "example")
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_a_dataset_or_its_length():

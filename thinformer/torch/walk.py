@@ -75,7 +75,7 @@ class Walk:
     def _signs(self, differences: torch.Tensor, uniforms: NDArray, logs: NDArray) -> list[int]:
         """The signs of a block of pairs from their inner products, which are read once."""
         products = torch.column_stack([differences @ differences.T, differences @ self.psi])
-        gram, alpha = np.split(products.double().cpu().numpy(), [-1], axis=1)
+        gram, alpha = np.split(products.cpu().double().numpy(), [-1], axis=1)
         signs = []
         for i, row in enumerate(gram):
             threshold, self.variance = _threshold(float(row[i]), self.variance, float(logs[i]))
