@@ -19,7 +19,7 @@ from thinformer.attending.landmarks import (
 )
 from thinformer.attending.options import CORRECTIONS, KeySelection
 from thinformer.cpu.pivots import BLOCK
-from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
+from thinformer.halving.draws import head_keys, seed_from, unit_numbers
 from thinformer.torch.choose import landmarks_on_gpu as landmarks_module
 from thinformer.torch.choose import on_cpu
 from thinformer.torch.choose.heads import Heads
@@ -41,7 +41,7 @@ def test_unit_numbers(torch_on_the_simulator):
         on_gpu = torch.tensor(int(np.uint64(seed).astype(np.int64)))
         for heads, stream, size in ((3, STREAMS + 2, 50), (1, 0, 1), (2, 5, 0)):
             numbers = torch_on_the_simulator.unit_numbers(on_gpu, heads, stream, size)
-            expected = _unit_numbers(head_keys(seed, heads), stream, size)
+            expected = unit_numbers(head_keys(seed, heads), stream, size)
             np.testing.assert_array_equal(numbers, expected)
 
 
@@ -146,11 +146,11 @@ def specified_landmarks(query, key, value, n_out, correction, temperature, scale
     (B, T, H, _), S = query.shape, key.shape[1]
     m, keys = number_of_queries(T, n_out), head_keys(seed_from(5), H)
     sizes = (m, 0) if correction == "queries" else (0, min(S, CANDIDATES * n_out))
-    strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
+    strata = [unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
-        uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
+        uniforms = unit_numbers(keys, STREAMS + 2, 1)[:, 0]
     else:
-        uniforms = _unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
+        uniforms = unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
     draws = [reference_landmarks.LandmarkDraws(*x) for x in zip(*strata, uniforms, strict=True)]
     return [
         [reference_landmarks.landmark_attention(

@@ -12,7 +12,7 @@ from thinformer.attending import landmarks
 from thinformer.attending.landmarks import CANDIDATES, PROPOSALS, STREAMS
 from thinformer.attending.options import CORRECTIONS
 from thinformer.data import load_activations
-from thinformer.halving.draws import _unit_numbers, head_keys, seed_from
+from thinformer.halving.draws import head_keys, seed_from, unit_numbers
 
 corrections = pytest.mark.parametrize("correction", CORRECTIONS)
 qkv = partial(arrays.qkv, T=180, S=120, E=4, D=3)
@@ -30,11 +30,11 @@ def draws_of(seed, H, T, S, n_out, correction):
     m = landmarks.number_of_queries(T, n_out)
     sizes = (m, 0) if correction == "queries" else (0, min(S, CANDIDATES * n_out))
     keys = head_keys(seed, H)
-    strata = [_unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
+    strata = [unit_numbers(keys, STREAMS + i, size + 1) for i, size in enumerate(sizes)]
     if correction == "queries":
-        uniforms = _unit_numbers(keys, STREAMS + 2, 1)[:, 0]
+        uniforms = unit_numbers(keys, STREAMS + 2, 1)[:, 0]
     else:
-        uniforms = _unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
+        uniforms = unit_numbers(keys, STREAMS + 2, 2 * PROPOSALS * n_out).reshape(H, -1, 2)
     return [reference.LandmarkDraws(*of_head) for of_head in zip(*strata, uniforms, strict=True)]
 
 

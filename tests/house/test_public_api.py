@@ -67,8 +67,9 @@ def test_torch():
 
     assert sorted(thinformer.torch.__all__) == [
         "Calibration", "Conversion", "KeySelection", "LayerOptions", "PUBLISHED", "Report",
-        "ThinformerAttention", "calibrate", "convert", "load_settings", "report", "revert",
-        "save_settings", "thinformer_attention",
+        "ThinformerAttention", "ThinnedOrder", "calibrate", "convert", "example_gradients",
+        "last_layer_gradients", "load_settings", "report", "revert", "save_settings",
+        "thinformer_attention",
     ]  # fmt: skip
     for name in ("ThinformerAttention", "thinformer_attention"):
         assert getattr(thinformer.torch, name) is getattr(thinformer, name)
@@ -148,8 +149,11 @@ def test_signatures_of_torch():
     pytest.importorskip("torch")
     from thinformer.torch import (
         Conversion,
+        ThinnedOrder,
         calibrate,
         convert,
+        example_gradients,
+        last_layer_gradients,
         load_settings,
         report,
         revert,
@@ -162,6 +166,11 @@ def test_signatures_of_torch():
     assert plain_signature(load_settings) == "(path)"
     assert plain_signature(save_settings) == "(model, path)"
     assert plain_signature(calibrate) == "(model, inputs)"
+    assert plain_signature(ThinnedOrder) == (
+        "(dataset, *, epochs, seed=0, delta=0.5, num_replicas=1, rank=0)"
+    )
+    assert plain_signature(example_gradients) == "(model, loss, inputs, targets)"
+    assert plain_signature(last_layer_gradients) == "(model, layer, loss, inputs, targets)"
     assert plain_signature(Conversion) == "(swapped, left)"
 
 

@@ -71,7 +71,7 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
     if heads is not None:
         heads = checks.integer("heads", heads, 1)
     keys = head_keys(seed, heads or 1)
-    draws = from_streams(schedule, lambda stream, size: _unit_numbers(keys, stream, size))
+    draws = from_streams(schedule, lambda stream, size: unit_numbers(keys, stream, size))
     if heads is None:
         uniforms, coins = (tuple(array[0] for array in arrays) for arrays in draws[:2])
         return Draws(uniforms, coins, None if draws.strata is None else draws.strata[0])
@@ -104,7 +104,7 @@ def seed_from(rng: int | np.random.Generator | None) -> int:
     return int(generator.integers(2**64, dtype=np.uint64))
 
 
-def _unit_numbers(keys: NDArray, stream: int, size: int) -> NDArray:
+def unit_numbers(keys: NDArray, stream: int, size: int) -> NDArray:
     """Return `size` numbers in [0, 1) of a numbered stream of every head's key: (heads, size)."""
     start = mix(keys + np.uint64(stream))[:, None]
     counter = np.arange(1, size + 1, dtype=np.uint64)

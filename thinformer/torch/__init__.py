@@ -1,4 +1,4 @@
-"""Thinformer attention for torch models. The adapter is here and only here."""
+"""Thinformer attention for torch models, and the order of their training examples."""
 
 try:
     import torch  # noqa: F401
@@ -12,7 +12,9 @@ from thinformer.attending.settings import load_settings
 from thinformer.torch.calibrate import Calibration, calibrate
 from thinformer.torch.convert import Conversion, convert, revert
 from thinformer.torch.functional import thinformer_attention
+from thinformer.torch.gradients import example_gradients, last_layer_gradients
 from thinformer.torch.module import ThinformerAttention
+from thinformer.torch.order import ThinnedOrder
 from thinformer.torch.report import Report, report
 from thinformer.torch.saved import save_settings
 
@@ -24,8 +26,11 @@ __all__ = [
     "LayerOptions",
     "Report",
     "ThinformerAttention",
+    "ThinnedOrder",
     "calibrate",
     "convert",
+    "example_gradients",
+    "last_layer_gradients",
     "load_settings",
     "report",
     "revert",

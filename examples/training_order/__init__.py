@@ -1,0 +1,1 @@
+"""The order of training examples: thinned, shuffled each epoch, shuffled once."""
