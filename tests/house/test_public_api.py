@@ -47,8 +47,9 @@ def test_functions_are_not_shadowed_by_modules():
 
 def test_kernels():
     assert sorted(thinformer.kernels.__all__) == [
-        "Kernel", "energy", "exponential", "gaussian", "inverse_multiquadric", "laplace", "linear",
-        "matern", "of_products", "pairwise", "polynomial", "rational_quadratic", "sobolev", "stein",
+        "Kernel", "energy", "exponential", "gaussian", "gradient_free_stein",
+        "inverse_multiquadric", "laplace", "linear", "matern", "of_products", "pairwise",
+        "polynomial", "rational_quadratic", "sobolev", "stein", "with_labels",
     ]  # fmt: skip
     assert all(callable(getattr(thinformer.kernels, name)) for name in thinformer.kernels.__all__)
 
