@@ -105,8 +105,9 @@ class ThinnedKernelRidge(_OnCoreset):
 
     Notes
     -----
-    Time is that of `thinformer.thin` and O(size^3); a prediction takes O(size d). Cholesky needs
-    O(size^2) memory.
+    Time is that of `thinformer.thin` and O(size^3), memory O(n d + size^2); a prediction takes
+    O(size d). Where all rows fit in memory, ridge regression of them on features of few
+    (scikit-learn's ``Nystroem``) was more accurate in every case that was measured.
 
     Examples
     --------
@@ -218,8 +219,8 @@ class ThinnedNadarayaWatson(_OnCoreset):
 
     Notes
     -----
-    Time is that of `thinformer.thin`; a prediction takes O(size d). So far from all chosen rows
-    that every kernel value is zero, it is the y of the nearest.
+    Time is that of `thinformer.thin`; a prediction takes O(size d). It is the y of the nearest
+    chosen row for a point so far from all that kernel values underflow.
 
     Examples
     --------
