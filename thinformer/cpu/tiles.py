@@ -409,7 +409,7 @@ def tabulate_function(problem, term, rows, panel, tile):
 @inner(STRICT)
 def tabulate_labels(problem, rows, panel, tile, other):
     """Multiply kernel values k by squared k + added + <y, y'>; the last columns have the labels."""
-    dim, size = problem.scales.shape[1], rows.shape[0] * PANEL
+    dim, size = problem.scales.shape[1], rows.shape[0] * panel.shape[1]
     first = 2 * dim if problem.tags[0] == STEIN else dim
     products_of_columns(rows, panel, first, other)
     multiply_by_sums(tile, other, size, problem.companion[SQUARED], problem.companion[ADDED])
