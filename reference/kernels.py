@@ -87,3 +87,14 @@ def stein(x, y, score_x, score_y, bandwidth=1.0):
     divergence = np.sum(inverse) * q**-1.5 - 3 * fourth * q**-2.5
     cross = np.sum(grad_x * score_y[None, :, :] + grad_y * score_x[:, None, :], axis=-1)
     return divergence + cross + k * (score_x @ score_y.T)
+
+
+def with_labels(K, labels_x, labels_y, constant=1.0, squared=0.0):
+    """The product K (squared K + constant + <a, b>), for labels a (n, e), b (m, e) and K (n, m)."""
+    return K * (squared * K + constant + labels_x @ labels_y.T)
+
+
+def gradient_free_stein(x, y, score_x, score_y, log_ratio_x, log_ratio_y, bandwidth=1.0):
+    """r(x) r(y) k_q(x, y): k_q is the Stein kernel of a density q, log_ratio is log r = log q/p."""
+    ratios = np.exp(log_ratio_x[:, None] + log_ratio_y[None, :])
+    return ratios * stein(x, y, score_x, score_y, bandwidth)

@@ -7,6 +7,8 @@ Point sets:
 - `thin` chooses rows of a point set by kernel thinning, Compress++ and other methods.
   `KernelThinner` does the same as a scikit-learn estimator. `take_draws` returns a posterior of
   these rows, for ArviZ.
+- `ThinnedKernelRidge` and `ThinnedNadarayaWatson` are kernel regressions, scikit-learn estimators,
+  that are fitted to rows which represent points and targets together.
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
@@ -62,6 +64,7 @@ from thinformer.thinning.tree import compress, symmetrize
 
 if TYPE_CHECKING:
     from thinformer.thinning.estimator import KernelThinner
+    from thinformer.thinning.regression import ThinnedKernelRidge, ThinnedNadarayaWatson
     from thinformer.torch import ThinformerAttention, thinformer_attention
 
 __all__ = [
@@ -76,6 +79,8 @@ __all__ = [
     "KernelThinner",
     "Schedule",
     "ThinformerAttention",
+    "ThinnedKernelRidge",
+    "ThinnedNadarayaWatson",
     "attention",
     "causal_attention",
     "compare",
@@ -110,6 +115,10 @@ def __getattr__(name: str) -> Any:
         from thinformer.thinning.estimator import KernelThinner
 
         return KernelThinner
+    if name in ("ThinnedKernelRidge", "ThinnedNadarayaWatson"):
+        from thinformer.thinning import regression
+
+        return getattr(regression, name)
     if name == "__version__":
         from importlib.metadata import version
 

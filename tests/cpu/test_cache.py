@@ -221,7 +221,8 @@ def test_what_a_call_does_not_use_is_not_compiled():
             compiled.clear()
             call()
             named = {"tabulate_of_products", "tabulate_of_distances", "tabulate_sobolev",
-                     "tabulate_stein", "gather_factor", "weigh_sums", "clamp"}
+                     "tabulate_stein", "gather_factor", "weigh_sums", "clamp",
+                     "products_of_columns"}
             print(sorted(compiled & named))
 
         event.register("numba:compile", Listener())
@@ -230,12 +231,15 @@ def test_what_a_call_does_not_use_is_not_compiled():
         compiles(lambda: kh_compress(x, size=8, kernel="gaussian", rng=0))
         compiles(lambda: kh_compress(x, size=8, kernel=kernels.laplace() + kernels.energy(), rng=0))
         compiles(lambda: kh_compress(x, size=8, kernel=both, rng=0))
+        labelled = kernels.with_labels("sobolev", x)
+        compiles(lambda: kh_compress(x, size=8, kernel=labelled, rng=0))
         compiles(lambda: attention(*np.random.default_rng(0).random((3, 1, 64, 1, 8)), size=8))
     """, THINFORMER_CACHE="0")  # fmt: skip
     assert compiled.splitlines() == [
         "['tabulate_of_distances']",
         "[]",
         "['tabulate_of_distances', 'tabulate_sobolev']",
+        "['products_of_columns', 'tabulate_sobolev']",
         "['gather_factor']",
     ]
 

@@ -43,7 +43,7 @@ ONLY = {
     "torch": ("torch", "measuring", "commands"),
     "numba": ("cpu/jit.py", "cpu/simd.py", "cpu/subnormals.py", "cuda/jit.py"),
     "llvmlite": ("cpu/simd.py", "cpu/subnormals.py"),
-    "sklearn": ("thinning/estimator.py", "measuring/points.py"),
+    "sklearn": ("thinning/estimator.py", "thinning/regression.py", "measuring/points.py"),
     "transformers": ("torch/transformers.py", "torch/cache", "torch/evaluation"),
     "tabpfn": ("torch/tabpfn.py",),
     "reference": ("measuring/speed.py", "measuring/speed_cuda.py"),  # where there is a checkout

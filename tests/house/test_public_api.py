@@ -18,11 +18,12 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
-        "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention", "attention",
-        "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
-        "compress_schedule", "coreset_size", "error_curve", "fit_weights", "get_num_threads",
-        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
-        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
+        "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention",
+        "ThinnedKernelRidge", "ThinnedNadarayaWatson", "attention", "causal_attention", "compare",
+        "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size",
+        "error_curve", "fit_weights", "get_num_threads", "kernel_halve", "kh_compress",
+        "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
+        "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018
@@ -47,8 +48,9 @@ def test_functions_are_not_shadowed_by_modules():
 
 def test_kernels():
     assert sorted(thinformer.kernels.__all__) == [
-        "Kernel", "energy", "exponential", "gaussian", "inverse_multiquadric", "laplace", "linear",
-        "matern", "of_products", "pairwise", "polynomial", "rational_quadratic", "sobolev", "stein",
+        "Kernel", "energy", "exponential", "gaussian", "gradient_free_stein",
+        "inverse_multiquadric", "laplace", "linear", "matern", "of_products", "pairwise",
+        "polynomial", "rational_quadratic", "sobolev", "stein", "with_labels",
     ]  # fmt: skip
     assert all(callable(getattr(thinformer.kernels, name)) for name in thinformer.kernels.__all__)
 
@@ -112,6 +114,10 @@ def test_signatures():
         "KernelThinner": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', method='compress++', g=4, delta=0.5, refine=True, target='auto', "
         "weighted=False, random_state=None, progress=None)",
+        "ThinnedKernelRidge": "(n_samples=0.1, *, alpha=0.1, kernel='gaussian', "
+        "bandwidth='median', random_state=None)",
+        "ThinnedNadarayaWatson": "(n_samples=0.1, *, kernel='gaussian', bandwidth='median', "
+        "random_state=None)",
         "causal_attention": "(query, key, value, size=256, *, block=2048, recent=128, scale=None)",
         "compress_cache": "(query, key, value, size, *, recent=32, scale=None, log_mass=None)",
         "compress_kv": "(key, value, *, g=2, size=None, scale=None, delta=0.5, pre_thin='even', "

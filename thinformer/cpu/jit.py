@@ -193,6 +193,26 @@ def _from_tag(first: int, function: Callable, below: Callable) -> Any:
     return one_of_two
 
 
+def if_labelled(function: Callable) -> Callable:
+    """Return a function of (`Points`, ...) for kernels that calls another if points have labels.
+
+    These points have a companion of one axis. For all others nothing is compiled.
+    """
+
+    def choose(problem, *arguments):
+        raise NotImplementedError("exists in compiled code only")
+
+    def nothing(problem, *arguments):
+        pass
+
+    @overload(choose, jit_options=options_of_parts(STRICT), strict=False)
+    def _(problem, *arguments):
+        companion = problem.types[problem.fields.index("companion")]
+        return function.py_func if getattr(companion, "ndim", 0) == 1 else nothing
+
+    return choose
+
+
 @functools.cache
 def from_products(phi: Callable) -> Callable:
     """Compile a function of two points that calls phi(<x, y>, |x|^2, |y|^2).

@@ -14,7 +14,16 @@ from __future__ import annotations
 import numpy as np
 
 from thinformer.cpu.exp import exp32, exp64
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, bind, by_dtype, by_kind, by_tag, inner
+from thinformer.cpu.jit import (
+    ELEMENTWISE,
+    STRICT,
+    bind,
+    by_dtype,
+    by_kind,
+    by_tag,
+    if_labelled,
+    inner,
+)
 from thinformer.cpu.simd import (
     BYTES,
     PANEL,
@@ -25,7 +34,17 @@ from thinformer.cpu.simd import (
     squared_norms,
     transpose,
 )
-from thinformer.halving.problem import CONSTANT, DEGREE, FIRST, SCALE, WEIGHT, Points, Products
+from thinformer.halving.problem import (
+    ADDED,
+    CONSTANT,
+    DEGREE,
+    FIRST,
+    SCALE,
+    SQUARED,
+    WEIGHT,
+    Points,
+    Products,
+)
 from thinformer.kernels import phi
 from thinformer.kernels.phi import (
     ENERGY,
@@ -235,6 +254,7 @@ def tabulate_rows(problem, rows, panel, tile, other):
         elif weight != 1:
             for i in range(size):
                 tile[i] *= weight
+    multiply_by_labels(problem, rows, panel, tile, other)
 
 
 @inner(ELEMENTWISE)
@@ -247,9 +267,9 @@ def add_weighted(tile, other, weight, size):
 @inner(ELEMENTWISE)
 def scaled_products(rows, panel, scale, tile):
     """Write the inner products of the scaled rows and the panel's scaled columns to the tile."""
-    dim, width = panel.shape
+    width = panel.shape[1]
     tile[: rows.shape[0] * width] = 0
-    for d in range(dim):
+    for d in range(scale.size):  # columns behind these are scores or labels
         y, s = panel[d], scale[d]
         for r in range(rows.shape[0]):
             x, at = rows[r, d] * s, r * width
@@ -266,9 +286,9 @@ def squared_distances(rows, panel, scale, tile):
     The width is read from the panel, as a loop of constant length is unrolled before it could be
     vectorised: an entry takes 0.26 ns instead of 1.0 (two dimensions, float64).
     """
-    dim, width = panel.shape
+    width = panel.shape[1]
     tile[: rows.shape[0] * width] = 0
-    for d in range(dim):
+    for d in range(scale.size):
         y, s = panel[d], scale[d]
         for r in range(rows.shape[0]):
             x, at = rows[r, d], r * width
@@ -322,7 +342,8 @@ def apply_to_distances(tag, tile, constant, degree):
 @inner(ELEMENTWISE)
 def tabulate_sobolev(problem, term, rows, panel, tile):
     """Write the periodic Sobolev kernel to the tile: a product over dimensions, minus 1."""
-    (dim, width), coefficients = panel.shape, problem.parameters[term, FIRST:]
+    dim, width = problem.scales.shape[1], panel.shape[1]
+    coefficients = problem.parameters[term, FIRST:]
     one, size = rows.dtype.type(1), rows.shape[0] * width
     tile[:size] = one
     for d in range(dim):
@@ -337,8 +358,8 @@ def tabulate_sobolev(problem, term, rows, panel, tile):
 
 @inner(ELEMENTWISE)
 def tabulate_stein(problem, term, rows, panel, tile):
-    """Write the Stein kernel to the tile; the second half of a point's columns has its scores."""
-    dim, width, scale = panel.shape[0] // 2, panel.shape[1], problem.scales[term]
+    """Write the Stein kernel to the tile; a point's scores are in the columns behind it."""
+    dim, width, scale = problem.scales.shape[1], panel.shape[1], problem.scales[term]
     constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
     largest = scale[:dim].max()
     divergence = np.sum(scale[:dim] * scale[:dim])
@@ -385,6 +406,36 @@ def tabulate_function(problem, term, rows, panel, tile):
             tile[r * PANEL + c] = problem.companion(rows[r], y)
 
 
+@inner(STRICT)
+def tabulate_labels(problem, rows, panel, tile, other):
+    """Multiply kernel values k by squared k + added + <y, y'>; the last columns have the labels."""
+    dim, size = problem.scales.shape[1], rows.shape[0] * panel.shape[1]
+    first = 2 * dim if problem.tags[0] == STEIN else dim
+    products_of_columns(rows, panel, first, other)
+    multiply_by_sums(tile, other, size, problem.companion[SQUARED], problem.companion[ADDED])
+
+
+@inner(ELEMENTWISE)
+def products_of_columns(rows, panel, first, tile):
+    """Write the inner products of rows and columns, from coordinate `first` on, to the tile."""
+    dim, width = panel.shape
+    tile[: rows.shape[0] * width] = 0
+    for d in range(first, dim):
+        y = panel[d]
+        for r in range(rows.shape[0]):
+            x, at = rows[r, d], r * width
+            for c in range(width):
+                tile[at + c] += x * y[c]
+
+
+@inner(ELEMENTWISE)
+def multiply_by_sums(tile, products, size, squared, added):
+    """Multiply each entry k of a tile by squared k + added + the entry of another tile."""
+    for i in range(size):
+        tile[i] *= squared * tile[i] + (added + products[i])
+
+
+multiply_by_labels = if_labelled(tabulate_labels)
 tabulate_term = by_tag({
     LINEAR: tabulate_of_products,
     OF_DISTANCE: tabulate_of_distances,

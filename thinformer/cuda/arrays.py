@@ -126,10 +126,12 @@ def compress_points(
     *stack, S, dim = points.shape
     if 0 in stack:
         return of_nothing(points, stack, schedule.size)
-    if any(t.tag >= SOBOLEV or (t.tag == EXPONENTIAL and kernel.terms) for t in kernel.summands):
+    summed = kernel.terms and any(t.tag == EXPONENTIAL for t in kernel.terms)
+    if kernel.labels or summed or any(t.tag >= SOBOLEV for t in kernel.summands):
         raise NotImplementedError(
             "points on a GPU take kernels of products and of distances, and sums of those without"
             f" an exponential one; points in the CPU's memory take others; got {kernel.name}"
+            f"{' with labels' if kernel.labels else ''}"
         )
     if kernel.tag == EXPONENTIAL and isinstance(kernel.scale, tuple):
         raise NotImplementedError(

@@ -306,10 +306,10 @@ def describe(
         n = len(problem.companion)
         matrix = _factor(problem)._replace(window=problem.companion.ravel(), row=n, column=1, dim=n)
         return entries(matrix, load, dtype)
-    if max(problem.tags) > SOBOLEV:
+    if max(problem.tags) > SOBOLEV or problem.companion.ndim == 1:
         raise NotImplementedError(
             'device="cuda" takes the kernels of thinformer.kernels, but for stein, their sums, and'
-            ' Gram matrices; device="cpu" takes stein and functions of your own too'
+            ' Gram matrices; device="cpu" takes stein and functions of your own too, and labels'
         )
     variant = Variant("terms", tuple(map(term, problem.tags.tolist())), False, load, dtype)
     parameters = problem.parameters.copy()

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from thinformer.kernels import Kernel, linear
-from thinformer.kernels.kernel import MEDIAN
+from thinformer.kernels.kernel import MEDIAN, Labels
 from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
@@ -34,6 +34,7 @@ from thinformer.support import checks
 SCALE, CONSTANT, DEGREE = range(3)  # columns of a factor's parameters
 # columns of a point set's parameters: the weight, and the first coefficient
 WEIGHT, FIRST = 0, 3
+SQUARED, ADDED = range(2)  # places in the companion of points with labels
 
 
 class Factor(NamedTuple):
@@ -72,8 +73,9 @@ class Points(NamedTuple):
         type of a tuple has its length, so that loops are compiled for these kinds alone
     scales : (terms, dim)
     parameters : (terms, 10), each term's WEIGHT, CONSTANT, DEGREE and coefficients
-    companion : (n, n) Gram matrix, whose row numbers the points are; or a compiled function; or an
-        empty array
+    companion : (n, n) Gram matrix, whose row numbers the points are; or a compiled function; or
+        (2,) the numbers SQUARED and ADDED of labels, which are the points' last columns; or an
+        empty array (0, 0)
     """
 
     window: NDArray
@@ -153,7 +155,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
             raise ValueError(f"kernel {term.name} has parameters beyond the range of {dtype}")
         if term.tag == EXPONENTIAL:
             largest = _largest_norm(points, scale)
-            if shift and not kernel.terms:
+            if shift and not kernel.terms and not kernel.labels:
                 of_term[CONSTANT] = largest
             elif largest > np.log(np.finfo(dtype).max):
                 raise ValueError(
@@ -176,6 +178,8 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
             )
         if term.tag >= STEIN:
             points, companion = _accompany(points, term)
+    if kernel.labels:
+        points, companion = _labelled(points, kernel.labels)
     window, first, row, column = _rows(points)
     dim = points.shape[-1]  # with a companion, more than the columns that were given
     return Points(window, first, row, column, dim, tags, kinds, scales, parameters, companion)
@@ -183,7 +187,7 @@ def make_points(points: NDArray, kernel: Kernel, shift: bool = False) -> Points:
 
 def make_problem(points: NDArray, kernel: Kernel) -> Problem:
     """Return the problems of points (..., S, dim): Products if the kernel is phi of a product."""
-    if kernel.terms or kernel.tag >= OF_DISTANCE:
+    if kernel.terms or kernel.labels or kernel.tag >= OF_DISTANCE:
         return make_points(points, kernel)
     if isinstance(kernel.scale, tuple):
         make_points(points[..., :0, :], kernel)  # checks that it fits
@@ -221,6 +225,21 @@ def _accompany(points: NDArray, kernel: Kernel) -> tuple[NDArray, Any]:
         )
     check_function(companion, points)
     return points, companion
+
+
+def _labelled(points: NDArray, labels: Labels) -> tuple[NDArray, NDArray]:
+    """Return points (n, d) with their labels as further columns, and the two numbers of labels."""
+    if points.shape[:-1] != labels.values.shape[:1]:
+        raise ValueError(
+            f"labels must have a row for each of the points {points.shape[:-1]}; "
+            f"got {len(labels.values)}"
+        )
+    with np.errstate(over="ignore"):
+        values = labels.values.astype(points.dtype)
+        numbers = np.array([labels.squared, labels.constant], points.dtype)
+    checks.finite("labels", bool(np.isfinite(values).all() and np.isfinite(numbers).all()))
+    numbers.flags.writeable = False
+    return np.concatenate([points, values], axis=-1), numbers
 
 
 def check_function(function: Callable, points: NDArray) -> None:

@@ -4,6 +4,7 @@
 and `of_products` make a kernel from a function of your own.
 
 - `catalogue`: a function for each kernel, which returns a `Kernel`.
+- `labels`: kernels times labels of the points.
 - `kernel`: the class `Kernel`.
 - `phi`: the formulas, which each body compiles for its own target.
 """
@@ -24,12 +25,14 @@ from thinformer.kernels.catalogue import (
     stein,
 )
 from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.labels import gradient_free_stein, with_labels
 
 __all__ = [
     "Kernel",
     "energy",
     "exponential",
     "gaussian",
+    "gradient_free_stein",
     "inverse_multiquadric",
     "laplace",
     "linear",
@@ -40,4 +43,5 @@ __all__ = [
     "rational_quadratic",
     "sobolev",
     "stein",
+    "with_labels",
 ]

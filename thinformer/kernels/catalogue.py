@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import isfunction
 from math import sqrt
 from typing import Any
 
@@ -365,8 +366,8 @@ def as_kernel(kernel: Any, bandwidth: ArrayLike | None = None) -> Kernel:
 
 
 def makes_kernels(function: Any) -> bool:
-    """Return whether this is a function of the catalogue: a call of it returns a kernel."""
-    return any(function is f for f in (*KERNELS.values(), stein, pairwise, of_products))
+    """Return whether this is a function of this package: a call of it returns a kernel."""
+    return isfunction(function) and function.__module__.startswith("thinformer.kernels.")
 
 
 def _inverse(bandwidth: Any, factor: float = 1.0) -> float | tuple[float, ...]:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from numpy.typing import NDArray
 
 from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
 
-MEDIAN: Literal["median"] = "median"  # the scale of a Stein kernel that has not seen its points
+MEDIAN: Literal["median"] = "median"  # the scale of a kernel that has not seen its points
+
+
+class Labels(NamedTuple):
+    """Labels of the points: k(x, x') becomes k(x, x') (squared k(x, x') + constant + <y, y'>).
+
+    values : (n, e) float64, the labels y of n points, row by row
+    """
+
+    values: NDArray
+    constant: float
+    squared: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +52,8 @@ class Kernel:
     companion : object
         What a kernel needs besides the points: the scores of a Stein kernel, a user's function, a
         Gram matrix, or None.
+    labels : Labels, optional
+        What the kernel is multiplied by; made by `with_labels`.
     """
 
     name: str
@@ -50,6 +65,7 @@ class Kernel:
     weight: float = 1.0
     terms: tuple[Kernel, ...] = ()
     companion: Any = field(default=None, repr=False)
+    labels: Labels | None = field(default=None, repr=False)
 
     @property
     def summands(self) -> tuple[Kernel, ...]:
@@ -62,12 +78,15 @@ class Kernel:
         terms = self.summands + other.summands
         if any(term.tag >= STEIN for term in terms):
             raise ValueError("a sum takes no Stein kernel and no kernel of your own")
+        if self.labels or other.labels:
+            raise ValueError("a sum takes no kernel with labels; use with_labels(a + b, labels)")
         return Kernel("sum", terms[0].tag, terms=terms)
 
     def __mul__(self, factor: float) -> Kernel:
         factor = checks.positive("factor", factor)
         terms = tuple(factor * term for term in self.terms)
-        return replace(self, weight=self.weight * factor, terms=terms)
+        labels = self.labels and self.labels._replace(squared=self.labels.squared / factor)
+        return replace(self, weight=self.weight * factor, terms=terms, labels=labels)
 
     __rmul__ = __mul__
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -40,7 +41,13 @@ def resolve(
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
     if isinstance(kernel, Kernel) and kernel.scale == MEDIAN:
-        kernel = kernel.weight * stein(kernel.companion, _median(points, rng))
+        median = _median(points, rng)
+        made = (
+            stein(kernel.companion, median)
+            if kernel.tag == STEIN
+            else as_kernel(kernel.name, median)
+        )
+        kernel = replace(made, weight=kernel.weight, labels=kernel.labels)
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
             raise ValueError(
@@ -114,7 +121,7 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
 def target_of(target: Target, kernel: Any) -> Literal["sample", "mean-zero"]:
     """Return what "auto" means: the density of the scores if the kernel has some, or the points."""
     if checks.choice("target", target, TARGETS) == "auto":
-        return "mean-zero" if holds_scores(kernel) else "sample"
+        return "mean-zero" if has_mean_zero(kernel) else "sample"
     return "sample" if target == "sample" else "mean-zero"
 
 
@@ -127,6 +134,16 @@ def check_definite(target: str, kernel: Kernel) -> None:
 def holds_scores(kernel: Any) -> bool:
     """Whether it is a Stein kernel, which no sum contains."""
     return isinstance(kernel, Kernel) and kernel.tag == STEIN
+
+
+def has_mean_zero(kernel: Any) -> bool:
+    """Whether the mean of k(x, .) is zero under a density that the kernel belongs to.
+
+    Labels leave it so if they are factors of the points: k(x, y) becomes r(x) r(y) k(x, y).
+    """
+    if not holds_scores(kernel):
+        return False
+    return kernel.labels is None or kernel.labels.constant == kernel.labels.squared == 0
 
 
 def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) -> None:

@@ -148,9 +148,10 @@ def compared(
     array, kernel = standardized(array, unit, kernel, of=array[:n])
     resolved = resolve(kernel, bandwidth, array[:n], rng)
     check_definite(represents, resolved)
-    if len(array) > n and resolved.tag in (STEIN, TABLE):
+    if len(array) > n and (resolved.tag in (STEIN, TABLE) or resolved.labels):
+        labelled = " with labels" if resolved.labels else ""
         raise ValueError(
-            f"coreset must hold rows of points for kernel {resolved.name}; "
+            f"coreset must hold rows of points for kernel {resolved.name}{labelled}; "
             f"got points of its own, shape {(len(array) - n, array.shape[1])}"
         )
     if represents == "mean-zero" and weights is not None:

@@ -147,16 +147,13 @@ class KernelThinner(BaseEstimator):
             if not every:
                 table = table.without(set(filter(is_of_a_sampler, labels)), OF_A_SAMPLER)
             points = counted({"X": table}, every)[0].values
-        state = check_random_state(self.random_state)
-        seed = self.random_state
-        if not isinstance(seed, numbers.Integral):
-            seed = state.randint(2**31)
+        seed = seed_of(self.random_state)
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)
             as_weights(sample_weight, n, "sample_weight")
         found = thin(
             points,
-            _size(self.n_samples, n),
+            sample_size(self.n_samples, n),
             kernel=self.kernel,
             bandwidth=self.bandwidth,
             standardize=unit,
@@ -167,7 +164,7 @@ class KernelThinner(BaseEstimator):
             weights=sample_weight,
             target=self.target,
             return_weights=weighted,
-            rng=int(seed),
+            rng=seed,
             progress=self.progress,
         )
         self.__dict__.pop("sample_weight_", None)  # of an earlier fit
@@ -212,8 +209,14 @@ class KernelThinner(BaseEstimator):
         return tags
 
 
-def _size(n_samples: Any, n: int) -> int:
-    """The number of rows to choose from n."""
+def seed_of(random_state: Any) -> int:
+    """Return the seed that a `random_state` is, or draw one from it."""
+    state = check_random_state(random_state)
+    return int(random_state if isinstance(random_state, numbers.Integral) else state.randint(2**31))
+
+
+def sample_size(n_samples: Any, n: int) -> int:
+    """Return the number of rows to choose from n."""
     if isinstance(n_samples, numbers.Real) and not isinstance(n_samples, numbers.Integral):
         share = float(n_samples)
         if not 0 < share < 1:

@@ -157,6 +157,8 @@ def unit_is_free(kernel: Any, bandwidth: Any) -> bool:
 
     A Gram matrix has no columns, and the Sobolev kernel is one of the unit cube.
     """
+    if isinstance(kernel, Kernel):  # "median": by name, with labels
+        return isinstance(kernel.scale, str)
     by_name = isinstance(kernel, str) and kernel not in ("precomputed", "sobolev")
     return by_name and isinstance(bandwidth, str)
 

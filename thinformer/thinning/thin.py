@@ -162,7 +162,8 @@ def thin(
         which is advanced by one number.
     device : {"auto", "cpu", "cuda"}
         Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
-        "halving" with the same draws, under all kernels except `stein` and your own functions.
+        "halving" with the same draws, under all kernels except `stein`, kernels with labels and
+        your own functions.
     progress : None, bool or function
         What is written of a call that takes long, on standard error.
 
