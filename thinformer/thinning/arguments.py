@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from thinformer.cpu.run import diagonal, function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
-from thinformer.kernels.kernel import MEDIAN
+from thinformer.kernels.kernel import MEDIAN, SCALED_MEDIAN
 from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.support.progress import Tell, quiet
@@ -39,8 +40,11 @@ def resolve(
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
-    if isinstance(kernel, Kernel) and kernel.scale == MEDIAN:
-        kernel = kernel.weight * stein(kernel.companion, _median(points, rng))
+    if isinstance(kernel, Kernel) and kernel.scale in (MEDIAN, SCALED_MEDIAN):
+        length = _median(points, rng)
+        if kernel.scale == SCALED_MEDIAN and len(points) > 1:
+            length /= math.sqrt(math.log(min(len(points), MEDIAN_ROWS)))
+        kernel = kernel.weight * stein(kernel.companion, length)
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):
             raise ValueError(
