@@ -10,6 +10,7 @@ Point sets:
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
+- `debias` returns weights that bring biased points near the density of a Stein kernel.
 - `error_curve` returns the errors of coresets by their size, an `ErrorCurve`, in a unit that tells
   how many rows are enough. ``thin(points, "auto")`` takes so many.
 - `median_distance` is the default bandwidth of `thin`.
@@ -50,6 +51,7 @@ from thinformer.kernels import Kernel
 from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.comparison import Comparison, Comparisons, compare
+from thinformer.thinning.debiasing import debias
 from thinformer.thinning.discrepancy import mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
@@ -82,6 +84,7 @@ __all__ = [
     "compress_kv",
     "compress_schedule",
     "coreset_size",
+    "debias",
     "error_curve",
     "get_num_threads",
     "kernel_halve",

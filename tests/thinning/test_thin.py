@@ -283,8 +283,8 @@ STEIN = kernels.stein(-X)
         ({"points": np.ones((9, 2))}, "^bandwidth='median' needs points that differ; all 9 that"),
         (
             {"kernel": STEIN, "target": "mean-zero", "method": "halving"},
-            r"^target='mean-zero' takes refine=True and method 'compress\+\+' or "
-            "'kernel-thinning'; got refine=True, method='halving'$",
+            r"^target='mean-zero' takes method 'compress\+\+' or 'kernel-thinning' or 'greedy', and "
+            "refine=True; got refine=True, method='halving'$",
         ),
         (
             {"kernel": STEIN, "target": "mean-zero", "refine": False},
@@ -293,7 +293,7 @@ STEIN = kernels.stein(-X)
         (
             {"kernel": STEIN, "method": "kh-compress"},
             "^kernel stein has target='mean-zero' unless you say target='sample'. "
-            r"target='mean-zero' takes refine=True and method 'compress\+\+' or .*, method='kh-com",
+            r"target='mean-zero' takes method 'compress\+\+' or .*, method='kh-com",
         ),
         (
             {"kernel": 2.0 * STEIN, "refine": False},

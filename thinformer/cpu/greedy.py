@@ -30,11 +30,14 @@ def extend(first, last, problem, candidates, mean, potential, chosen, unique, me
     unique : whether a candidate may be taken only once
     memory : twice the size of n points in whole panels
     work : see `sums.workspace`
+
+    Returns the sum of the least potentials, which is not finite where a value of the kernel is not.
     """
     tile, other, _ = two_tiles(work)
     rows, rest = load(problem, 0, candidates, memory)
     panels = wide_panels(rows, rest)
     lanes = np.empty(PANEL, np.float64)
+    total = 0.0
     for t in range(first, last):
         fill(lanes, np.inf)
         for start in range(0, potential.size, WIDE):
@@ -45,12 +48,14 @@ def extend(first, last, problem, candidates, mean, potential, chosen, unique, me
                 add_column(tile, mean[start : start + WIDE], part)
             keep_least(part, lanes)
         low = lanes.min()
+        total += low
         best = 0
         while best < candidates.size - 1 and potential[best] != low:
             best += 1
         chosen[t] = best
         if unique:
             potential[best] = np.inf
+    return total
 
 
 @inner(ELEMENTWISE)

@@ -346,14 +346,15 @@ def grow(
     memory, work = np.empty(2 * padded * problem.dim, dtype), _workspace(problem)
     extend = compiled_for(problem, greedy.extend)
     piece = max(1, int(threads.PIECE_FLOPS / (n * value_cost(problem))))
+    total = 0.0
     for first in range(0, size, piece):  # an interrupt is noticed between them
         last = min(first + piece, size)
-        extend(
+        total += extend(
             first, last, problem, candidates, means, potential, chosen, unique, memory, work
-        )  # fmt: skip
+        )
         done(last / size)
     potential[chosen] = 0  # infinite where they are taken
-    if not np.isfinite(potential[:n]).all():
+    if not (np.isfinite(total) and np.isfinite(potential[:n]).all()):
         raise ValueError("kernel must have finite values; between some of the points it has not")
     return chosen
 
