@@ -20,9 +20,9 @@ def test_all_is_there_and_nothing_else_is_meant():
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
         "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention", "attention",
         "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
-        "compress_schedule", "coreset_size", "debias", "error_curve", "get_num_threads", "kernel_halve",
-        "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads",
-        "symmetrize", "take_draws", "thin", "thinformer_attention",
+        "compress_schedule", "coreset_size", "debias", "error_curve", "get_num_threads",
+        "kernel_halve", "kh_compress", "make_draws", "median_distance", "mmd", "mmd2_unbiased",
+        "set_num_threads", "symmetrize", "take_draws", "thin", "thinformer_attention",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018

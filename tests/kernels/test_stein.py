@@ -135,7 +135,9 @@ def test_the_covariance_is_a_preconditioner(dtype, standardize):
     (row,) = compare(points, {"a": rows}, kernel=kernel, standardize=standardize)
     assert row.mmd == value
     assert row.energy == pytest.approx(
-        compare(points, {"a": rows}, kernel=kernels.stein(scores), standardize=standardize)[0].energy
+        compare(points, {"a": rows}, kernel=kernels.stein(scores), standardize=standardize)[
+            0
+        ].energy
     )
 
 

@@ -1,4 +1,4 @@
-"""The method "greedy" of `thin`, and `debias`: the specification, ties, weights, and what is better."""
+"""The method "greedy" of `thin`, and `debias`: the specification, ties, and what is better."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,10 @@ def test_of_equally_good_rows_the_first_is_chosen(data):
         potential = potential + K[y] - mean
         if unique:
             potential[y] = np.inf
-    for kernel, table in ((kernels.linear(1.0), points), (kernels.Kernel("t", TABLE, companion=K), K)):
+    for kernel, table in (
+        (kernels.linear(1.0), points),
+        (kernels.Kernel("t", TABLE, companion=K), K),
+    ):
         problem = as_problem(table, kernel)
         chosen = grow(problem, np.arange(len(points)), size, mean, unique)
         np.testing.assert_array_equal(chosen, expected)
@@ -133,7 +136,9 @@ def test_rows_that_are_taken_are_not_the_best_again():
 def test_values_that_are_not_finite_are_told(value):
     gram = np.eye(20)
     gram[3, 7] = gram[7, 3] = value
-    problem = make_points(points=np.zeros((20, 1)), kernel=kernels.Kernel("t", TABLE, companion=gram))
+    problem = make_points(
+        points=np.zeros((20, 1)), kernel=kernels.Kernel("t", TABLE, companion=gram)
+    )
     with pytest.raises(ValueError, match="^kernel must have finite values; between some of"):
         grow(problem, np.arange(20), 6, np.zeros(20), True)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
+from thinformer.cpu.jit import ELEMENTWISE, inner, kernel
 from thinformer.cpu.rows import fill
 from thinformer.cpu.simd import PANEL
 from thinformer.cpu.sums import WIDE, two_tiles, wide_panel, wide_panels

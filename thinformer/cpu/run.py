@@ -335,7 +335,7 @@ def grow(
     done : function
         done(fraction) receives the part that is done.
     """
-    from thinformer.cpu import greedy, simd, sums  # imports Numba
+    from thinformer.cpu import greedy, simd  # imports Numba
 
     n, dtype = candidates.size, problem.window.dtype
     padded = simd.padded_size(n)

@@ -282,9 +282,7 @@ def tabulate_of_products(problem, term, rows, panel, tile):
     """Write phi of inner products to the tile."""
     scaled_products(rows, panel, problem.scales[term], tile)
     constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
-    apply_to_products(
-        problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree
-    )
+    apply_to_products(problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree)
 
 
 @inner(STRICT)
@@ -292,9 +290,7 @@ def tabulate_of_distances(problem, term, rows, panel, tile):
     """Write phi of squared distances to the tile."""
     squared_distances(rows, panel, problem.scales[term], tile)
     constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
-    apply_to_distances(
-        problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree
-    )
+    apply_to_distances(problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree)
 
 
 @inner(ELEMENTWISE)
