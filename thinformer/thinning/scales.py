@@ -95,11 +95,12 @@ def standardized(
         Of a Stein kernel, the scores are brought to the units of the columns that are returned.
         Where its bandwidth is "covariance", these are the eigenvectors of the covariance.
     of : (m, d), optional
-        The points whose scales are taken; these by default.
+        The first of the points, whose scales are taken; all by default.
     """
-    scaled, kernel = _in_one_unit(array, standardize, kernel, array if of is None else of)
+    of = array if of is None else of
+    scaled, kernel = _in_one_unit(array, standardize, kernel, of)
     if holds_scores(kernel) and kernel.scale == COVARIANCE:
-        return _rotated(scaled, kernel, len(array if of is None else of))
+        return _rotated(scaled, kernel, len(of))
     return scaled, kernel
 
 
