@@ -15,7 +15,7 @@ from thinformer.cpu.simd import PANEL
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate_rows
 
-WIDE = 16 * PANEL  # points of a panel for one row, which is done before a narrow one is begun well
+WIDE = 16 * PANEL  # points that one row meets at once: to begin costs as much as some 100 values
 
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
