@@ -13,6 +13,7 @@ Point sets:
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
 - `fit_weights` returns the weights of a subset's rows that make its MMD least.
+- `debias` returns weights that bring biased points near the density of a Stein kernel.
 - `error_curve` returns the errors of coresets by their size, an `ErrorCurve`, in a unit that tells
   how many rows are enough. ``thin(points, "auto")`` takes so many.
 - `median_distance` is the default bandwidth of `thin`.
@@ -53,6 +54,7 @@ from thinformer.kernels import Kernel
 from thinformer.support.threads import get_num_threads, set_num_threads
 from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.comparison import Comparison, Comparisons, compare
+from thinformer.thinning.debiasing import debias
 from thinformer.thinning.discrepancy import mmd, mmd2_unbiased
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
@@ -89,6 +91,7 @@ __all__ = [
     "compress_kv",
     "compress_schedule",
     "coreset_size",
+    "debias",
     "error_curve",
     "fit_weights",
     "get_num_threads",

@@ -70,6 +70,7 @@ def test_a_reader_that_leaves_is_met_with_silence(tmp_path):
         (["--kernel", "linear"], {"kernel": "linear"}),
         (["--method", "kernel-thinning", "--delta", "0.1"],
          {"method": "kernel-thinning", "delta": 0.1}),
+        (["--method", "greedy"], {"method": "greedy"}),
         (["--g", "1"], {"g": 1}),
         (["--no-standardize"], {"bandwidth": "median"}),
     ],

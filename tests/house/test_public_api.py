@@ -20,7 +20,7 @@ def test_all_is_there_and_nothing_else_is_meant():
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
         "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention",
         "ThinnedKernelRidge", "ThinnedNadarayaWatson", "attention", "causal_attention", "compare",
-        "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size",
+        "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size", "debias",
         "error_curve", "fit_weights", "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
         "take_draws", "thin", "thinformer_attention",
@@ -107,6 +107,7 @@ def test_signatures():
         "rng=0, progress=None)",
         "compare": "(points, coresets, *, kernel='gaussian', bandwidth='median', "
         "standardize='auto', weights=None, target='auto', rng=0, progress=None)",
+        "debias": "(points, kernel, *, size=None, standardize='auto', rng=None, progress=None)",
         "median_distance": "(points, rng=None)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",

@@ -1,13 +1,15 @@
-"""Bandwidths of a Stein kernel: one for each column, and the median distance of the points."""
+"""Bandwidths of a Stein kernel: one for each column, and those that are taken from the points."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from reference import kernels as reference_kernels
-from thinformer import kernels, kh_compress, median_distance, mmd, thin
+from reference.greedy import greedy
+from thinformer import compare, kernels, kh_compress, median_distance, mmd, thin
 from thinformer.cpu.run import embed
 from thinformer.thinning.arguments import as_problem, resolve
+from thinformer.thinning.scales import deviations
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(70, 3)) * [0.1, 1.0, 30.0]
@@ -93,8 +95,67 @@ def test_the_median_of_thin():
     np.testing.assert_array_equal(rows, thin(points, 20, kernel=number, **settings))
 
 
+@pytest.mark.parametrize(("n", "least"), [(2, 2), (300, 300), (1500, 1000)])
+def test_the_scaled_median(n, least):
+    points = RNG.normal(size=(n, 2))
+    resolved = resolve(2.0 * kernels.stein(points, "scaled median"), "median", points, 3)
+    length = median_distance(points, rng=3) / np.sqrt(np.log(least))
+    assert resolved.scale == pytest.approx(1 / length, rel=1e-15)
+    assert resolved.weight == 2.0
+    one = kernels.stein(points[:1], "scaled median")
+    assert resolve(one, "median", points[:1], 0).scale == 1
+
+
+def preconditioned(points, scores, matrix):
+    """The Gram matrix with |x - y|^2 / l^2 replaced by the product with a matrix."""
+    x, s = points[:, None] - points, scores[:, None] - scores
+    q = 1 + np.einsum("abi,ij,abj->ab", x, matrix, x)
+    fourth = np.einsum("abi,ij,abj->ab", x, matrix @ matrix, x)
+    products = np.trace(matrix) + np.einsum("abi,ij,abj->ab", x, matrix, s)
+    return q**-0.5 * (scores @ scores.T) + q**-1.5 * products - 3 * q**-2.5 * fourth
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("standardize", [False, "scale"])
+def test_the_covariance_is_a_preconditioner(dtype, standardize):
+    mixing = np.array([[1.0, 0.2, 0.0], [0.9, 0.3, 0.1], [0.0, 2.0, 1.0]])
+    points = (RNG.normal(0.5, 1.5, size=(200, 3)) @ mixing + 100).astype(dtype)
+    scores = RNG.normal(size=(200, 3)) - (points - 100)
+    units = deviations(points) if standardize else np.ones(3)
+    x, s = points.astype("f8") / units, scores * units
+    K = 2 * preconditioned(x, s, np.linalg.inv(np.cov(x, rowvar=False)))
+    kernel = 2.0 * kernels.stein(scores, "covariance")
+    rows = np.arange(3, 200, 13)
+    value = mmd(points, rows, kernel=kernel, standardize=standardize)
+    assert value == pytest.approx(np.sqrt(K[np.ix_(rows, rows)].mean()), rel=1e-9)
+    chosen, margin = greedy(K, np.zeros(200), 12)
+    assert margin > 1e-6
+    found = thin(points, 12, kernel=kernel, method="greedy", standardize=standardize)
+    np.testing.assert_array_equal(found, np.sort(chosen))
+    (row,) = compare(points, {"a": rows}, kernel=kernel, standardize=standardize)
+    assert row.mmd == value
+    assert row.energy == pytest.approx(
+        compare(points, {"a": rows}, kernel=kernels.stein(scores), standardize=standardize)[
+            0
+        ].energy
+    )
+
+
+def test_a_covariance_without_an_inverse():
+    Y = RNG.normal(size=(70, 3))
+    for points in (np.repeat(Y[:, :1], 3, axis=1), Y[:3], Y[:1], np.c_[Y[:, :2], Y[:, 0] * 2]):
+        with pytest.raises(ValueError, match="^bandwidth='covariance' needs points with a cov"):
+            mmd(points, [0], kernel=kernels.stein(-points, "covariance"))
+    with pytest.raises(ValueError, match="^kernel stein must have scores"):
+        thin(Y, 3, kernel=kernels.stein(-Y[:, :2], "covariance"))
+    with pytest.raises(ValueError, match="^points must be finite"):
+        thin(Y * np.nan, 3, kernel=kernels.stein(-Y, "covariance"))
+    with pytest.raises(ValueError, match=r"^kernel stein has bandwidth='covariance', .*a number"):
+        kh_compress(Y, kernel=kernels.stein(-Y, "covariance"))
+
+
 def test_bandwidths_out_of_range():
-    with pytest.raises(ValueError, match="^bandwidth must be .* or 'median'; got 'scott'$"):
+    with pytest.raises(ValueError, match="^bandwidth must be .*'median', .* or 'covariance'; got"):
         kernels.stein(SCORES, "scott")
     for bad in ([1.0, -1.0, 1.0], [1.0, 0.0, 1.0], np.nan):
         with pytest.raises(ValueError, match="^bandwidth must be positive and finite"):

@@ -146,7 +146,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--method", default="compress++", help="compress++, kernel-thinning (quadratic time), "
-        "kh-compress, halving, standard or random (default: compress++)",
+        "kh-compress, halving, greedy (quadratic), standard or random (default: compress++)",
     )  # fmt: skip
     parser.add_argument("--g", type=int, default=4, help="oversampling of compress++ (default: 4)")
     parser.add_argument(

@@ -13,6 +13,7 @@ The other modules exist here only:
 
 - `simd`, `exp`, `rows`: products in vector registers, the exponential function, loops over a row.
 - `herd`: keeps points one by one, by kernel herding.
+- `greedy`: chooses points one by one, each the one that makes the MMD least.
 - `sums`: sums of kernel values over point sets, and swaps that make the MMD smaller.
 - `softmax`: attention of many queries to few keys.
 - `centring`: keys minus their mean, and the norms that temperatures follow from.

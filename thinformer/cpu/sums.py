@@ -15,6 +15,8 @@ from thinformer.cpu.simd import PANEL
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate_rows
 
+WIDE = 16 * PANEL  # points that one row meets at once: to begin costs as much as some 100 values
+
 
 def workspace(dim: int, dtype: np.dtype) -> NDArray:
     """Return the memory that one thread works in: a tile's points, two panels, and two tiles."""
@@ -133,11 +135,9 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
     size, n = coreset.size, candidates.size
     tile, other, _ = two_tiles(work)
     rows, rest = load(problem, 0, candidates, memory)
-    panels = rest[: rows.size].reshape(rows.shape[0] // PANEL, rows.shape[1], PANEL)
-    for i in range(panels.shape[0]):
-        columns(problem, rows, i * PANEL, rest[i * PANEL * rows.shape[1] :])
-    leaving = np.empty(panels.shape[0] * PANEL, np.float64)
-    coming = np.empty(panels.shape[0] * PANEL, np.float64)
+    panels = wide_panels(rows, rest)
+    leaving = np.empty(rows.shape[0], np.float64)
+    coming = np.empty(rows.shape[0], np.float64)
     taken = np.zeros(n, np.uint8)
     for place in coreset:
         taken[place] += unique
@@ -163,12 +163,30 @@ def swap(problem, candidates, potential, coreset, unique, passes, memory, work):
 
 
 @inner(STRICT)
+def wide_panels(rows, free):
+    """Copy points (n, dim) into free memory as panels (dim, WIDE); the last may be narrower."""
+    (n, dim), panels = rows.shape, free[: rows.size]
+    for start in range(0, n, WIDE):
+        panel = wide_panel(panels, dim, start)
+        for d in range(dim):
+            for c in range(panel.shape[1]):
+                panel[d, c] = rows[start + c, d]
+    return panels
+
+
+@inner(STRICT)
+def wide_panel(panels, dim, start):
+    """Return the panel of `wide_panels` whose first point is `start`."""
+    panel = panels[start * dim : (start + WIDE) * dim]
+    return panel.reshape(dim, panel.size // dim)
+
+
+@inner(STRICT)
 def column(problem, row, panels, tile, other, out):
     """Write the kernel values of one point and all candidates to out (n in whole panels,)."""
-    for i in range(panels.shape[0]):
-        tabulate_rows(problem, row, panels[i], tile, other)
-        for c in range(PANEL):
-            out[i * PANEL + c] = tile[c]
+    for start in range(0, out.size, WIDE):
+        tabulate_rows(problem, row, wide_panel(panels, row.shape[1], start), tile, other)
+        copy_row(tile, out[start : start + WIDE])
 
 
 @inner(REDUCTION)

@@ -243,8 +243,8 @@ def tabulate_points(problem, p, loaded, first, last, start, panel, tile, other):
 
 @inner(STRICT)
 def tabulate_rows(problem, rows, panel, tile, other):
-    """Write the kernel values of rows (S, dim) and a panel (dim, PANEL), summed over its terms."""
-    size = rows.shape[0] * PANEL
+    """Write the kernel values of rows (S, dim) and a panel (dim, width), summed over its terms."""
+    size = rows.shape[0] * panel.shape[1]
     for term in range(problem.tags.size):
         out = tile if term == 0 else other
         tabulate_term(problem, term, rows, panel, out)
@@ -302,7 +302,7 @@ def tabulate_of_products(problem, term, rows, panel, tile):
     """Write phi of inner products to the tile."""
     scaled_products(rows, panel, problem.scales[term], tile)
     constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
-    apply_to_products(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
+    apply_to_products(problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree)
 
 
 @inner(STRICT)
@@ -310,7 +310,7 @@ def tabulate_of_distances(problem, term, rows, panel, tile):
     """Write phi of squared distances to the tile."""
     squared_distances(rows, panel, problem.scales[term], tile)
     constant, degree = problem.parameters[term, CONSTANT], problem.parameters[term, DEGREE]
-    apply_to_distances(problem.tags[term], tile[: rows.shape[0] * PANEL], constant, degree)
+    apply_to_distances(problem.tags[term], tile[: rows.shape[0] * panel.shape[1]], constant, degree)
 
 
 @inner(ELEMENTWISE)
@@ -391,19 +391,21 @@ def tabulate_stein(problem, term, rows, panel, tile):
 @inner(STRICT)
 def tabulate_table(problem, term, rows, panel, tile):
     """Write entries of a Gram matrix to the tile; the points are row numbers of it."""
+    width = panel.shape[1]
     for r in range(rows.shape[0]):
         row = problem.companion[np.int64(rows[r, 0])]
-        for c in range(PANEL):
-            tile[r * PANEL + c] = row[np.int64(panel[0, c])]
+        for c in range(width):
+            tile[r * width + c] = row[np.int64(panel[0, c])]
 
 
 @inner(STRICT)
 def tabulate_function(problem, term, rows, panel, tile):
     """Write the values of a user's compiled function of two points to the tile, one by one."""
-    for c in range(PANEL):
+    width = panel.shape[1]
+    for c in range(width):
         y = panel[:, c].copy()
         for r in range(rows.shape[0]):
-            tile[r * PANEL + c] = problem.companion(rows[r], y)
+            tile[r * width + c] = problem.companion(rows[r], y)
 
 
 @inner(STRICT)

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from thinformer.kernels import Kernel, linear
-from thinformer.kernels.kernel import MEDIAN, Labels
+from thinformer.kernels.kernel import Labels
 from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
@@ -266,10 +266,10 @@ def _nothing(dtype: np.dtype) -> NDArray:
 
 
 def _check_scale(kernel: Kernel, dtype: np.dtype) -> None:
-    if kernel.scale == MEDIAN:
+    if isinstance(kernel.scale, str):
         raise ValueError(
-            f"kernel {kernel.name} has bandwidth='median', which thin, mmd and compare take from "
-            "their points; here it must be a number, such as median_distance(points)"
+            f"kernel {kernel.name} has bandwidth={kernel.scale!r}, which thin, mmd and compare "
+            "take from their points; here it must be a number, such as median_distance(points)"
         )
     limits = np.finfo(dtype)
     for scale in np.atleast_1d(kernel.scale):

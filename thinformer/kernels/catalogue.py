@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.kernels.kernel import MEDIAN, Kernel
+from thinformer.kernels.kernel import COVARIANCE, MEDIAN, SCALED_MEDIAN, Kernel
 from thinformer.kernels.phi import (
     ENERGY,
     EXPONENTIAL,
@@ -268,9 +268,13 @@ def stein(scores: ArrayLike, bandwidth: ArrayLike | str = 1.0) -> Kernel:
     ----------
     scores : (n, d) float array
         The scores of the points that will be thinned, row by row.
-    bandwidth : float, sequence of d floats, or "median"
-        The length l, in the units of the points: one for all dimensions, or one for each. "median"
-        is `thinformer.median_distance` of the points, in functions that have a `bandwidth` too.
+    bandwidth : float, sequence of d floats, "median", "scaled median" or "covariance"
+        The length l, in the units of the points: one for all dimensions, or one for each. A word
+        takes it from the points, in functions that have a `bandwidth` too. "median" is
+        `thinformer.median_distance`; "scaled median" is this over the root of log(min(n, 1000)).
+        "covariance" takes the inverse covariance of the points for all :math:`1 / \ell^2`: points
+        and scores are rotated to its eigenvectors, and each has its own l, the standard deviation
+        along it.
 
     Raises
     ------
@@ -282,12 +286,12 @@ def stein(scores: ArrayLike, bandwidth: ArrayLike | str = 1.0) -> Kernel:
     checks.shape("scores", scores, 2, "(n, d)")
     checks.finite("scores", bool(np.isfinite(scores).all()))
     if isinstance(bandwidth, str):
-        if bandwidth != MEDIAN:
+        if bandwidth not in (MEDIAN, SCALED_MEDIAN, COVARIANCE):
             raise ValueError(
-                "bandwidth must be a positive number, one for each dimension or 'median'; "
-                f"got {bandwidth!r}"
+                "bandwidth must be a positive number, one for each dimension, 'median', "
+                f"'scaled median' or 'covariance'; got {bandwidth!r}"
             )
-        return Kernel("stein", STEIN, MEDIAN, constant=1.0, companion=scores)
+        return Kernel("stein", STEIN, bandwidth, constant=1.0, companion=scores)
     scale = _inverse(bandwidth)
     largest = float(np.max(scale))
     degree = 3 * largest * largest  # a power would raise where this is infinity

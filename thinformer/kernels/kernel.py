@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
 
-MEDIAN: Literal["median"] = "median"  # the scale of a kernel that has not seen its points
+# the scale of a kernel that has not seen its points, as a word
+MEDIAN: Literal["median"] = "median"
+SCALED_MEDIAN: Literal["scaled median"] = "scaled median"
+COVARIANCE: Literal["covariance"] = "covariance"
 
 
 class Labels(NamedTuple):
@@ -36,9 +39,10 @@ class Kernel:
         The name in lists and messages.
     tag : int
         The integer that the compiled bodies branch on.
-    scale : float, tuple of floats or "median"
-        The factor of the points, 1 / bandwidth up to a constant: one number, or one a dimension.
-        "median" stands for a bandwidth that `thin`, `mmd` and `compare` take from the points.
+    scale : float, tuple of floats, or str
+        The factor of the points, 1 / bandwidth up to a constant: one number, or one a dimension. A
+        word, "median", "scaled median" or "covariance", stands for a bandwidth that `thin`, `mmd`
+        and `compare` take from the points.
     constant : float
         Parameter of phi.
     degree : float
@@ -58,7 +62,7 @@ class Kernel:
 
     name: str
     tag: int
-    scale: float | tuple[float, ...] | Literal["median"] = 1.0
+    scale: float | tuple[float, ...] | str = 1.0
     constant: float = 0.0
     degree: float = 1.0
     coefficients: tuple[float, ...] = ()

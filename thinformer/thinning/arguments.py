@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from thinformer.cpu.run import diagonal, function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
-from thinformer.kernels.kernel import MEDIAN
+from thinformer.kernels.kernel import MEDIAN, SCALED_MEDIAN
 from thinformer.kernels.phi import ENERGY, PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.support.progress import Tell, quiet
@@ -40,13 +41,12 @@ def resolve(
         return Kernel("precomputed", TABLE, companion=points)
     if callable(kernel) and not isinstance(kernel, Kernel) and not makes_kernels(kernel):
         kernel = pairwise(kernel)
-    if isinstance(kernel, Kernel) and kernel.scale == MEDIAN:
-        median = _median(points, rng)
-        made = (
-            stein(kernel.companion, median)
-            if kernel.tag == STEIN
-            else as_kernel(kernel.name, median)
-        )
+    if isinstance(kernel, Kernel) and kernel.scale in (MEDIAN, SCALED_MEDIAN):
+        length = _median(points, rng)
+        if kernel.scale == SCALED_MEDIAN and len(points) > 1:
+            length /= math.sqrt(math.log(min(len(points), MEDIAN_ROWS)))
+        of_scores = kernel.tag == STEIN
+        made = stein(kernel.companion, length) if of_scores else as_kernel(kernel.name, length)
         kernel = replace(made, weight=kernel.weight, labels=kernel.labels)
     if isinstance(kernel, Kernel) or (isinstance(kernel, str) and kernel in WITHOUT_BANDWIDTH):
         if not (isinstance(bandwidth, str) and bandwidth == "median"):

@@ -1,4 +1,7 @@
-"""The methods of `thin`: Compress++, kernel thinning, KH-Compress, halving, standard, random."""
+"""The methods of `thin`: Compress++, kernel thinning, KH-Compress, halving, greedy, and two blind.
+
+The blind ones, standard and random, do not look at the points.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import compiled_for, diagonal, embed, run_schedule, square, starting_points
+from thinformer.cpu.run import (
+    compiled_for,
+    diagonal,
+    embed,
+    grow,
+    run_schedule,
+    square,
+    starting_points,
+)
 from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
@@ -26,12 +37,13 @@ from thinformer.thinning.weights import (
 )
 
 Method = Literal[
-    "compress++", "kernel-thinning", "kh-compress", "halving", "standard", "random"
+    "compress++", "kernel-thinning", "kh-compress", "halving", "greedy", "standard", "random"
 ]  # fmt: skip
 METHODS = get_args(Method)
 ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
-BLIND = METHODS[4:]  # the methods that do not look at the points
+OF_MEAN_ZERO = (*SWAPPED, "greedy")  # the methods that take a measure of mean zero
+BLIND = METHODS[5:]  # the methods that do not look at the points
 TARGET = 181  # Compress++ compares with at most TARGET * size rows
 BLOCK = 2**14  # Compress++ leaves kernel thinning about so many rows at once
 PASSES = 8  # of KT-SWAP, at most; more lower the MMD by less than 1 % (n = 12,500 to 1250 rows)
@@ -47,6 +59,8 @@ def choose_rows(task: Task, method: str, g: int) -> NDArray:
         rows = kernel_thinning(task, equal_copies(task), task.delta, eligible(task), None)
     elif method == "kh-compress":
         rows = kh_compress_rows(task)
+    elif method == "greedy":
+        return np.sort(greedy_rows(task))
     else:
         rows = halve_repeatedly(task)
     return _in_order(rows, task.n, task.weights, task.unique)
@@ -219,6 +233,21 @@ def kh_compress_rows(task: Task) -> NDArray:
     """KH-Compress, from as many of the rows as halve evenly to the size."""
     rows = equal_copies(task)
     return _run(task, rows, plan(rows.size, 0, task.size, task.delta).schedule)
+
+
+def greedy_rows(task: Task) -> NDArray:
+    """Greedy choice, in its order: each row is the one that makes the MMD of the rows so far least.
+
+    For a Stein kernel it is Stein thinning (Riabiz et al., 2022).
+    """
+    candidates = eligible(task)
+    mean = np.zeros(candidates.size)
+    if task.target == "sample":
+        every, weights = np.arange(task.n), as_weights(task.weights, task.n)
+        done = begin(task.tell, "mean embedding")
+        mean = embed(task.problem, candidates, every, weights, done)
+    done = begin(task.tell, "greedy choice")
+    return candidates[grow(task.problem, candidates, task.size, mean, task.unique, done)]
 
 
 def halve_repeatedly(task: Task) -> NDArray:

@@ -20,7 +20,14 @@ from thinformer.thinning.arguments import (
     target_of,
     warn_if_reversed,
 )
-from thinformer.thinning.methods import BLIND, METHODS, ON_GPU, SWAPPED, Method
+from thinformer.thinning.methods import (
+    BLIND,
+    METHODS,
+    OF_MEAN_ZERO,
+    ON_GPU,
+    SWAPPED,
+    Method,
+)
 from thinformer.thinning.scales import Standardize, standardized
 from thinformer.thinning.task import Task
 
@@ -54,11 +61,11 @@ class ThinOptions(NamedTuple):
                 f"got {self.method!r}"
             )
         blind = self.target == "auto" and self.method in BLIND  # which has no target
-        if represents == "mean-zero" and not ((self.refine and self.method in SWAPPED) or blind):
+        able = self.method in OF_MEAN_ZERO and (self.refine or self.method not in SWAPPED)
+        if represents == "mean-zero" and not (able or blind):
             wanted = (
-                "target='mean-zero' takes refine=True and method "
-                f"{' or '.join(map(repr, SWAPPED))}; "
-                f"got refine={self.refine!r}, method={self.method!r}"
+                f"target='mean-zero' takes method {' or '.join(map(repr, OF_MEAN_ZERO))}, and "
+                f"refine=True; got refine={self.refine!r}, method={self.method!r}"
             )
             if self.target == "auto":
                 wanted = (

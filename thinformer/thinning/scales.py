@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.kernels.catalogue import makes_kernels
-from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.catalogue import makes_kernels, stein
+from thinformer.kernels.kernel import COVARIANCE, Kernel
 from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
 from thinformer.support import checks
 from thinformer.thinning.arguments import check_finite, holds_scores
@@ -93,10 +93,21 @@ def standardized(
         As `for_columns` returns it: "auto" leaves the points, and warns of unlike columns.
     kernel : str, Kernel or function
         Of a Stein kernel, the scores are brought to the units of the columns that are returned.
+        Where its bandwidth is "covariance", these are the eigenvectors of the covariance.
     of : (m, d), optional
-        The points whose scales are taken; these by default.
+        The first of the points, whose scales are taken; all by default.
     """
     of = array if of is None else of
+    scaled, kernel = _in_one_unit(array, standardize, kernel, of)
+    if holds_scores(kernel) and kernel.scale == COVARIANCE:
+        return _rotated(scaled, kernel, len(of))
+    return scaled, kernel
+
+
+def _in_one_unit(
+    array: NDArray, standardize: Standardize, kernel: Any, of: NDArray
+) -> tuple[NDArray, Any]:
+    """Return what `standardized` does, but for a bandwidth "covariance"."""
     if standardize == "auto":
         _warn_if_unlike(of, OF_SCORES if holds_scores(kernel) else OF_POINTS)
     if standardize not in ("scale", "whiten"):
@@ -109,8 +120,7 @@ def standardized(
     check_finite(array)
     # the gradient by x / u is u times that by x
     scores = kernel.companion if holds_scores(kernel) else np.zeros_like(array[:1])
-    if scores.shape[1] != array.shape[1]:
-        raise ValueError(f"kernel stein must have scores {of.shape} of the points; {scores.shape}")
+    _check_scores(scores, of)
     with np.errstate(over="ignore", invalid="ignore"):
         divisors = deviations(of)
         scaled, scores = array / divisors.astype(array.dtype), scores * divisors
@@ -150,6 +160,35 @@ def _whitening(array: NDArray) -> tuple[NDArray, NDArray]:
         return np.eye(len(values)), np.eye(len(values))
     roots = np.sqrt(values[held])
     return vectors[:, held] / roots, vectors[:, held] * roots
+
+
+def _rotated(array: NDArray, kernel: Kernel, n: int) -> tuple[NDArray, Kernel]:
+    """Return points and a Stein kernel in the eigenvectors of the covariance of the first n points.
+
+    A rotation keeps products of scores, so this kernel, with the root of each eigenvalue as a
+    bandwidth, is the one whose differences are multiplied by the inverse covariance.
+    """
+    check_finite(array)
+    _check_scores(kernel.companion, array)
+    centred = array.astype(np.float64) - array[:n].mean(axis=0, dtype=np.float64)
+    values, vectors = np.linalg.eigh(centred[:n].T @ centred[:n] / max(n - 1, 1))
+    if not values[0] > values[-1] * len(values) * np.finfo(array.dtype).eps:
+        raise ValueError(
+            "bandwidth='covariance' needs points with a covariance of full rank; its eigenvalues "
+            f"are {values[0]:.3g} to {values[-1]:.3g}. Leave out columns that others determine"
+        )
+    bandwidths = tuple(np.sqrt(values).tolist())
+    rotated = stein(kernel.companion @ vectors, bandwidths)
+    rotated = replace(rotated, weight=kernel.weight, labels=kernel.labels)
+    return (centred @ vectors).astype(array.dtype), rotated
+
+
+def _check_scores(scores: NDArray, points: NDArray) -> None:
+    """Check that scores have the columns of points."""
+    if scores.shape[1] != points.shape[1]:
+        raise ValueError(
+            f"kernel stein must have scores {points.shape} of the points; {scores.shape}"
+        )
 
 
 def unit_is_free(kernel: Any, bandwidth: Any) -> bool:

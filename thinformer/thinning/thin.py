@@ -132,6 +132,9 @@ def thin(
           Usually a smaller error; quadratic in n.
         - "kh-compress": KH-Compress (arXiv 2502.12063), without swaps. Near-linear in n.
         - "halving": kernel halving of all points, repeated. Quadratic in n.
+        - "greedy": each row in turn is the one that makes the MMD of the rows so far smallest. With
+          a `stein` kernel this is Stein thinning (Riabiz et al., 2022), in O(n `size` d) time; for
+          ``target="sample"`` it is kernel herding, and quadratic in n.
         - "standard": evenly spaced rows, the last row included.
         - "random": rows drawn uniformly, or in proportion to the weights.
     g : int
@@ -152,7 +155,8 @@ def thin(
         What the rows represent: the points ("sample"), or the distribution under which the mean of
         k(x, .) is zero. For a `stein` kernel this is the density whose scores it has. "auto" is
         "mean-zero" for a `stein` kernel, and "sample" for all others. "mean-zero" takes the methods
-        "compress++" and "kernel-thinning" with ``refine=True``; `weights` have no part in it.
+        "compress++" and "kernel-thinning" with ``refine=True``, and "greedy"; `weights` have no
+        part in it.
     return_weights : False, True, "simplex" or "affine"
         Also return weights of the chosen rows, fitted under this constraint as by `fit_weights`;
         True is "simplex". The rows stay the same. With m = `size` this takes O(n m d + m^3) time
@@ -176,9 +180,9 @@ def thin(
           compilation is written as with None.
 
         The stages of a method are among "kernel matrix" (of a function in plain Python), "halving",
-        "KT-SPLIT", "mean embedding" (what KT-SWAP and weights compare with), "KT-SWAP" and
-        "weights". Where there are several blocks or sizes, a stage says of which: "block 1 of 2:
-        halving", "64 rows: halving".
+        "KT-SPLIT", "mean embedding" (what rows and weights are compared with), "KT-SWAP", "greedy
+        choice" and "weights". Where there are several blocks or sizes, a stage says of which:
+        "block 1 of 2: halving", "64 rows: halving".
 
     Returns
     -------
