@@ -56,7 +56,7 @@ def test_thin_a_point_set(capsys):
     assert names["few"]["posterior"]["source_chain"].max() == 3
     assert names["few"]["posterior"]["source_draw"].max() < 500
     assert names["rows"].shape == (100,)
-    assert capsys.readouterr().out == "".join(examples(POINTS, "text")[:2])
+    assert capsys.readouterr().out == "".join(examples(POINTS, "text")[:3])
     # the last ones stand for the standard normal, which the points are not a sample of
     stein = names["points"][names["rows"]]
     assert np.abs(stein.mean(axis=0)).max() < 0.1
@@ -105,7 +105,7 @@ def test_attend():
 
 def test_all_examples_are_run():
     assert README.count("```python") == 3
-    assert POINTS.count("```python") == 4
+    assert POINTS.count("```python") == 6
     assert ATTENTION.count("```python") == 3
 
 
