@@ -280,6 +280,33 @@ def embed(
     return out
 
 
+def embed_bins(
+    problem: Points,
+    at: NDArray,
+    index: NDArray,
+    weights: NDArray,
+    starts: NDArray,
+    done: Callable[[float], None] = ignore,
+) -> NDArray:
+    """Return `embed` for each bin of the points y_j: (bins, n) float64.
+
+    Bin b has the points y_j at index[starts[b] : starts[b + 1]], and their weights.
+    """
+    from thinformer.cpu import bins  # imports Numba
+
+    out = np.empty((starts.size - 1, at.size), np.float64)
+    kernel = compiled_for(problem, bins.embed_bins)
+
+    def task(first: int, last: int) -> None:
+        totals = np.empty(bins.PANEL)
+        work = _workspace(problem)
+        kernel(first, last, problem, at, index, weights, starts, out, totals, work)
+
+    panels = -(-at.size // bins.PANEL)
+    threads.run(task, panels, at.size * index.size * value_cost(problem), done)
+    return out
+
+
 def square(
     problem: Points, sets: NDArray, weights: NDArray, done: Callable[[float], None] = ignore
 ) -> NDArray:

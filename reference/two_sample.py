@@ -1,0 +1,69 @@
+"""Compress Then Test: whether two samples come from one distribution, by permuting bins of points.
+
+Domingo-Enrich, Dwivedi & Mackey, arXiv 2301.05974. Both samples are cut into bins, each bin is
+thinned by KT-Compress, and bins are permuted in place of points. Two things go beyond the paper: the
+inner products of the bins may come from few landmarks (Nystrom), and several kernels are aggregated
+by their largest statistic in permutation deviations.
+"""
+
+import numpy as np
+
+from reference.thinning import kt_compress_levels
+
+
+def bin_products(K, bins, weights):
+    """Return the inner products of the mean embeddings of bins.
+
+    Parameters
+    ----------
+    K : (N, N) array
+        Gram matrix.
+    bins : sequence of int arrays
+        The points of each bin.
+    weights : sequence of arrays
+        Their weights.
+    """
+    return np.array([
+        [w @ K[np.ix_(p, q)] @ v for q, v in zip(bins, weights, strict=True)]
+        for p, w in zip(bins, weights, strict=True)
+    ])  # fmt: skip
+
+
+def landmark_products(K, bins, weights, landmarks, nugget):
+    """Return these inner products of the projections on the span of the landmarks' differences."""
+    size = len(landmarks)
+    centre = np.eye(size) - np.full((size, size), 1 / size)
+    G = centre @ K[np.ix_(landmarks, landmarks)] @ centre
+    from_mean = K[landmarks].mean(axis=0)  # <mean of the landmarks, point>
+    M = np.array([
+        centre @ (K[np.ix_(landmarks, p)] @ w - from_mean[landmarks] * w.sum())
+        for p, w in zip(bins, weights, strict=True)
+    ])  # fmt: skip
+    G = G + nugget * np.trace(G) / size * np.eye(size)
+    return M @ np.linalg.solve(G, M.T)
+
+
+def kt_compress_bin(gram, points, rounds, uniforms, coins, length):
+    """Thin the first `length` points of a bin; the others stay. Returns positions and weights."""
+    levels, _ = kt_compress_levels(gram, points[:length], rounds, uniforms, coins)
+    kept, rest = levels[-1], np.arange(length, len(points))
+    weights = np.full(len(kept), length / len(kept) / len(points))
+    return np.concatenate([kept, rest]), np.concatenate([weights, np.full(len(rest), 1 / len(points))])
+
+
+def aggregated_test(products, weights):
+    """Return the statistic and the p-value of an aggregated permutation test.
+
+    Parameters
+    ----------
+    products : sequence of (b, b) arrays
+        Inner products of the bins, under each kernel.
+    weights : (P, b) array
+        Weights of the bins in the difference of the two means: as observed in the first row, after
+        an exchange of bins in each other.
+    """
+    largest = np.full(len(weights), -np.inf)
+    for A in products:
+        squared = np.array([c @ A @ c for c in weights])
+        largest = np.maximum(largest, (squared - squared.mean()) / squared.std())
+    return largest[0], np.mean(largest >= largest[0] - 1e-10 * np.abs(largest).max())

@@ -1,0 +1,340 @@
+"""`two_sample_test`: whether two samples come from one distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
+from thinformer.kernels.kernel import Kernel
+from thinformer.kernels.phi import STEIN
+from thinformer.support import checks
+from thinformer.support.progress import Progress, Tell, begin, showing
+from thinformer.support.table import aligned
+from thinformer.thinning.arguments import MEDIAN_ROWS, as_problem, as_weights, median_distance, resolve
+from thinformer.thinning.bins import (
+    Bins,
+    bins_of,
+    compressed,
+    paired_bins_of,
+    products_of_bins,
+    products_on_landmarks,
+)
+from thinformer.thinning.permutation import (
+    permuted_weights,
+    pvalue,
+    squared_distances,
+    standardized_largest,
+    swapped_weights,
+)
+from thinformer.thinning.scales import Standardize, samples, standardized
+
+TestMethod = Literal["auto", "exact", "landmarks", "compress"]
+METHODS = get_args(TestMethod)
+FEW = 2048  # points of both samples of which all kernel values are computed
+BINS = 64
+SCALE_FREE = (*WITHOUT_BANDWIDTH, "energy")  # a bandwidth changes no p-value
+LANDMARKS = 256
+FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of the median distance, as bandwidths
+
+
+class KernelResult(NamedTuple):
+    """What a two-sample test found under one kernel.
+
+    Attributes
+    ----------
+    name : str
+        The kernel.
+    bandwidth : float or None
+        Its bandwidth, where the test chose it.
+    mmd2 : float
+        The squared MMD between the samples, as it was estimated; above 0 in expectation also where
+        the distributions are equal.
+    pvalue : float
+        That of the test with this kernel alone.
+    """
+
+    name: str
+    bandwidth: float | None
+    mmd2: float
+    pvalue: float
+
+
+class TwoSampleResult(NamedTuple):
+    """The result of `two_sample_test`; it prints as a table.
+
+    Attributes
+    ----------
+    statistic : float
+        The largest of the kernels' squared MMDs, each minus its mean over the permutations and in
+        its standard deviations.
+    pvalue : float
+        The share of the permutations, the samples as they are among them, whose statistic is not
+        smaller.
+    level : float
+        The argument.
+    kernels : tuple of KernelResult
+    method : str
+        "exact", "landmarks" or "compress".
+    sizes : (int, int)
+        Points of x and of y that were used.
+    bins : (int, int)
+        Bins of x and of y.
+    permutations : int
+    """
+
+    statistic: float
+    pvalue: float
+    level: float
+    kernels: tuple[KernelResult, ...]
+    method: str
+    sizes: tuple[int, int]
+    bins: tuple[int, int]
+    permutations: int
+
+    @property
+    def reject(self) -> bool:
+        """Whether the samples are too different for one distribution: pvalue <= level."""
+        return self.pvalue <= self.level
+
+    def __str__(self) -> str:
+        different = "differ" if self.reject else "may be equal"
+        cells = [("kernel", "bandwidth", "MMD^2", "p-value")]
+        for each in self.kernels:
+            bandwidth = "-" if each.bandwidth is None else f"{each.bandwidth:.4g}"
+            cells.append((each.name, bandwidth, f"{each.mmd2:.5f}", f"{each.pvalue:.3g}"))
+        return (
+            f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
+            f"{self.sizes[0]} and {self.sizes[1]} points in {self.bins[0]} and {self.bins[1]} bins, "
+            f"{self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+def two_sample_test(
+    x: Any,
+    y: Any,
+    *,
+    kernel: Any = "gaussian",
+    bandwidth: Any = "auto",
+    standardize: Standardize = "auto",
+    features: Callable[[NDArray], ArrayLike] | None = None,
+    x_weights: ArrayLike | None = None,
+    y_weights: ArrayLike | None = None,
+    method: TestMethod = "auto",
+    bins: int = BINS,
+    landmarks: int = LANDMARKS,
+    g: int = 2,
+    delta: float = 0.5,
+    permutations: int = 999,
+    level: float = 0.05,
+    rng: int | np.random.Generator | None = None,
+    progress: Progress = None,
+) -> TwoSampleResult:
+    r"""Test whether two samples come from one distribution, by their MMD, in near-linear time.
+
+    The points of each sample go into bins, in random order. Under the null hypothesis bins of x and
+    of y are exchangeable. So the MMD between the samples is compared with that after random
+    exchanges of bins (Compress Then Test, arXiv 2301.05974), and no point is read again for them.
+
+    Parameters
+    ----------
+    x : (n, d) array, data frame or posterior
+    y : (m, d) likewise
+        Independent points, at least two of each. Columns that have names in both are the same, in
+        any order. Draws of a Markov chain are not independent: thin them to every k-th draw first,
+        or the test rejects too often.
+    kernel : str, Kernel, function, or a list of them
+        See `thin`; no "precomputed" and no `stein` kernel. With a list, the test looks at the kernel
+        under which the samples differ most.
+    bandwidth : "auto", float, sequence of d floats, or "median"
+        "auto" is, for each kernel that is given by name, a list of six kernels: with 1/16, 1/8,
+        1/4, 1/2, 1 and 2 times the median distance of 1000 points of both samples as bandwidth.
+    standardize
+        See `thin`; the scales are those of both samples together.
+    features : function, optional
+        f(points (n + m, d)) -> (n + m, e): the kernel then compares these features, as of a neural
+        network. It must not have been trained on these samples: split them before.
+    x_weights : (n,) array, optional
+    y_weights : (m,) array, optional
+        Weights of the points in the sample. With any, there are equally many bins of both samples,
+        in pairs that are swapped at random (a wild bootstrap): the level then holds for large bins.
+    method : {"auto", "exact", "landmarks", "compress"}
+        How the inner products of the bins' mean embeddings are computed.
+
+        - "exact": from all points, which takes quadratic time.
+        - "landmarks": on the span of some points drawn from both samples (Nystrom), in linear time.
+        - "compress": from a coreset of each bin, by KT-Compress(g).
+        - "auto": "exact" for up to 2,048 points together, else "landmarks".
+    bins : int
+        About how many bins there are, of both samples together, at least 4. With as many bins as
+        points and "exact", this is the usual permutation test of single points.
+    landmarks : int
+        For "landmarks".
+    g : int
+        Oversampling of "compress": a bin of b points is thinned to some :math:`2^g \sqrt b`.
+    delta : float
+        Failure probability of the halvings of "compress", in (0, 1].
+    permutations : int
+        The smallest p-value is 1 / (permutations + 1).
+    level : float
+        For `TwoSampleResult.reject`, in (0, 1).
+    rng : None, int or numpy.random.Generator
+        The source of all random numbers (SPEC 7).
+    progress
+        See `thin`. The stage is "kernels".
+
+    Returns
+    -------
+    TwoSampleResult
+        With `statistic` and `pvalue`, as the tests of SciPy return them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `thin`; or a sample has fewer than two points, or another argument is out of its range.
+
+    Notes
+    -----
+    With N = n + m points in b bins, l landmarks and each kernel: "exact" takes N^2 kernel values,
+    "landmarks" N l, "compress" about :math:`4^g N b` and those of the halvings. The permutations
+    take b^2 operations each.
+
+    The test is exact at any number of points, except that bins differ by one point in size: a
+    p-value is at most the level with at most that probability. Bandwidths, scales and landmarks
+    come from both samples together, so they do not change this. Where one sample has more than
+    some 1,000 times as many points as the other, a part of it is drawn; `sizes` says so.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from thinformer import two_sample_test
+    >>> rng = np.random.default_rng(0)
+    >>> x, y = rng.normal(size=(500, 2)), rng.normal(size=(600, 2)) * [1, 1.5]
+    >>> two_sample_test(x, y, rng=0).pvalue
+    0.001
+    """
+    shown = showing(progress)
+    method = checks.choice("method", method, METHODS)
+    permutations = checks.integer("permutations", permutations, 1)
+    bins, landmarks = checks.integer("bins", bins, 4), checks.integer("landmarks", landmarks, 2)
+    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
+    if not 0 < checks.finite_number("level", level) < 1:
+        raise ValueError(f"level must be between 0 and 1; got {level!r}")
+    generator = np.random.default_rng(rng)
+    listed = kernel if isinstance(kernel, (list, tuple)) else [kernel]
+    both, n = _points(x, y, standardize, listed, bandwidth, features)
+    m = len(both) - n
+    weighted = x_weights is not None or y_weights is not None
+    if weighted:
+        shares = as_weights(x_weights, n, "x_weights"), as_weights(y_weights, m, "y_weights")
+        binned = paired_bins_of(shares, bins, generator)
+        weights = swapped_weights(binned.of_x, permutations, generator)
+    else:
+        binned = bins_of(n, m, bins, generator)
+        weights = permuted_weights(binned.lengths, binned.of_x, permutations, generator)
+    if method == "auto":
+        method = "exact" if binned.rows.size <= FEW else "landmarks"
+    if method == "compress" and weighted:
+        raise ValueError("method='compress' takes points of equal weight; got x_weights, y_weights")
+    kernels = _kernels(listed, bandwidth, both, generator)
+    with shown as tell:
+        products = _products(both, [k for k, _ in kernels], binned, method, (landmarks, g, delta),
+                             generator, tell)  # fmt: skip
+    squared = squared_distances(products, weights)
+    statistics = standardized_largest(squared)
+    of_x = int(binned.starts[binned.of_x])
+    return TwoSampleResult(
+        float(statistics[0]),
+        pvalue(statistics),
+        float(level),
+        tuple(
+            KernelResult(k.name, length, float(each[0]), pvalue(each))
+            for (k, length), each in zip(kernels, squared, strict=True)
+        ),
+        method,
+        (of_x, binned.rows.size - of_x),
+        (binned.of_x, binned.starts.size - 1 - binned.of_x),
+        permutations,
+    )
+
+
+def _points(
+    x: Any, y: Any, standardize: Standardize, kernels: Sequence[Any], bandwidth: Any,
+    features: Callable | None,
+) -> tuple[NDArray, int]:  # fmt: skip
+    """Return the points of both samples, and the number of those of x."""
+    for each in kernels:
+        of_points = isinstance(each, str) and each == "precomputed"
+        if of_points or (isinstance(each, Kernel) and (each.tag == STEIN or each.labels)):
+            raise ValueError(f"kernel must compare any two points here; got {each!r}")
+    free = "median" if isinstance(bandwidth, str) and bandwidth == "auto" else bandwidth
+    unit, tables = samples({"x": x, "y": y}, standardize, kernels[0], free)
+    for name, table in zip("xy", tables, strict=True):
+        if len(table.values) < 2:
+            raise ValueError(f"{name} must have at least two points; got {len(table.values)}")
+        checks.finite(name, bool(np.isfinite(table.values).all()))
+    both, _ = standardized(np.concatenate([table.values for table in tables]), unit, kernels[0])
+    if features is not None:
+        given, count = np.asarray(features(both)), len(both)
+        if given.ndim != 2 or len(given) != count or given.dtype.kind not in "fiu":
+            raise ValueError(
+                f"features must return numbers of shape ({count}, e); "
+                f"got dtype {given.dtype}, shape {given.shape}"
+            )
+        both = given if given.dtype.kind == "f" else given.astype(np.float64)
+        both = both.astype(np.float64 if both.dtype.itemsize > 4 else np.float32, copy=False)
+        checks.finite("features", bool(np.isfinite(both).all()))
+    return both, len(tables[0].values)
+
+
+def _kernels(
+    listed: Sequence[Any], bandwidth: Any, points: NDArray, generator: np.random.Generator
+) -> list[tuple[Kernel, float | None]]:
+    """Return each kernel of the test, and its bandwidth where it was chosen here."""
+    alike = not np.ptp(points, axis=0).any()  # no bandwidth matters
+    rows = points[np.sort(generator.permutation(len(points))[:MEDIAN_ROWS])]
+    made: list[tuple[Kernel, float | None]] = []
+    for each in listed:
+        named = isinstance(each, str) and each not in SCALE_FREE
+        if isinstance(bandwidth, str) and bandwidth in ("auto", "median"):
+            if not named:
+                made.append((resolve(each, "median", rows, generator), None))
+                continue
+            as_kernel(each)
+            median = 1.0 if alike else median_distance(rows)
+            factors = FACTORS if bandwidth == "auto" else (1.0,)
+            made += [(as_kernel(each, median * f), median * f) for f in factors]
+        else:
+            made.append((resolve(each, bandwidth, rows, generator), None))
+    if any(makes_kernels(each) for each in listed) or not made:
+        raise ValueError(f"kernel must be a kernel, its name or a list of them; got {listed!r}")
+    return made
+
+
+def _products(
+    points: NDArray, kernels: Sequence[Kernel], bins: Bins, method: str,
+    settings: tuple[int, int, float], generator: np.random.Generator, tell: Tell,
+) -> list[NDArray]:  # fmt: skip
+    """Return the inner products of bins, (bins, bins), under each kernel."""
+    landmarks, g, delta = settings
+    if method == "compress":
+        # one coreset serves all kernels, if it is that of their sum
+        together = sum(kernels[1:], kernels[0])
+        bins = compressed(as_problem(points, together, shift=True), bins, g, delta, generator)
+    drawn = np.sort(generator.permutation(bins.rows)[:landmarks])
+    done = begin(tell, "kernels")
+    products = []
+    for i, kernel in enumerate(kernels):
+        problem = as_problem(points, kernel, tell=tell)
+        if method == "landmarks":
+            products.append(products_on_landmarks(problem, bins, drawn))
+        else:
+            products.append(products_of_bins(problem, bins))
+        done((i + 1) / len(kernels))
+    return products
