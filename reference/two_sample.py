@@ -1,9 +1,9 @@
 """Compress Then Test: whether two samples come from one distribution, by permuting bins of points.
 
 Domingo-Enrich, Dwivedi & Mackey, arXiv 2301.05974. Both samples are cut into bins, each bin is
-thinned by KT-Compress, and bins are permuted in place of points. Two things go beyond the paper: the
-inner products of the bins may come from few landmarks (Nystrom), and several kernels are aggregated
-by their largest statistic in permutation deviations.
+thinned by KT-Compress, and bins are permuted in place of points. Two things go beyond the paper:
+the inner products of the bins may come from few landmarks (Nystrom), and several kernels are
+aggregated by their largest statistic in permutation deviations.
 """
 
 import numpy as np
@@ -47,8 +47,10 @@ def kt_compress_bin(gram, points, rounds, uniforms, coins, length):
     """Thin the first `length` points of a bin; the others stay. Returns positions and weights."""
     levels, _ = kt_compress_levels(gram, points[:length], rounds, uniforms, coins)
     kept, rest = levels[-1], np.arange(length, len(points))
-    weights = np.full(len(kept), length / len(kept) / len(points))
-    return np.concatenate([kept, rest]), np.concatenate([weights, np.full(len(rest), 1 / len(points))])
+    weights = np.full(len(points), 1 / len(points))
+    weights[kept] = length / len(kept) / len(points)
+    positions = np.concatenate([kept, rest])
+    return positions, weights[positions]
 
 
 def aggregated_test(products, weights):

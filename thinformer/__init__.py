@@ -17,6 +17,8 @@ Point sets:
 - `error_curve` returns the errors of coresets by their size, an `ErrorCurve`, in a unit that tells
   how many rows are enough. ``thin(points, "auto")`` takes so many.
 - `median_distance` is the default bandwidth of `thin`.
+- `two_sample_test` tests whether two samples come from one distribution. It returns a
+  `TwoSampleResult`, with one `KernelResult` for each kernel.
 - `kh_compress` runs KH-Compress on stacks of point sets. `kernel_halve` keeps one of every two
   points, from their Gram matrix.
 - `compress` runs Compress or Compress++ with your own halving algorithm. `symmetrize` makes such an
@@ -63,6 +65,7 @@ from thinformer.thinning.sizes import ErrorCurve, error_curve
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize
+from thinformer.thinning.two_sample import KernelResult, TwoSampleResult, two_sample_test
 
 if TYPE_CHECKING:
     from thinformer.thinning.estimator import KernelThinner
@@ -78,11 +81,13 @@ __all__ = [
     "Draws",
     "ErrorCurve",
     "Kernel",
+    "KernelResult",
     "KernelThinner",
     "Schedule",
     "ThinformerAttention",
     "ThinnedKernelRidge",
     "ThinnedNadarayaWatson",
+    "TwoSampleResult",
     "attention",
     "causal_attention",
     "compare",
@@ -106,6 +111,7 @@ __all__ = [
     "take_draws",
     "thin",
     "thinformer_attention",
+    "two_sample_test",
 ]
 
 

@@ -18,12 +18,13 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
         "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
-        "ErrorCurve", "Kernel", "KernelThinner", "Schedule", "ThinformerAttention",
-        "ThinnedKernelRidge", "ThinnedNadarayaWatson", "attention", "causal_attention", "compare",
-        "compress", "compress_cache", "compress_kv", "compress_schedule", "coreset_size", "debias",
-        "error_curve", "fit_weights", "get_num_threads", "kernel_halve", "kh_compress",
+        "ErrorCurve", "Kernel", "KernelResult", "KernelThinner", "Schedule", "ThinformerAttention",
+        "ThinnedKernelRidge", "ThinnedNadarayaWatson", "TwoSampleResult", "attention",
+        "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
+        "compress_schedule", "coreset_size", "debias", "error_curve", "fit_weights",
+        "get_num_threads", "kernel_halve", "kh_compress",
         "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
-        "take_draws", "thin", "thinformer_attention",
+        "take_draws", "thin", "thinformer_attention", "two_sample_test",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
         thinformer.nonsense  # noqa: B018

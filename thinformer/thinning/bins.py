@@ -1,7 +1,7 @@
 """Two samples in bins of points, and the inner products of the bins' mean embeddings.
 
-Whoever permutes bins in place of points needs one number for every two bins. There are three ways to
-it: from all points, from a coreset of each bin, and from few landmarks of all points.
+Whoever permutes bins in place of points needs one number for every two bins. It may come from all
+points, from a coreset of each bin, or from few landmarks of all points.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def squared_distances(products: Sequence[NDArray], weights: NDArray) -> NDArray[
 def standardized_largest(squared: NDArray) -> NDArray[np.float64]:
     """Return the largest of some kernels' statistics, each in its permutation deviations.
 
-    squared : (kernels, permutations + 1). The deviations are those of all columns, the first too, so
-    that no column is special: the test is exact.
+    squared : (kernels, permutations + 1). The deviations are those of all columns, the first too,
+    so that no column is special: the test is exact.
     """
     centred = squared - squared.mean(axis=1, keepdims=True)
     spread = centred.std(axis=1, keepdims=True)

@@ -14,7 +14,13 @@ from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
 from thinformer.support.progress import Progress, Tell, begin, showing
 from thinformer.support.table import aligned
-from thinformer.thinning.arguments import MEDIAN_ROWS, as_problem, as_weights, median_distance, resolve
+from thinformer.thinning.arguments import (
+    MEDIAN_ROWS,
+    as_problem,
+    as_weights,
+    median_distance,
+    resolve,
+)
 from thinformer.thinning.bins import (
     Bins,
     bins_of,
@@ -108,8 +114,8 @@ class TwoSampleResult(NamedTuple):
             cells.append((each.name, bandwidth, f"{each.mmd2:.5f}", f"{each.pvalue:.3g}"))
         return (
             f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
-            f"{self.sizes[0]} and {self.sizes[1]} points in {self.bins[0]} and {self.bins[1]} bins, "
-            f"{self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
+            f"{self.sizes[0]} and {self.sizes[1]} points in {self.bins[0]} and {self.bins[1]} "
+            f"bins, {self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
         )
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -150,8 +156,8 @@ def two_sample_test(
         any order. Draws of a Markov chain are not independent: thin them to every k-th draw first,
         or the test rejects too often.
     kernel : str, Kernel, function, or a list of them
-        See `thin`; no "precomputed" and no `stein` kernel. With a list, the test looks at the kernel
-        under which the samples differ most.
+        See `thin`; no "precomputed" and no `stein` kernel. With a list, the test looks at the
+        kernel under which the samples differ most.
     bandwidth : "auto", float, sequence of d floats, or "median"
         "auto" is, for each kernel that is given by name, a list of six kernels: with 1/16, 1/8,
         1/4, 1/2, 1 and 2 times the median distance of 1000 points of both samples as bandwidth.
@@ -197,7 +203,8 @@ def two_sample_test(
     Raises
     ------
     TypeError, ValueError
-        As in `thin`; or a sample has fewer than two points, or another argument is out of its range.
+        As in `thin`; or a sample has fewer than two points, or another argument is out of its
+        range.
 
     Notes
     -----
@@ -220,7 +227,7 @@ def two_sample_test(
     0.001
     """
     shown = showing(progress)
-    method = checks.choice("method", method, METHODS)
+    way = checks.choice("method", method, METHODS)
     permutations = checks.integer("permutations", permutations, 1)
     bins, landmarks = checks.integer("bins", bins, 4), checks.integer("landmarks", landmarks, 2)
     g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
@@ -229,39 +236,29 @@ def two_sample_test(
     generator = np.random.default_rng(rng)
     listed = kernel if isinstance(kernel, (list, tuple)) else [kernel]
     both, n = _points(x, y, standardize, listed, bandwidth, features)
-    m = len(both) - n
     weighted = x_weights is not None or y_weights is not None
-    if weighted:
-        shares = as_weights(x_weights, n, "x_weights"), as_weights(y_weights, m, "y_weights")
-        binned = paired_bins_of(shares, bins, generator)
-        weights = swapped_weights(binned.of_x, permutations, generator)
-    else:
-        binned = bins_of(n, m, bins, generator)
-        weights = permuted_weights(binned.lengths, binned.of_x, permutations, generator)
-    if method == "auto":
-        method = "exact" if binned.rows.size <= FEW else "landmarks"
-    if method == "compress" and weighted:
+    if weighted and way == "compress":
         raise ValueError("method='compress' takes points of equal weight; got x_weights, y_weights")
+    shares = (x_weights, y_weights) if weighted else None
+    binned, weights = _binned(n, len(both) - n, shares, bins, permutations, generator)
+    if way == "auto":
+        way = "exact" if binned.rows.size <= FEW else "landmarks"
     kernels = _kernels(listed, bandwidth, both, generator)
     with shown as tell:
-        products = _products(both, [k for k, _ in kernels], binned, method, (landmarks, g, delta),
+        products = _products(both, [k for k, _ in kernels], binned, way, (landmarks, g, delta),
                              generator, tell)  # fmt: skip
     squared = squared_distances(products, weights)
     statistics = standardized_largest(squared)
+    found = tuple(
+        KernelResult(each.name, length, float(row[0]), pvalue(row))
+        for (each, length), row in zip(kernels, squared, strict=True)
+    )
     of_x = int(binned.starts[binned.of_x])
     return TwoSampleResult(
-        float(statistics[0]),
-        pvalue(statistics),
-        float(level),
-        tuple(
-            KernelResult(k.name, length, float(each[0]), pvalue(each))
-            for (k, length), each in zip(kernels, squared, strict=True)
-        ),
-        method,
-        (of_x, binned.rows.size - of_x),
-        (binned.of_x, binned.starts.size - 1 - binned.of_x),
+        float(statistics[0]), pvalue(statistics), float(level), found, way,
+        (of_x, binned.rows.size - of_x), (binned.of_x, binned.lengths.size - binned.of_x),
         permutations,
-    )
+    )  # fmt: skip
 
 
 def _points(
@@ -291,6 +288,22 @@ def _points(
         both = both.astype(np.float64 if both.dtype.itemsize > 4 else np.float32, copy=False)
         checks.finite("features", bool(np.isfinite(both).all()))
     return both, len(tables[0].values)
+
+
+def _binned(
+    n: int, m: int, shares: tuple[ArrayLike | None, ArrayLike | None] | None, bins: int,
+    permutations: int, generator: np.random.Generator,
+) -> tuple[Bins, NDArray]:  # fmt: skip
+    """Return bins, and their weights in the difference of the samples, permutation by permutation.
+
+    shares : the weights of x and of y where there are any
+    """
+    if shares is None:
+        binned = bins_of(n, m, bins, generator)
+        return binned, permuted_weights(binned.lengths, binned.of_x, permutations, generator)
+    given = as_weights(shares[0], n, "x_weights"), as_weights(shares[1], m, "y_weights")
+    binned = paired_bins_of(given, bins, generator)
+    return binned, swapped_weights(binned.of_x, permutations, generator)
 
 
 def _kernels(
