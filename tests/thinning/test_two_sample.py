@@ -338,7 +338,7 @@ def test_data_frames():
     frames = pd.DataFrame(x, columns=["a", "b"]), pd.DataFrame(y, columns=["a", "b"])[["b", "a"]]
     result = two_sample_test(*frames, rng=0)
     assert result == two_sample_test(x, y, standardize="scale", rng=0)
-    with pytest.raises(ValueError, match="^y must have the columns of x; only x has a and only y has c"):
+    with pytest.raises(ValueError, match="^y must have the columns of x; only x has a and only y"):
         two_sample_test(frames[0], frames[1].rename(columns={"a": "c"}), rng=0)
 
 

@@ -114,7 +114,7 @@ class TwoSampleResult(NamedTuple):
             cells.append((each.name, bandwidth, f"{each.mmd2:.5f}", f"{each.pvalue:.3g}"))
         return (
             f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
-            f"{self.sizes[0]} and {self.sizes[1]} points in {self.bins[0]} and {self.bins[1]} "
+            f"{self.sizes[0]:,} and {self.sizes[1]:,} points in {self.bins[0]} and {self.bins[1]} "
             f"bins, {self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
         )
 
