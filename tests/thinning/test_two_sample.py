@@ -164,12 +164,17 @@ def test_weights_of_permutations():
 
 @EACH_KERNEL
 def test_mmd2_is_that_of_all_points(name):
-    """Bins change the permutations, not the distance between the samples."""
+    """Where each is its own bin, and pairs of different points count."""
     kernel, formula = KERNELS[name]
     x, y = pair()
-    result = two_sample_test(x, y, kernel=kernel, standardize=False, rng=0)
-    expected = formula(x, x).mean() + formula(y, y).mean() - 2 * formula(x, y).mean()
+    result = two_sample_test(x, y, kernel=kernel, standardize=False, bins=200, rng=0)
+    expected = (
+        (formula(x, x).sum() - np.trace(formula(x, x))) / (80 * 79)
+        + (formula(y, y).sum() - np.trace(formula(y, y))) / (120 * 119)
+        - 2 * formula(x, y).mean()
+    )
     assert result.kernels[0].mmd2 == pytest.approx(expected)
+    assert result.bins == (80, 120)
     assert result.method == "exact"
     assert result.pvalue == result.kernels[0].pvalue
     assert result.kernels[0].bandwidth is None
@@ -206,8 +211,21 @@ def rejected(make, pairs=400, **arguments):
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bandwidth": "median", "method": "landmarks"}),
         (lambda rng: rng.normal(size=(2, 128, 2)), {"method": "compress", "g": 0, "bins": 8}),
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bins": 1000}),
+        (
+            lambda rng: (rng.normal(size=(40, 10)), rng.normal(size=(250, 10))),
+            {"method": "compress", "g": 0, "bins": 16, "bandwidth": 0.3},
+        ),
     ],
-    ids=["equal sizes", "unequal", "ties", "heavy tails", "landmarks", "compress", "points"],
+    ids=[
+        "equal sizes",
+        "unequal",
+        "ties",
+        "heavy tails",
+        "landmarks",
+        "compress",
+        "points",
+        "bins",
+    ],
 )
 def test_level(make, arguments):
     """Of 400 pairs from one distribution, 20 are expected, and 8 to 34 in all but .5 % of runs."""
@@ -252,7 +270,8 @@ def test_weights_say_what_the_sample_is():
     K = formulas.gaussian(np.vstack([x, y]), np.vstack([x, y]), 1.0)
     bins = paired_bins_of((weights / 55, np.full(30, 1 / 30)), 4, np.random.default_rng(0))
     A = reference.bin_products(K, *parts(bins))
-    assert one.kernels[0].mmd2 == pytest.approx(np.array([1, 1, -1, -1]) @ A @ [1, 1, -1, -1] / 4)
+    expected = A[0, 1] + A[2, 3] - A[:2, 2:].mean() * 2
+    assert one.kernels[0].mmd2 == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -391,6 +410,7 @@ def test_progress():
         ({"level": "a"}, ValueError, "^level must be finite; got 'a'"),
         ({"x_weights": np.ones(3)}, ValueError, "^x_weights"),
         ({"y_weights": -np.ones(120)}, ValueError, "^y_weights"),
+        ({"y_weights": np.eye(120)[3]}, ValueError, "^y_weights must be above 0 for at least two"),
         ({"x_weights": np.ones(80), "method": "compress"}, ValueError, "takes points of equal"),
         ({"features": lambda z: z[:3]}, ValueError, r"^features must return .*\(200, e\)"),
         ({"features": lambda z: z[:, 0]}, ValueError, "^features must return"),

@@ -39,11 +39,22 @@ def swapped_weights(
 
 
 def squared_distances(products: Sequence[NDArray], weights: NDArray) -> NDArray[np.float64]:
-    """Return c' A c for each matrix A of inner products, and each row c of the weights.
+    """Return the squared MMD, without bias, for each matrix of inner products and row of weights.
+
+    It is a U-statistic: pairs of different bins count. The product of a bin with itself depends on
+    its number of points, so that bins of x and of y would not be alike.
 
     Returns (matrices, rows).
     """
-    return np.array([np.einsum("ij,ij->i", weights @ each, weights) for each in products])
+    x, y = np.maximum(weights, 0), np.maximum(-weights, 0)
+    x_pairs, y_pairs = (1 - np.einsum("ij,ij->i", w, w) for w in (x, y))
+    squared = []
+    for each in products:
+        apart = each - np.diag(each.diagonal())
+        of_x, of_y = x @ apart, y @ apart
+        within = np.einsum("ij,ij->i", of_x, x) / x_pairs + np.einsum("ij,ij->i", of_y, y) / y_pairs
+        squared.append(within - 2 * np.einsum("ij,ij->i", of_x, y))
+    return np.array(squared)
 
 
 def standardized_largest(squared: NDArray) -> NDArray[np.float64]:

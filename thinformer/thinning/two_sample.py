@@ -57,8 +57,8 @@ class KernelResult(NamedTuple):
     bandwidth : float or None
         Its bandwidth, where the test chose it.
     mmd2 : float
-        The squared MMD between the samples, as it was estimated; above 0 in expectation also where
-        the distributions are equal.
+        The squared MMD between the distributions, estimated from points in different bins. It has
+        no bias, so it may be negative.
     pvalue : float
         That of the test with this kernel alone.
     """
@@ -212,10 +212,12 @@ def two_sample_test(
     "landmarks" N l, "compress" about :math:`4^g N b` and those of the halvings. The permutations
     take b^2 operations each.
 
-    The test is exact at any number of points, except that bins differ by one point in size: a
-    p-value is at most the level with at most that probability. Bandwidths, scales and landmarks
-    come from both samples together, so they do not change this. Where one sample has more than
-    some 1,000 times as many points as the other, a part of it is drawn; `sizes` says so.
+    The level holds for any number of points: a p-value is at most the level with at most that
+    probability, exactly where all bins have equally many points. Others have one point more or
+    less. Bandwidths, scales and landmarks come from both samples together, so they do not change
+    this. Where one sample has more than some 500 times as many points as the other, a part of it is
+    drawn; `sizes` says so. The fewer bins the smaller sample has, the more there are in all: it has
+    at least two, and all are of one size.
 
     Examples
     --------
@@ -304,6 +306,9 @@ def _binned(
         binned = bins_of(n, m, bins, generator)
         return binned, permuted_weights(binned.lengths, binned.of_x, permutations, generator)
     given = as_weights(shares[0], n, "x_weights"), as_weights(shares[1], m, "y_weights")
+    for name, each in zip(("x_weights", "y_weights"), given, strict=True):
+        if np.count_nonzero(each) < 2:
+            raise ValueError(f"{name} must be above 0 for at least two points")
     binned = paired_bins_of(given, bins, generator)
     return binned, swapped_weights(binned.of_x, permutations, generator)
 
