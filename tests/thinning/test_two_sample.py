@@ -265,7 +265,8 @@ def test_weights_say_what_the_sample_is():
     """A point of weight 2 counts as two points."""
     x, y = pair(10, 30)
     weights = np.arange(1, 11)
-    one = two_sample_test(x, y, x_weights=weights, standardize=False, bandwidth=1.0, rng=0, bins=4)
+    few = {"bins": 4, "level": 0.6}
+    one = two_sample_test(x, y, x_weights=weights, standardize=False, bandwidth=1.0, rng=0, **few)
     assert one.bins == (2, 2)
     K = formulas.gaussian(np.vstack([x, y]), np.vstack([x, y]), 1.0)
     bins = paired_bins_of((weights / 55, np.full(30, 1 / 30)), 4, np.random.default_rng(0))
@@ -348,8 +349,26 @@ def test_a_seed_decides_on_any_number_of_threads(method):
 
 def test_few_points_take_all_kernel_values_and_many_landmarks():
     x, y = pair(1024, 1025)
-    assert two_sample_test(x, y[1:], rng=0, permutations=9).method == "exact"
-    assert two_sample_test(x, y, rng=0, permutations=9).method == "landmarks"
+    assert two_sample_test(x, y[1:], rng=0, permutations=19).method == "exact"
+    assert two_sample_test(x, y, rng=0, permutations=19).method == "landmarks"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exchanges"),
+    [
+        ({"x": pair(2)[0], "y": pair(3, 3)[1], "rng": 0}, 10),
+        ({"bins": 4, "x": pair()[1]}, 3),  # of two and two bins
+        ({"bins": 8, "x_weights": np.ones(80)}, 8),
+        ({"permutations": 9}, None),
+    ],
+)
+def test_too_few_exchanges_for_the_level(arguments, exchanges):
+    x, y = pair()
+    arguments = {"x": x, "y": y, "rng": 0} | arguments
+    said = f"no p-value can be as small as level=0.05: .* {exchanges or '[0-9]{9,}'} different"
+    with pytest.warns(UserWarning, match=said):
+        result = two_sample_test(arguments.pop("x"), arguments.pop("y"), **arguments)
+    assert result.pvalue > 0.05
 
 
 def test_data_frames():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -206,6 +208,11 @@ def two_sample_test(
         As in `thin`; or a sample has fewer than two points, or another argument is out of its
         range.
 
+    Warns
+    -----
+    UserWarning
+        There are so few bins or permutations that no p-value can be as small as the level.
+
     Notes
     -----
     With N = n + m points in b bins, l landmarks and each kernel: "exact" takes N^2 kernel values,
@@ -243,6 +250,7 @@ def two_sample_test(
         raise ValueError("method='compress' takes points of equal weight; got x_weights, y_weights")
     shares = (x_weights, y_weights) if weighted else None
     binned, weights = _binned(n, len(both) - n, shares, bins, permutations, generator)
+    _warn_of_few(binned, weighted, permutations, level)
     if way == "auto":
         way = "exact" if binned.rows.size <= FEW else "landmarks"
     kernels = _kernels(listed, bandwidth, both, generator)
@@ -311,6 +319,21 @@ def _binned(
             raise ValueError(f"{name} must be above 0 for at least two points")
     binned = paired_bins_of(given, bins, generator)
     return binned, swapped_weights(binned.of_x, permutations, generator)
+
+
+def _warn_of_few(binned: Bins, weighted: bool, permutations: int, level: float) -> None:
+    """Warn where too few bins or permutations leave no p-value that rejects."""
+    of_x, of_y = binned.of_x, binned.lengths.size - binned.of_x
+    # where as many bins are of x as of y, an exchange of all of them changes nothing
+    exchanges = (
+        2 ** (of_x - 1) if weighted else math.comb(of_x + of_y, of_x) // (1 + (of_x == of_y))
+    )
+    if max(1 / (permutations + 1), 1 / exchanges) > level:
+        warnings.warn(
+            f"no p-value can be as small as level={level:g}: {of_x} and {of_y} bins of x and y "
+            f"have {exchanges} different exchanges, of which {permutations} permutations are drawn",
+            stacklevel=checks.depth(),
+        )
 
 
 def _kernels(
