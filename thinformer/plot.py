@@ -257,7 +257,7 @@ def _kernel(found: Witness) -> str:
     """What is said of the kernel."""
     if found.bandwidth is None:
         return f"kernel {found.kernel.name}"
-    lengths = ", ".join(f"{each:.3g}" for each in np.atleast_1d(found.bandwidth))
+    lengths = ", ".join(f"{each:.4g}" for each in np.atleast_1d(found.bandwidth))
     return f"kernel {found.kernel.name}, bandwidth {brief(lengths, SHORT)}"
 
 

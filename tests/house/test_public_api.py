@@ -211,6 +211,8 @@ COMMANDS = {
     "thin": "-o --out --size --ess --columns --standardize --no-standardize --weights --kernel "
     "--bandwidth --method --g --delta --seed --row-numbers --plot --curve --report --chunk-rows "
     "--format --delimiter --comment",
+    "test": "--columns --standardize --no-standardize --weights --kernel --bandwidth --method "
+    "--bins --permutations --level --seed --plot --report --delimiter --comment",
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",

@@ -79,7 +79,7 @@ def test_a_witness_over_points_of_both_samples():
         f"{30 * 'b'}...: 100 rows, more where witness < 0",
     ]
     bar = figure.axes[-1]
-    assert bar.get_ylabel() == f"witness, kernel gaussian, bandwidth {found.bandwidth:.3g}"
+    assert bar.get_ylabel() == f"witness, kernel gaussian, bandwidth {found.bandwidth:.4g}"
     figure.savefig(io.BytesIO())
 
 
