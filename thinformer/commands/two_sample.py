@@ -35,8 +35,8 @@ has more. Its kernel is the one with the smallest p-value; of several, with the 
 
 Seed. The same files, options and --seed give the same p-value, on any number of threads.
 
-exit status: 0 the test was done, whatever it found; 1 done, but the result could not be printed; 2 an
-error, no file written; 130, 129 or 143 interrupted or ended
+exit status: 0 the test was done, whatever it found; 1 done, but the result could not be printed;
+2 an error, no file written; 130, 129 or 143 interrupted or ended
 
 examples:
   thinformer test real.csv generated.csv --seed 1

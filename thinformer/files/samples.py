@@ -105,11 +105,13 @@ def _has(request: Request, kind: str, column: str) -> bool:
 def _read(request: Request, kind: str, tell: Tell) -> Sample:
     """Read one file."""
     path, say = request.path, labelled(tell, f"reading {printable(request.path)}")
-    points, shares = [], []
+    points: list[NDArray] = []
+    shares: list[NDArray] = []
     with open_source(request, kind) as source:
         for chunk in source.chunks:
             points.append(chunk.points)
-            shares.append(chunk.weights)
+            if chunk.weights is not None:
+                shares.append(chunk.weights)
             say("rows", source.fraction())
     # those of other formats are about files that are written
     notes = [*source.notes] if kind in DELIMITERS else []
@@ -117,7 +119,7 @@ def _read(request: Request, kind: str, tell: Tell) -> Sample:
     every = np.concatenate(points)
     if len(every) < 2:
         raise ValueError(f"{path}: must have at least two rows; it has {len(every)}")
-    weights = None if request.weights is None else np.concatenate(shares)
+    weights = np.concatenate(shares) if shares else None
     if weights is not None:
         as_weights(weights, len(every), f"{path}: --weights {shown(request.weights)}")
     of_a_sampler = [name for name in source.unused if is_of_a_sampler(name)]
