@@ -14,9 +14,9 @@ from thinformer.commands import (
     demo,
     eval_model,
     info,
+    test,
     thin,
     tune,
-    two_sample,
     validate,
     warm,
 )
@@ -26,7 +26,7 @@ from thinformer.support.compiling import said_in_pipes
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
 COMMANDS = (
     thin,
-    two_sample,
+    test,
     demo,
     bench,
     bench_points,
