@@ -66,7 +66,8 @@ def test_the_bandwidth_and_the_scales_are_of_both_samples():
 
 
 def test_weights_count_in_the_means_and_points_without_are_not_drawn():
-    v, w = RNG.exponential(size=60), RNG.exponential(size=80)
+    rng = np.random.default_rng(6)
+    v, w = rng.exponential(size=60), rng.exponential(size=80)
     v[:10] = 0
     got = found(bandwidth=1.0, v=v, w=w)
     np.testing.assert_array_equal(got.rows, np.arange(10, 140))
