@@ -18,6 +18,7 @@ from thinformer.halving.problem import Points
 from thinformer.halving.schedule import compress_schedule
 
 LARGEST = 1024  # bins of both samples together; more would only take memory
+ROUNDING = 1e-12  # of a mean of kernel values, relative
 NUGGET = 1e-7  # on the diagonal of the landmarks' Gram matrix, relative to its mean
 
 
@@ -117,7 +118,7 @@ def products_of_bins(problem: Points, bins: Bins) -> NDArray[np.float64]:
     rows, weights, starts, _ = bins
     at_points = embed_bins(problem, rows, rows, weights, starts)
     products = np.add.reduceat(at_points * weights, starts[:-1], axis=1)
-    return (products + products.T) / 2
+    return _unless_equal((products + products.T) / 2)
 
 
 def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> NDArray[np.float64]:
@@ -128,7 +129,7 @@ def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> ND
     rows, weights, starts, _ = bins
     size = landmarks.size
     G = embed_bins(problem, landmarks, landmarks, np.ones(size), np.arange(size + 1))
-    M = embed_bins(problem, landmarks, rows, weights, starts)  # (bins, l)
+    M = _unless_equal(embed_bins(problem, landmarks, rows, weights, starts).T).T  # (bins, l)
     # A difference of two samples has weights whose sum is 0, so both may be taken from the mean of
     # the landmarks. An energy kernel is positive definite on such differences alone.
     M -= G.mean(axis=0)
@@ -138,6 +139,12 @@ def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> ND
     G[np.diag_indices(size)] += NUGGET * max(np.trace(G) / size, np.finfo(np.float64).tiny)
     half = _half(G, M)
     return half.T @ half
+
+
+def _unless_equal(embedded: NDArray) -> NDArray:
+    """Return bins' embeddings, (places, bins); zeros where they differ by no more than rounding."""
+    apart = np.ptp(embedded, axis=1).max(initial=0)
+    return embedded if apart > ROUNDING * np.abs(embedded).max(initial=0) else embedded * 0
 
 
 def _half(G: NDArray, M: NDArray) -> NDArray:

@@ -114,7 +114,7 @@ class TwoSampleResult(NamedTuple):
             cells.append((each.name, bandwidth, f"{each.mmd2:.5f}", f"{each.pvalue:.3g}"))
         return (
             f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
-            f"{self.sizes[0]} and {self.sizes[1]} points in {self.bins[0]} and {self.bins[1]} "
+            f"{self.sizes[0]:,} and {self.sizes[1]:,} points in {self.bins[0]} and {self.bins[1]} "
             f"bins, {self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
         )
 
@@ -266,6 +266,8 @@ def _points(
     features: Callable | None,
 ) -> tuple[NDArray, int]:  # fmt: skip
     """Return the points of both samples, and the number of those of x."""
+    if not kernels or any(makes_kernels(each) for each in kernels):
+        raise ValueError(f"kernel must be a kernel, its name or a list of them; got {kernels!r}")
     for each in kernels:
         of_points = isinstance(each, str) and each == "precomputed"
         if of_points or (isinstance(each, Kernel) and (each.tag == STEIN or each.labels)):
@@ -325,8 +327,6 @@ def _kernels(
             made += [(as_kernel(each, median * f), median * f) for f in factors]
         else:
             made.append((resolve(each, bandwidth, rows, generator), None))
-    if any(makes_kernels(each) for each in listed) or not made:
-        raise ValueError(f"kernel must be a kernel, its name or a list of them; got {listed!r}")
     return made
 
 
