@@ -26,7 +26,7 @@ numbers. How files are read: see `thinformer thin --help`.
 
 Draws of a sampler. Draws of a Markov chain are not independent, so the test rejects too often.
 Where a column is of a sampler, or the file is an ArviZ posterior, the command prints the effective
-sample size (ESS), and a warning where it is below 2/3 of the rows. Take every k-th draw, with k
+sample size (ESS), and a warning where it is below half of the rows. Take every k-th draw, with k
 about 2 * rows / ESS: `thinformer thin A -o OUT --method standard --size N` writes N rows at even
 distances. Do not choose the rows by another method of `thin`: these are not independent either.
 

@@ -34,7 +34,7 @@ from thinformer.thinning.two_sample import (
 )
 from thinformer.thinning.witness import witness
 
-BOUND = 2 / 3  # draws whose share of independent ones is below it are told to be dependent
+BOUND = 1 / 2  # of the rows; estimates for independent draws hardly fall below it
 APART = 2  # a step between draws, in rows / ESS, by which the level of the test holds
 
 
