@@ -59,9 +59,13 @@ def test_kernels():
 def test_plot():
     import thinformer.plot  # without matplotlib
 
-    assert sorted(thinformer.plot.__all__) == ["coreset", "error_curve"]
+    assert sorted(thinformer.plot.__all__) == ["coreset", "error_curve", "witness"]
     assert plain_signature(thinformer.plot.coreset) == "(points, rows)"
     assert plain_signature(thinformer.plot.error_curve) == "(curve)"
+    assert plain_signature(thinformer.plot.witness) == (
+        "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', x_weights=None, "
+        "y_weights=None, names=('x', 'y'), rng=0)"
+    )
 
 
 def test_torch():
@@ -207,6 +211,8 @@ COMMANDS = {
     "thin": "-o --out --size --ess --columns --standardize --no-standardize --weights --kernel "
     "--bandwidth --method --g --delta --seed --row-numbers --plot --curve --report --chunk-rows "
     "--format --delimiter --comment",
+    "test": "--columns --standardize --no-standardize --weights --kernel --bandwidth --method "
+    "--bins --permutations --level --seed --plot --report --delimiter --comment",
     "demo": "--plot",
     "bench": "--quality --sizes --shapes --g --dtype --threads --device --rounds --compiled --json "
     "--plot",

@@ -14,6 +14,7 @@ from thinformer.commands import (
     demo,
     eval_model,
     info,
+    test,
     thin,
     tune,
     validate,
@@ -23,7 +24,19 @@ from thinformer.support.checks import CompilerUnavailableError, CudaUnavailableE
 from thinformer.support.compiling import said_in_pipes
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
-COMMANDS = (thin, demo, bench, bench_points, bench_models, eval_model, tune, info, warm, validate)
+COMMANDS = (
+    thin,
+    test,
+    demo,
+    bench,
+    bench_points,
+    bench_models,
+    eval_model,
+    tune,
+    info,
+    warm,
+    validate,
+)
 
 UNAVAILABLE = (CompilerUnavailableError, CudaUnavailableError)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from thinformer.commands.options import can_plot
+from thinformer.commands.streams import print_outcome, silence, terminable
 
 NOTES = """\
 Formats. Rows of .csv and .tsv are written as they stand in IN, byte for byte; blank lines are no
@@ -203,7 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     chatter = sys.stderr if arguments.out == Path("-") else sys.stdout
     try:
-        with _terminable(), progress() as tell:
+        with terminable(), progress() as tell:
             tell("loading", None)
             from thinformer.files import job, report, thin
 
@@ -219,60 +215,11 @@ def run(arguments: argparse.Namespace) -> int:
         print("thinformer thin: interrupted; nothing was written", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return 141
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(printable(error)) from error
     except Exception as error:  # of a library, about a file that nobody thought of
         raise ValueError(printable(f"{type(error).__name__}: {error}")) from error
-    return _tell(report.format_outcome(outcome, arguments.out), chatter)
-
-
-def _tell(text: str, stream: TextIO | None) -> int:
-    """Print what was done; where that fails, the status is 1, since the files are written."""
-    if stream is None:
-        return 0
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        _silence(stream)
-    except (OSError, ValueError) as error:  # a ValueError where it is closed
-        _silence(stream)
-        with contextlib.suppress(OSError, ValueError):
-            print(
-                f"thinformer thin: the files are written; the summary is not: {error}",
-                file=sys.stderr,
-            )
-        return 1
-    return 0
-
-
-def _silence(stream: TextIO) -> None:
-    """Redirect a stream that nobody reads, so that no flush at the interpreter's end fails."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let signals that end the process unwind the stack, so that no unfinished file is left."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
-        yield
-        return
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        # a signal that is ignored, as under nohup, stays ignored
-        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    lost = "thinformer thin: the files are written; the summary is not"
+    return print_outcome(report.format_outcome(outcome, arguments.out), chatter, lost)

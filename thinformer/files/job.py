@@ -70,7 +70,6 @@ class Job(NamedTuple):
 
 def job_of(arguments: argparse.Namespace) -> Job:
     """Return the request that the arguments state."""
-    delimiter = arguments.delimiter
     source, *more = _found(arguments.source)
     return Job(
         source=source,
@@ -79,8 +78,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
         size=_size(arguments.size),
         ess=arguments.ess,
         kernel=arguments.kernel,
-        bandwidth=_bandwidth(arguments.bandwidth),
-        columns=None if arguments.columns is None else _columns(arguments.columns),
+        bandwidth=bandwidth_of(arguments.bandwidth, ("median",)),
+        columns=columns_of(arguments.columns),
         weights=arguments.weights,
         method=arguments.method,
         g=arguments.g,
@@ -93,7 +92,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         report=arguments.report,
         chunk_rows=arguments.chunk_rows,
         kind=None if arguments.format is None else f".{arguments.format}",
-        delimiter="\t" if delimiter == "\\t" else delimiter,
+        delimiter=delimiter_of(arguments.delimiter),
         comment=arguments.comment,
     )
 
@@ -139,24 +138,33 @@ def _size(text: str) -> int | None:
         raise ValueError(f"--size takes a number of rows, or auto; got {text!r}") from None
 
 
-def _bandwidth(text: str) -> str | float | list[float]:
-    if text == "median":
+def bandwidth_of(text: str, words: tuple[str, ...]) -> str | float | list[float]:
+    """Return what --bandwidth says: one of the words, a number, or numbers."""
+    if text in words:
         return text
     try:
         numbers = [float(x) for x in text.split(",")]
     except ValueError:
         raise ValueError(
-            "--bandwidth takes median, a number, or one a column, separated by commas; "
-            f"got {text!r}"
+            f"--bandwidth takes {', '.join(words)}, a number, or one a column, separated by "
+            f"commas; got {text!r}"
         ) from None
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _columns(text: str) -> list[str]:
+def columns_of(text: str | None) -> list[str] | None:
+    """Return the names that --columns lists; None where it is not said."""
+    if text is None:
+        return None
     try:
         return [name for line in csv.reader(io.StringIO(text, newline="")) for name in line]
     except csv.Error as error:
         raise ValueError(f"--columns {shown(text)}: {error}") from None
+
+
+def delimiter_of(text: str | None) -> str | None:
+    """Return what --delimiter says, where no shell can write a tab."""
+    return "\t" if text == "\\t" else text
 
 
 def chunk_rows(job: Job) -> int:
@@ -179,7 +187,7 @@ def check(job: Job) -> str:
     """
     kind = _check_formats(job)
     _check_paths(job, kind)
-    _check_text(job)
+    check_text(job.columns, job.delimiter, job.comment)
     _check_numbers(job)
     return kind
 
@@ -242,14 +250,14 @@ def _check_paths(job: Job, kind: str) -> None:
             raise ValueError(f"{option} {path} is the file of {'IN' if same else other} too")
 
 
-def _check_text(job: Job) -> None:
+def check_text(columns: list[str] | None, delimiter: str | None, comment: str | None) -> None:
     """Check names of columns, the delimiter and the comment."""
-    if job.columns is not None and not [c for c in job.columns if c]:
+    if columns is not None and not [c for c in columns if c]:
         raise ValueError("--columns is empty; it takes names of columns, separated by commas")
-    if job.delimiter is not None and (len(job.delimiter) != 1 or job.delimiter in '"\r\n'):
-        raise ValueError(f"--delimiter takes one character; got {shown(job.delimiter)}")
-    if job.comment is not None and (not job.comment or set(job.comment) & set('"\r\n')):
-        raise ValueError(f"--comment takes what lines begin with; got {shown(job.comment)}")
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise ValueError(f"--delimiter takes one character; got {shown(delimiter)}")
+    if comment is not None and (not comment or set(comment) & set('"\r\n')):
+        raise ValueError(f"--comment takes what lines begin with; got {shown(comment)}")
 
 
 def _check_numbers(job: Job) -> None:
@@ -270,8 +278,14 @@ def _check_numbers(job: Job) -> None:
         as_kernel(job.kernel)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
-    if job.bandwidth != "median":
-        if SHORT.get(job.kernel, job.kernel) in WITHOUT_BANDWIDTH:
-            raise ValueError(f"--bandwidth: the kernel {job.kernel} has none; got {job.bandwidth}")
-        for bandwidth in np.atleast_1d(job.bandwidth).tolist():
-            checks.positive("--bandwidth", bandwidth)
+    check_bandwidth(job.kernel, job.bandwidth)
+
+
+def check_bandwidth(kernel: str, bandwidth: str | float | list[float]) -> None:
+    """Check numbers that --bandwidth gives, and that the kernel has one."""
+    if isinstance(bandwidth, str):
+        return
+    if SHORT.get(kernel, kernel) in WITHOUT_BANDWIDTH:
+        raise ValueError(f"--bandwidth: the kernel {kernel} has none; got {bandwidth}")
+    for each in np.atleast_1d(bandwidth).tolist():
+        checks.positive("--bandwidth", each)

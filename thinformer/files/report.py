@@ -139,13 +139,13 @@ def report(job: Job, outcome: Outcome) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value
         for name, value in job._asdict().items()
     } | {"more": [str(path) for path in job.more]}
-    versions = {name: _version(name) for name in PACKAGES}
-    return {
-        "settings": settings,
-        **outcome._asdict(),
-        "versions": {"python": platform.python_version()}
-        | {k: v for k, v in versions.items() if v},
-    }
+    return {"settings": settings, **outcome._asdict(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are installed."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {k: v for k, v in found.items() if v}
 
 
 def _version(name: str) -> str | None:
