@@ -105,10 +105,10 @@ def test_columns_by_name_in_any_order():
 
 def test_a_result_of_the_test_can_be_looked_at():
     result = two_sample_test(X, Y, standardize="scale", rng=0, permutations=99)
-    best = min(result.kernels, key=lambda each: each.pvalue)
+    best = max(result.kernels, key=lambda each: each.statistic)
     got = found(kernel=best.name, bandwidth=best.bandwidth, standardize="scale")
     squared = got.values[:60].mean() - got.values[60:].mean()
-    assert squared == pytest.approx(best.mmd2)
+    assert 0 < squared - best.mmd2 < 1 / 60 + 1 / 80  # what points add that meet themselves
 
 
 @pytest.mark.parametrize(

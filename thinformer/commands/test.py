@@ -31,7 +31,7 @@ about 2 * rows / ESS: `thinformer thin A -o OUT --method standard --size N` writ
 distances. Do not choose the rows by another method of `thin`: these are not independent either.
 
 Plot. --plot draws the witness function of the MMD: positive where A has more rows, negative where B
-has more. Its kernel is the one with the smallest p-value; of several, with the largest MMD.
+has more. Its kernel is the one with the largest statistic.
 
 Seed. The same files, options and --seed give the same p-value, on any number of threads.
 

@@ -178,8 +178,8 @@ def _check_bandwidths(job: TwoSampleJob, labels: list[str]) -> None:
 
 
 def most_different(result: TwoSampleResult) -> KernelResult:
-    """Return the kernel of the smallest p-value; of several, that of the largest MMD."""
-    return min(result.kernels, key=lambda each: (each.pvalue, -each.mmd2))
+    """Return the kernel of the largest statistic."""
+    return max(result.kernels, key=lambda each: each.statistic)
 
 
 def _draw(

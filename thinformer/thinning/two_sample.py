@@ -32,10 +32,10 @@ from thinformer.thinning.bins import (
     products_on_landmarks,
 )
 from thinformer.thinning.permutation import (
+    in_deviations,
     permuted_weights,
     pvalue,
     squared_distances,
-    standardized_largest,
     swapped_weights,
 )
 from thinformer.thinning.scales import Standardize, samples, standardized
@@ -61,6 +61,8 @@ class KernelResult(NamedTuple):
     mmd2 : float
         The squared MMD between the distributions, estimated from points in different bins. It has
         no bias, so it may be negative.
+    statistic : float
+        It, minus its mean over the permutations, in its standard deviations.
     pvalue : float
         That of the test with this kernel alone.
     """
@@ -68,6 +70,7 @@ class KernelResult(NamedTuple):
     name: str
     bandwidth: float | None
     mmd2: float
+    statistic: float
     pvalue: float
 
 
@@ -77,8 +80,7 @@ class TwoSampleResult(NamedTuple):
     Attributes
     ----------
     statistic : float
-        The largest of the kernels' squared MMDs, each minus its mean over the permutations and in
-        its standard deviations.
+        The largest of the kernels' statistics.
     pvalue : float
         The share of the permutations, the samples as they are among them, whose statistic is not
         smaller.
@@ -92,6 +94,8 @@ class TwoSampleResult(NamedTuple):
     bins : (int, int)
         Bins of x and of y.
     permutations : int
+    least : float
+        The smallest p-value that so few bins and permutations can have.
     """
 
     statistic: float
@@ -102,6 +106,7 @@ class TwoSampleResult(NamedTuple):
     sizes: tuple[int, int]
     bins: tuple[int, int]
     permutations: int
+    least: float
 
     @property
     def reject(self) -> bool:
@@ -110,10 +115,15 @@ class TwoSampleResult(NamedTuple):
 
     def __str__(self) -> str:
         different = "differ" if self.reject else "may be equal"
-        cells = [("kernel", "bandwidth", "MMD^2", "p-value")]
+        if self.least > self.level:
+            different = f"may be equal, or differ: no p-value can be below {self.least:.3g}"
+        cells = [("kernel", "bandwidth", "MMD^2", "deviations", "p-value")]
         for each in self.kernels:
             bandwidth = "-" if each.bandwidth is None else f"{each.bandwidth:.4g}"
-            cells.append((each.name, bandwidth, f"{each.mmd2:.5f}", f"{each.pvalue:.3g}"))
+            cells.append(
+                (each.name, bandwidth, f"{each.mmd2:.2e}", f"{each.statistic:.2f}",
+                 f"{each.pvalue:.3g}")
+            )  # fmt: skip
         return (
             f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
             f"{self.sizes[0]:,} and {self.sizes[1]:,} points in {self.bins[0]} and {self.bins[1]} "
@@ -250,7 +260,7 @@ def two_sample_test(
         raise ValueError("method='compress' takes points of equal weight; got x_weights, y_weights")
     shares = (x_weights, y_weights) if weighted else None
     binned, weights = _binned(n, len(both) - n, shares, bins, permutations, generator)
-    _warn_of_few(binned, weighted, permutations, level)
+    least = _least_pvalue(binned, weighted, permutations, level)
     if way == "auto":
         way = "exact" if binned.rows.size <= FEW else "landmarks"
     kernels = _kernels(listed, bandwidth, both, generator)
@@ -258,16 +268,17 @@ def two_sample_test(
         products = _products(both, [k for k, _ in kernels], binned, way, (landmarks, g, delta),
                              generator, tell)  # fmt: skip
     squared = squared_distances(products, weights)
-    statistics = standardized_largest(squared)
+    statistics = in_deviations(squared)
+    largest = statistics.max(axis=0)
     found = tuple(
-        KernelResult(each.name, length, float(row[0]), pvalue(row))
-        for (each, length), row in zip(kernels, squared, strict=True)
+        KernelResult(each.name, length, float(distances[0]), float(row[0]), pvalue(row))
+        for (each, length), distances, row in zip(kernels, squared, statistics, strict=True)
     )
     of_x = int(binned.starts[binned.of_x])
     return TwoSampleResult(
-        float(statistics[0]), pvalue(statistics), float(level), found, way,
+        float(largest[0]), pvalue(largest), float(level), found, way,
         (of_x, binned.rows.size - of_x), (binned.of_x, binned.lengths.size - binned.of_x),
-        permutations,
+        permutations, least,
     )  # fmt: skip
 
 
@@ -321,19 +332,21 @@ def _binned(
     return binned, swapped_weights(binned.of_x, permutations, generator)
 
 
-def _warn_of_few(binned: Bins, weighted: bool, permutations: int, level: float) -> None:
-    """Warn where too few bins or permutations leave no p-value that rejects."""
+def _least_pvalue(binned: Bins, weighted: bool, permutations: int, level: float) -> float:
+    """Return the smallest p-value that there can be, and warn where it is above the level."""
     of_x, of_y = binned.of_x, binned.lengths.size - binned.of_x
     # where as many bins are of x as of y, an exchange of all of them changes nothing
     exchanges = (
         2 ** (of_x - 1) if weighted else math.comb(of_x + of_y, of_x) // (1 + (of_x == of_y))
     )
-    if max(1 / (permutations + 1), 1 / exchanges) > level:
+    least = max(1 / (permutations + 1), 1 / exchanges)
+    if least > level:
         warnings.warn(
-            f"no p-value can be as small as level={level:g}: {of_x} and {of_y} bins of x and y "
-            f"have {exchanges} different exchanges, of which {permutations} permutations are drawn",
+            f"no p-value can be as small as level={level:g} with so few points, bins or "
+            f"permutations; the smallest is {least:.3g}",
             stacklevel=checks.depth(),
         )
+    return least
 
 
 def _kernels(
