@@ -18,13 +18,14 @@ for package in ("reference", "examples"):
 
 
 def pytest_configure(config):
-    """Choose folders that child processes inherit: of recordings, and of machine code.
+    """Choose what child processes inherit: folders of recordings and of machine code, BLAS threads.
 
-    The wheel has not all recordings. The folder of machine code is set before Numba is imported.
+    xdist's workers have a core each: threads of BLAS would wait for each other. The wheel has not all recordings. The folder of machine code is set before Numba is imported.
     Names in it carry a hash of the sources, so one folder serves every run. An xdist worker finds
     the variable that the first process sets.
     """
     os.environ["THINFORMER_ACTIVATIONS"] = str(ROOT / "thinformer" / "data" / "activations")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     if hasattr(config, "cache"):
