@@ -52,8 +52,8 @@ def test_what_differs_is_seen():
             assert_same("MMD 0.0271 of 64", other)
 
 
-def test_all_seven_are_there():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
+def test_all_nine_are_there():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 10)]
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 3e6
 
 
