@@ -99,7 +99,7 @@ def ways(bandwidth: float, median: float, exact: bool) -> dict[str, Test]:
         f"landmarks={size}": ours(bandwidth=bandwidth, method="landmarks", landmarks=size)
         for size in (64, 256)
     }
-    made["compress, g=2"] = ours(bandwidth=bandwidth, method="compress")
+    made["compress"] = ours(bandwidth=bandwidth, method="compress")
     if exact:
         made["exact"] = ours(bandwidth=bandwidth, method="exact")
     made["default, 6 bandwidths"] = ours()

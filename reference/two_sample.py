@@ -1,14 +1,13 @@
 """Compress Then Test: whether two samples come from one distribution, by permuting bins of points.
 
 Domingo-Enrich, Dwivedi & Mackey, arXiv 2301.05974. Both samples are cut into bins, each bin is
-thinned by KT-Compress, and bins are permuted in place of points. Two things go beyond the paper:
-the inner products of the bins may come from few landmarks (Nystrom), and several kernels are
-aggregated by their largest statistic in permutation deviations.
+thinned, and bins are permuted in place of points. Four things go beyond the paper: bins are thinned
+by Compress++ (`reference.thinning`), not by KT-Compress; or their inner products come from few
+landmarks (Nystrom); only pairs of different bins count; several kernels are aggregated by their
+largest statistic in permutation deviations.
 """
 
 import numpy as np
-
-from reference.thinning import kt_compress_levels
 
 
 def bin_products(K, bins, weights):
@@ -41,16 +40,6 @@ def landmark_products(K, bins, weights, landmarks, nugget):
     ])  # fmt: skip
     G = G + nugget * np.trace(G) / size * np.eye(size)
     return M @ np.linalg.solve(G, M.T)
-
-
-def kt_compress_bin(gram, points, rounds, uniforms, coins, length):
-    """Thin the first `length` points of a bin; the others stay. Returns positions and weights."""
-    levels, _ = kt_compress_levels(gram, points[:length], rounds, uniforms, coins)
-    kept, rest = levels[-1], np.arange(length, len(points))
-    weights = np.full(len(points), 1 / len(points))
-    weights[kept] = length / len(kept) / len(points)
-    positions = np.concatenate([kept, rest])
-    return positions, weights[positions]
 
 
 def squared_mmd(A, x, y):

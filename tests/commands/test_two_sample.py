@@ -327,7 +327,6 @@ def test_the_kernel_that_was_asked_for_is_drawn(
         (["--columns", ","], "--columns is empty"),
         (["--delimiter", ";;"], "--delimiter takes one character; got ';;'"),
         (["--weights", "w"], "x.csv: --weights 'w' is not there, nor in {y}"),
-        (["--weights", "a", "--method", "compress"], "--method compress takes rows of equal weig"),
         (["--weights", "a"], "x.csv: --weights 'a' must be finite and have a finite sum, none of"),
         (["--plot", "p.txt"], "--plot takes a file ending in .png, .svg or .pdf; got p.txt"),
         (["--plot", "/nowhere/p.png"], "/nowhere/p.png: there is no folder /nowhere"),

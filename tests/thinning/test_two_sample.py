@@ -5,12 +5,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from specified import Specified
 
 from reference import kernels as formulas
 from reference import two_sample as reference
-from thinformer import get_num_threads, kernels, make_draws, set_num_threads, two_sample_test
-from thinformer.halving.draws import seed_from
-from thinformer.halving.schedule import compress_schedule
+from thinformer import get_num_threads, kernels, set_num_threads, two_sample_test
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.bins import (
     LARGEST,
@@ -119,27 +118,29 @@ def test_all_points_as_landmarks_lose_nothing():
 
 @EACH_KERNEL
 @pytest.mark.parametrize("g", [0, 1])
-def test_bins_are_thinned_as_the_specification_thins_them(name, g):
+def test_bins_are_thinned_as_the_specification_thins_points(name, g):
     kernel, formula = KERNELS[name]
     points = np.random.default_rng(0).normal(size=(530, 2))
     bins = bins_of(265, 265, 8, np.random.default_rng(1))  # of 66 and 67 points
-    made = compressed(
-        as_problem(points, kernel, shift=True), bins, g, 0.5, np.random.default_rng(2)
-    )
-    halvings = 3 - g  # from 66 points to 8 or 16, at least 2^g sqrt(66)
-    schedule = compress_schedule(66, 66 >> halvings, 0.5)
-    draws = make_draws(schedule, seed_from(np.random.default_rng(2)), heads=8)
+    made = compressed(points, kernel, bins, g, np.random.default_rng(2))
     rows, weights = parts(made)
-    for b, (each, share) in enumerate(zip(*parts(bins), strict=True)):
-        positions, expected = reference.kt_compress_bin(
-            lambda x: formula(x, x), points[each], schedule.rounds,
-            [u[b] for u in draws.uniforms], [c[b] for c in draws.coins],
-            schedule.length,
-        )  # fmt: skip
-        np.testing.assert_array_equal(rows[b], each[positions])
-        np.testing.assert_allclose(weights[b], expected)
-        assert abs(weights[b].sum() - 1) < 1e-12
-        assert share.size > weights[b].size
+    rng, decided = np.random.default_rng(2), 0
+    for b, each in enumerate(parts(bins)[0]):
+        specified = Specified(points[each], formula, rng)
+        expected = specified.compress_plus_plus(9 * 2**g - g, 4, 0.5)  # 8.12 and 16.25, rounded up
+        if min(specified.margins) > 1e-12:
+            decided += 1
+            np.testing.assert_array_equal(rows[b], each[expected])
+        np.testing.assert_allclose(weights[b], 1 / rows[b].size)
+    assert decided >= 6
+
+
+def test_small_bins_stay_as_they_are():
+    points = np.random.default_rng(0).normal(size=(128, 2))
+    bins = bins_of(64, 64, 8, np.random.default_rng(1))  # of 16 points
+    assert compressed(points, kernels.gaussian(), bins, 2, np.random.default_rng(2)) is bins
+    kept = compressed(points, kernels.gaussian(), bins, 1, np.random.default_rng(2))
+    assert set(kept.lengths.tolist()) == {8}
 
 
 def test_the_statistic_and_the_p_value_are_those_of_the_specification():
@@ -232,7 +233,8 @@ def test_level(make, arguments):
     assert 8 <= rejected(make, **arguments) <= 34
 
 
-def test_level_of_weighted_points():
+@pytest.mark.parametrize("method", METHODS)
+def test_level_of_weighted_points(method):
     """Weights of y undo that it was drawn from another distribution."""
 
     def make(rng):
@@ -241,7 +243,12 @@ def test_level_of_weighted_points():
     weights = [np.exp(0.045 - 0.3 * make(np.random.default_rng(s))[1][:, 0]) for s in range(100)]
     with_weights = sum(
         two_sample_test(
-            *make(np.random.default_rng(seed)), y_weights=each, permutations=99, rng=0
+            *make(np.random.default_rng(seed)),
+            y_weights=each,
+            permutations=99,
+            rng=0,
+            method=method,
+            bins=20,
         ).reject
         for seed, each in enumerate(weights)
     )
@@ -425,14 +432,12 @@ def test_progress():
         ({"bins": 3}, ValueError, "^bins must be"),
         ({"landmarks": 1}, ValueError, "^landmarks must be"),
         ({"g": -1}, ValueError, "^g must be"),
-        ({"delta": 0}, ValueError, "^delta must lie in"),
         ({"permutations": 0}, ValueError, "^permutations must be"),
         ({"level": 1}, ValueError, "^level must be between 0 and 1; got 1"),
         ({"level": "a"}, ValueError, "^level must be finite; got 'a'"),
         ({"x_weights": np.ones(3)}, ValueError, "^x_weights"),
         ({"y_weights": -np.ones(120)}, ValueError, "^y_weights"),
         ({"y_weights": np.eye(120)[3]}, ValueError, "^y_weights must be above 0 for at least two"),
-        ({"x_weights": np.ones(80), "method": "compress"}, ValueError, "takes points of equal"),
         ({"features": lambda z: z[:3]}, ValueError, r"^features must return .*\(200, e\)"),
         ({"features": lambda z: z[:, 0]}, ValueError, "^features must return"),
         ({"features": lambda z: z * np.nan}, ValueError, "^features must be finite"),

@@ -14,7 +14,7 @@ import numpy as np
 from thinformer.files.columns import format_left_out
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import check_bandwidth, check_text
-from thinformer.files.messages import shown, writing
+from thinformer.files.messages import writing
 from thinformer.files.output import replacing, resolved
 from thinformer.files.report import versions
 from thinformer.files.samples import Sample, kind_of, read_samples
@@ -158,9 +158,6 @@ def _check(job: TwoSampleJob) -> None:
         raise ValueError(f"--level must be between 0 and 1; got {job.level}")
     if job.seed is not None:
         checks.integer("--seed", job.seed, 0)
-    if job.weights is not None and job.method == "compress":
-        raise ValueError(f"--method compress takes rows of equal weight; got --weights "
-                         f"{shown(job.weights)}")  # fmt: skip
     for kernel in job.kernels:
         try:
             as_kernel(kernel)

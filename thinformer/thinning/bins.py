@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import embed_bins, run_schedule
-from thinformer.halving.draws import make_draws, seed_from
+from thinformer.cpu.run import embed_bins
 from thinformer.halving.problem import Points
-from thinformer.halving.schedule import compress_schedule
+from thinformer.kernels.kernel import Kernel
+from thinformer.thinning.thin import thin
 
 LARGEST = 1024  # bins of both samples together; more would only take memory
 ROUNDING = 1e-12  # of a mean of kernel values, relative
@@ -84,33 +84,23 @@ def _binned(rows: list[NDArray], lengths: list[NDArray]) -> Bins:
 
 
 def compressed(
-    problem: Points, bins: Bins, g: int, delta: float, generator: np.random.Generator
+    points: NDArray, kernel: Kernel, bins: Bins, g: int, generator: np.random.Generator
 ) -> Bins:
-    """Thin each bin to about 2^g times the root of its size, by KT-Compress(g).
-
-    Points that do not halve evenly, fewer than there are halvings of one point, stay as they are.
-    The bins must have points of equal weight.
-    """
+    """Choose 2^g times the root of the smallest bin's size from each bin, by Compress++."""
     least = int(bins.lengths.min())
-    halvings = max(0, math.floor(math.log2(math.sqrt(least) / 2**g))) if least else 0
-    if halvings == 0:
+    size = math.ceil(2**g * math.sqrt(least))
+    if size >= least:
         return bins
-    schedule = compress_schedule(least, least >> halvings, delta)
-    index = bins.rows[bins.starts[:-1, None] + np.arange(schedule.length)]
-    count = len(index)
-    draws = make_draws(schedule, seed_from(generator), heads=count)
-    many = problem._replace(first=np.zeros(count, np.int64))
-    kept = run_schedule(many, schedule, draws, index, (count,), adaptive=True)[-1]
-    rows, weights = [], []
-    for b, length in enumerate(bins.lengths.tolist()):
-        rest = bins.rows[bins.starts[b] + schedule.length : bins.starts[b + 1]]
-        rows += [kept[b], rest]
-        weights += [
-            np.full(schedule.size, 2.0**halvings / length), np.full(rest.size, 1 / length),
-        ]  # fmt: skip
-    extra = bins.lengths - schedule.length
-    starts = np.concatenate([[0], np.cumsum(schedule.size + extra)])
-    return Bins(np.concatenate(rows), np.concatenate(weights), starts, bins.of_x)
+    rows = []
+    for b in range(bins.lengths.size):
+        own = slice(bins.starts[b], bins.starts[b + 1])
+        kept = thin(
+            points[bins.rows[own]], size, kernel=kernel, standardize=False,
+            weights=bins.weights[own], rng=generator,
+        )  # fmt: skip
+        rows.append(bins.rows[own][kept])
+    starts = size * np.arange(len(rows) + 1)
+    return Bins(np.concatenate(rows), np.full(size * len(rows), 1 / size), starts, bins.of_x)
 
 
 def products_of_bins(problem: Points, bins: Bins) -> NDArray[np.float64]:

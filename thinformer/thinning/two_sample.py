@@ -147,8 +147,7 @@ def two_sample_test(
     method: TestMethod = "auto",
     bins: int = BINS,
     landmarks: int = LANDMARKS,
-    g: int = 2,
-    delta: float = 0.5,
+    g: int = 1,
     permutations: int = 999,
     level: float = 0.05,
     rng: int | np.random.Generator | None = None,
@@ -187,7 +186,7 @@ def two_sample_test(
 
         - "exact": from all points, which takes quadratic time.
         - "landmarks": on the span of some points drawn from both samples (Nystrom), in linear time.
-        - "compress": from a coreset of each bin, by KT-Compress(g).
+        - "compress": from a coreset of each bin, by Compress++.
         - "auto": "exact" for up to 2,048 points together, else "landmarks".
     bins : int
         About how many bins there are, of both samples together, at least 4. With as many bins as
@@ -195,9 +194,8 @@ def two_sample_test(
     landmarks : int
         For "landmarks".
     g : int
-        Oversampling of "compress": a bin of b points is thinned to some :math:`2^g \sqrt b`.
-    delta : float
-        Failure probability of the halvings of "compress", in (0, 1].
+        Of "compress": a bin of b points is thinned to :math:`2^g \sqrt b`, as in the paper. Bins of
+        at most :math:`4^g` points stay as they are, which is then "exact".
     permutations : int
         The smallest p-value is 1 / (permutations + 1).
     level : float
@@ -226,7 +224,7 @@ def two_sample_test(
     Notes
     -----
     With N = n + m points in b bins, l landmarks and each kernel: "exact" takes N^2 kernel values,
-    "landmarks" N l, "compress" about :math:`4^g N b` and those of the halvings. The permutations
+    "landmarks" N l, "compress" about :math:`4^g N b` and those of the thinning. The permutations
     take b^2 operations each.
 
     The level holds for any number of points: a p-value is at most the level with at most that
@@ -249,15 +247,13 @@ def two_sample_test(
     way = checks.choice("method", method, METHODS)
     permutations = checks.integer("permutations", permutations, 1)
     bins, landmarks = checks.integer("bins", bins, 4), checks.integer("landmarks", landmarks, 2)
-    g, delta = checks.integer("g", g, 0), checks.failure_probability(delta)
+    g = checks.integer("g", g, 0)
     if not 0 < checks.finite_number("level", level) < 1:
         raise ValueError(f"level must be between 0 and 1; got {level!r}")
     generator = np.random.default_rng(rng)
     listed = kernel if isinstance(kernel, (list, tuple)) else [kernel]
     both, n = _points(x, y, standardize, listed, bandwidth, features)
     weighted = x_weights is not None or y_weights is not None
-    if weighted and way == "compress":
-        raise ValueError("method='compress' takes points of equal weight; got x_weights, y_weights")
     shares = (x_weights, y_weights) if weighted else None
     binned, weights = _binned(n, len(both) - n, shares, bins, permutations, generator)
     least = _least_pvalue(binned, weighted, permutations, level)
@@ -265,8 +261,8 @@ def two_sample_test(
         way = "exact" if binned.rows.size <= FEW else "landmarks"
     kernels = _kernels(listed, bandwidth, both, generator)
     with shown as tell:
-        products = _products(both, [k for k, _ in kernels], binned, way, (landmarks, g, delta),
-                             generator, tell)  # fmt: skip
+        products = _products(both, [k for k, _ in kernels], binned, way, landmarks, g, generator,
+                             tell)  # fmt: skip
     squared = squared_distances(products, weights)
     statistics = in_deviations(squared)
     largest = statistics.max(axis=0)
@@ -372,15 +368,14 @@ def _kernels(
 
 
 def _products(
-    points: NDArray, kernels: Sequence[Kernel], bins: Bins, method: str,
-    settings: tuple[int, int, float], generator: np.random.Generator, tell: Tell,
+    points: NDArray, kernels: Sequence[Kernel], bins: Bins, method: str, landmarks: int, g: int,
+    generator: np.random.Generator, tell: Tell,
 ) -> list[NDArray]:  # fmt: skip
     """Return the inner products of bins, (bins, bins), under each kernel."""
-    landmarks, g, delta = settings
     if method == "compress":
         # one coreset serves all kernels, if it is that of their sum
         together = sum(kernels[1:], kernels[0])
-        bins = compressed(as_problem(points, together, shift=True), bins, g, delta, generator)
+        bins = compressed(points, together, bins, g, generator)
     drawn = np.sort(generator.permutation(bins.rows)[:landmarks])
     done = begin(tell, "kernels")
     products = []
