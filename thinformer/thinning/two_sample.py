@@ -147,7 +147,7 @@ def two_sample_test(
     method: TestMethod = "auto",
     bins: int = BINS,
     landmarks: int = LANDMARKS,
-    g: int = 1,
+    g: int = 2,
     permutations: int = 999,
     level: float = 0.05,
     rng: int | np.random.Generator | None = None,
