@@ -99,7 +99,8 @@ def ways(bandwidth: float, median: float, exact: bool) -> dict[str, Test]:
         f"landmarks={size}": ours(bandwidth=bandwidth, method="landmarks", landmarks=size)
         for size in (64, 256)
     }
-    made["compress"] = ours(bandwidth=bandwidth, method="compress")
+    for g in (1, 2):
+        made[f"compress, g={g}"] = ours(bandwidth=bandwidth, method="compress", g=g)
     if exact:
         made["exact"] = ours(bandwidth=bandwidth, method="exact")
     made["default, 6 bandwidths"] = ours()
