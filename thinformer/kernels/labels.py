@@ -92,6 +92,11 @@ def gradient_free_stein(
     -----
     UserWarning
         Log ratios have a range above 10: few points have nearly all weight.
+
+    Notes
+    -----
+    q should be wider than p everywhere. Where p has mass and q has little, r is near 0, and points
+    there cost nothing: too many of them are chosen, or have large weights from `debias`.
     """
     kernel = stein(scores, bandwidth)
     ratios = np.asarray(log_ratio, dtype=np.float64)
