@@ -38,7 +38,8 @@ def landmark_products(K, bins, weights, landmarks, nugget):
         centre @ (K[np.ix_(landmarks, p)] @ w - from_mean[landmarks] * w.sum())
         for p, w in zip(bins, weights, strict=True)
     ])  # fmt: skip
-    G = G + nugget * np.trace(G) / size * np.eye(size)
+    rounding = size * np.finfo(np.float64).eps * np.abs(K[np.ix_(landmarks, landmarks)]).max()
+    G = G + (nugget * np.trace(G) / size + rounding) * np.eye(size)
     return M @ np.linalg.solve(G, M.T)
 
 

@@ -31,6 +31,8 @@ for dtype in (np.float32, np.float64):
     for kernel in KERNELS:
         few = thinformer.thin(x % 1, 20, kernel=kernel, rng=0)
         thinformer.mmd(x % 1, few, kernel=kernel)
+    for method in ("exact", "landmarks", "compress"):
+        thinformer.two_sample_test(x[:200], x[200:], kernel=["gaussian", "linear"], method=method)
     heads = [a.astype(dtype) for a in (q, k, v)]
     for way in (None, "nystrom", "queries"):
         thinformer.attention(*heads, g=1, correction=way, rng=0, return_weights=True)
@@ -51,7 +53,7 @@ def test_usual_calls_compile_nothing_afterwards(capsys):
     assert main(["warm"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line[:48].rstrip() for line in lines]
-    assert names[:3] == ["thin, float32", "thin, float64", "attention, float32"]
+    assert names[:3] == ["thin, float32", "two_sample_test, float32", "thin, float64"]
     assert 'attention with correction="queries", float64' in names
     assert run(CALLS.replace("WITH_TORCH", str("attention, torch" in names))) == "[]"
 

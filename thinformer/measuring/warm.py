@@ -15,6 +15,7 @@ from thinformer.attending.attention import attention
 from thinformer.attending.causal import causal_attention
 from thinformer.thinning.comparison import compare
 from thinformer.thinning.thin import thin
+from thinformer.thinning.two_sample import two_sample_test
 
 DTYPES = ("float32", "float64")
 KINDS = ("gaussian", "linear", "sobolev")  # loops are compiled for a kind of kernels at a time
@@ -37,6 +38,7 @@ def _calls() -> dict[str, Callable[[], None]]:
     calls: dict[str, Callable[[], None]] = {}
     for dtype in DTYPES:
         calls[f"thin, {dtype}"] = partial(_thin, dtype)
+        calls[f"two_sample_test, {dtype}"] = partial(_test, dtype)
     for words, correction in CORRECTIONS.items():
         for dtype in DTYPES:
             calls[f"attention{words}, {dtype}"] = partial(_attend, dtype, correction)
@@ -51,6 +53,12 @@ def _thin(dtype: str) -> None:
     points = np.random.default_rng(0).uniform(size=(1024, 2)).astype(dtype)
     for kernel in KINDS:
         compare(points, {"few": thin(points, 32, kernel=kernel, rng=0)}, kernel=kernel)
+
+
+def _test(dtype: str) -> None:
+    x, y = np.random.default_rng(0).uniform(size=(2, 128, 2)).astype(dtype)
+    for kernel in KINDS:
+        two_sample_test(x, y, kernel=kernel, rng=0)
 
 
 def _attend(dtype: str, correction: Any) -> None:

@@ -124,9 +124,10 @@ def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> ND
     # the landmarks. An energy kernel is positive definite on such differences alone.
     M -= G.mean(axis=0)
     M -= M.mean(axis=1, keepdims=True)
+    rounding = size * np.finfo(np.float64).eps * np.abs(G).max()
     G = G - G.mean(axis=0) - G.mean(axis=1, keepdims=True) + G.mean()
     G = (G + G.T) / 2
-    G[np.diag_indices(size)] += NUGGET * max(np.trace(G) / size, np.finfo(np.float64).tiny)
+    G[np.diag_indices(size)] += NUGGET * np.trace(G) / size + rounding + np.finfo(np.float64).tiny
     half = _half(G, M)
     return half.T @ half
 

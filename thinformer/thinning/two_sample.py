@@ -175,7 +175,7 @@ def two_sample_test(
     standardize
         See `thin`; the scales are those of both samples together.
     features : function, optional
-        f(points (n + m, d)) -> (n + m, e): the kernel then compares these features, as of a neural
+        f(points (n + m, d) in float64) -> (n + m, e): the kernel then compares these features, as of a neural
         network. It must not have been trained on these samples: split them before.
     x_weights : (n,) array, optional
     y_weights : (m,) array, optional
@@ -295,7 +295,9 @@ def _points(
         if len(table.values) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(table.values)}")
         checks.finite(name, bool(np.isfinite(table.values).all()))
-    both, _ = standardized(np.concatenate([table.values for table in tables]), unit, kernels[0])
+    # float32 would make a Gram matrix of landmarks that is not positive definite
+    both = np.concatenate([table.values for table in tables], dtype=np.float64)
+    both, _ = standardized(both, unit, kernels[0])
     if features is not None:
         given, count = np.asarray(features(both)), len(both)
         if given.ndim != 2 or len(given) != count or given.dtype.kind not in "fiu":
@@ -303,8 +305,7 @@ def _points(
                 f"features must return numbers of shape ({count}, e); "
                 f"got dtype {given.dtype}, shape {given.shape}"
             )
-        both = given if given.dtype.kind == "f" else given.astype(np.float64)
-        both = both.astype(np.float64 if both.dtype.itemsize > 4 else np.float32, copy=False)
+        both = given.astype(np.float64)
         checks.finite("features", bool(np.isfinite(both).all()))
     return both, len(tables[0].values)
 
