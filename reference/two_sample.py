@@ -11,7 +11,7 @@ import numpy as np
 
 
 def bin_products(K, bins, weights):
-    """Return the inner products of the mean embeddings of bins.
+    """Return the inner products of the mean embeddings of bins, taken from the mean of all bins.
 
     Parameters
     ----------
@@ -20,12 +20,20 @@ def bin_products(K, bins, weights):
     bins : sequence of int arrays
         The points of each bin.
     weights : sequence of arrays
-        Their weights.
+        Their weights; the sums of these have the mean 1.
     """
-    return np.array([
+    A = np.array([
         [w @ K[np.ix_(p, q)] @ v for q, v in zip(bins, weights, strict=True)]
         for p, w in zip(bins, weights, strict=True)
     ])  # fmt: skip
+    C = from_mean(weights)
+    return C @ A @ C.T
+
+
+def from_mean(weights):
+    """Return the matrix that takes embeddings of bins from their mean, by their total weights."""
+    totals = np.array([w.sum() for w in weights])
+    return np.eye(len(totals)) - np.outer(totals, np.full(len(totals), 1 / len(totals)))
 
 
 def landmark_products(K, bins, weights, landmarks, nugget):
@@ -33,12 +41,10 @@ def landmark_products(K, bins, weights, landmarks, nugget):
     size = len(landmarks)
     centre = np.eye(size) - np.full((size, size), 1 / size)
     G = centre @ K[np.ix_(landmarks, landmarks)] @ centre
-    from_mean = K[landmarks].mean(axis=0)  # <mean of the landmarks, point>
-    M = np.array([
-        centre @ (K[np.ix_(landmarks, p)] @ w - from_mean[landmarks] * w.sum())
-        for p, w in zip(bins, weights, strict=True)
+    M = from_mean(weights) @ np.array([
+        centre @ K[np.ix_(landmarks, p)] @ w for p, w in zip(bins, weights, strict=True)
     ])  # fmt: skip
-    rounding = size * np.finfo(np.float64).eps * np.abs(K[np.ix_(landmarks, landmarks)]).max()
+    rounding = 10 * size * np.finfo(np.float64).eps * np.abs(K[np.ix_(landmarks, landmarks)]).max()
     G = G + (nugget * np.trace(G) / size + rounding) * np.eye(size)
     return M @ np.linalg.solve(G, M.T)
 

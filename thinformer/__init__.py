@@ -65,7 +65,8 @@ from thinformer.thinning.sizes import ErrorCurve, error_curve
 from thinformer.thinning.stacks import kernel_halve, kh_compress
 from thinformer.thinning.thin import thin
 from thinformer.thinning.tree import compress, symmetrize
-from thinformer.thinning.two_sample import KernelResult, TwoSampleResult, two_sample_test
+from thinformer.thinning.two_sample import two_sample_test
+from thinformer.thinning.two_sample_result import KernelResult, TwoSampleResult
 
 if TYPE_CHECKING:
     from thinformer.thinning.estimator import KernelThinner

@@ -27,11 +27,10 @@ from thinformer.thinning import ess as effective
 from thinformer.thinning.scales import deviations, unit_is_free
 from thinformer.thinning.two_sample import (
     METHODS,
-    KernelResult,
     TestMethod,
-    TwoSampleResult,
     two_sample_test,
 )
+from thinformer.thinning.two_sample_result import KernelResult, TwoSampleResult
 from thinformer.thinning.witness import witness
 
 BOUND = 1 / 2  # of the rows; estimates for independent draws hardly fall below it

@@ -18,7 +18,7 @@ from thinformer.kernels.kernel import Kernel
 from thinformer.thinning.thin import thin
 
 LARGEST = 1024  # bins of both samples together; more would only take memory
-ROUNDING = 1e-12  # of a mean of kernel values, relative
+ROUNDING = 1e-12  # relative: embeddings that are nearer than this are equal
 NUGGET = 1e-7  # on the diagonal of the landmarks' Gram matrix, relative to its mean
 
 
@@ -26,7 +26,7 @@ class Bins(NamedTuple):
     """Points in consecutive bins: first those of x, then those of y.
 
     rows : (N,) int64, bin after bin; y's rows follow x's
-    weights : (N,) float64; those of a bin have the sum 1
+    weights : (N,) float64; those of a bin have the sum 1, those of weighted points about 1
     starts : (bins + 1,) int64, where each bin begins in `rows`
     of_x : the number of bins of x
     """
@@ -41,19 +41,25 @@ class Bins(NamedTuple):
         """The number of points of each bin."""
         return np.diff(self.starts)
 
+    @property
+    def totals(self) -> NDArray[np.float64]:
+        """The sum of the weights of each bin; its mean over all bins is 1."""
+        return np.add.reduceat(self.weights, self.starts[:-1])
+
 
 def bins_of(n: int, m: int, bins: int, generator: np.random.Generator) -> Bins:
-    """Put n points x and m points y, in random order, into bins of one size, or of one point more.
+    """Put n points x and m points y, in random order, into bins of nearly one size.
 
-    There are about `bins` of them, and at least two of each sample that has two points. If one
-    sample is so small that this takes more than 1024 bins, a part of the other is drawn.
+    There are at most about `bins` of them, up to LARGEST, but at least two of each sample. If one
+    sample is so small that bins of its size are more than LARGEST, a part of the other is drawn.
     """
     small, large = min(n, m), max(n, m)
-    few = small // max(1, min((n + m) // bins, small // 2))
-    many = min(max(1, round(large * few / small)), LARGEST - few)
+    few = small // min(max(1, round((n + m) / bins)), small // 2)  # at least two
+    many = round(large * few / small)
+    most = large
+    if many > LARGEST and few < 4:
+        many, most = LARGEST, round(LARGEST * small / few)
     counts = (few, many) if n <= m else (many, few)
-    most = round(many * small / few)  # so that bins of both samples are of one size
-    most = most if few + many == LARGEST else large
     rows = [generator.permutation(n)[:most], n + generator.permutation(m)[:most]]
     lengths = [np.diff(np.arange(c + 1) * r.size // c) for r, c in zip(rows, counts, strict=True)]
     return _binned(rows, lengths)
@@ -62,18 +68,16 @@ def bins_of(n: int, m: int, bins: int, generator: np.random.Generator) -> Bins:
 def paired_bins_of(
     shares: tuple[NDArray, NDArray], bins: int, generator: np.random.Generator
 ) -> Bins:
-    """Put weighted points into bins, equally many of each sample; a bin's weights have the sum 1.
+    """Put weighted points into bins, equally many of each sample.
 
-    shares : the weights (n,) of x and (m,) of y; points without weight are left out
+    shares : the weights (n,) of x and (m,) of y, which have the sum 1; points without are left out
     """
     held = [np.flatnonzero(share) for share in shares]
     count = max(1, min(bins // 2, *(rows.size for rows in held)))
     orders = [generator.permutation(rows) for rows in held]
     lengths = [np.diff(np.arange(count + 1) * each.size // count) for each in orders]
     made = _binned([orders[0], shares[0].size + orders[1]], lengths)
-    weights = np.concatenate(shares)[made.rows]
-    totals = np.add.reduceat(weights, made.starts[:-1])
-    return made._replace(weights=weights / np.repeat(totals, made.lengths))
+    return made._replace(weights=count * np.concatenate(shares)[made.rows])
 
 
 def _binned(rows: list[NDArray], lengths: list[NDArray]) -> Bins:
@@ -88,7 +92,7 @@ def compressed(
 ) -> Bins:
     """Choose 2^g times the root of the smallest bin's size from each bin, by Compress++."""
     least = int(bins.lengths.min())
-    size = math.ceil(2**g * math.sqrt(least))
+    size = math.ceil(2.0 ** min(g, 60) * math.sqrt(least))
     if size >= least:
         return bins
     rows = []
@@ -96,19 +100,19 @@ def compressed(
         own = slice(bins.starts[b], bins.starts[b + 1])
         kept = thin(
             points[bins.rows[own]], size, kernel=kernel, standardize=False,
-            weights=bins.weights[own], rng=generator,
+            weights=bins.weights[own], unique=not np.ptp(bins.weights[own]), rng=generator,
         )  # fmt: skip
         rows.append(bins.rows[own][kept])
     starts = size * np.arange(len(rows) + 1)
-    return Bins(np.concatenate(rows), np.full(size * len(rows), 1 / size), starts, bins.of_x)
+    return Bins(np.concatenate(rows), np.repeat(bins.totals / size, size), starts, bins.of_x)
 
 
 def products_of_bins(problem: Points, bins: Bins) -> NDArray[np.float64]:
-    """Return the inner products of the bins' mean embeddings, (bins, bins)."""
+    """Return the inner products of the bins' mean embeddings, (bins, bins), from their mean."""
     rows, weights, starts, _ = bins
-    at_points = embed_bins(problem, rows, rows, weights, starts)
+    at_points = _embedded(problem, rows, bins)
     products = np.add.reduceat(at_points * weights, starts[:-1], axis=1)
-    return _unless_equal((products + products.T) / 2)
+    return _centred(_centred((products + products.T) / 2, bins).T, bins)
 
 
 def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> NDArray[np.float64]:
@@ -116,15 +120,13 @@ def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> ND
 
     landmarks : (l,) int64, rows of the problem
     """
-    rows, weights, starts, _ = bins
     size = landmarks.size
     G = embed_bins(problem, landmarks, landmarks, np.ones(size), np.arange(size + 1))
-    M = _unless_equal(embed_bins(problem, landmarks, rows, weights, starts).T).T  # (bins, l)
-    # A difference of two samples has weights whose sum is 0, so both may be taken from the mean of
-    # the landmarks. An energy kernel is positive definite on such differences alone.
-    M -= G.mean(axis=0)
+    M = _centred(_embedded(problem, landmarks, bins), bins)  # (bins, l)
+    # What is centred has weights whose sum is 0, so landmarks may be taken from their mean. An
+    # energy kernel is positive definite on such differences alone.
     M -= M.mean(axis=1, keepdims=True)
-    rounding = size * np.finfo(np.float64).eps * np.abs(G).max()
+    rounding = 10 * size * np.finfo(np.float64).eps * np.abs(G).max()
     G = G - G.mean(axis=0) - G.mean(axis=1, keepdims=True) + G.mean()
     G = (G + G.T) / 2
     G[np.diag_indices(size)] += NUGGET * np.trace(G) / size + rounding + np.finfo(np.float64).tiny
@@ -132,10 +134,22 @@ def products_on_landmarks(problem: Points, bins: Bins, landmarks: NDArray) -> ND
     return half.T @ half
 
 
-def _unless_equal(embedded: NDArray) -> NDArray:
-    """Return bins' embeddings, (places, bins); zeros where they differ by no more than rounding."""
-    apart = np.ptp(embedded, axis=1).max(initial=0)
-    return embedded if apart > ROUNDING * np.abs(embedded).max(initial=0) else embedded * 0
+def _embedded(problem: Points, at: NDArray, bins: Bins) -> NDArray[np.float64]:
+    """Return the mean embeddings of the bins at some points, (bins, points)."""
+    embedded = embed_bins(problem, at, bins.rows, bins.weights, bins.starts)
+    if not np.isfinite(embedded).all():
+        raise ValueError("kernel must have finite values; between some of the points it has not")
+    return embedded
+
+
+def _centred(embedded: NDArray, bins: Bins) -> NDArray[np.float64]:
+    """Return (bins, places) minus their mean; zeros where bins differ by rounding alone.
+
+    A statistic of bins of unlike size or weight depends on where the embeddings are taken from.
+    """
+    centred = embedded - bins.totals[:, None] * embedded.mean(axis=0)
+    rounding = ROUNDING * np.abs(embedded).max(initial=0)
+    return centred if np.abs(centred).max(initial=0) > rounding else np.zeros_like(centred)
 
 
 def _half(G: NDArray, M: NDArray) -> NDArray:

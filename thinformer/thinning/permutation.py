@@ -63,11 +63,11 @@ def in_deviations(squared: NDArray) -> NDArray[np.float64]:
     squared : (kernels, permutations + 1). The deviations are those of all columns, the first too,
     so that no column is special: the test is exact.
     """
+    scale = np.abs(squared).max(axis=1, keepdims=True)
+    squared = squared / np.where(scale > 0, scale, 1)  # squares neither overflow nor vanish
     centred = squared - squared.mean(axis=1, keepdims=True)
     spread = centred.std(axis=1, keepdims=True)
-    scale = np.abs(squared).max(axis=1, keepdims=True)
-    moves = spread > TIED * np.maximum(scale, np.finfo(np.float64).tiny)
-    return np.where(moves, centred / np.where(moves, spread, 1), 0.0)
+    return np.where(spread > TIED, centred / np.where(spread > TIED, spread, 1), 0.0)
 
 
 def pvalue(statistics: NDArray) -> float:

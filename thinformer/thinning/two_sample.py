@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,6 @@ from thinformer.kernels.kernel import Kernel
 from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
 from thinformer.support.progress import Progress, Tell, begin, showing
-from thinformer.support.table import aligned
 from thinformer.thinning.arguments import (
     MEDIAN_ROWS,
     as_problem,
@@ -24,6 +23,7 @@ from thinformer.thinning.arguments import (
     resolve,
 )
 from thinformer.thinning.bins import (
+    LARGEST,
     Bins,
     bins_of,
     compressed,
@@ -38,7 +38,14 @@ from thinformer.thinning.permutation import (
     squared_distances,
     swapped_weights,
 )
-from thinformer.thinning.scales import Standardize, samples, standardized
+from thinformer.thinning.scales import (
+    Standardize,
+    belongs_to_columns,
+    samples,
+    standardized,
+    unit_is_free,
+)
+from thinformer.thinning.two_sample_result import KernelResult, TwoSampleResult
 
 TestMethod = Literal["auto", "exact", "landmarks", "compress"]
 METHODS = get_args(TestMethod)
@@ -47,91 +54,8 @@ BINS = 64
 SCALE_FREE = (*WITHOUT_BANDWIDTH, "energy")  # a bandwidth changes no p-value
 LANDMARKS = 256
 FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of the median distance, as bandwidths
-
-
-class KernelResult(NamedTuple):
-    """What a two-sample test found under one kernel.
-
-    Attributes
-    ----------
-    name : str
-        The kernel.
-    bandwidth : float or None
-        Its bandwidth, where the test chose it.
-    mmd2 : float
-        The squared MMD between the distributions, estimated from points in different bins. It has
-        no bias, so it may be negative.
-    statistic : float
-        It, minus its mean over the permutations, in its standard deviations.
-    pvalue : float
-        That of the test with this kernel alone.
-    """
-
-    name: str
-    bandwidth: float | None
-    mmd2: float
-    statistic: float
-    pvalue: float
-
-
-class TwoSampleResult(NamedTuple):
-    """The result of `two_sample_test`; it prints as a table.
-
-    Attributes
-    ----------
-    statistic : float
-        The largest of the kernels' statistics.
-    pvalue : float
-        The share of the permutations, the samples as they are among them, whose statistic is not
-        smaller.
-    level : float
-        The argument.
-    kernels : tuple of KernelResult
-    method : str
-        "exact", "landmarks" or "compress".
-    sizes : (int, int)
-        Points of x and of y that were used.
-    bins : (int, int)
-        Bins of x and of y.
-    permutations : int
-    least : float
-        The smallest p-value that so few bins and permutations can have.
-    """
-
-    statistic: float
-    pvalue: float
-    level: float
-    kernels: tuple[KernelResult, ...]
-    method: str
-    sizes: tuple[int, int]
-    bins: tuple[int, int]
-    permutations: int
-    least: float
-
-    @property
-    def reject(self) -> bool:
-        """Whether the samples are too different for one distribution: pvalue <= level."""
-        return self.pvalue <= self.level
-
-    def __str__(self) -> str:
-        different = "differ" if self.reject else "may be equal"
-        if self.least > self.level:
-            different = f"may be equal, or differ: no p-value can be below {self.least:.3g}"
-        cells = [("kernel", "bandwidth", "MMD^2", "deviations", "p-value")]
-        for each in self.kernels:
-            bandwidth = "-" if each.bandwidth is None else f"{each.bandwidth:.4g}"
-            cells.append(
-                (each.name, bandwidth, f"{each.mmd2:.2e}", f"{each.statistic:.2f}",
-                 f"{each.pvalue:.3g}")
-            )  # fmt: skip
-        return (
-            f"p-value {self.pvalue:.3g}, level {self.level:g}: the distributions {different}\n"
-            f"{self.sizes[0]:,} and {self.sizes[1]:,} points in {self.bins[0]} and {self.bins[1]} "
-            f"bins, {self.permutations} permutations, method {self.method}\n{aligned(cells, (0,))}"
-        )
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+OF_EXPONENTIAL = (1.0, 2.0)  # its values overflow at smaller ones
+FEW_DRAWS, SHARE = 200, 0.4  # effective sample sizes below both give a warning
 
 
 def two_sample_test(
@@ -171,16 +95,20 @@ def two_sample_test(
         kernel under which the samples differ most.
     bandwidth : "auto", float, sequence of d floats, or "median"
         "auto" is, for each kernel that is given by name, a list of six kernels: with 1/16, 1/8,
-        1/4, 1/2, 1 and 2 times the median distance of 1000 points of both samples as bandwidth.
+        1/4, 1/2, 1 and 2 times the median distance of 1000 points of both samples as bandwidth
+        ("exponential" has the last two). In a list, a number is for the kernels that take one.
     standardize
-        See `thin`; the scales are those of both samples together.
+        See `thin`; the scales are those of both samples together. With `features`, "auto" leaves
+        the points as they are.
     features : function, optional
-        f(points (n + m, d) in float64) -> (n + m, e): the kernel then compares these features, as of a neural
-        network. It must not have been trained on these samples: split them before.
+        f(points (n + m, d) in float64) -> (n + m, e): the kernel then compares these features, as
+        of a neural network. It must not have been trained on these samples: split them before. It
+        receives all columns of data frames.
     x_weights : (n,) array, optional
     y_weights : (m,) array, optional
-        Weights of the points in the sample. With any, there are equally many bins of both samples,
-        in pairs that are swapped at random (a wild bootstrap): the level then holds for large bins.
+        Weights of the points in the sample, such as importance weights. With any, there are
+        equally many bins of both samples, in pairs that are swapped at random (a wild bootstrap).
+        The level then holds nearly, for large samples whose weights are not too unlike.
     method : {"auto", "exact", "landmarks", "compress"}
         How the inner products of the bins' mean embeddings are computed.
 
@@ -189,7 +117,7 @@ def two_sample_test(
         - "compress": from a coreset of each bin, by Compress++.
         - "auto": "exact" for up to 2,048 points together, else "landmarks".
     bins : int
-        About how many bins there are, of both samples together, at least 4. With as many bins as
+        About how many bins there are, of both samples together, 4 to 1024. With as many bins as
         points and "exact", this is the usual permutation test of single points.
     landmarks : int
         For "landmarks".
@@ -219,20 +147,23 @@ def two_sample_test(
     Warns
     -----
     UserWarning
-        There are so few bins or permutations that no p-value can be as small as the level.
+        There are so few bins or permutations that a p-value can hardly be as small as the level.
+        Or few points have nearly all weight of a sample, so that the level may not hold.
 
     Notes
     -----
     With N = n + m points in b bins, l landmarks and each kernel: "exact" takes N^2 kernel values,
-    "landmarks" N l, "compress" about :math:`4^g N b` and those of the thinning. The permutations
-    take b^2 operations each.
+    "landmarks" N l, "compress" about :math:`4^g N b` and those of the thinning. P permutations take
+    P b^2 operations and O(P b) memory.
 
-    The level holds for any number of points: a p-value is at most the level with at most that
-    probability, exactly where all bins have equally many points. Others have one point more or
-    less. Bandwidths, scales and landmarks come from both samples together, so they do not change
-    this. Where one sample has more than some 500 times as many points as the other, a part of it is
-    drawn; `sizes` says so. The fewer bins the smaller sample has, the more there are in all: it has
-    at least two, and all are of one size.
+    Where all bins have equally many points, the level holds exactly: a p-value is at most the level
+    with at most that probability, for any number of points. Bins may differ by a few points, since
+    no point is left out; the level then holds nearly. Bandwidths, scales and landmarks come from
+    both samples together, so they do not change this.
+
+    The smaller sample has at least two bins, and the larger one has bins of that size. So there are
+    more than `bins` of them where the sizes differ much. If they were more than 1024, as many
+    points of the larger sample are drawn as fill these; `sizes` says so.
 
     Examples
     --------
@@ -248,6 +179,8 @@ def two_sample_test(
     permutations = checks.integer("permutations", permutations, 1)
     bins, landmarks = checks.integer("bins", bins, 4), checks.integer("landmarks", landmarks, 2)
     g = checks.integer("g", g, 0)
+    if bins > LARGEST:
+        raise ValueError(f"bins must be at most {LARGEST}; got {bins}")
     if not 0 < checks.finite_number("level", level) < 1:
         raise ValueError(f"level must be between 0 and 1; got {level!r}")
     generator = np.random.default_rng(rng)
@@ -290,24 +223,36 @@ def _points(
         if of_points or (isinstance(each, Kernel) and (each.tag == STEIN or each.labels)):
             raise ValueError(f"kernel must compare any two points here; got {each!r}")
     free = "median" if isinstance(bandwidth, str) and bandwidth == "auto" else bandwidth
-    unit, tables = samples({"x": x, "y": y}, standardize, kernels[0], free)
+    # one kernel in the units of the points, or made for their columns, decides for all
+    decides = next((each for each in kernels if not unit_is_free(each, free)), kernels[0])
+    every = features is not None or any(belongs_to_columns(each, free) for each in kernels)
+    if features is not None and isinstance(standardize, str) and standardize == "auto":
+        standardize = False
+    unit, tables = samples({"x": x, "y": y}, standardize, decides, free, every)
     for name, table in zip("xy", tables, strict=True):
         if len(table.values) < 2:
             raise ValueError(f"{name} must have at least two points; got {len(table.values)}")
         checks.finite(name, bool(np.isfinite(table.values).all()))
     # float32 would make a Gram matrix of landmarks that is not positive definite
     both = np.concatenate([table.values for table in tables], dtype=np.float64)
-    both, _ = standardized(both, unit, kernels[0])
+    both, _ = standardized(both, unit, decides)
     if features is not None:
-        given, count = np.asarray(features(both)), len(both)
-        if given.ndim != 2 or len(given) != count or given.dtype.kind not in "fiu":
-            raise ValueError(
-                f"features must return numbers of shape ({count}, e); "
-                f"got dtype {given.dtype}, shape {given.shape}"
-            )
-        both = given.astype(np.float64)
-        checks.finite("features", bool(np.isfinite(both).all()))
+        both = _featured(both, features)
     return both, len(tables[0].values)
+
+
+def _featured(points: NDArray, features: Callable) -> NDArray[np.float64]:
+    """Return the features of points (n, d), (n, e)."""
+    if not callable(features):
+        raise TypeError(f"features must be a function of points; got {features!r}")
+    given, n = np.asarray(features(points)), len(points)
+    if given.ndim != 2 or len(given) != n or not given.size or given.dtype.kind not in "fiu":
+        raise ValueError(
+            f"features must return numbers of shape ({n}, e); "
+            f"got dtype {given.dtype}, shape {given.shape}"
+        )
+    checks.finite("features", bool(np.isfinite(given).all()))
+    return given.astype(np.float64)
 
 
 def _binned(
@@ -325,6 +270,13 @@ def _binned(
     for name, each in zip(("x_weights", "y_weights"), given, strict=True):
         if np.count_nonzero(each) < 2:
             raise ValueError(f"{name} must be above 0 for at least two points")
+        effective = 1 / np.square(each).sum()
+        if effective < min(FEW_DRAWS, SHARE * each.size):
+            warnings.warn(
+                f"{name} of {each.size} points are worth {effective:.0f} equal weights; "
+                "the test may reject too often",
+                stacklevel=checks.depth(),
+            )
     binned = paired_bins_of(given, bins, generator)
     return binned, swapped_weights(binned.of_x, permutations, generator)
 
@@ -339,8 +291,8 @@ def _least_pvalue(binned: Bins, weighted: bool, permutations: int, level: float)
     least = max(1 / (permutations + 1), 1 / exchanges)
     if least > level:
         warnings.warn(
-            f"no p-value can be as small as level={level:g} with so few points, bins or "
-            f"permutations; the smallest is {least:.3g}",
+            f"a p-value can hardly be as small as level={level:g} with so few points, bins or "
+            f"permutations: the smallest is {least:.3g}",
             stacklevel=checks.depth(),
         )
     return least
@@ -350,19 +302,25 @@ def _kernels(
     listed: Sequence[Any], bandwidth: Any, points: NDArray, generator: np.random.Generator
 ) -> list[tuple[Kernel, float | None]]:
     """Return each kernel of the test, and its bandwidth where it was chosen here."""
-    alike = not np.ptp(points, axis=0).any()  # no bandwidth matters
+    if isinstance(bandwidth, str) and bandwidth not in ("auto", "median"):
+        raise ValueError(f"bandwidth must be 'auto', 'median' or positive; got {bandwidth!r}")
     rows = points[np.sort(generator.permutation(len(points))[:MEDIAN_ROWS])]
+    if not np.ptp(rows, axis=0).any():  # a median distance needs points that differ
+        rows = np.unique(points, axis=0)[:MEDIAN_ROWS]
+    by_name = [isinstance(each, str) and each not in SCALE_FREE for each in listed]
+    chosen_here = isinstance(bandwidth, str)
     made: list[tuple[Kernel, float | None]] = []
-    for each in listed:
-        named = isinstance(each, str) and each not in SCALE_FREE
-        if isinstance(bandwidth, str) and bandwidth in ("auto", "median"):
-            if not named:
-                made.append((resolve(each, "median", rows, generator), None))
-                continue
+    for each, named in zip(listed, by_name, strict=True):
+        if not named and (chosen_here or any(by_name)):
+            known = isinstance(each, str)
+            own = as_kernel(each) if known else resolve(each, "median", rows, generator)
+            made.append((own, None))
+        elif chosen_here:
             as_kernel(each)
-            median = 1.0 if alike else median_distance(rows)
-            factors = FACTORS if bandwidth == "auto" else (1.0,)
-            made += [(as_kernel(each, median * f), median * f) for f in factors]
+            median = median_distance(rows) if len(rows) > 1 else 1.0  # of which none matters
+            several = OF_EXPONENTIAL if each == "exponential" else FACTORS
+            lengths = [median * f for f in (several if bandwidth == "auto" else (1.0,))]
+            made += [(as_kernel(each, length), length) for length in lengths]
         else:
             made.append((resolve(each, bandwidth, rows, generator), None))
     return made
