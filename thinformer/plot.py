@@ -159,6 +159,9 @@ def witness(
     >>> x, y = rng.normal(size=(500, 2)), rng.normal(size=(600, 2)) * [1, 1.5]
     >>> plot.witness(x, y).savefig("witness.png")  # doctest: +SKIP
     """
+    two = isinstance(names, Sequence) and not isinstance(names, str) and len(names) == 2
+    if not (two and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"names must be two strings; got {names!r}")
     found = witness_of(x, y, kernel, bandwidth, standardize, x_weights, y_weights, rng)
     return draw_witness(found, names)
 

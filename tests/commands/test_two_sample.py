@@ -313,7 +313,7 @@ def test_the_kernel_that_was_asked_for_is_drawn(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kernel", "cosine"], "--kernel must be a Kernel or one of"),
+        (["--kernel", "cosine"], "--kernel must be one of"),
         (["--bandwidth", "wide"], "--bandwidth takes auto, median, a number, or one a column"),
         (["--bandwidth", "-1"], "--bandwidth must be positive"),
         (["--bandwidth", "1,2,3"], "--bandwidth takes one number or 2, one for each of a, b; got"),

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit  # noqa: TID251
 from specified import Specified
 
 from reference import kernels as formulas
@@ -40,6 +41,14 @@ KERNELS = {
 }
 EACH_KERNEL = pytest.mark.parametrize("name", KERNELS)
 METHODS = "exact", "landmarks", "compress"
+
+
+X_LEAST = np.random.default_rng(0).normal(size=(80, 2))[:, 0].min()  # of `pair`
+
+
+@njit
+def nan_somewhere(a, b):
+    return np.nan if a[0] == X_LEAST and b[0] > 1.5 else 1.0
 
 
 def pair(n=80, m=120, d=2, seed=0, factor=1.0):
@@ -235,26 +244,41 @@ def test_level(make, arguments):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_level_of_weighted_points(method):
-    """Weights of y undo that it was drawn from another distribution."""
+def test_weights_undo_another_distribution(method):
+    """Samples of N(0, 1) and N(0.7, 1); weights bring y back to N(0, 1), or to N(0.4, 1)."""
 
-    def make(rng):
-        return rng.normal(size=(200, 1)), rng.normal(0.3, 1, size=(200, 1))
+    def pairs_rejected(to):
+        count = 0
+        for seed in range(100):
+            rng = np.random.default_rng(seed)
+            x, y = rng.normal(size=(400, 1)), rng.normal(0.7, 1, size=(400, 1))
+            weights = None if to is None else np.exp((to - 0.7) * y[:, 0])
+            count += two_sample_test(
+                x, y, y_weights=weights, permutations=99, rng=0, method=method, bandwidth="median"
+            ).reject
+        return count
 
-    weights = [np.exp(0.045 - 0.3 * make(np.random.default_rng(s))[1][:, 0]) for s in range(100)]
-    with_weights = sum(
-        two_sample_test(
-            *make(np.random.default_rng(seed)),
-            y_weights=each,
-            permutations=99,
-            rng=0,
-            method=method,
-            bins=20,
-        ).reject
-        for seed, each in enumerate(weights)
-    )
-    assert with_weights <= 12
-    assert rejected(make, 100) >= 60
+    assert pairs_rejected(0.0) <= 12
+    assert pairs_rejected(0.4) >= 80
+    assert pairs_rejected(None) == 100
+
+
+def test_weights_count_in_bins_of_one_point():
+    x, y = pair(30, 30, 1)
+    weights = np.exp(y[:, 0])
+    one, two = (two_sample_test(x, y, y_weights=w, rng=0) for w in (np.ones(30), weights))
+    assert one.bins == two.bins == (30, 30)
+    assert two.statistic > one.statistic
+
+
+def test_few_points_with_nearly_all_weight():
+    x, y = pair(200, 200)
+    weights = np.ones(200)
+    weights[:5] = 100
+    with pytest.warns(
+        UserWarning, match="^x_weights of 200 points are worth 10 equal weights; the"
+    ):
+        two_sample_test(x, y, x_weights=weights, rng=0)
 
 
 def test_a_point_without_weight_is_no_point():
@@ -269,18 +293,43 @@ def test_a_point_without_weight_is_no_point():
     assert two.bins == (32, 32)
 
 
-def test_weights_say_what_the_sample_is():
-    """A point of weight 2 counts as two points."""
-    x, y = pair(10, 30)
-    weights = np.arange(1, 11)
-    few = {"bins": 4, "level": 0.6}
-    one = two_sample_test(x, y, x_weights=weights, standardize=False, bandwidth=1.0, rng=0, **few)
-    assert one.bins == (2, 2)
-    K = formulas.gaussian(np.vstack([x, y]), np.vstack([x, y]), 1.0)
-    bins = paired_bins_of((weights / 55, np.full(30, 1 / 30)), 4, np.random.default_rng(0))
-    A = reference.bin_products(K, *parts(bins))
-    expected = A[0, 1] + A[2, 3] - A[:2, 2:].mean() * 2
+def test_mmd2_of_weighted_points():
+    """Each point is a bin: pairs of different points count, by the product of their weights."""
+    x, y = pair(30, 30)
+    v, w = np.linspace(1, 2, 30), np.linspace(2, 1, 30)
+    one = two_sample_test(x, y, x_weights=v, y_weights=w, standardize=False, bandwidth=1.0, rng=0)
+    v, w = v / v.sum(), w / w.sum()
+    both, c = np.vstack([x, y]), np.concatenate([v, -w])
+    K = formulas.gaussian(both, both, 1.0)
+    mean = np.concatenate([v, w]) / 2  # the embedding that all are taken from
+    of_mean = K @ mean
+    A = K - of_mean[:, None] - of_mean + mean @ of_mean
+    pairs = np.outer(c, c) * A
+    within = (pairs[:30, :30].sum() - np.trace(pairs[:30, :30])) + (
+        pairs[30:, 30:].sum() - np.trace(pairs[30:, 30:])
+    )
+    expected = within / (1 - 1 / 30) + 2 * pairs[:30, 30:].sum()
     assert one.kernels[0].mmd2 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_order_of_points_does_not_count(weighted):
+    """Neither that of sorted samples, nor that landmarks or the median come from x alone."""
+    x, y = (np.sort(each, axis=0) for each in pair(1500, 1500, 1))
+    weights = np.ones(1500) if weighted else None
+    assert two_sample_test(x, y, x_weights=weights, rng=0).pvalue > 0.05
+    one, two = two_sample_test(x, 9 * y, rng=0), two_sample_test(9 * y, x, rng=0)
+    assert one.kernels[4].bandwidth == pytest.approx(two.kernels[4].bandwidth, rel=0.2)
+
+
+def test_landmarks_come_from_both_samples():
+    """From x alone, whose points are one, no kernel value would tell the places in y."""
+    x, y = np.zeros((3000, 1)), np.zeros((3000, 1))
+    y[:2000] = np.random.default_rng(0).choice([-50.0, 50.0], size=(2000, 1))
+    result = two_sample_test(x, y, bandwidth=1.0, rng=0)
+    expected = 1 + (1 + 1 + 1) / 9 - 2 / 3  # thirds of y are at three places far apart
+    assert result.method == "landmarks"
+    assert result.kernels[0].mmd2 == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -290,6 +339,99 @@ def test_equal_points_do_not_differ(method):
     assert (result.statistic, result.pvalue) == (0, 1)
     other = two_sample_test(constant, constant[:50] + 1, standardize=False, method=method, rng=0)
     assert other.pvalue == 0.001
+    several = ["energy", "gaussian", "linear"]
+    assert (
+        two_sample_test(constant, constant[:50], kernel=several, method=method, rng=0).pvalue == 1
+    )
+    weights = np.linspace(1, 2, 70)
+    assert (
+        two_sample_test(constant, constant[:50], x_weights=weights, method=method, rng=0).pvalue
+        == 1
+    )
+
+
+def test_hardly_any_points_differ():
+    """So all points of which a median distance would be computed are equal."""
+    x, y = np.zeros((2, 50_000, 1))
+    x[:3] = 1
+    assert two_sample_test(x, y, rng=0).kernels[4].bandwidth == 1
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-30, 1e70, 1e140])
+def test_any_unit(scale):
+    x, y = pair(factor=1.2)
+    for kernel in ("linear", "gaussian"):
+        one, two = (two_sample_test(x * s, y * s, kernel=kernel, rng=0) for s in (1, scale))
+        assert one.pvalue == two.pvalue
+        assert two.statistic == pytest.approx(one.statistic)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_an_offset_changes_nothing_where_bins_are_of_unlike_size(offset):
+    x, y = pair(100, 107)
+    y[:, 0] += 0.6
+    result = two_sample_test(x + offset, y + offset, kernel="linear", rng=0)
+    assert result.pvalue < 0.01
+    assert result.statistic == pytest.approx(
+        two_sample_test(x, y, kernel="linear", rng=0).statistic, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(("n", "m", "bins"), [(1000, 1000, 1024), (500, 900, 900), (40, 60, 1000)])
+def test_as_many_bins_as_points(n, m, bins):
+    x, y = pair(n, m, factor=2.0)
+    result = two_sample_test(x, y, bins=bins, bandwidth="median", rng=0, method="exact")
+    assert result.sizes == (n, m)
+    assert sum(result.bins) >= 0.75 * min(bins, n + m)
+    assert result.pvalue < 0.01
+
+
+def test_a_p_value_at_the_level_rejects():
+    x, y = pair(factor=3.0)
+    result = two_sample_test(x, y, level=0.001, rng=0)
+    assert result.pvalue == result.level
+    assert result.reject
+
+
+def test_equal_statistics_count():
+    assert pvalue(np.array([1.0, 1 - 1e-13, 1 + 1e-13, 0.9])) == 0.75
+    assert pvalue(np.array([-1e-30, -1e-30, 0.0, -1.0])) == 0.75
+
+
+def test_the_order_of_kernels_changes_nothing():
+    x, y = pair(factor=1.2)
+    frames = [pd.DataFrame(each * [1, 100], columns=["a", "b"]) for each in (x, y)]
+    for kernels_ in (
+        ["energy", kernels.gaussian(2.0)],
+        ["gaussian", kernels.gaussian([1.0, 90.0])],
+    ):
+        one, two = (two_sample_test(*frames, kernel=k, rng=0) for k in (kernels_, kernels_[::-1]))
+        assert one.statistic == two.statistic
+    uniform = np.random.default_rng(0).uniform(size=(2, 60, 2))
+    one, two = (
+        two_sample_test(*uniform, kernel=k, rng=0) for k in (["gaussian", "sobolev"], ["sobolev"])
+    )
+    assert one.kernels[-1].mmd2 == two.kernels[0].mmd2
+
+
+def test_a_number_is_for_the_kernels_that_take_one():
+    x, y = pair()
+    result = two_sample_test(x, y, kernel=["gaussian", "linear"], bandwidth=1.0, rng=0)
+    alone = two_sample_test(x, y, bandwidth=1.0, rng=0)
+    assert result.kernels[0] == alone.kernels[0]
+    assert result.kernels[1].name == "linear"
+
+
+def test_the_exponential_kernel_does_not_overflow():
+    result = two_sample_test(*pair(factor=2.0), kernel="exponential", rng=0)
+    assert len(result.kernels) == 2
+    assert result.pvalue < 0.01
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_oversampling_without_end(method):
+    result = two_sample_test(*pair(), g=10**30, method=method, rng=0)
+    assert result.kernels[0].mmd2 is not None
 
 
 def test_a_constant_column_changes_nothing():
@@ -446,6 +588,10 @@ def test_progress():
         ({"bandwidth": "wide"}, ValueError, "^bandwidth"),
         ({"method": "fast"}, ValueError, "^method must be one of 'auto', 'exact', 'landmarks'"),
         ({"bins": 3}, ValueError, "^bins must be"),
+        ({"bins": 1025}, ValueError, "^bins must be at most 1024; got 1025"),
+        ({"features": 3}, TypeError, "^features must be a function of points; got 3"),
+        ({"features": lambda z: z[:, :0]}, ValueError, "^features must return"),
+        ({"kernel": nan_somewhere}, ValueError, "^kernel must (have finite values|return finite)"),
         ({"landmarks": 1}, ValueError, "^landmarks must be"),
         ({"g": -1}, ValueError, "^g must be"),
         ({"permutations": 0}, ValueError, "^permutations must be"),

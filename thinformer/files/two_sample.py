@@ -161,7 +161,7 @@ def _check(job: TwoSampleJob) -> None:
         try:
             as_kernel(kernel)
         except ValueError as error:
-            raise ValueError(f"--{error}") from None
+            raise ValueError(f"--{error}".replace("a Kernel or ", "")) from None
         check_bandwidth(kernel, job.bandwidth)
 
 
