@@ -81,7 +81,7 @@ class TwoSampleResult(NamedTuple):
         for each in self.kernels:
             bandwidth = "-" if each.bandwidth is None else f"{each.bandwidth:.4g}"
             cells.append(
-                (each.name, bandwidth, f"{each.mmd2:.2e}", f"{each.statistic:.2f}",
+                (each.name, bandwidth, f"{each.mmd2:.2e}", f"{each.statistic:.1f}",
                  f"{each.pvalue:.3g}")
             )  # fmt: skip
         return (
