@@ -202,6 +202,19 @@ def test_weights(tmp_path, capsys):
     assert f"{files[0]}: no column w, so rows of equal weight\n" in capsys.readouterr().out
 
 
+def test_warnings_of_the_test_are_told(tmp_path, capsys):
+    heavy = np.where(np.arange(90) < 3, 1000.0, 1.0)
+    files = written(tmp_path, OF_X, OF_Y.assign(w=heavy))
+    report = report_of(tmp_path, *files, "--weights", "w", "--bins", "4")
+    few, least = capsys.readouterr().err.splitlines()
+    assert few == (
+        f"thinformer test: warning: the weights in {files[1]} of 90 points are worth 3 equal "
+        "weights; the test may reject too often"
+    )
+    assert least.startswith("thinformer test: warning: a p-value can hardly be as small as level=")
+    assert report["warnings"] == [line.partition("warning: ")[2] for line in (few, least)]
+
+
 def chain(n, seed):
     """An autoregressive chain (n, 2)."""
     return lfilter([1], [1, -0.9], np.random.default_rng(seed).normal(size=(n, 2)), axis=0)

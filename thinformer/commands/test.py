@@ -153,8 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(printable(error)) from error
     except Exception as error:  # of a library, about a file that nobody thought of
         raise ValueError(printable(f"{type(error).__name__}: {error}")) from error
-    warning = two_sample.format_dependence(tested)
-    if warning and sys.stderr is not None:
+    for warning in two_sample.format_warnings(tested) if sys.stderr is not None else []:
         print_outcome(f"thinformer test: warning: {warning}", sys.stderr, "")
     lost = "thinformer test: done, but the result is not printed"
     return print_outcome(two_sample.format_tested(job, tested), sys.stdout, lost)

@@ -72,6 +72,7 @@ class Tested(NamedTuple):
     result : of the test
     samples : both, without the columns that do not count
     scales : divisors of the columns, or None where they are not standardised
+    warned : warnings of the test, by the names of the files
     ess : effective sample sizes of samples that are draws of a sampler; None for others
     drawn : kernel whose witness function is drawn, or None
     seed : the seed that reproduces the run
@@ -81,6 +82,7 @@ class Tested(NamedTuple):
     result: TwoSampleResult
     samples: tuple[Sample, Sample]
     scales: dict[str, float] | None
+    warned: list[str]
     ess: list[float | None]
     drawn: KernelResult | None
     seed: int
@@ -110,12 +112,15 @@ def run(job: TwoSampleJob, tell: Tell) -> Tested:
         )
         _check_bandwidths(job, samples[0].labels)
         first, second = samples
-        result = two_sample_test(
-            first.points, second.points, kernel=job.kernels, bandwidth=job.bandwidth,
-            standardize="scale" if job.standardize else False, x_weights=first.weights,
-            y_weights=second.weights, method=job.method, bins=job.bins,
-            permutations=job.permutations, level=job.level, rng=seed, progress=tell,
-        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            result = two_sample_test(
+                first.points, second.points, kernel=job.kernels, bandwidth=job.bandwidth,
+                standardize="scale" if job.standardize else False, x_weights=first.weights,
+                y_weights=second.weights, method=job.method, bins=job.bins,
+                permutations=job.permutations, level=job.level, rng=seed, progress=tell,
+            )  # fmt: skip
+        warned = [_of_files(str(each.message), samples) for each in said]
         scales = None
         if job.standardize:
             divisors = deviations(np.concatenate([each.points for each in samples]))
@@ -125,12 +130,21 @@ def run(job: TwoSampleJob, tell: Tell) -> Tested:
         if "plot" in outputs:
             tell("drawing", None)
             drawn = _draw(job, samples, result, seed, outputs["plot"])
-        tested = Tested(result, samples, scales, ess, drawn, seed, time.perf_counter() - start)
+        tested = Tested(
+            result, samples, scales, warned, ess, drawn, seed, time.perf_counter() - start
+        )
         if "report" in outputs:
             text = json.dumps(report(job, tested), indent=1, allow_nan=False) + "\n"
             with writing(str(job.report)):
                 outputs["report"].write_text(text)
     return tested
+
+
+def _of_files(message: str, samples: tuple[Sample, Sample]) -> str:
+    """A message about arguments as one about files."""
+    for name, each in zip(("x_weights", "y_weights"), samples, strict=True):
+        message = message.replace(name, f"the weights in {printable(each.path)}")
+    return message
 
 
 def _check(job: TwoSampleJob) -> None:
@@ -233,8 +247,8 @@ def format_tested(job: TwoSampleJob, tested: Tested) -> str:
     return "\n".join([*lines, f"seed {tested.seed}", f"time {tested.seconds:.1f} s"])
 
 
-def format_dependence(tested: Tested) -> str:
-    """Return a warning about draws that are not independent; "" where there are none."""
+def format_warnings(tested: Tested) -> list[str]:
+    """Return warnings of the test, and one about draws that are not independent."""
     parts = []
     for each, ess in zip(tested.samples, tested.ess, strict=True):
         rows = len(each.points)
@@ -246,11 +260,9 @@ def format_dependence(tested: Tested) -> str:
                 f"--size {max(2, rows // step)}`"
             )
     if not parts:
-        return ""
-    return (
-        "draws of a Markov chain are not independent, and the test rejects too often. "
-        f"{'; '.join(parts)}"
-    )
+        return tested.warned
+    dependent = "draws of a Markov chain are not independent, and the test rejects too often. "
+    return [*tested.warned, dependent + "; ".join(parts)]
 
 
 def report(job: TwoSampleJob, tested: Tested) -> dict[str, Any]:
@@ -269,6 +281,7 @@ def report(job: TwoSampleJob, tested: Tested) -> dict[str, Any]:
         "left_out": samples[0].left_out | samples[1].left_out,
         "rows": [len(each.points) for each in samples],
         "weighted": [each.weights is not None for each in samples],
+        "warnings": tested.warned,
         "ess": tested.ess,
         "scales": tested.scales,
         "drawn": None if tested.drawn is None else tested.drawn._asdict(),
