@@ -42,6 +42,8 @@ for name, (shards, options) in torch.load(cases).items():
     if options.pop("odd", False):
         options["group"] = odd
     gradients = options.pop("gradients", "")
+    if rank == options.pop("without", None):
+        gradients = ""
     tensors = [x.clone().requires_grad_(role in gradients) for role, x in zip("qkv", shards[rank])]
     try:
         output = sharded_attention(*tensors, **options)

@@ -49,6 +49,8 @@ PLAIN = {
     "one whole": (shards_of((3, 9), (300, 30)), {"size": 40}),
     "grouped": (shards_of((3, 9), (300, 77), H=4, H_kv=2), {"g": 1, "enable_gqa": True}),
 }
+FAR = shards_of((70, 70), (100, 100))
+FAR[1][2] += 10  # values, beyond the range of those of rank 0
 FITTED = {
     f"{correction}, {name}": (shards, options | {"correction": correction})
     for correction in CORRECTED
@@ -56,6 +58,7 @@ FITTED = {
         "equal": (shards_of((70, 70), (200, 200)), {"g": 1}),
         "unequal": (shards_of((90, 130), (200, 90), D=3), {"size": 30, "seed": 5}),
         "one whole": (shards_of((70, 80), (200, 30)), {"size": 40}),
+        "far": (FAR, {"size": 20}),
         "grouped": (shards_of((70, 20), (200, 90), H=4, H_kv=2), {"g": 0, "enable_gqa": True}),
     }.items()
 }
@@ -67,12 +70,17 @@ GRADED = {
     for correction in (None, *CORRECTED)
     for size in (20, 40)  # with 40 the shorter shard keeps all its keys
 }
+GRADED["gradients, no queries"] = (
+    shards_of((120, 0), (200, 90)),
+    {"size": 20, "correction": "queries", "gradients": "qkv"},
+)
 a, b = shards_of((7, 7), (64, 64))
 BAD = {
     "heads": [a, [x[:, :, :1] for x in b]],
     "columns": [a, [b[0], b[1], b[2][..., :3]]],
     "batch": [a, [x[:1] for x in b]],
     "dtype": [a, [x.float() for x in b]],
+    "gradients": [a, b],
     "one rank's": [a, [b[0], b[1], b[2][:, :5]]],
 }
 SAID = {
@@ -84,9 +92,13 @@ SAID = {
     "ranks; got shape (2, 7, 2, 8) on rank 0 and (1, 7, 2, 8) on rank 1",
     "dtype": "ValueError: the dtype must be the same on all ranks; got torch.float64 on rank 0 and "
     "torch.float32 on rank 1",
+    "gradients": "ValueError: the tensors that require a gradient must be the same on all ranks; "
+    "got query, key on rank 0 and none on rank 1",
 }
 HALF = {"half": (shards_of((7, 9), (300, 77), dtype=BF16), {"size": 20})}
-TWO = PLAIN | FITTED | GRADED | HALF | {name: (shards, {}) for name, shards in BAD.items()}
+SETTINGS = {"gradients": {"gradients": "qk", "without": 1}}
+TWO = PLAIN | FITTED | GRADED | HALF
+TWO |= {name: (shards, SETTINGS.get(name, {})) for name, shards in BAD.items()}
 LENGTHS = (100, 64, 200, 33)
 FOUR = {
     "equal": (shards_of((4,) * 4, (64,) * 4), {"g": 0}),
@@ -258,6 +270,14 @@ def test_nan_stays_in_its_head(role, correction, size, alone):
     assert got[1, :, 0].isnan().all()
     got[1, :, 0] = clean[1, :, 0]
     equal(got, clean)
+
+
+def test_nan_in_a_sampled_query(alone):
+    ((query, key, value),) = shards_of((7,), (100,))
+    query[1, 5, 0, 2] = float("nan")  # all seven are sampled
+    got = sharded_attention(query, key, value, size=20, correction="queries")
+    assert got.isnan().all(dim=(1, 3)).tolist() == [[False, False], [True, False]]
+    assert got.isfinite().all(dim=(1, 3)).tolist() == [[True, True], [False, True]]
 
 
 def test_a_compiled_function_calls_it(alone):

@@ -105,7 +105,8 @@ def sharded_attention(
 
     Unlike in `thinformer_attention`, the outputs of sampled queries are not exact: a rank knows
     its own sums only. NaN or infinity in a key or value of a head, on any rank, makes the head's
-    output NaN on all ranks. Under `torch.compile` the function runs outside the graph.
+    output NaN on all ranks. With "queries" so does NaN or infinity in a sampled query. Under
+    `torch.compile` the function runs outside the graph.
 
     The ranks were tested with gloo on a CPU. NCCL was not tested.
     """
@@ -344,6 +345,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        own = torch.empty_like(gradients[0])
-        dist.reduce_scatter(own, [x.contiguous() for x in gradients], group=ctx.group)
+        parts = torch.stack(gradients)  # contiguous, which backends take for granted
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, list(parts), group=ctx.group)
         return own, None
