@@ -19,7 +19,7 @@ from thinformer.measuring import peers
 from thinformer.measuring.points import mean_and_error
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch")
+PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch", "thinformer.torch.distributed")
 
 
 def name(path):

@@ -7,6 +7,7 @@ which are not differentiated. Everything computed from them is differentiated.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -20,6 +21,31 @@ from thinformer.torch.choose import calls
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
 
+class Landmarks(NamedTuple):
+    """The landmarks of all heads, fitted.
+
+    keys : (B, H_kv, n_out, E), of keys minus their mean
+    values, masses : (B, H_kv, n_out, D) and (B, H_kv, n_out)
+    low, high : (B, H_kv, 1, D), the range of all keys' values
+    used : (B, n_out) bool, which slots a sequence uses
+    finite : (B, H_kv) bool
+    indices : (B, H_kv, n_out) int64
+    sampled, known : (B, H_kv, m) int64, the sampled queries, and (B, H_kv, m, D) their exact
+        outputs, None without sampled queries
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    masses: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    used: torch.Tensor
+    finite: torch.Tensor
+    indices: torch.Tensor
+    sampled: torch.Tensor
+    known: torch.Tensor | None
+
+
 def attend_to_landmarks(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -30,8 +56,35 @@ def attend_to_landmarks(
             heads, selection, seed, wanted.weights
         )
         return output, of_keys if wanted.weights else None, indices
+    few = fit_landmarks(heads, selection, seed)
+    used, finite = few.used, few.finite
+    empty = ~used.any(1)[:, None, None, None]
+    present = used[:, None, None] | empty
+    with torch.autocast(query.device.type, enabled=False):
+        query = query.transpose(1, 2).to(few.keys.dtype)
+        keys, values, masses, low, high, finite = (
+            x.repeat_interleave(heads.group, dim=1) if heads.group > 1 else x
+            for x in (few.keys, few.values, few.masses, few.low, few.high, finite)
+        )
+        output, weights = attend_with_masses(query, keys, values, masses, present, scale, wanted)
+        if few.known is not None and wanted.dropout_p == 0:
+            output = _with_known(output, few.known, few.sampled)
+        output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
+        output = output.masked_fill(~finite[..., None, None], math.nan)
+    output = output.transpose(1, 2).to(heads.value.dtype)
+    indices = few.indices.masked_fill(~used[:, None], -1)
+    if weights is None or not wanted.weights:
+        return output, None, indices
+    weights = weights.masked_fill(~used[:, None, None], 0)
+    weights = weights.masked_fill(~finite[..., None, None], math.nan)
+    return output, weights.to(heads.value.dtype), indices
+
+
+def fit_landmarks(heads: Heads, selection: KeySelection, seed: torch.Tensor) -> Landmarks:
+    """Choose landmarks, and fit their values and masses, in torch's own operations."""
+    query, key, value, valid, scale = heads
     indices, counts, finite, sampled, tau = calls.choose_landmarks(heads, selection, seed)
-    wide, group = COMPUTED_IN[value.dtype], heads.group
+    wide = COMPUTED_IN[value.dtype]
     used = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]
     with torch.autocast(query.device.type, enabled=False):
         queries = grouped(query, key.shape[2]).transpose(1, 2).to(wide)
@@ -45,29 +98,11 @@ def attend_to_landmarks(
             fitted = fit_groups(tokens, queries, indices, used, sampled, scale)
         else:
             fitted = fit_pivots(tokens, indices, used)
-        few, known = fitted.keys, fitted.known
-        values, masses = fitted.values[..., :-1], fitted.values[..., -1]
         low = value.masked_fill(hidden, math.inf).amin(2, keepdim=True)
         high = value.masked_fill(hidden, -math.inf).amax(2, keepdim=True)
-        query = query.transpose(1, 2).to(wide)
-        if group > 1:
-            few, values, masses, low, high, finite = (
-                x.repeat_interleave(group, dim=1) for x in (few, values, masses, low, high, finite)
-            )
-        present = used[:, None, None] | (counts == 0)[:, None, None, None]
-        output, weights = _attend(query, few, values, masses, present, scale, wanted)
-        if known is not None and wanted.dropout_p == 0:
-            output = _with_known(output, known[..., :-1], sampled)
-        empty = (counts == 0)[:, None, None, None]
-        output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
-        output = output.masked_fill(~finite[..., None, None], math.nan)
-    output = output.transpose(1, 2).to(heads.value.dtype)
-    indices = indices.masked_fill(~used[:, None], -1)
-    if weights is None or not wanted.weights:
-        return output, None, indices
-    weights = weights.masked_fill(~used[:, None, None], 0)
-    weights = weights.masked_fill(~finite[..., None, None], math.nan)
-    return output, weights.to(heads.value.dtype), indices
+    known = None if fitted.known is None else fitted.known[..., :-1]
+    values, masses = fitted.values[..., :-1], fitted.values[..., -1]
+    return Landmarks(fitted.keys, values, masses, low, high, used, finite, indices, sampled, known)
 
 
 def _differentiated(*tensors: torch.Tensor) -> bool:
@@ -91,12 +126,12 @@ def _with_known(output: torch.Tensor, known: torch.Tensor, sampled: torch.Tensor
     return rows.unflatten(2, by_group.shape[2:4]).transpose(2, 3).flatten(1, 2)
 
 
-def _attend(
+def attend_with_masses(
     query: torch.Tensor,
     key: torch.Tensor,
     values: torch.Tensor,
     masses: torch.Tensor,
-    present: torch.Tensor,
+    present: torch.Tensor | None,
     scale: float,
     wanted: Wanted,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -108,7 +143,10 @@ def _attend(
     """
     sums = torch.stack([masses, masses.abs()], dim=-1)
     if wanted.weights or wanted.dropout_p > 0:
-        e = torch.softmax((scale * query @ key.mT).masked_fill(~present, -torch.inf), -1)
+        logits = scale * query @ key.mT
+        if present is not None:
+            logits = logits.masked_fill(~present, -torch.inf)
+        e = torch.softmax(logits, -1)
         total, magnitude = (e @ sums).split(1, dim=-1)
         weights = e / _floored(total, magnitude)
         dropped = dropout(weights, wanted.dropout_p) if wanted.dropout_p else weights

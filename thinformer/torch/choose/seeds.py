@@ -67,6 +67,15 @@ def bits_of_seed(drawn: int) -> int:
     return int(np.uint64(seed_from(drawn)).astype(np.int64))
 
 
+def seed_of_rank(seed: int, rank: int, device: torch.device) -> torch.Tensor:
+    """The seed of one of several ranks that share a seed: an int64 tensor without axes.
+
+    Ranks have independent draws. A GPU draws the numbers that the CPU does.
+    """
+    drawn = int(np.random.default_rng([seed, rank]).integers(2**63))
+    return torch.full((), bits_of_seed(drawn) if device.type == "cuda" else drawn, device=device)
+
+
 def seed_of_layer(layer: nn.Module, seed: int | None, device: torch.device) -> torch.Tensor | None:
     """The seed of a layer in evaluation, an int64 tensor without axes; None where it draws one.
 
