@@ -69,6 +69,16 @@ def test_plot():
     )
 
 
+def test_dask():
+    import thinformer.dask  # without Dask
+
+    assert thinformer.dask.__all__ == ["thin"]
+    assert plain_signature(thinformer.dask.thin) == (
+        "(x, size, *, weights=None, kernel='gaussian', bandwidth='median', method='compress++', "
+        "g=4, delta=0.5, seed=0)"
+    )
+
+
 def test_torch():
     pytest.importorskip("torch")
     import thinformer.torch
