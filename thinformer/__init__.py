@@ -9,6 +9,8 @@ Point sets:
   these rows, for ArviZ.
 - `ThinnedKernelRidge` and `ThinnedNadarayaWatson` are kernel regressions, scikit-learn estimators,
   that are fitted to rows which represent points and targets together.
+- `coreset` and `merge` thin a point set of many parts, on any number of machines. They return
+  `Coresets`, which choose the rows: `WeightedRows`.
 - `mmd` and `mmd2_unbiased` compute the error of a subset. `compare` computes several errors of
   several subsets and returns `Comparisons`, a table with one `Comparison` for each subset, which
   has a `ColumnError` for each column.
@@ -58,6 +60,8 @@ from thinformer.thinning.arguments import median_distance
 from thinformer.thinning.comparison import Comparison, Comparisons, compare
 from thinformer.thinning.debiasing import debias
 from thinformer.thinning.discrepancy import mmd, mmd2_unbiased
+from thinformer.thinning.distributed import Coresets, coreset, merge
+from thinformer.thinning.merging import WeightedRows
 from thinformer.thinning.moments import ColumnError
 from thinformer.thinning.posterior import take_draws
 from thinformer.thinning.quadrature import fit_weights
@@ -79,6 +83,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "CompressedCache",
+    "Coresets",
     "Draws",
     "ErrorCurve",
     "Kernel",
@@ -89,6 +94,7 @@ __all__ = [
     "ThinnedKernelRidge",
     "ThinnedNadarayaWatson",
     "TwoSampleResult",
+    "WeightedRows",
     "attention",
     "causal_attention",
     "compare",
@@ -96,6 +102,7 @@ __all__ = [
     "compress_cache",
     "compress_kv",
     "compress_schedule",
+    "coreset",
     "coreset_size",
     "debias",
     "error_curve",
@@ -105,6 +112,7 @@ __all__ = [
     "kh_compress",
     "make_draws",
     "median_distance",
+    "merge",
     "mmd",
     "mmd2_unbiased",
     "set_num_threads",

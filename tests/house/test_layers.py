@@ -25,6 +25,7 @@ KNOWS = {
     "thinning": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "attending": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "plot": ("thinning", "support"),
+    "dask": ("thinning", "kernels", "support"),
     "files": ("plot", "thinning", "cpu", "halving", "kernels", "support"),
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",
@@ -46,6 +47,7 @@ ONLY = {
     "sklearn": ("thinning/estimator.py", "thinning/regression.py", "measuring/points.py"),
     "transformers": ("torch/transformers.py", "torch/cache", "torch/evaluation"),
     "tabpfn": ("torch/tabpfn.py",),
+    "dask": ("dask.py",),
     "reference": ("measuring/speed.py", "measuring/speed_cuda.py"),  # where there is a checkout
 }
 SPECIFICATION_IMPORTS = ("numpy", "scipy", "torch", "math", "typing", "itertools", "reference")

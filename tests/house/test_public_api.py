@@ -17,13 +17,14 @@ PUBLIC = [getattr(thinformer, name) for name in thinformer.__all__]
 
 def test_all_is_there_and_nothing_else_is_meant():
     assert sorted(thinformer.__all__) == [
-        "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache", "Draws",
+        "Attended", "ColumnError", "Comparison", "Comparisons", "CompressedCache",
+        "Coresets", "Draws",
         "ErrorCurve", "Kernel", "KernelResult", "KernelThinner", "Schedule", "ThinformerAttention",
-        "ThinnedKernelRidge", "ThinnedNadarayaWatson", "TwoSampleResult", "attention",
-        "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
-        "compress_schedule", "coreset_size", "debias", "error_curve", "fit_weights",
-        "get_num_threads", "kernel_halve", "kh_compress",
-        "make_draws", "median_distance", "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
+        "ThinnedKernelRidge", "ThinnedNadarayaWatson", "TwoSampleResult", "WeightedRows",
+        "attention", "causal_attention", "compare", "compress", "compress_cache", "compress_kv",
+        "compress_schedule", "coreset", "coreset_size", "debias", "error_curve", "fit_weights",
+        "get_num_threads", "kernel_halve", "kh_compress", "make_draws", "median_distance", "merge",
+        "mmd", "mmd2_unbiased", "set_num_threads", "symmetrize",
         "take_draws", "thin", "thinformer_attention", "two_sample_test",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="'thinformer' has no attribute 'nonsense'"):
@@ -65,6 +66,16 @@ def test_plot():
     assert plain_signature(thinformer.plot.witness) == (
         "(x, y, *, kernel='gaussian', bandwidth='median', standardize='auto', x_weights=None, "
         "y_weights=None, names=('x', 'y'), rng=0)"
+    )
+
+
+def test_dask():
+    import thinformer.dask  # without Dask
+
+    assert thinformer.dask.__all__ == ["thin"]
+    assert plain_signature(thinformer.dask.thin) == (
+        "(x, size, *, weights=None, kernel='gaussian', bandwidth='median', method='compress++', "
+        "g=4, delta=0.5, seed=0)"
     )
 
 
@@ -114,6 +125,10 @@ def test_signatures():
         "standardize='auto', weights=None, target='auto', rng=0, progress=None)",
         "debias": "(points, kernel, *, size=None, standardize='auto', rng=None, progress=None)",
         "median_distance": "(points, rng=None)",
+        "coreset": "(points, size, *, part, first_row=0, weights=None, kernel='gaussian', "
+        "bandwidth=None, method='compress++', g=4, delta=0.5, seed=0)",
+        "merge": "(coresets)",
+        "Coresets": "(settings, nodes=<factory>)",
         "take_draws": "(posterior, rows)",
         "compress": "(points, halve, thin=None, g=0)",
         "symmetrize": "(halve, rng=None)",

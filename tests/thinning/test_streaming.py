@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thinformer import mmd, thin
-from thinformer.thinning import streaming
+from thinformer.thinning import distributed, merging, streaming
 from thinformer.thinning.streaming import merge_and_reduce
 
 
@@ -23,7 +23,7 @@ def chunks(points, rows):
 @pytest.fixture
 def small(monkeypatch):
     """Coresets of 64 rows or more, so that a few thousand points go through several levels."""
-    monkeypatch.setattr(streaming, "LEAST", 64)
+    monkeypatch.setattr(merging, "LEAST", 64)
 
 
 @pytest.mark.slow
@@ -91,25 +91,25 @@ def test_what_is_left_is_told_and_little(small):
 def unions(monkeypatch):
     """The unions that are thinned in the end."""
     seen = []
-    plain = streaming._thinned
+    plain = distributed.evened
 
-    def thinned(coreset, size, settings):
-        seen.append(coreset)
-        return plain(coreset, size, settings)
+    def evened(*arguments):
+        seen.append(plain(*arguments))
+        return seen[-1]
 
-    monkeypatch.setattr(streaming, "_thinned", thinned)
+    monkeypatch.setattr(distributed, "evened", evened)
     return seen
 
 
 @pytest.mark.parametrize("tail", [1, 7, 100, 511])
 def test_rows_of_a_short_last_chunk_weigh_what_they_stand_for(tail, small, unions):
-    points = mixture(3 * 512 + tail)
+    points = mixture(4 * 512 + tail)
     merge_and_reduce(chunks(points, 512), 4, rng=0)
     (union,) = unions
-    of_tail = union.rows >= 3 * 512
-    np.testing.assert_array_equal(union.weights[~of_tail], 8)
-    assert union.weights[of_tail].sum() == pytest.approx(tail, abs=7)
-    assert of_tail.sum() == max(1, tail // 8)
+    of_tail = union.rows >= 4 * 512
+    np.testing.assert_array_equal(union.weights[~of_tail], 16)
+    assert union.weights[of_tail].sum() == pytest.approx(tail, abs=15)
+    assert of_tail.sum() == max(1, tail // 16)
 
 
 def test_levels_keep_the_weight(small, unions):

@@ -20,9 +20,9 @@ from thinformer.files.packing import check_packing
 from thinformer.files.source import STANDARD, title
 from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH, as_kernel
 from thinformer.support import checks
+from thinformer.thinning.merging import LEAST
 from thinformer.thinning.methods import METHODS, Method
 from thinformer.thinning.scales import unit_is_free
-from thinformer.thinning.streaming import LEAST
 
 JOINED = (*DELIMITERS, ".parquet")  # formats of which several files are read
 

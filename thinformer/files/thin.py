@@ -33,10 +33,11 @@ from thinformer.support.names import few
 from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
 from thinformer.thinning.arguments import median_distance, unequal_weights
+from thinformer.thinning.merging import LEAST
 from thinformer.thinning.methods import BLIND
 from thinformer.thinning.scales import deviations
 from thinformer.thinning.sizes import error_curve
-from thinformer.thinning.streaming import LEAST, merge_and_reduce
+from thinformer.thinning.streaming import merge_and_reduce
 from thinformer.thinning.thin import thin
 
 Rows = tuple[NDArray, NDArray]  # points and weights

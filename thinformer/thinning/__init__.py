@@ -5,5 +5,6 @@
 - `arguments`, `tables`: what points, kernel, bandwidth and weights mean.
 - `discrepancy`: the MMD, and `compare`.
 - `tree`: Compress and Compress++ around a halving of your own.
-- `streaming`: `thin` of a stream; `estimator`: `thin` for scikit-learn.
+- `merging`: merge and reduce; `distributed`: `coreset` and `merge`; `streaming`: of a stream.
+- `estimator`: `thin` for scikit-learn.
 """

@@ -1,23 +1,15 @@
-"""Merge and reduce: thin a stream of points that arrives in chunks.
+"""Merge and reduce of a stream of points that arrives in chunks.
 
-- Each chunk is halved to a coreset of level 0. The halving stops before less than max(2^g size,
-  4096) rows would be left.
-- When there are four coresets of one level and a fifth arrives, the four are merged and halved
-  once. The result is a coreset of the next level.
-- At the end of the stream, the coresets of lower levels are halved until all rows have about the
-  same weight. Then all coresets are merged and thinned to `size` rows.
-
-So each row passes through log4(chunks) merges. The size of a coreset grows as the square root of
-the number of rows that it represents, as in Compress (arXiv 2111.07941). If coresets had a fixed
-size, the last merges would dominate the error.
+A chunk is a part of `merging`, numbered in the order of the stream. Memory holds the coresets that
+still lack a neighbour.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +18,19 @@ from thinformer.halving.draws import seed_from
 from thinformer.support import checks
 from thinformer.support.progress import Progress
 from thinformer.thinning.arguments import resolve
-from thinformer.thinning.methods import BLIND, Method, halvings_to
+from thinformer.thinning.distributed import Coresets, settings_of, weights_of_rows
+from thinformer.thinning.merging import (
+    Nodes,
+    Settings,
+    WeightedRows,
+    every_row,
+    joined,
+    leaf,
+    taken,
+    union_of,
+)
+from thinformer.thinning.methods import BLIND, Method
 from thinformer.thinning.thin import thin
-
-LEAST = 4096  # a coreset has at least so many rows, however small `size` is
-FULL = 4  # so many coresets of a level are merged into one of the next level
-
-
-class Coreset(NamedTuple):
-    """Rows that represent a stretch of the stream.
-
-    rows : (m,) their numbers in the stream, increasing
-    points : (m, d)
-    weights : (m,) the number of rows of the stream that each represents, or their total weight
-    """
-
-    rows: NDArray[np.int64]
-    points: NDArray
-    weights: NDArray[np.float64]
 
 
 def merge_and_reduce(
@@ -58,13 +45,13 @@ def merge_and_reduce(
     rng: int | np.random.Generator | None = None,
     keep: Callable[[NDArray[np.int64]], None] | None = None,
     progress: Progress = None,
-) -> Coreset:
+) -> WeightedRows:
     """Choose `size` rows that represent a stream of points.
 
     Parameters
     ----------
     chunks : iterable of (rows, d) float arrays, or of pairs (array, its (rows,) weights)
-        All chunks except the last should have the same length.
+        Of any length; below max(2^g size, 4096) rows none is halved alone.
     size : int
         Rows to choose, at most the number of rows in the stream.
     kernel, bandwidth, method, g, delta
@@ -80,8 +67,10 @@ def merge_and_reduce(
 
     Returns
     -------
-    Coreset
-        It has `size` rows of equal weight. For a single chunk they are the rows of `thin`.
+    WeightedRows
+        It has `size` rows of equal weight; their parts are the chunks that have rows. For a single
+        chunk they are the rows of `thin`, and for others those of `coreset` and `merge`, if `rng`
+        is their seed.
 
     Raises
     ------
@@ -93,107 +82,52 @@ def merge_and_reduce(
     For c chunks, memory holds two chunks and at most about 6 sqrt(c) max(2^g size, 4096) points.
     """
     size, g = checks.integer("size", size, 1), checks.integer("g", g, 0)
-    settings = {"kernel": kernel, "bandwidth": bandwidth, "delta": delta}
-    last = {"method": method, "g": g, "progress": progress}
     stream = _numbered(chunks)
     first, second = next(stream, None), next(stream, None)
     if first is None:
         raise ValueError("chunks must hold at least one row")
     if second is None:
-        coreset = _thinned(first, size, settings | last | {"rng": rng})
+        chosen = thin(
+            first.points, size, weights=first.weights, kernel=kernel, bandwidth=bandwidth,
+            method=method, g=g, delta=delta, rng=rng, progress=progress,
+        )  # fmt: skip
+        coreset = taken(first, chosen, np.full(size, first.weights.sum() / size))
     else:
-        generator = np.random.default_rng(seed_from(rng))
+        drawn = seed_from(rng)
+        seed = int(rng) if isinstance(rng, numbers.Integral) else drawn
         if method not in BLIND:
-            chosen = resolve(kernel, bandwidth, first.points, generator)
-            settings |= {"kernel": chosen, "bandwidth": "median"}
-        settings |= {"rng": generator}
+            generator = np.random.default_rng(seed_from(seed))
+            kernel, bandwidth = resolve(kernel, bandwidth, first.points, generator), None
+        settings = settings_of(size, kernel, bandwidth, method, g, delta, seed)
         stream = itertools.chain([first, second], stream)
         del first, second  # frees the memory of these chunks as soon as they are halved
-        union = _reduced(stream, 2**g * size, method, settings, keep)
-        if len(union.rows) < size:
-            raise ValueError(
-                f"size must be at most the {len(union.rows)} rows that weigh enough; got {size}"
-            )
-        coreset = _thinned(union, size, settings | last)
+        coreset = Coresets(settings, _reduced(stream, settings, keep)).choose(progress=progress)
     if keep is not None:
         keep(coreset.rows)
     return coreset
 
 
-def _numbered(chunks: Iterable[NDArray | tuple[NDArray, NDArray]]) -> Iterator[Coreset]:
-    """Yield each chunk that has rows as a coreset that keeps all of them."""
-    start = 0
+def _numbered(chunks: Iterable[NDArray | tuple[NDArray, NDArray]]) -> Iterator[WeightedRows]:
+    """Yield all rows of each chunk that has some."""
+    start = part = 0
     for chunk in chunks:
-        points, weights = chunk if isinstance(chunk, tuple) else (chunk, np.ones(len(chunk)))
+        points, weights = chunk if isinstance(chunk, tuple) else (chunk, None)
         if len(points):
-            yield Coreset(np.arange(start, start + len(points)), points, weights)
+            yield every_row(points, weights_of_rows(weights, len(points)), part, start)
+            part += 1
         start += len(points)
 
 
 def _reduced(
-    stream: Iterable[Coreset],
-    candidates: int,
-    method: str,
-    settings: dict[str, Any],
+    stream: Iterable[WeightedRows],
+    settings: Settings,
     keep: Callable[[NDArray[np.int64]], None] | None,
-) -> Coreset:
-    """Merge and reduce the stream; return the union of the coresets at its end.
-
-    candidates : no coreset is halved to fewer rows, nor to fewer than LEAST
-    """
-    least = max(candidates, LEAST)
-    settings = settings | {"method": method if method in BLIND else "kh-compress"}
-    levels: list[list[Coreset]] = []
-    usual = 0  # halvings of a chunk; a short chunk gets as many, so that its rows weigh the same
-    for i, chunk in enumerate(stream):
-        if not chunk.weights.any():
-            continue
-        usual = max(usual, halvings_to(len(chunk.rows), least))
-        coreset = _halved(chunk, min(usual, halvings_to(len(chunk.rows), 1)), settings)
-        for level in itertools.count():
-            if level == len(levels):
-                levels.append([])
-            if len(levels[level]) < FULL:
-                levels[level].append(coreset)
-                break
-            full, levels[level] = _union(levels[level]), [coreset]
-            coreset = _halved(full, min(1, halvings_to(len(full.rows), least)), settings)
-        if keep is not None and i:  # not for i = 0: the second chunk was read before it was halved
-            keep(_union(itertools.chain(*reversed(levels))).rows)
-    if not levels:
-        raise ValueError("weights must be finite, none of them negative and not all zero")
-    # bring all rows to about the same weight: for unequal weights `thin` makes copies of rows
-    unions = [_union(level) for level in reversed(levels)]
-    heaviest = max(union.weights.mean() for union in unions)
-    even = []
-    for union in unions:
-        halvings = round(math.log2(heaviest / union.weights.mean()))
-        even.append(_halved(union, min(halvings, halvings_to(len(union.rows), 1)), settings))
-    return _union(even)
-
-
-def _halved(coreset: Coreset, halvings: int, settings: dict[str, Any]) -> Coreset:
-    """Halve a coreset `halvings` times; each halving doubles the weight of the rows left."""
-    if not halvings:
-        return coreset
-    points, weights = coreset.points, coreset.weights
-    size = len(points) >> halvings
-    # with unequal weights one row may be chosen several times
-    repeats = bool(np.ptp(weights) > 0)
-    chosen = thin(points, size, weights=weights, unique=not repeats, **settings)
-    chosen, times = np.unique(chosen, return_counts=True)
-    # the total may be off by up to 2^halvings - 1 rows; in return equal weights stay equal
-    share = weights.mean() * 2**halvings
-    return Coreset(coreset.rows[chosen], points[chosen], share * times)
-
-
-def _thinned(coreset: Coreset, size: int, settings: dict[str, Any]) -> Coreset:
-    """The final coreset: `size` rows of equal weight."""
-    chosen = thin(coreset.points, size, weights=coreset.weights, **settings)
-    weights = np.full(size, coreset.weights.sum() / size)
-    return Coreset(coreset.rows[chosen], coreset.points[chosen], weights)
-
-
-def _union(coresets: Iterable[Coreset]) -> Coreset:
-    """The union of coresets of successive stretches."""
-    return Coreset(*(np.concatenate(parts) for parts in zip(*coresets, strict=True)))
+) -> Nodes:
+    """Return the coresets of the stream that are left at its end."""
+    nodes: Nodes = {}
+    for part, chunk in enumerate(stream):
+        found = leaf(chunk, settings, part)
+        nodes = joined(settings, [*nodes.items(), ((0, part), found)])
+        if keep is not None and part:  # not for 0: the second chunk was read before it was halved
+            keep(union_of(list(nodes.values())).rows)
+    return nodes
