@@ -6,6 +6,7 @@ import pytest
 from thinformer import coreset, kernels, median_distance, merge, mmd
 from thinformer.dask import thin
 from thinformer.thinning import merging
+from thinformer.thinning.scales import deviations
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -98,7 +99,7 @@ def untouched(*shape):
 @pytest.mark.parametrize(
     ("x", "wrong", "kind", "message"),
     [
-        (np.ones((3, 2)), {}, TypeError, "x must be a dask.array.Array; got ndarray"),
+        (np.ones((3, 2)), {}, TypeError, "Array or a dask.dataframe.DataFrame; got ndarray"),
         (untouched(30), {}, ValueError, r"x must have shape \(n, d\); got shape \(30,\) \(one col"),
         (untouched(0, 2), {}, ValueError, r"at least one row; got shape \(0, 2\)"),
         (untouched(30, 2), {"size": 31}, ValueError, "size must be at most the 30 rows of x"),
@@ -116,9 +117,79 @@ def test_errors_come_before_a_block_is_computed(x, wrong, kind, message):
 
 
 def test_blocks_of_unknown_length():
+    """Rows are pairs: the block, and the row in it."""
     x = da.from_array(POINTS, chunks=(BLOCKS, 3))
+    right = x[x[:, 0] > 0]
+    pairs = thin(right, 20, **SETTINGS)
+    known = thin(right.compute_chunk_sizes(), 20, **SETTINGS)
+    assert pairs.shape == (20, 2)
+    lengths = [np.sum(block[:, 0] > 0) for block in np.split(POINTS, np.cumsum(BLOCKS)[:-1])]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    np.testing.assert_array_equal(starts[pairs[:, 0]] + pairs[:, 1], known)
     some = x[x[:, 0] > 0]
-    with pytest.raises(ValueError, match=r"known length; got shape \(nan, 3\)\. x\.compute_chunk"):
-        thin(some, 5, **SETTINGS)
-    rows = thin(some.compute_chunk_sizes(), 5, **SETTINGS)
-    assert np.all(rows < np.sum(POINTS[:, 0] > 0))
+    with pytest.raises(ValueError, match=r"^weights need blocks of known length in x; got shape"):
+        thin(some, 5, weights=np.ones(9), **SETTINGS)
+
+
+def frame(**more):
+    import dask.dataframe as dd
+    import pandas as pd
+
+    columns = {"a": POINTS[:, 0], "b": 1000 * POINTS[:, 1], "c": POINTS[:, 2]}
+    whole = pd.DataFrame(columns | more)
+    pieces = np.split(np.arange(3000), np.cumsum(BLOCKS)[:-1])
+    return whole, dd.concat([dd.from_pandas(whole.iloc[i], npartitions=1) for i in pieces])
+
+
+def rows_of(pairs):
+    return np.concatenate([[0], np.cumsum(BLOCKS)])[pairs[:, 0]] + pairs[:, 1]
+
+
+def test_a_data_frame():
+    """Its columns are scaled by the first blocks with 1000 rows; an index does not count."""
+    whole, x = frame(id=np.arange(3000))
+    with pytest.warns(UserWarning, match=r"^x: left out of the distance: id \(an index\)"):
+        pairs = thin(x, 20, g=1, seed=3)
+    sample = whole[["a", "b", "c"]].to_numpy()[:1500]
+    scales = deviations(sample)
+    scaled = da.from_array(whole[["a", "b", "c"]].to_numpy() / scales, chunks=(BLOCKS, 3))
+    expected = thin(scaled, 20, g=1, seed=3, bandwidth=median_distance(sample / scales, 3))
+    np.testing.assert_array_equal(rows_of(pairs), expected)
+
+
+def test_a_data_frame_as_it_is():
+    whole, x = frame()
+    pairs = thin(x, 20, bandwidth=[1.0, 2000.0, 0.5], g=1, seed=3)
+    array = da.from_array(whole.to_numpy(), chunks=(BLOCKS, 3))
+    expected = thin(array, 20, bandwidth=[1.0, 2000.0, 0.5], g=1, seed=3)
+    np.testing.assert_array_equal(rows_of(pairs), expected)
+    _, with_index = frame(id=np.arange(3000))
+    every = thin(with_index, 20, bandwidth=[1.0, 2000.0, 0.5, 1e9], g=1, seed=3)
+    np.testing.assert_array_equal(every, pairs)  # the index counts, and hardly changes a distance
+    scaled = thin(x, 20, g=1, seed=3)
+    np.testing.assert_array_equal(
+        rows_of(scaled), thin(array, 20, standardize="scale", g=1, seed=3)
+    )
+
+
+def test_a_column_of_weights():
+    weights = np.where(POINTS[:, 0] > 0, 1.0, 0.0)
+    whole, x = frame(w=weights)
+    pairs = thin(x, 20, weights="w", bandwidth=2.0, standardize=False, g=1, seed=3)
+    array = da.from_array(whole[["a", "b", "c"]].to_numpy(), chunks=(BLOCKS, 3))
+    expected = thin(array, 20, weights=weights, bandwidth=2.0, g=1, seed=3)
+    np.testing.assert_array_equal(rows_of(pairs), expected)
+    with pytest.raises(ValueError, match="^weights must be the name of a column of x, .* got 'v'"):
+        thin(x, 20, weights="v")
+
+
+def test_no_column_counts():
+    _, x = frame()
+    with pytest.raises(ValueError, match="^x must have a column to compute with"):
+        thin(x[["a"]].rename(columns={"a": "lp__"}), 5)
+
+
+@pytest.mark.parametrize("standardize", ["whiten", "other", True])
+def test_standardize(standardize):
+    with pytest.raises(ValueError, match="^standardize must be 'auto', 'scale'"):
+        thin(untouched(30, 2), 5, standardize=standardize)
