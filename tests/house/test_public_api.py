@@ -74,8 +74,8 @@ def test_dask():
 
     assert thinformer.dask.__all__ == ["thin"]
     assert plain_signature(thinformer.dask.thin) == (
-        "(x, size, *, weights=None, kernel='gaussian', bandwidth='median', method='compress++', "
-        "g=4, delta=0.5, seed=0)"
+        "(x, size, *, weights=None, kernel='gaussian', bandwidth='median', standardize='auto', "
+        "method='compress++', g=4, delta=0.5, seed=0)"
     )
 
 
