@@ -331,6 +331,7 @@ def test_the_kernel_that_was_asked_for_is_drawn(
         (["--bandwidth", "-1"], "--bandwidth must be positive"),
         (["--bandwidth", "1,2,3"], "--bandwidth takes one number or 2, one for each of a, b; got"),
         (["--bandwidth", "1", "--kernel", "linear"], "--bandwidth: the kernel linear has none"),
+        (["--bins", "1025"], "--bins must be at most 1024; got 1025"),
         (["--method", "quick"], "--method must be one of 'auto', 'exact', 'landmarks', 'compress'"),
         (["--bins", "3"], "--bins must be an integer of at least 4; got 3"),
         (["--permutations", "0"], "--permutations must be an integer of at least 1; got 0"),

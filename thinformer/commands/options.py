@@ -25,6 +25,18 @@ def add_inputs(
     )  # fmt: skip
 
 
+def add_csv(parser: argparse.ArgumentParser) -> None:
+    """Add how files of CSV are read."""
+    parser.add_argument(
+        "--delimiter", metavar="C", help="delimiter of CSV (default: comma; tab for .tsv)"
+    )
+    parser.add_argument(
+        "--comment", metavar="C",
+        help="lines of CSV that begin with C are no rows (default: #, where the first line begins"
+        " with it)",
+    )  # fmt: skip
+
+
 def check_model_libraries(arguments: argparse.Namespace) -> None:
     """Check that the libraries of a command that runs a model are installed."""
     for package in ("torch", "transformers"):

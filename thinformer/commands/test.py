@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from thinformer.commands.options import can_plot
+from thinformer.commands.options import add_csv, can_plot
 from thinformer.commands.streams import print_outcome, terminable
 
 NOTES = """\
@@ -67,14 +67,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write what was found, in JSON"
     )
-    parser.add_argument(
-        "--delimiter", metavar="C", help="delimiter of CSV (default: comma; tab for .tsv)"
-    )
-    parser.add_argument(
-        "--comment", metavar="C",
-        help="lines of CSV that begin with C are no rows (default: #, where the first line begins"
-        " with it)",
-    )  # fmt: skip
+    add_csv(parser)
     parser.set_defaults(run=run)
 
 
@@ -115,7 +108,7 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--bins", type=int, default=64, metavar="N", help="bins of rows that are exchanged, of both"
-        " files together, at least 4 (default: 64)",
+        " files together, 4 to 1024 (default: 64)",
     )  # fmt: skip
     parser.add_argument(
         "--permutations", type=int, default=999, metavar="N",

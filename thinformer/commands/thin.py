@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from thinformer.commands.options import can_plot
+from thinformer.commands.options import add_csv, can_plot
 from thinformer.commands.streams import print_outcome, silence, terminable
 
 NOTES = """\
@@ -182,14 +182,7 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("csv", "tsv"), help="format of standard input (default: csv)"
     )
-    parser.add_argument(
-        "--delimiter", metavar="C", help="delimiter of CSV (default: comma; tab for .tsv)"
-    )
-    parser.add_argument(
-        "--comment", metavar="C",
-        help="lines of CSV that begin with C are no rows, and are not written (default: #, where"
-        " the first line begins with it)",
-    )  # fmt: skip
+    add_csv(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

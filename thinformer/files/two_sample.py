@@ -24,6 +24,7 @@ from thinformer.support import checks
 from thinformer.support.names import few, printable
 from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
+from thinformer.thinning.bins import LARGEST
 from thinformer.thinning.scales import deviations, unit_is_free
 from thinformer.thinning.two_sample import (
     METHODS,
@@ -165,7 +166,8 @@ def _check(job: TwoSampleJob) -> None:
             raise ValueError(f"{option} {path} is the file of {places[target]} too")
         places[target] = option
     checks.choice("--method", job.method, METHODS)
-    checks.integer("--bins", job.bins, 4)
+    if checks.integer("--bins", job.bins, 4) > LARGEST:
+        raise ValueError(f"--bins must be at most {LARGEST}; got {job.bins}")
     checks.integer("--permutations", job.permutations, 1)
     if not 0 < checks.finite_number("--level", job.level) < 1:
         raise ValueError(f"--level must be between 0 and 1; got {job.level}")

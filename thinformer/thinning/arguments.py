@@ -136,6 +136,13 @@ def holds_scores(kernel: Any) -> bool:
     return isinstance(kernel, Kernel) and kernel.tag == STEIN
 
 
+def check_compares_any(kernel: Any) -> None:
+    """Check that a kernel is one of points alone, so that it compares points of two samples."""
+    of_rows = isinstance(kernel, Kernel) and (kernel.tag == STEIN or kernel.labels)
+    if of_rows or (isinstance(kernel, str) and kernel == "precomputed"):
+        raise ValueError(f"kernel must compare any two points here; got {kernel!r}")
+
+
 def has_mean_zero(kernel: Any) -> bool:
     """Whether the mean of k(x, .) is zero under a density that the kernel belongs to.
 

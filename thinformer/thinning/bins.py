@@ -17,7 +17,7 @@ from thinformer.halving.problem import Points
 from thinformer.kernels.kernel import Kernel
 from thinformer.thinning.thin import thin
 
-LARGEST = 1024  # bins of both samples together; more would only take memory
+LARGEST = 1024  # bins; more would only take memory
 ROUNDING = 1e-12  # relative: embeddings that are nearer than this are equal
 NUGGET = 1e-7  # on the diagonal of the landmarks' Gram matrix, relative to its mean
 
@@ -50,19 +50,21 @@ class Bins(NamedTuple):
 def bins_of(n: int, m: int, bins: int, generator: np.random.Generator) -> Bins:
     """Put n points x and m points y, in random order, into bins of nearly one size.
 
-    There are at most about `bins` of them, up to LARGEST, but at least two of each sample. If one
-    sample is so small that bins of its size are more than LARGEST, a part of the other is drawn.
+    There are about `bins` of them, but at least two of each sample. Where the smaller sample has
+    too few points for bins of the size that `bins` means, bins are smaller and more. If there were
+    more than LARGEST of the larger sample, a part of it is drawn.
     """
     small, large = min(n, m), max(n, m)
-    few = small // min(max(1, round((n + m) / bins)), small // 2)  # at least two
-    many = round(large * few / small)
-    most = large
-    if many > LARGEST and few < 4:
+    wanted = max(1, round((n + m) / bins))
+    size = min(wanted, small // 2)
+    few = small // size
+    many, most = round(large * few / small), large
+    if size < wanted and many > LARGEST:
         many, most = LARGEST, round(LARGEST * small / few)
     counts = (few, many) if n <= m else (many, few)
     rows = [generator.permutation(n)[:most], n + generator.permutation(m)[:most]]
     lengths = [np.diff(np.arange(c + 1) * r.size // c) for r, c in zip(rows, counts, strict=True)]
-    return _binned(rows, lengths)
+    return _consecutive(rows, lengths)
 
 
 def paired_bins_of(
@@ -76,11 +78,11 @@ def paired_bins_of(
     count = max(1, min(bins // 2, *(rows.size for rows in held)))
     orders = [generator.permutation(rows) for rows in held]
     lengths = [np.diff(np.arange(count + 1) * each.size // count) for each in orders]
-    made = _binned([orders[0], shares[0].size + orders[1]], lengths)
+    made = _consecutive([orders[0], shares[0].size + orders[1]], lengths)
     return made._replace(weights=count * np.concatenate(shares)[made.rows])
 
 
-def _binned(rows: list[NDArray], lengths: list[NDArray]) -> Bins:
+def _consecutive(rows: list[NDArray], lengths: list[NDArray]) -> Bins:
     """Return bins of these lengths, of equally weighted rows of x and of y."""
     both = np.concatenate(lengths)
     starts = np.concatenate([[0], np.cumsum(both)])

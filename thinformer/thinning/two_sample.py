@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
 from thinformer.kernels.kernel import Kernel
-from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
 from thinformer.support.progress import Progress, Tell, begin, showing
 from thinformer.thinning.arguments import (
     MEDIAN_ROWS,
     as_problem,
     as_weights,
+    check_compares_any,
     median_distance,
     resolve,
 )
@@ -219,9 +219,7 @@ def _points(
     if not kernels or any(makes_kernels(each) for each in kernels):
         raise ValueError(f"kernel must be a kernel, its name or a list of them; got {kernels!r}")
     for each in kernels:
-        of_points = isinstance(each, str) and each == "precomputed"
-        if of_points or (isinstance(each, Kernel) and (each.tag == STEIN or each.labels)):
-            raise ValueError(f"kernel must compare any two points here; got {each!r}")
+        check_compares_any(each)
     free = "median" if isinstance(bandwidth, str) and bandwidth == "auto" else bandwidth
     # one kernel in the units of the points, or made for their columns, decides for all
     decides = next((each for each in kernels if not unit_is_free(each, free)), kernels[0])
@@ -316,7 +314,7 @@ def _kernels(
             own = as_kernel(each) if known else resolve(each, "median", rows, generator)
             made.append((own, None))
         elif chosen_here:
-            as_kernel(each)
+            as_kernel(each)  # an unknown name is an error before the points are looked at
             median = median_distance(rows) if len(rows) > 1 else 1.0  # of which none matters
             several = OF_EXPONENTIAL if each == "exponential" else FACTORS
             lengths = [median * f for f in (several if bandwidth == "auto" else (1.0,))]
@@ -335,14 +333,16 @@ def _products(
         # one coreset serves all kernels, if it is that of their sum
         together = sum(kernels[1:], kernels[0])
         bins = compressed(points, together, bins, g, generator)
-    drawn = np.sort(generator.permutation(bins.rows)[:landmarks])
+    drawn = None
+    if method == "landmarks":
+        drawn = np.sort(generator.permutation(bins.rows)[:landmarks])
     done = begin(tell, "kernels")
     products = []
     for i, kernel in enumerate(kernels):
         problem = as_problem(points, kernel, tell=tell)
-        if method == "landmarks":
-            products.append(products_on_landmarks(problem, bins, drawn))
-        else:
+        if drawn is None:
             products.append(products_of_bins(problem, bins))
+        else:
+            products.append(products_on_landmarks(problem, bins, drawn))
         done((i + 1) / len(kernels))
     return products

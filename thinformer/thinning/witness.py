@@ -10,9 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer.cpu.run import embed
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel
 from thinformer.kernels.kernel import Kernel
-from thinformer.kernels.phi import STEIN
 from thinformer.support import checks
-from thinformer.thinning.arguments import as_problem, as_weights, median_distance, resolve
+from thinformer.thinning.arguments import (
+    as_problem,
+    as_weights,
+    check_compares_any,
+    median_distance,
+    resolve,
+)
 from thinformer.thinning.scales import Standardize, samples, standardized
 
 POINTS = 1000  # of each sample, at most, where the witness is computed: linear time
@@ -89,9 +94,7 @@ def _kernel(
     kernel: Any, bandwidth: Any, points: NDArray, generator: np.random.Generator
 ) -> tuple[Kernel, Any]:
     """The kernel, and its bandwidth where it is given by name and has one."""
-    of_points = isinstance(kernel, str) and kernel == "precomputed"
-    if of_points or (isinstance(kernel, Kernel) and (kernel.tag == STEIN or kernel.labels)):
-        raise ValueError(f"kernel must compare any two points here; got {kernel!r}")
+    check_compares_any(kernel)
     if not isinstance(kernel, str) or kernel in WITHOUT_BANDWIDTH:
         return resolve(kernel, bandwidth, points, generator), None
     as_kernel(kernel)  # an unknown name is an error before the bandwidth is looked at
