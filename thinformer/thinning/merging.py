@@ -9,6 +9,8 @@ children (level - 1, 4 index), ..., (level - 1, 4 index + 3).
   the coreset of their node.
 - At the end, all coresets are merged and thinned to `size` rows.
 
+A halving of many rows deals them out to groups of at most about BUCKET rows, so its time is linear.
+
 Before coresets are merged, those of lighter rows are halved until all rows have about the same
 weight. The draws of a node follow from (seed, level, index). So the result depends on the parts and
 on the seed, and on nothing else.
@@ -31,8 +33,10 @@ from thinformer.halving.draws import seed_from
 from thinformer.kernels import Kernel
 from thinformer.thinning.methods import BLIND, Method, halvings_to
 from thinformer.thinning.thin import thin
+from thinformer.thinning.weights import copies_by_weight
 
 LEAST = 4096  # a coreset has at least so many rows, however small `size` is
+BUCKET = 2**13  # rows that are halved together, at most; 2**14 takes twice the time, MMD alike
 FULL = 4  # so many coresets of a level are merged into one of the next level
 
 Node = tuple[int, int]  # level and index
@@ -163,18 +167,29 @@ def _aim(lengths: list[int], means: list[float], least: int) -> float:
 def _halved(
     coreset: WeightedRows, halvings: int, settings: Settings, generator: np.random.Generator
 ) -> WeightedRows:
-    """Halve a coreset `halvings` times; each halving doubles the weight of the rows left."""
+    """Halve a coreset `halvings` times; each halving doubles the weight of the rows left.
+
+    A bucket of many rows would take quadratic time, so they are dealt out to several groups. With
+    b groups of m rows each, the error is that of one group divided by sqrt(b).
+    """
     if not halvings:
         return coreset
-    weights = coreset.weights
-    size = len(weights) >> halvings
-    # with unequal weights one row may be chosen several times
-    repeats = bool(np.ptp(weights) > 0)
+    weights, n = coreset.weights, len(coreset.weights)
+    left = n >> halvings
+    copies, doublings = np.arange(n), halvings
+    if np.ptp(weights):  # a row may be chosen several times
+        copies, doublings = copies_by_weight(weights, generator), halvings + 1
     method = settings.method if settings.method in BLIND else "kh-compress"
-    chosen = settings.thin(coreset, size, method, unique=not repeats, rng=generator)
-    chosen, times = np.unique(chosen, return_counts=True)
-    # the total may be off by up to 2^halvings - 1 rows; in return equal weights stay equal
-    return taken(coreset, chosen, weights.mean() * 2**halvings * times)
+    groups = -(-2 * left // BUCKET)
+    chosen = []
+    for first in range(groups):
+        places = copies[first::groups]
+        group = taken(coreset, places, np.ones(len(places)))
+        size = len(places) >> doublings
+        chosen.append(places[settings.thin(group, size, method, rng=generator)])
+    rows, times = np.unique(np.concatenate(chosen), return_counts=True)
+    # the total may be off by up to 2^halvings - 1 rows a group; in return equal weights stay equal
+    return taken(coreset, rows, weights.mean() * 2**halvings * times)
 
 
 def every_row(points: NDArray, weights: NDArray, part: int, first_row: int) -> WeightedRows:

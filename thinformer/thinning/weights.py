@@ -21,8 +21,13 @@ def equal_copies(task: Task) -> NDArray:
     """
     if task.weights is None:
         return np.arange(task.n)
-    copies = COPIES * task.n
-    return at_shares((np.arange(copies) + task.generator.random()) / copies, task.weights)
+    return copies_by_weight(task.weights, task.generator)
+
+
+def copies_by_weight(weights: NDArray, generator: np.random.Generator) -> NDArray:
+    """COPIES * n rows by systematic resampling of n rows with these weights."""
+    copies = COPIES * len(weights)
+    return at_shares((np.arange(copies) + generator.random()) / copies, weights)
 
 
 def spare_rows(task: Task, rows: NDArray) -> NDArray:
