@@ -5,8 +5,8 @@ children (level - 1, 4 index), ..., (level - 1, 4 index + 3).
 
 - A part is halved to a coreset. The halving stops before less than max(2^g size, 4096) rows would
   be left.
-- When the coresets of all four children are there, they are merged and halved once. The result is
-  the coreset of their node.
+- When the coresets of all four children are there, they are merged and halved: once up to level
+  GROWING, and twice above it. The result is the coreset of their node.
 - At the end, all coresets are merged and thinned to `size` rows.
 
 A halving of many rows deals them out to groups of at most about BUCKET rows, so its time is linear.
@@ -15,9 +15,11 @@ Before coresets are merged, those of lighter rows are halved until all rows have
 weight. The draws of a node follow from (seed, level, index). So the result depends on the parts and
 on the seed, and on nothing else.
 
-Each row passes through log4(parts) merges. The size of a coreset grows as the square root of the
-number of rows that it represents, as in Compress (arXiv 2111.07941). If coresets had a fixed size,
-the last merges would dominate the error.
+Each row passes through log4(parts) merges. Up to level GROWING the size of a coreset grows as the
+square root of the number of rows that it represents, as in Compress (arXiv 2111.07941). Above it
+coresets have 2^GROWING times the rows of the lowest level, and the highest merges dominate the
+error of the tree. It is still much below the error of `size` rows, and memory and the time of the
+last merges stay bounded.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from thinformer.thinning.weights import copies_by_weight
 
 LEAST = 4096  # a coreset has at least so many rows, however small `size` is
 BUCKET = 2**13  # rows that are halved together, at most; 2**14 takes twice the time, MMD alike
+GROWING = 3  # coresets of higher levels are no larger than those of this one
 FULL = 4  # so many coresets of a level are merged into one of the next level
 
 Node = tuple[int, int]  # level and index
@@ -115,7 +118,8 @@ def joined(settings: Settings, found: Iterable[tuple[Node, WeightedRows]]) -> No
             if all(node in nodes for node in four):
                 generator = settings.generator(level + 1, index)
                 union = evened([nodes.pop(node) for node in four], settings, generator)
-                halvings = min(1, halvings_to(len(union.rows), settings.least))
+                wanted = 1 if level < GROWING else 2
+                halvings = min(wanted, halvings_to(len(union.rows), settings.least))
                 nodes[level + 1, index] = _halved(union, halvings, settings, generator)
         level += 1
     return dict(sorted(nodes.items(), key=lambda item: span(item[0])))

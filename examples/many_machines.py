@@ -1,0 +1,174 @@
+"""Thinning on many machines, on paper: times, memory and traffic from constants measured here.
+
+OPENBLAS_NUM_THREADS=1 python -m examples.many_machines
+
+The tables follow the tree of `thinformer.merge`. What one machine cannot show, many workers and a
+network, is a model: each level of the tree waits for the one below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from examples.command import count
+from thinformer import coreset, merge, set_num_threads
+from thinformer.thinning.merging import FULL, GROWING
+
+SIZE, DIM = 1000, 4  # rows to choose, and columns of points in float64
+BANDWIDTH = 2.0
+PART = 1_000_000  # rows of a part
+NETWORK = 1e9  # bytes a second that a worker sends or receives: an assumption
+
+TOKENS, HEADS, WIDTH, KEPT = 2**20, 16, 128, 1024  # attention; KEPT keys on each GPU
+HALF, SINGLE = 989e12, 66.9e12  # an H100's data sheet: operations a second, with tensor cores and without
+
+
+class Constants(NamedTuple):
+    """What is measured: seconds and bytes of one row.
+
+    coreset : of a row of a part
+    halve : of a row of the four coresets that are merged, for one halving
+    choose : of a row of the coresets at the end
+    size : bytes of a row of a coreset, as it is sent
+    left : rows of the coreset of a part
+    """
+
+    coreset: float
+    halve: float
+    choose: float
+    size: float
+    left: int
+
+
+class Cost(NamedTuple):
+    """What thinning many points takes.
+
+    seconds : of the three steps
+    memory : bytes of the largest task: a part, or the coresets that are merged or chosen from
+    sent : bytes over the network, if no coreset is merged where it was made
+    """
+
+    coreset: float
+    merge: float
+    choose: float
+    memory: float
+    sent: float
+
+
+def measure(part: int = PART) -> Constants:
+    """Time the three steps on parts of normal points, on one thread."""
+    rng = np.random.default_rng(0)
+    coreset(rng.normal(size=(20_000, DIM)), SIZE, part=0, bandwidth=BANDWIDTH)  # compiles
+    points = rng.normal(size=(part, DIM))
+    start = time.perf_counter()
+    first = coreset(points, SIZE, part=0, bandwidth=BANDWIDTH)
+    of_part = time.perf_counter() - start
+    (rows,) = first.nodes.values()
+    others = [
+        coreset(rng.normal(size=(part, DIM)), SIZE, part=i, bandwidth=BANDWIDTH)
+        for i in range(1, FULL)
+    ]
+    start = time.perf_counter()
+    merged = merge([first, *others])
+    of_merge = time.perf_counter() - start
+    left = sum(len(each.rows) for each in merged.nodes.values())
+    merged.choose()  # compiles
+    start = time.perf_counter()
+    merged.choose()
+    of_choice = time.perf_counter() - start
+    n = len(rows.rows)
+    return Constants(
+        of_part / part, of_merge / (FULL * n), of_choice / left, len(pickle.dumps(first)) / n, n
+    )
+
+
+def cost(points: float, workers: int, constants: Constants) -> Cost:
+    """Follow the tree of merges, level by level; the last nodes are chosen from by one worker."""
+    nodes, rows, union = int(points / PART), constants.left, 0
+    of_parts = -(-nodes // workers) * PART * constants.coreset
+    merges, sent, memory = 0.0, 0.0, PART * 8.0 * DIM
+    level = 0
+    while nodes:
+        union += nodes % FULL * rows
+        parents, halvings = nodes // FULL, 1 if level < GROWING else 2
+        if parents:
+            seconds = FULL * rows * constants.halve * (2 - 0.5 ** (halvings - 1))
+            moved = FULL * rows * constants.size
+            merges += -(-parents // workers) * (seconds + moved / NETWORK)
+            sent += parents * moved
+            memory = max(memory, moved)
+        nodes, rows, level = parents, FULL * rows >> halvings, level + 1
+    last = union * constants.size
+    choice = union * constants.choose + last / NETWORK
+    return Cost(of_parts, merges, choice, max(memory, last), sent + last)
+
+
+def points_table(constants: Constants) -> Iterable[str]:
+    """Lines of a table: seconds, memory and traffic by number of points and workers."""
+    yield "points   workers  coresets s  merges s  choice s  in all s  MB a task  GB sent"
+    for points in (1e9, 1e12):
+        for workers in (1, 100, 1000, 10_000):
+            if workers > points / PART or points / workers > 1e11:
+                continue
+            found = cost(points, workers, constants)
+            yield (
+                f"{points:6.0e}  {workers:8,}  {found.coreset:10,.0f}  {found.merge:8,.1f}"
+                f"  {found.choose:8.1f}  {sum(found[:3]):8,.0f}  {found.memory / 1e6:9,.0f}"
+                f"  {found.sent / 1e9:7,.1f}"
+            )
+
+
+def tokens_table() -> Iterable[str]:
+    """Lines of a table: attention of 2^20 tokens over GPUs, by counts and the data sheet's rates.
+
+    Exact attention moves all keys and values to all ranks (ring attention); thinned attention
+    gathers KEPT keys of each rank. Selection: half of each Gram matrix, as `docs/cuda.md` counts.
+    """
+    yield "GPUs  keys  exact: ms  MB received  thinned: ms  MB received  selection: ms"
+    for ranks in (8, 16, 32, 64):
+        own, keys = TOKENS // ranks, KEPT * ranks
+        products = 4 * own * HEADS * WIDTH  # operations for each key: of logits and of outputs
+        received = 2 * HEADS * WIDTH * 2  # bytes of a key and its value, in half precision
+        exact = [products * TOKENS / HALF, received * (TOKENS - own)]
+        thinned = [products * keys / HALF, received * (keys - KEPT)]
+        # rounds of halving: buckets of 2 KEPT, KEPT, KEPT / 2, ... tokens, each token once a round
+        lengths = (own >> i for i in range((own // KEPT).bit_length() - 1))
+        buckets = (2 * KEPT >> i for i in reversed(range((own // KEPT).bit_length() - 1)))
+        values = sum(n * b / 2 for n, b in zip(lengths, buckets, strict=True))
+        chosen = 4 * WIDTH * HEADS * values / SINGLE
+        yield (
+            f"{ranks:4}  {keys:6,}  {1e3 * exact[0]:8.1f}  {exact[1] / 1e6:11,.0f}"
+            f"  {1e3 * thinned[0]:11.2f}  {thinned[1] / 1e6:11,.0f}  {1e3 * chosen:13.2f}"
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.many_machines",
+        description="What thinning takes on many machines, by constants measured on this one.",
+    )
+    parser.add_argument("--part", type=count, default=PART, help="rows to measure with")
+    arguments = parser.parse_args(argv)
+    set_num_threads(1)
+    constants = measure(arguments.part)
+    print("measured on one thread:")
+    for name in ("coreset", "halve", "choose"):
+        print(f"  {name:8}  {1e6 * getattr(constants, name):6.2f} microseconds a row")
+    print(f"  a row of a coreset has {constants.size:.0f} bytes")
+    print()
+    for line in points_table(constants):
+        print(line)
+    print()
+    for line in tokens_table():
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
