@@ -33,7 +33,7 @@
     note("right arrow");
     press("ArrowLeft");
     note("left arrow");
-    press("b");
+    press("B");
     note("end of the bucket");
     press("Home");
     note("home");

@@ -39,11 +39,10 @@
 
   const wholeNumber = (x) => Math.max(0, Math.min(999999, Math.floor(Number(x) || 0)));
 
-  /* The sizes from n / 2 down to about the root of n. */
+  /* The sizes from n / 2 down to the root of n: with fewer, some buckets would have one pair. */
   function choicesOfKeep() {
     const choices = [];
-    const smallest = Math.sqrt(settings.n / 2);
-    for (let size = settings.n / 2; size >= smallest; size /= 2) choices.push(size);
+    for (let size = settings.n / 2; size ** 2 >= settings.n; size /= 2) choices.push(size);
     return choices;
   }
 
@@ -216,15 +215,17 @@
     svg.addEventListener(name, () => (held = null));
   }
 
+  const keyOf = (event) => (event.key.length === 1 ? event.key.toLowerCase() : event.key);
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
 
   svg.addEventListener("keydown", (event) => {
-    const n = points.length;
-    if (event.key === "n" || event.key === "p") {
-      selected = (selected + (event.key === "n" ? 1 : n - 1)) % n;
+    const [n, key] = [points.length, keyOf(event)];
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (key === "n" || key === "p") {
+      selected = (selected + (key === "n" ? 1 : n - 1)) % n;
       show();
-    } else if (event.key in ARROWS) {
-      move(selected, points[selected].map((x, j) => x + 0.1 * ARROWS[event.key][j]));
+    } else if (key in ARROWS) {
+      move(selected, points[selected].map((x, j) => x + 0.1 * ARROWS[key][j]));
     } else return;
     event.preventDefault();
     event.stopPropagation();
@@ -238,8 +239,9 @@
   document.addEventListener("keydown", (event) => {
     const inField = event.target.closest("input, select, pre, summary");
     if (inField || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && !event.target.closest("button")) find("play").click();
-    else if (event.key in KEYS) find(KEYS[event.key]).click();
+    const key = keyOf(event);
+    if (key === " " && !event.target.closest("button")) find("play").click();
+    else if (key in KEYS) find(KEYS[key]).click();
     else return;
     event.preventDefault();
   });
@@ -256,22 +258,25 @@
     }
   }
 
+  const darkness = window.matchMedia("(prefers-color-scheme: dark)");
+  let wanted = "auto";
+
   function setTheme(theme) {
-    if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
-    else delete document.documentElement.dataset.theme;
+    wanted = theme;
+    const dark = theme === "dark" || (theme !== "light" && darkness.matches);
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
     show();
   }
 
   window.addEventListener("message", ({ data }) => {
     if (data && typeof data.exploreTheme === "string") setTheme(data.exploreTheme);
   });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show());
+  darkness.addEventListener("change", () => setTheme(wanted));
   window.addEventListener("resize", () => show());
   document.querySelector("details").addEventListener("toggle", tellHeight);
 
   const step = read(window.location.search);
   showSettings();
   restart(step);
-  const theme = new URLSearchParams(window.location.search).get("theme");
-  if (theme) setTheme(theme);
+  setTheme(new URLSearchParams(window.location.search).get("theme") ?? "auto");
 })();

@@ -131,7 +131,7 @@ const panels = (() => {
       add(svg, "line", { class: "tick", x1: x(m), x2: x(m), y1: bottom, y2: bottom + 5 });
       add(svg, "text", { x: x(m), y: bottom + 18, "text-anchor": "middle" }, m);
     }
-    const under = { y: bottom + 36, "text-anchor": "middle" };
+    const under = { y: bottom + 38, "text-anchor": "middle" };
     add(svg, "text", { x: (left + right) / 2, ...under }, "points left");
     add(svg, "text", { x: (STRIP.thinned + STRIP.random) / 2, ...under }, "other seeds");
   }
@@ -147,15 +147,16 @@ const panels = (() => {
 
   const mean = (list) => list.reduce((sum, x) => sum + x, 0) / list.length;
 
-  const WIDE = { side: 800, left: 240, tall: 20, gap: 12, above: 2 };
-  const NARROW = { side: 400, left: 4, tall: 24, gap: 26, above: 18 };
+  const WIDE = { left: 226, tall: 20, gap: 12, above: 2 };
+  const NARROW = { left: 0, tall: 22, gap: 26, above: 18 };
 
   function drawTree(run, t) {
     const svg = find("tree");
     svg.replaceChildren();
     const { rounds, size } = run.schedule;
-    const sizes = svg.clientWidth > 600 ? WIDE : NARROW;
-    const { side, left, tall, gap, above } = sizes;
+    const side = svg.clientWidth || 800;
+    const sizes = side > 560 ? WIDE : NARROW;
+    const { left, tall, gap, above } = sizes;
     const end = above + rounds.length * (tall + gap);
     svg.setAttribute("viewBox", `0 0 ${side} ${end + 12}`);
     rounds.forEach(({ pairs, buckets, delta }, round) => {
