@@ -65,7 +65,7 @@
     note("reset");
   }
 
-  /* The first point goes to the middle of the right half; x and y are in [-3, 3]. */
+  /* The first point goes to the middle of the right half; x and y are shares of the picture. */
   function dragging() {
     choose("set", "ring");
     choose("n", "32");
@@ -75,7 +75,9 @@
       pointerId: 7, bubbles: true,
       clientX: box.left + x * box.width, clientY: box.top + y * box.height,
     }));
-    send("pointerdown", picture.querySelector(".grab"), 0.5, 0.5);
+    const [x, y] = experiment.pointSet("ring", 32, 2, true)[0];
+    const last = [...picture.querySelectorAll(".grab")].at(-1); // nodes lie over each other
+    send("pointerdown", last, (x + 3) / 6, (3 - y) / 6);
     send("pointermove", picture, 0.75, 0.5);
     send("pointerup", picture, 0.75, 0.5);
     send("pointermove", picture, 0.1, 0.1); // nothing is held any more
@@ -83,6 +85,12 @@
     press("n", picture);
     press("ArrowUp", picture);
     program("moved by a key");
+    found.point = find("point").textContent;
+    found.touches = [last, picture].map((target) => { // a finger scrolls the page beside points only
+      const event = new Event("touchstart", { bubbles: true, cancelable: true });
+      target.dispatchEvent(event);
+      return event.defaultPrevented;
+    });
     found.linked = !find("link").hidden;
   }
 

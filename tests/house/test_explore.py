@@ -244,6 +244,7 @@ def test_programs_of_the_page_find_its_rows(used, capsys):
     assert len(before) == 32
     assert dragged == [[1.5, 0], *before[1:]]
     x, y = before[1]
+    assert used["point"] == f"Point 2: {x:g}, {moved[1][1]:g}"
     assert moved == [dragged[0], [x, pytest.approx(y + 0.1, abs=1e-9)], *before[2:]]
 
 
@@ -253,6 +254,7 @@ def test_settings(used):
     assert used["seeds"] == 2 * 40
     assert "set=line-mixture&order=sorted&n=256&keep=16&delta=0.01&seed=77" in used["link"]
     assert not used["linked"]  # its points were moved
+    assert used["touches"] == [True, False]
 
 
 @pytest.mark.slow

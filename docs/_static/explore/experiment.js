@@ -100,7 +100,18 @@ const experiment = (() => {
     }
   }
 
-  const gramOf = (points, k) => points.map((x) => points.map((y) => k(x, y)));
+  /* The Gram matrix; rows of points that did not move are taken from the matrix of another run. */
+  function gramOf(points, k, other) {
+    const still = (p) => other !== null && other.points[p] === points[p];
+    const K = points.map((_, p) => (still(p) ? other.K[p].slice() : new Float64Array(points.length)));
+    for (let p = 0; p < points.length; p++) {
+      for (let q = 0; q <= p; q++) {
+        if (!still(p) || !still(q)) K[p][q] = K[q][p] = k(points[p], points[q]);
+      }
+    }
+    return K;
+  }
+
   const submatrix = (K) => (bucket) => bucket.map((p) => bucket.map((q) => K[p][q]));
 
   function halvings(K, { size, delta, seed }) {
@@ -131,9 +142,12 @@ const experiment = (() => {
 
        left     number of points that are not dropped
        thinned  MMD of the points that are left, each with the weight of those it stands for
-       random   MMD of as many points, drawn at random */
-  function run({ points, bandwidth, delta, size, seed }) {
-    const K = gramOf(points, thinformer.kernels.gaussian(bandwidth));
+       random   MMD of as many points, drawn at random
+
+     `other` is a run of as many points, most of them the same. */
+  function run({ points, bandwidth, delta, size, seed }, other = null) {
+    const reusable = other?.bandwidth === bandwidth && other.points.length === points.length;
+    const K = gramOf(points, thinformer.kernels.gaussian(bandwidth), reusable ? other : null);
     const n = points.length;
     const { schedule, steps } = halvings(K, { size, delta, seed });
     const [thinned, random] = [new Discrepancy(K), new Discrepancy(K)];
@@ -154,16 +168,17 @@ const experiment = (() => {
   /* all[m] is the MMD of the last m points of an order, for m from n down to size. */
   function mmdOfSubsets(K, order, size) {
     const n = K.length;
-    const row = (p, points) => points.reduce((sum, q) => sum + K[p][q], 0);
-    const ofAll = K.map((_, p) => row(p, order));
+    const ofAll = K.map((row) => row.reduce((sum, x) => sum + x, 0)); // sums over all points
+    const ofSubset = ofAll.slice(); // and over the points that are left
     const total = ofAll.reduce((sum, x) => sum + x, 0);
     let [inside, across] = [total, total];
     const all = [];
     for (let m = n; m >= size; m--) {
       all[m] = Math.sqrt(Math.max(inside / m ** 2 - (2 * across) / (m * n) + total / n ** 2, 0));
       const p = order[n - m];
-      inside -= 2 * row(p, order.slice(n - m)) - K[p][p];
+      inside -= 2 * ofSubset[p] - K[p][p];
       across -= ofAll[p];
+      for (let q = 0; q < n; q++) ofSubset[q] -= K[p][q];
     }
     return all;
   }

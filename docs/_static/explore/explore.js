@@ -50,7 +50,7 @@
     moved = points !== null && (moved || points !== run.points);
     const { n, keep: size, delta, seed, bandwidth } = settings;
     points ??= experiment.pointSet(settings.set, n, settings.points, settings.order === "sorted");
-    run = experiment.run({ points, bandwidth, delta, size, seed });
+    run = experiment.run({ points, bandwidth, delta, size, seed }, run);
     ofSeeds = [];
     clearTimeout(pending);
     pending = setTimeout(() => {
@@ -61,6 +61,7 @@
 
   /* Another run, from its first step or at the same one. */
   function restart(step = 0) {
+    find("point").textContent = "";
     compute();
     t = Math.min(step, run.steps.length);
     find("at").max = run.steps.length;
@@ -193,23 +194,43 @@
     show();
   }
 
+  function tellPoint() {
+    find("point").textContent = `Point ${selected + 1}: ${points[selected].join(", ")}`;
+  }
+
   const svg = find("thinned");
   let held = null;
 
+  /* Where a pointer is, in the coordinates of the points. */
+  function placeOf(event) {
+    const box = svg.getBoundingClientRect();
+    const scale = drawing.SIDE / box.width;
+    return [drawing.back((event.clientX - box.left) * scale),
+      -drawing.back((event.clientY - box.top) * scale)];
+  }
+
+  /* The nearest point: the circles that take hold of points lie over each other. */
+  function nearest([x, y]) {
+    const line = -drawing.back(drawing.height([0]));
+    const distances = points.map((point) => Math.hypot(point[0] - x, (point[1] ?? line) - y));
+    return distances.indexOf(Math.min(...distances));
+  }
+
   svg.addEventListener("pointerdown", (event) => {
-    const p = event.target.dataset?.point;
-    if (p === undefined) return;
-    held = selected = Number(p);
+    if (!event.target.classList.contains("grab")) return;
+    held = selected = nearest(placeOf(event));
     svg.setPointerCapture(event.pointerId);
     pause();
     show();
   });
+  // a finger on a point moves it; touch-action alone did not keep the page from scrolling
+  svg.addEventListener("touchstart", (event) => {
+    if (event.target.classList.contains("grab")) event.preventDefault();
+  }, { passive: false });
   svg.addEventListener("pointermove", (event) => {
     if (held === null) return;
-    const box = svg.getBoundingClientRect();
-    const scale = drawing.SIDE / box.width;
-    move(held, [drawing.back((event.clientX - box.left) * scale),
-      -drawing.back((event.clientY - box.top) * scale)]);
+    move(held, placeOf(event));
+    tellPoint();
   });
   for (const name of ["pointerup", "pointercancel"]) {
     svg.addEventListener(name, () => (held = null));
@@ -229,7 +250,7 @@
     } else return;
     event.preventDefault();
     event.stopPropagation();
-    find("thinned-legend").textContent = `Point ${selected + 1} at ${points[selected].join(", ")}.`;
+    tellPoint();
   });
 
   // ---- Keys of the whole page -----------------------------------------------------------------

@@ -33,8 +33,7 @@ const picture = (() => {
     layers.nodes = points.map(() => add(layers.dots, "circle", { class: "point" }));
     if (movable) {
       const r = points.length > 64 ? 8 : 15;
-      layers.grabs = points.map((_, p) =>
-        add(svg, "circle", { class: "grab", r, "data-point": p }));
+      layers.grabs = points.map(() => add(svg, "circle", { class: "grab", r }));
     }
     return layers;
   }
