@@ -10,11 +10,11 @@ import re
 import shutil
 import subprocess
 
+import documents
 import explore_cases
 import numpy as np
 import pytest
 from checkout import ROOT
-from documents import run
 
 from thinformer import Draws, mmd
 from thinformer.halving.draws import make_draws
@@ -166,34 +166,37 @@ def test_figures_of_the_page_are_what_it_computes():
         assert [f"{mean:.3f}" for mean in means] == stated
 
 
-@pytest.fixture(scope="module")
-def used(cases, tmp_path_factory):
-    """What explore_check.js finds in the page, in a browser."""
+def in_browser(page, folder, query=""):
+    """The document of a page after half a minute of the browser's own, virtual time."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+               "--window-size=1280,1700", "--virtual-time-budget=30000", "--dump-dom",
+               f"--user-data-dir={folder / 'profile'}"]  # fmt: skip
+    command = [browser, *options, page.as_uri() + query]
+    home = os.environ | {"HOME": str(folder)}  # where it keeps what it remembers
+    done = subprocess.run(command, capture_output=True, text=True, env=home, timeout=300)
+    assert "</html>" in done.stdout, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def used(cases, tmp_path_factory):
+    """What explore_check.js finds in the page, in a browser."""
     folder = tmp_path_factory.mktemp("browser")
     shutil.copytree(FOLDER, folder / "explore")
     given = json.dumps([case.given for case in cases])
     (folder / "explore" / "cases.js").write_text(f"const cases = {given};")
-    page = (FOLDER / "index.html").read_text()
     for script in ("explore_choices.js", "explore_check.js"):
         shutil.copy(HELPERS / script, folder / "explore")
     added = ("cases.js", "explore_choices.js", "explore_check.js")
     tags = "".join(f'<script src="{script}"></script>\n' for script in added)
-    (folder / "explore" / "test.html").write_text(page.replace("</body>", tags + "</body>"))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-               "--window-size=1280,1700", "--virtual-time-budget=30000", "--dump-dom",
-               f"--user-data-dir={folder / 'profile'}"]  # fmt: skip
-    address = (folder / "explore" / "test.html").as_uri() + "?set=normal&n=32&keep=16&seed=4"
-    done = subprocess.run(
-        [browser, *options, address],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HOME": str(folder)},
-    )
-    written = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert written, done.stderr[-2000:]
+    page = folder / "explore" / "test.html"
+    page.write_text((FOLDER / "index.html").read_text().replace("</body>", tags + "</body>"))
+    document = in_browser(page, folder, "?set=normal&n=32&keep=16&seed=4")
+    written = re.search(r'<pre id="found">(.*?)</pre>', document, re.DOTALL)
+    assert written
     return json.loads(html.unescape(written.group(1)))
 
 
@@ -235,7 +238,7 @@ def test_programs_of_the_page_find_its_rows(used, capsys):
     texts = used["programs"]
     assert len(set(texts.values())) == len(texts) == 11
     for name, text in texts.items():
-        run(text, {}, name)
+        documents.run(text, {}, name)
         assert capsys.readouterr().out == "True\n", name
     before, dragged, moved = (
         [json.loads(row) for row in re.findall(r"^    (\[.*\]),$", texts[name], re.MULTILINE)]
@@ -264,6 +267,20 @@ def test_fits_a_phone_and_takes_the_theme_of_its_page(used):
     assert used["height"] >= used["scrolls"] > 800
     assert used["backgrounds"] == ["rgb(255, 255, 255)", "rgb(19, 20, 22)"]
     assert used["step"] == "30"
+
+
+@pytest.mark.slow
+def test_its_frame_gets_its_height(tmp_path):
+    """The block of explore.md, as it stands in the built page."""
+    text = (ROOT / "docs" / "explore.md").read_text()
+    block = re.search(r"^```\{raw\} html\n(.*?)^```$", text, re.DOTALL | re.MULTILINE).group(1)
+    shutil.copytree(FOLDER, tmp_path / "_static" / "explore")
+    page = tmp_path / "explore.html"
+    page.write_text(f"<!doctype html><body data-theme='dark'>{block}</body>")
+    written = float(re.search(r"height: ([\d.]+)px", block).group(1))
+    found = float(re.search(r"height: ([\d.]+)px", in_browser(page, tmp_path)).group(1))
+    assert found != written
+    assert 1000 < found < 2000
 
 
 def test_loads_nothing_from_elsewhere():
