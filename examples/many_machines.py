@@ -26,7 +26,10 @@ PART = 1_000_000  # rows of a part
 NETWORK = 1e9  # bytes a second that a worker sends or receives: an assumption
 
 TOKENS, HEADS, WIDTH, KEPT = 2**20, 16, 128, 1024  # attention; KEPT keys on each GPU
-HALF, SINGLE = 989e12, 66.9e12  # an H100's data sheet: operations a second, with tensor cores and without
+HALF, SINGLE = (
+    989e12,
+    66.9e12,
+)  # an H100's data sheet: operations a second, with tensor cores and without
 
 
 class Constants(NamedTuple):

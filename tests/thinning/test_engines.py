@@ -59,12 +59,12 @@ def test_ray():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_spark():
+def test_spark(monkeypatch):
     sql = pytest.importorskip("pyspark.sql")
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)  # read when the workers start
     builder = sql.SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-    builder = builder.config("spark.pyspark.python", sys.executable)
     spark = builder.getOrCreate()
     try:
         frame = spark.createDataFrame(pandas.DataFrame(POINTS, columns=COLUMNS)).repartition(3)
