@@ -1,0 +1,3 @@
+"""x"""
+from thinformer.dask.thinning import thin
+__all__=["thin"]
