@@ -51,22 +51,22 @@ class Blocks(NamedTuple):
         """Whether columns have names and units."""
         return self.frame is not None or self.names is not None
 
-    def table(self, found: Sequence[Any], every: bool) -> Table:
+    def table(self, found: Sequence[Any], every: bool, name: str = "x") -> Table:
         """The rows of some blocks, one behind the other, with the columns that are numbers.
 
         every : whether a frame's columns of a sampler are kept
+        name : the name of the argument
         """
         filled = [each for each in found if len(each)] or found[:1]
         if self.frame is None:
-            values = np.concatenate(filled)
+            table = read(np.concatenate(filled), name)
             if self.names is None:
-                return read(values, "x")
-            places = np.arange(len(self.names))
-            return Table(read(values, "x").values, self.names, places, self.left_out)
-        tables = [read(each, "x", every) for each in filled]
+                return table
+            return Table(table.values, self.names, np.arange(self.width), self.left_out)
+        tables = [read(each, name, every) for each in filled]
         table = tables[0]._replace(values=np.concatenate([each.values for each in tables]))
         table = table.without([] if self.column is None else [self.column], "weights")
-        check_some("x", table.labels, table.left_out)
+        check_some(name, table.labels, table.left_out)
         return table
 
 

@@ -89,6 +89,16 @@ def thin(
 
     Each task holds a block or four coresets; these have at most 2^l times
     2 max(2^g `size`, 4096) rows on level l of the tree.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from thinformer.dask import thin
+    >>> x = da.from_array(np.random.default_rng(0).normal(size=(30_000, 2)), chunks=(5000, 2))
+    >>> rows = thin(x, 20)
+    >>> x[rows].compute().shape
+    (20, 2)
     """
     by_name = isinstance(kernel, str) and kernel not in WITHOUT_BANDWIDTH and method not in BLIND
     median = isinstance(bandwidth, str) and bandwidth == "median"
