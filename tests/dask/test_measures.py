@@ -121,7 +121,7 @@ def test_points_of_their_own():
 def test_frames():
     """Weights by their name; an index does not count; a frame in memory beside it."""
     whole, x = frame(id=np.arange(400), w=WEIGHTS)
-    with pytest.warns(UserWarning, match=r"^x: left out of the distance: w \(weights\); id \(an in"):
+    with pytest.warns(UserWarning, match=r"^x: left out of the distance: id \(an index\)"):
         found = mmd(x, pairs(ROWS), weights="w")
     expected = thinformer.mmd(whole[["a", "b"]], ROWS, weights=WEIGHTS)
     assert found == pytest.approx(expected, rel=1e-9)
@@ -152,9 +152,8 @@ def test_compare_of_a_sample():
     whole, x = frame(w=WEIGHTS)
     coresets = {"a": pairs(ROWS), "b": (pairs(ROWS), SIGNED)}
     settings = {"weights": "w", "bandwidth": 2.0, "standardize": False, "sample": 100}
-    with pytest.warns(UserWarning, match=r"w \(weights\)"):
-        found = compare(x, coresets, **settings)
-        other = mmd(x, coresets["b"][0], coreset_weights=SIGNED, **settings)
+    found = compare(x, coresets, **settings)
+    other = mmd(x, coresets["b"][0], coreset_weights=SIGNED, **settings)
     assert found[1].mmd.squared == pytest.approx(other.squared, rel=1e-12)
     assert found[1].mmd.standard_error == pytest.approx(other.standard_error, rel=1e-12)
     by_rows = {"a": ROWS, "b": (ROWS, SIGNED)}
@@ -201,7 +200,7 @@ def test_the_number():
         (ROWS, {"bandwidth": -1.0}, "^bandwidth must be"),
         (ROWS, {"standardize": True}, "^standardize must be 'auto'"),
         (ROWS, {"weights": np.ones(3)}, r"^weights must have shape \(400,\); got \(3,\)"),
-        (ROWS, {"weights": np.zeros(400)}, "^weights must be finite, none of them negative and not"),
+        (ROWS, {"weights": np.zeros(400)}, "^weights must be finite, none of them neg"),
         (ROWS, {"weights": -np.ones(400)}, "^weights must be finite, and none of them negative"),
         (ROWS, {"coreset_weights": np.ones(3)}, r"^coreset_weights must be numbers of shape \(10,"),
         (lazy(), {"coreset_weights": np.ones(3)}, "^coreset_weights must be None for a coreset of"),

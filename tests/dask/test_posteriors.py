@@ -102,7 +102,9 @@ def test_columns_are_those_of_thin_in_memory():
         "id": (("chain", "draw"), np.arange(CHAINS * DRAWS).reshape(CHAINS, DRAWS)),
         "data": (("school",), [1.0, 2.0]),
     }
-    expected = r"^x: left out of the distance: data \(without draws\); lp__ \(of a sampler\); id \(an"
+    expected = (
+        r"^x: left out of the distance: data \(without draws\); lp__ \(of a sampler\); id \(an"
+    )
     with pytest.warns(UserWarning, match=expected):
         found = thin(lazy(**more), 20, g=1, seed=3)
     sample = X[:1100]  # of the first chain, and a block of the second

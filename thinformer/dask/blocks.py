@@ -67,7 +67,8 @@ class Blocks(NamedTuple):
         table = tables[0]._replace(values=np.concatenate([each.values for each in tables]))
         table = table.without([] if self.column is None else [self.column], "weights")
         check_some(name, table.labels, table.left_out)
-        return table
+        told = {label: why for label, why in table.left_out.items() if label != self.column}
+        return table._replace(left_out=told)
 
 
 def blocks_of(x: Any, weights: Any, every: bool, name: str = "x") -> Blocks:
@@ -152,7 +153,7 @@ def _of_posterior(x: Any, every: bool, name: str) -> tuple[Any, list[str], dict[
         data = da.asarray(dataset[label].transpose(*dims, ...).data)
         check_variables({label: data}, name)
         names += element_names(label, data.shape[len(dims) :])
-        data = data.rechunk({axis: -1 for axis in range(len(dims), data.ndim)})
+        data = data.rechunk(dict.fromkeys(range(len(dims), data.ndim), -1))
         if len(dims) == 2:
             data = da.concatenate([data[chain] for chain in range(data.shape[0])])
         columns.append(data.reshape(data.shape[0], -1) if data.ndim > 1 else data[:, None])

@@ -137,7 +137,7 @@ def _estimates(problem: Points, held: Held) -> list[SampledMMD]:
 
 
 class _Moments(NamedTuple):
-    """total : sum of the weights; mean : (d,); squares : (d, d) weighted products about the mean."""
+    """total : sum of the weights; mean : (d,); squares : (d, d) products about the mean."""
 
     total: float
     mean: NDArray[np.float64]
@@ -173,8 +173,10 @@ def _together(found: Sequence[_Moments]) -> _Moments:
     total = sum(each.total for each in found)
     shares = np.array([each.total for each in found]) / (total or 1.0)
     mean = shares @ np.array([each.mean for each in found])
-    between = [each.total * np.outer(each.mean - mean, each.mean - mean) for each in found]
-    return _Moments(total, mean, sum(each.squares for each in found) + sum(between))
+    squares = np.zeros((mean.size, mean.size))
+    for each in found:
+        squares += each.squares + each.total * np.outer(each.mean - mean, each.mean - mean)
+    return _Moments(total, mean, squares)
 
 
 def _moments_of_all(blocks: Blocks, held: Held) -> _Moments:

@@ -113,8 +113,9 @@ def mmd(
     else:
         held, named = with_rows(asked, blocks, lengths, [rows]), blocks.has_columns
     if theirs is None:
-        share = as_weights(coreset_weights, len(held.others[0].rows), "coreset_weights", signed=True)
-        held.others[0] = held.others[0]._replace(weights=share * share.size)
+        s = len(held.others[0].rows)
+        share = as_weights(coreset_weights, s, "coreset_weights", signed=True)
+        held.others[0] = held.others[0]._replace(weights=s * share)
     problem = as_problem(*in_one_unit(asked, held, named))
     ends = held.points, held.others[0]
     return squared_mmd(problem, *ends, *(own(problem, each) for each in ends))

@@ -16,6 +16,7 @@ measured on the sums of k over bins of the sample.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -144,9 +145,9 @@ def squared_mmd(
         # each part has noise of the rows that it was measured with
         noise = 4 * (mine.spread * here.left / m + spread * there.left / len(there.rows))
         of_rows = np.var(mine.parts - 2 * between, ddof=1) - noise
-        variance += here.left / m * max(of_rows, 0.0)
+        variance += here.left / m * max(float(of_rows), 0.0)
         variance += 2 * mine.spread * (here.left / m) ** 2
-    variance += 4 * spread * np.prod([each.left / len(each.rows) for each in pairs])
+    variance += 4 * spread * math.prod(each.left / len(each.rows) for each in pairs)
     if not np.isfinite(squared):
         raise ValueError("kernel must have finite values; between some of the points it has not")
     return SampledMMD(squared, float(np.sqrt(variance)))

@@ -176,7 +176,6 @@ def _sample(blocks: Blocks, every: bool) -> tuple[NDArray, NDArray | None]:
         return table.values, None
     table = table.without([] if every else table.indexes(), INDEX)
     check_some("x", table.labels, table.left_out)
-    told = {name: why for name, why in table.left_out.items() if name != blocks.column}
-    if told:
-        warnings.warn(f"x: {format_reasons(told)}", stacklevel=checks.depth())
+    if table.left_out:
+        warnings.warn(f"x: {format_reasons(table.left_out)}", stacklevel=checks.depth())
     return table.values, table.places
