@@ -233,7 +233,7 @@ def test_signatures_of_tabpfn(monkeypatch):
 COMMANDS = {
     "thin": "-o --out --size --ess --columns --standardize --no-standardize --weights --kernel "
     "--bandwidth --method --g --delta --seed --row-numbers --plot --curve --report --chunk-rows "
-    "--format --delimiter --comment",
+    "--scheduler --format --delimiter --comment",
     "test": "--columns --standardize --no-standardize --weights --kernel --bandwidth --method "
     "--bins --permutations --level --seed --plot --report --delimiter --comment",
     "demo": "--plot",
