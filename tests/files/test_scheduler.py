@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from files_of_points import POINTS, N, run, succeed
 
+from thinformer.dask import tasks
 from thinformer.thinning import merging
 
 pytest.importorskip("dask.array")
@@ -153,4 +154,15 @@ def test_a_package_is_missing(missing, scheduler, message, tmp_path, monkeypatch
     out = tmp_path / "out.parquet"
     assert run(source, "-o", out, "--size", 5, "--scheduler", scheduler) == 2
     assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_there_is_no_cluster(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(tasks, "SECONDS", 1)
+    out = tmp_path / "out.parquet"
+    options = ["-o", out, "--size", 5, "--scheduler", "tcp://127.0.0.1:1"]
+    assert run(write(tmp_path / "in.parquet"), *options) == 2
+    assert "there is no scheduler at tcp://127.0.0.1:1: " in capsys.readouterr().err
     assert not out.exists()
