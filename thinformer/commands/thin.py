@@ -70,9 +70,10 @@ standardised. .npz and .nc are read completely.
 Scheduler. --scheduler hands .parquet files to Dask: to a cluster at tcp://HOST:PORT, or to threads
 here (threads). The files are where all workers see them under the same path, and workers have
 thinformer and pyarrow installed. The rows are those that are chosen without it. A task holds a row
-group, a chunk or four coresets; what is written, the rows to compare with and two chunks come to
-this machine. Not with --size auto and --curve. Dask must be installed (pip install dask), and for a
-cluster distributed.
+group, a chunk or coresets. What is written, the rows to compare with and two chunks come to this
+machine. It excludes --size auto and --curve. What it needs:
+
+    pip install dask distributed
 
 exit status: 0 done; 1 files written, but not the summary; 2 an error, no file written; 130, 129 or
 143 interrupted or ended; 141 nobody reads standard output
