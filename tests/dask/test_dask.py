@@ -99,7 +99,7 @@ def untouched(*shape):
 @pytest.mark.parametrize(
     ("x", "wrong", "kind", "message"),
     [
-        (np.ones((3, 2)), {}, TypeError, "Array or a dask.dataframe.DataFrame; got ndarray"),
+        (np.ones((3, 2)), {}, TypeError, "whose variables are Dask arrays; got ndarray"),
         (untouched(30), {}, ValueError, r"x must have shape \(n, d\); got shape \(30,\) \(one col"),
         (untouched(0, 2), {}, ValueError, r"at least one row; got shape \(0, 2\)"),
         (untouched(30, 2), {"size": 31}, ValueError, "size must be at most the 30 rows of x"),

@@ -19,7 +19,8 @@ from thinformer.measuring import peers
 from thinformer.measuring.points import mean_and_error
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch", "thinformer.torch.distributed")
+PUBLIC = ("thinformer", "thinformer.dask", "thinformer.kernels", "thinformer.torch",
+          "thinformer.torch.distributed")  # fmt: skip
 
 
 def name(path):

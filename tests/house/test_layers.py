@@ -25,8 +25,8 @@ KNOWS = {
     "thinning": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "attending": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "plot": ("thinning", "support"),
-    "dask": ("thinning", "kernels", "support"),
-    "files": ("plot", "thinning", "cpu", "halving", "kernels", "support"),
+    "dask": ("thinning", "cpu", "halving", "kernels", "support"),
+    "files": ("plot", "dask", "thinning", "cpu", "halving", "kernels", "support"),
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",
                   "data"),
@@ -47,7 +47,8 @@ ONLY = {
     "sklearn": ("thinning/estimator.py", "thinning/regression.py", "measuring/points.py"),
     "transformers": ("torch/transformers.py", "torch/cache", "torch/evaluation"),
     "tabpfn": ("torch/tabpfn.py",),
-    "dask": ("dask.py",),
+    "dask": ("dask",),
+    "distributed": ("dask",),
     "reference": ("measuring/speed.py", "measuring/speed_cuda.py"),  # where there is a checkout
 }
 SPECIFICATION_IMPORTS = ("numpy", "scipy", "torch", "math", "typing", "itertools", "reference")

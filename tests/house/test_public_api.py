@@ -72,10 +72,18 @@ def test_plot():
 def test_dask():
     import thinformer.dask  # without Dask
 
-    assert thinformer.dask.__all__ == ["thin"]
+    assert thinformer.dask.__all__ == ["SampledMMD", "compare", "mmd", "thin"]
     assert plain_signature(thinformer.dask.thin) == (
         "(x, size, *, weights=None, kernel='gaussian', bandwidth='median', standardize='auto', "
         "method='compress++', g=4, delta=0.5, seed=0)"
+    )
+    assert plain_signature(thinformer.dask.mmd) == (
+        "(x, coreset, *, sample=20000, kernel='gaussian', bandwidth='median', standardize='auto', "
+        "weights=None, coreset_weights=None, seed=0)"
+    )
+    assert plain_signature(thinformer.dask.compare) == (
+        "(x, coresets, *, sample=20000, kernel='gaussian', bandwidth='median', "
+        "standardize='auto', weights=None, seed=0)"
     )
 
 
@@ -225,7 +233,7 @@ def test_signatures_of_tabpfn(monkeypatch):
 COMMANDS = {
     "thin": "-o --out --size --ess --columns --standardize --no-standardize --weights --kernel "
     "--bandwidth --method --g --delta --seed --row-numbers --plot --curve --report --chunk-rows "
-    "--format --delimiter --comment",
+    "--scheduler --format --delimiter --comment",
     "test": "--columns --standardize --no-standardize --weights --kernel --bandwidth --method "
     "--bins --permutations --level --seed --plot --report --delimiter --comment",
     "demo": "--plot",

@@ -67,6 +67,14 @@ first chunk. At most two chunks and 6 * sqrt(chunks) * c rows are in memory: abo
 .npy is mapped into memory; its columns are copied if only some are used or if they are
 standardised. .npz and .nc are read completely.
 
+Scheduler. --scheduler hands .parquet files to Dask: to a cluster at tcp://HOST:PORT, or to threads
+here (threads). The files are where all workers see them under the same path, and workers have
+thinformer and pyarrow installed. The rows are those that are chosen without it. A task holds a row
+group, a chunk or coresets. What is written, the rows to compare with and two chunks come to this
+machine. It excludes --size auto and --curve. What it needs:
+
+    pip install dask distributed
+
 exit status: 0 done; 1 files written, but not the summary; 2 an error, no file written; 130, 129 or
 143 interrupted or ended; 141 nobody reads standard output
 
@@ -178,6 +186,11 @@ def _add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk-rows", type=int, default=2**18, metavar="N",
         help="rows read at once, at least 4096 (default: 262144)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scheduler", metavar="S",
+        help="thin .parquet files on a cluster of Dask, tcp://HOST:PORT, or by its threads here: "
+        "threads",
     )  # fmt: skip
     parser.add_argument(
         "--format", choices=("csv", "tsv"), help="format of standard input (default: csv)"

@@ -42,6 +42,7 @@ class Job(NamedTuple):
     kind : format of standard input, as an ending; None for CSV
     delimiter : delimiter of CSV; None for the one that belongs to the ending
     comment : start of the lines of CSV that are no records, or None
+    scheduler : "threads" or the address of a cluster of Dask; None to thin on this machine
     """
 
     source: Path
@@ -66,6 +67,7 @@ class Job(NamedTuple):
     kind: str | None
     delimiter: str | None
     comment: str | None
+    scheduler: str | None = None
 
 
 def job_of(arguments: argparse.Namespace) -> Job:
@@ -94,6 +96,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         kind=None if arguments.format is None else f".{arguments.format}",
         delimiter=delimiter_of(arguments.delimiter),
         comment=arguments.comment,
+        scheduler=arguments.scheduler,
     )
 
 
@@ -187,6 +190,7 @@ def check(job: Job) -> str:
     """
     kind = _check_formats(job)
     _check_paths(job, kind)
+    _check_scheduler(job, kind)
     check_text(job.columns, job.delimiter, job.comment)
     _check_numbers(job)
     return kind
@@ -248,6 +252,23 @@ def _check_paths(job: Job, kind: str) -> None:
         same = path.exists() and any(s.exists() and path.samefile(s) for s in sources)
         if other != option or same:
             raise ValueError(f"{option} {path} is the file of {'IN' if same else other} too")
+
+
+def _check_scheduler(job: Job, kind: str) -> None:
+    """Check that a scheduler can do what is asked."""
+    name = job.scheduler
+    if name is None:
+        return
+    if name != "threads" and "://" not in name:
+        raise ValueError(f"--scheduler takes threads or an address, tcp://HOST:PORT; got {name}")
+    if kind != ".parquet":
+        raise ValueError(f"--scheduler reads .parquet files; IN is {title(job.source)}")
+    if job.size is None or job.curve is not None:
+        option = "--curve" if job.curve else "--size auto"
+        raise ValueError(
+            f"--scheduler takes --size NUMBER and no --curve; got {option}, for which all rows "
+            "must be on this machine"
+        )
 
 
 def check_text(columns: list[str] | None, delimiter: str | None, comment: str | None) -> None:

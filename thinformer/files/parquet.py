@@ -62,7 +62,6 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
     written = schema
     if request.chain is not None:
         written = schema.insert(0, pa.field("chain", pa.int64()))
-    plain = _takeable(pa, written)
     progress = [0]
 
     def chunks() -> Iterator[Chunk]:
@@ -72,15 +71,10 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
                 table = next(tables, None)
             if table is None:
                 return
-            values = np.empty((table.num_rows, len(wanted)))
-            for k, j in enumerate(wanted):
-                values[:, k] = table.column(j).cast(pa.float64(), safe=False).to_numpy()
+            values = _numbers(pa, table, wanted)
             check_finite(values, [schema.names[j] for j in wanted], path, progress[0])
             progress[0] += table.num_rows
-            if request.chain is not None:
-                chain = pa.array(np.full(table.num_rows, request.chain))
-                table = table.add_column(0, "chain", chain)
-            yield chunk_of(values, len(columns), table if plain == written else table.cast(plain))
+            yield chunk_of(values, len(columns), _records(pa, table, request.chain))
 
     return Source(
         columns=columns,
@@ -93,6 +87,80 @@ def open_parquet(request: Request, stack: contextlib.ExitStack) -> Source:
         left_out=dict.fromkeys(index, INDEX),
         fields=fields,
     )
+
+
+class Part(NamedTuple):
+    """A row group of a file or of a folder. It can be sent to other processes.
+
+    path : the file or folder
+    fragment : the row group, as pyarrow has it
+    schema : the schema of the file or folder
+    start, rows : the number of its first row in the file or folder, and how many rows it has
+    chain : what a column `chain` that is added holds, or None
+    """
+
+    path: Path
+    fragment: Any
+    schema: Any
+    start: int
+    rows: int
+    chain: int | None
+
+
+def parts_of(path: Path, chain: int | None) -> list[Part]:
+    """Return the row groups of a file or folder, in the order of its rows."""
+    dataset = optional("pyarrow.dataset", "Parquet").dataset(
+        path.resolve(), format="parquet", partitioning="hive" if path.is_dir() else None
+    )
+    parts: list[Part] = []
+    start = 0
+    for file in dataset.get_fragments():
+        for fragment in file.split_by_row_group():
+            rows = sum(group.num_rows for group in fragment.row_groups)
+            if rows:
+                parts.append(Part(path, fragment, dataset.schema, start, rows, chain))
+            start += rows
+    return parts
+
+
+def numbers_of_part(part: Part, columns: Sequence[str]) -> NDArray[np.float64]:
+    """Return the columns (rows, columns) of a part, checked."""
+    pa = optional("pyarrow", "Parquet")
+    with reading(part.path, "Parquet"):
+        table = part.fragment.to_table(schema=part.schema, columns=list(columns))
+    values = _numbers(pa, table, range(len(columns)))
+    check_finite(values, list(columns), part.path, part.start)
+    return values
+
+
+def records_of_part(part: Part, rows: NDArray[np.int64]) -> Any:
+    """Return records of a part, by increasing numbers of its rows."""
+    pa = optional("pyarrow", "Parquet")
+    tables, start = [], 0
+    with reading(part.path, "Parquet"):
+        for batch in part.fragment.to_batches(schema=part.schema, batch_size=CHECKED):
+            end = start + batch.num_rows
+            among = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]
+            table = _records(pa, pa.Table.from_batches([batch]), part.chain)
+            tables.append(table.take(among - start))
+            start = end
+        return pa.concat_tables(tables)
+
+
+def _numbers(pa: Any, table: Any, places: Sequence[int]) -> NDArray[np.float64]:
+    """Columns of a table, by their places."""
+    values = np.empty((table.num_rows, len(places)))
+    for k, j in enumerate(places):
+        values[:, k] = table.column(j).cast(pa.float64(), safe=False).to_numpy()
+    return values
+
+
+def _records(pa: Any, table: Any, chain: int | None) -> Any:
+    """A table of which rows can be taken, with a column `chain` if it is to be added."""
+    if chain is not None:
+        table = table.add_column(0, "chain", pa.array(np.full(table.num_rows, chain)))
+    plain = _takeable(pa, table.schema)
+    return table if plain == table.schema else table.cast(plain)
 
 
 def _write(

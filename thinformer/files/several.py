@@ -28,13 +28,17 @@ def open_sources(requests: Sequence[Request], kind: str) -> Iterator[Source]:
         yield without_constants(source._replace(draws=True), requests[0])
 
 
+def has_chain(fields: Sequence[tuple[str, str]]) -> bool:
+    """Whether one of the columns has the name that a column of chains would have."""
+    return "chain" in [name.strip().strip("._").lower() for name, _ in fields]
+
+
 def _joined(requests: Sequence[Request], kind: str) -> Source:
     """The rows of all files; which columns are used, and how rows are written, as in the first."""
     with open_source(requests[0], kind) as source:
-        names = [name.strip().strip("._").lower() for name, _ in source.fields]
         like = title(requests[0].path), source.fields
         columns = source.columns
-    added = "chain" not in names
+        added = not has_chain(source.fields)
     each = [
         request._replace(columns=columns, like=like, chain=number if added else None)
         for number, request in enumerate(requests, 1)

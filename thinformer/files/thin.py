@@ -7,58 +7,35 @@ import json
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.files.comparison import Compared, Seen, compared, see
+from thinformer.files import spread
+from thinformer.files.comparison import Compared, compared
 from thinformer.files.csv import DELIMITERS
 from thinformer.files.job import Job, check, chunk_rows, name_of, rows_beside
-from thinformer.files.messages import shown, writing
+from thinformer.files.messages import writing
 from thinformer.files.output import replacing
 from thinformer.files.packing import packing
+from thinformer.files.reading import Reading, Rows, chunks_of, keep_only
 from thinformer.files.report import Outcome, report
 from thinformer.files.sampler import format_skipped
 from thinformer.files.several import open_sources
 from thinformer.files.source import STANDARD, Request, Source, title
-from thinformer.halving.draws import seed_from
-from thinformer.kernels.catalogue import SHORT, WITHOUT_BANDWIDTH
+from thinformer.kernels.catalogue import SHORT
 from thinformer.plot import draw_coreset
 from thinformer.plot import error_curve as draw_curve
 from thinformer.support.machine import peak_resident_megabytes
 from thinformer.support.names import few
 from thinformer.support.progress import Tell
 from thinformer.thinning import ess as effective
-from thinformer.thinning.arguments import median_distance, unequal_weights
-from thinformer.thinning.merging import LEAST
-from thinformer.thinning.methods import BLIND
-from thinformer.thinning.scales import deviations
+from thinformer.thinning.arguments import unequal_weights
 from thinformer.thinning.sizes import error_curve
 from thinformer.thinning.streaming import merge_and_reduce
 from thinformer.thinning.thin import thin
-
-Rows = tuple[NDArray, NDArray]  # points and weights
-
-
-@dataclass
-class _Reading:
-    """What is known and held while thinning takes one chunk after the other.
-
-    seen : rows to compare the coreset with
-    held : row numbers and records of the rows that may still be chosen, chunk by chunk
-    bandwidth : bandwidth of the kernel, once the first chunk is read
-    deviation : deviations of the first chunk's columns, if these are standardised
-    seconds : time spent in reading
-    """
-
-    seen: Seen | None = None
-    held: list[tuple[NDArray, Any]] = field(default_factory=list)
-    bandwidth: float | list[float] | None = None
-    deviation: NDArray | None = None
-    seconds: float = 0.0
 
 
 def run(job: Job, tell: Tell) -> Outcome:
@@ -83,7 +60,7 @@ def run(job: Job, tell: Tell) -> Outcome:
         outputs = _outputs(job, kind, stack)
         with _about(job):
             source = stack.enter_context(open_sources(_requests(job, kind), kind))
-        reading = _Reading(seconds=time.perf_counter() - start)
+        reading = Reading(seconds=time.perf_counter() - start)
         points, outcome = _thin(job, source, reading, tell)
         thinned = time.perf_counter()
         tell("writing", None)
@@ -132,7 +109,7 @@ def _requests(job: Job, kind: str) -> list[Request]:
 
 
 def _write(
-    job: Job, source: Source, reading: _Reading, outputs: dict[str, Path], outcome: Outcome
+    job: Job, source: Source, reading: Reading, outputs: dict[str, Path], outcome: Outcome
 ) -> None:
     """Write the chosen rows, and for .npy their numbers."""
     target = outputs["out"]
@@ -143,7 +120,7 @@ def _write(
             np.save(stream, np.array(outcome.row_numbers))
 
 
-def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: Path) -> None:
+def _draw(job: Job, source: Source, reading: Reading, points: NDArray, target: Path) -> None:
     """Draw the rows and the coreset in the units of the file."""
     assert job.plot is not None
     assert reading.seen is not None
@@ -155,7 +132,7 @@ def _draw(job: Job, source: Source, reading: _Reading, points: NDArray, target: 
 
 
 def _draw_errors(
-    job: Job, source: Source, reading: _Reading, outcome: Outcome, target: Path, tell: Tell
+    job: Job, source: Source, reading: Reading, outcome: Outcome, target: Path, tell: Tell
 ) -> None:
     """Draw the error of coresets by size."""
     assert job.curve is not None
@@ -184,7 +161,7 @@ def _about(job: Job) -> Iterator[None]:
 def _thin(
     job: Job,
     source: Source,
-    reading: _Reading,
+    reading: Reading,
     tell: Tell,
 ) -> tuple[NDArray, Outcome]:
     """Thin the rows of a source, compare, and return the chosen points."""
@@ -192,37 +169,49 @@ def _thin(
     seed = int(np.random.default_rng().integers(2**32)) if job.seed is None else job.seed
     _check_bandwidths(job, source)
     with _about(job):
-        chunks = _chunks(job, source, seed, reading, tell)
-        settings = _settings(job, seed)
-        size, ess = job.size, None
-        if size is None or job.curve is not None:
-            only = _only_chunk(job, chunks)
-            chunks = iter([only])
-        if size is None:
-            ess = _effective_size(job, source, *only)
-            chosen = thin(only[0], "auto", ess=ess[0], weights=only[1], progress=tell, **settings)
-            size = chosen.size
-        coreset = merge_and_reduce(
-            chunks,
-            size,
-            keep=lambda rows: _keep_only(reading.held, rows),
-            progress=tell,
-            **settings,
-        )
+        ess = None
+        if job.scheduler is not None:
+            requests, settings = _requests(job, ".parquet"), _settings(job, seed)
+            rows, points = spread.choose(job, source, requests, settings, reading, tell)
+        else:
+            rows, points, ess = _choose(job, source, seed, reading, tell)
     thinned = time.perf_counter()
     tell("comparing with standard thinning", None)
     assert reading.seen is not None
-    found = compared(job, reading.seen, coreset.points, reading.bandwidth, source.labels)
+    found = compared(job, reading.seen, points, reading.bandwidth, source.labels)
     seconds = {
         "reading": reading.seconds,
         "thinning": thinned - start - reading.seconds,
         "comparing": time.perf_counter() - thinned,
     }
-    rows = coreset.rows.tolist()
-    outcome = _outcome(job, source, reading, found, seed, rows, seconds)
+    outcome = _outcome(job, source, reading, found, seed, rows.tolist(), seconds)
     if ess is not None:
         outcome = outcome._replace(ess=ess[0], ess_from=ess[1])
-    return coreset.points, outcome
+    return points, outcome
+
+
+def _choose(
+    job: Job, source: Source, seed: int, reading: Reading, tell: Tell
+) -> tuple[NDArray[np.int64], NDArray, tuple[float, str] | None]:
+    """Choose rows chunk by chunk; their points, and the effective size that gave their number."""
+    chunks = chunks_of(job, source, seed, reading, tell)
+    settings = _settings(job, seed)
+    size, ess = job.size, None
+    if size is None or job.curve is not None:
+        only = _only_chunk(job, chunks)
+        chunks = iter([only])
+    if size is None:
+        ess = _effective_size(job, source, *only)
+        chosen = thin(only[0], "auto", ess=ess[0], weights=only[1], progress=tell, **settings)
+        size = chosen.size
+    coreset = merge_and_reduce(
+        chunks,
+        size,
+        keep=lambda rows: keep_only(reading.held, rows),
+        progress=tell,
+        **settings,
+    )
+    return coreset.rows, coreset.points, ess
 
 
 def _settings(job: Job, seed: int) -> dict[str, Any]:
@@ -276,7 +265,7 @@ def _check_bandwidths(job: Job, source: Source) -> None:
 def _outcome(
     job: Job,
     source: Source,
-    reading: _Reading,
+    reading: Reading,
     found: Compared,
     seed: int,
     rows: list[int],
@@ -311,81 +300,3 @@ def _outcome(
         peak_megabytes=None,
         notes=notes,
     )
-
-
-def _chunks(
-    job: Job,
-    source: Source,
-    seed: int,
-    reading: _Reading,
-    tell: Tell,
-) -> Iterator[Rows]:
-    """Yield points and weights of a source, chunk by chunk, standardised if the job says so."""
-    generator = np.random.default_rng([seed, 1])  # not the numbers that thinning draws
-    clock = time.perf_counter()
-    for chunk in source.chunks:
-        points = chunk.points
-        if job.standardize:
-            if reading.deviation is None:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    deviation = deviations(points)
-                if not np.isfinite(deviation).all():
-                    column = source.labels[int(np.argmin(np.isfinite(deviation)))]
-                    raise ValueError(
-                        f"{name_of(job)}: column {shown(column)} is too large for "
-                        "--standardize; scale it first, or say --no-standardize"
-                    )
-                reading.deviation = deviation
-            points = points / reading.deviation.astype(points.dtype)
-        if reading.seen is None:
-            reading.bandwidth = _bandwidth(job, points, seed)
-        weights = np.ones(len(points)) if chunk.weights is None else chunk.weights
-        if weights.min() < 0:
-            raise ValueError(
-                f"{name_of(job)}: --weights {shown(job.weights)} must not be negative; "
-                f"it holds {weights.min()}"
-            )
-        reading.seen = see(reading.seen, points, weights, job.size or LEAST, generator)
-        rows = reading.seen.rows
-        reading.held.append((np.arange(rows - len(points), rows), chunk.records))
-        reading.seconds += time.perf_counter() - clock
-        tell("reading and thinning", source.fraction())
-        yield points, weights
-        clock = time.perf_counter()
-    reading.seconds += time.perf_counter() - clock
-    if reading.seen is not None and job.size is not None and reading.seen.rows < job.size:
-        raise ValueError(
-            f"{name_of(job)}: --size {job.size} is more than its {reading.seen.rows} rows"
-        )
-    tell("thinning", None)
-
-
-def _bandwidth(job: Job, points: NDArray, seed: int) -> float | list[float] | None:
-    """The bandwidth of the kernel; "median" is what `thin` computes for these points and seed."""
-    if SHORT.get(job.kernel, job.kernel) in WITHOUT_BANDWIDTH:
-        return None
-    if not isinstance(job.bandwidth, str):
-        return job.bandwidth
-    try:
-        return median_distance(points, np.random.default_rng(seed_from(seed)))
-    except ValueError as error:
-        if job.method in BLIND:
-            return None
-        raise ValueError(
-            f"{name_of(job)}: {error} (of the first {len(points)} rows); "
-            "say --bandwidth NUMBER, or a larger --chunk-rows if others differ"
-        ) from None
-
-
-def _keep_only(held: list[tuple[NDArray, Any]], rows: NDArray[np.int64]) -> None:
-    """Drop the records of all rows but these, given by increasing numbers."""
-    left = []
-    for numbers, records in held:
-        among = rows[
-            np.searchsorted(rows, numbers[0]) : np.searchsorted(rows, numbers[-1], "right")
-        ]
-        if among.size == numbers.size:
-            left.append((numbers, records))
-        elif among.size:
-            left.append((among, records.take(np.searchsorted(numbers, among))))
-    held[:] = left

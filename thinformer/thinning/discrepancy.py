@@ -22,6 +22,7 @@ from thinformer.thinning.arguments import (
     target_of,
 )
 from thinformer.thinning.scales import Standardize, samples, standardized
+from thinformer.thinning.tables import check_in_memory
 
 
 def mmd(
@@ -254,6 +255,7 @@ def root(squared: float) -> float:
 
 def row_numbers(coreset: Any) -> NDArray[np.int64] | None:
     """The rows (s,) of a coreset; None where it has points of its own."""
+    check_in_memory(coreset, "coreset")
     rows = np.asarray(coreset)
     of_rows = rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size
     return rows.astype(np.int64) if of_rows else None

@@ -28,7 +28,7 @@ from thinformer.thinning.merging import (
     taken,
 )
 from thinformer.thinning.methods import BLIND, METHODS, Method
-from thinformer.thinning.tables import has_columns, read
+from thinformer.thinning.tables import check_in_memory, has_columns, read
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +184,7 @@ def coreset(
             "points must be an array (rows, d), so that all parts have the same columns: "
             f"frame[columns].to_numpy(); got {type(points).__name__}"
         )
+    check_in_memory(points, "points")
     array = np.asarray(points)
     checks.shape("points", array, 2, "(rows, d)")
     if len(array):

@@ -23,7 +23,7 @@ from thinformer.thinning.arguments import Target, as_weights
 from thinformer.thinning.columns import OF_A_SAMPLER, Table, counted, is_of_a_sampler
 from thinformer.thinning.methods import BLIND, Method
 from thinformer.thinning.scales import Standardize, belongs_to_columns, for_columns
-from thinformer.thinning.tables import frame_labels, has_columns, is_frame
+from thinformer.thinning.tables import check_in_memory, frame_labels, has_columns, is_frame
 from thinformer.thinning.thin import thin
 
 
@@ -134,6 +134,7 @@ class KernelThinner(BaseEstimator):
             X is not a matrix of finite numbers, or has fewer rows than `n_samples`; or a parameter
             is out of its range.
         """
+        check_in_memory(X, "X")
         # a single row has no median distance, and there is nothing to choose
         points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         n = len(points)

@@ -58,8 +58,9 @@ def read(points: Any, name: str = "points", every: bool = False) -> Table:
     Raises
     ------
     TypeError, ValueError
-        The points are not numbers, or have another shape.
+        The points are not numbers, or have another shape; or they are of Dask.
     """
+    check_in_memory(points, name)
     if is_frame(points):
         return _of_frame(points, name, every)
     if is_variable(points):  # a DataArray: one variable of a posterior, which was chosen by hand
@@ -79,6 +80,27 @@ def read(points: Any, name: str = "points", every: bool = False) -> Table:
     checks.not_empty(name, array, 0, "point")
     checks.not_empty(name, array, 1, "dimension")
     return Table(array)
+
+
+def check_in_memory(points: Any, name: str) -> None:
+    """Raise for a Dask array or frame, or a posterior of such: NumPy would load all of it."""
+    if is_of_dask(points):
+        raise TypeError(
+            f"{name} must be in memory; got a Dask {type(points).__name__}. thinformer.dask.thin, "
+            f".mmd and .compare read it block by block; {name}.compute() loads it"
+        )
+
+
+def is_of_dask(points: Any) -> bool:
+    """Whether points are an array or frame of Dask, or a posterior with such a variable."""
+    if hasattr(type(points), "columns"):  # a frame, whose columns may have any name
+        return hasattr(type(points), "__dask_graph__")
+    group = posterior_group(points)
+    if isinstance(group, Mapping) and not hasattr(group, "coords"):
+        return any(map(is_of_dask, group.values()))
+    graph = getattr(group, "__dask_graph__", None)
+    # xarray has the method always, and answers for its arrays
+    return callable(graph) and (not hasattr(group, "coords") or graph() is not None)
 
 
 def is_frame(points: Any) -> bool:
@@ -166,7 +188,7 @@ def _of_mapping(points: Mapping, name: str, every: bool) -> Table:
     shape = shapes.pop()
     # more chains than draws are no chains: draws (n, d) would be read as n chains of d draws
     if shapes or len(shape) < leading or shape[0] > shape[-1]:
-        _check_variables(arrays, name)  # a group of another kind is no array of numbers
+        check_variables(arrays, name)  # a group of another kind is no array of numbers
         got = ", ".join(f"{label} {array.shape}" for label, array in arrays.items())
         raise ValueError(
             f"{name} as a dict must hold arrays (chain, draw, ...) with at most as many chains as "
@@ -184,15 +206,15 @@ def _of_variables(
     """Variables (n, ...) of draws as an array (n, d); their elements are ``theta[0]``, ..."""
     kept = {label: a for label, a in arrays.items() if every or not is_of_a_sampler(str(label))}
     left_out = {**left_out, **{str(x): OF_A_SAMPLER for x in arrays if x not in kept}}
-    _check_variables(kept, name)
+    check_variables(kept, name)
     check_some(name, kept, left_out)
     names: list[str] = []
     places: list[int] = []
     for label, array in arrays.items():
-        elements = [",".join(map(str, index)) for index in np.ndindex(*array.shape[1:])]
+        elements = element_names(label, array.shape[1:])
         if label in kept:
             places += range(len(names), len(names) + len(elements))
-        names += [f"{label}[{index}]" if index else str(label) for index in elements]
+        names += elements
     rows = len(next(iter(kept.values())))
     if rows == 0:
         raise ValueError(f"{name} must have at least one draw")
@@ -200,7 +222,14 @@ def _of_variables(
     return Table(np.concatenate(columns, axis=1), names, np.array(places, int), left_out)
 
 
-def _check_variables(arrays: Mapping[Any, NDArray], name: str) -> None:
+def element_names(label: Any, shape: Sequence[int]) -> list[str]:
+    """The names of the elements of a variable whose draws have a shape."""
+    elements = (",".join(map(str, index)) for index in np.ndindex(*shape))
+    return [f"{label}[{index}]" if index else str(label) for index in elements]
+
+
+def check_variables(arrays: Mapping[Any, NDArray], name: str) -> None:
+    """Check that variables hold numbers."""
     for label, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise TypeError(_not_numbers(f"{name} has a variable {label!r}", array.dtype, array))
