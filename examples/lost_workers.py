@@ -1,4 +1,4 @@
-"""Slow and lost workers in the tree of `thinformer.merge`: a simulation that computes real coresets.
+"""Slow and lost workers in the tree of `thinformer.merge`, simulated with real coresets.
 
 python -m examples.lost_workers
 
@@ -54,7 +54,7 @@ def compute(node: Node, found: list[Coresets]) -> Coresets:
     level, part = node
     if level:
         return merge(found)
-    points = np.random.default_rng(part).normal(size=(ROWS, 2)) + [part / 50, 0]
+    points = np.random.default_rng(part).normal([part / 50, 0], size=(ROWS, 2))
     return coreset(points, SIZE, part=part, bandwidth=1.0)
 
 
