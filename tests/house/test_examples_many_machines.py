@@ -1,4 +1,4 @@
-"""The examples of many machines: what the model counts, and that no lost worker changes the rows."""
+"""The examples of many machines: what the model counts; no lost worker changes the rows."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_tables(capsys):
     assert float(first[5]) == pytest.approx(8192 * 7 * 1024 / 1e6, abs=1)
 
 
-@pytest.mark.parametrize("slow, lose", [(0.1, 0), (0, 0.1), (0.1, 0.1)])
+@pytest.mark.parametrize(("slow", "lose"), [(0.1, 0), (0, 0.1), (0.1, 0.1)])
 def test_lost_workers_change_nothing(slow, lose):
     parts = 19
     calm = lost_workers.Run(parts, 4, 0, 0, seed=0).outcome()
@@ -81,7 +81,7 @@ def test_lost_workers_change_nothing(slow, lose):
 
 
 def test_what_a_lost_worker_held_is_computed_again():
-    """A worker that held one part of four is lost before they are merged: the part is done again."""
+    """A worker that held one part of four is lost before they are merged."""
     run = lost_workers.Run(4, 2, 0, 0, seed=0)
     while len(run.held) < 3:
         run.start()

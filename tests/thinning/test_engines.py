@@ -26,7 +26,7 @@ def run_page(heading, **names):
         "coreset": coreset, "merge": merge, "columns": COLUMNS,
         "bandwidth": median_distance(POINTS[:1000], rng=0),
     }  # fmt: skip
-    exec(compile(shown(heading), heading, "exec"), names)  # noqa: S102
+    exec(compile(shown(heading), heading, "exec"), names)
     return names["rows"]
 
 
