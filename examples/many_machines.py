@@ -1,8 +1,9 @@
 """Thinning on many machines, on paper: times, memory and traffic from constants measured here.
 
 OPENBLAS_NUM_THREADS=1 python -m examples.many_machines
+python -m examples.many_machines --quality
 
-The tables follow the tree of `thinformer.merge`. What one machine cannot show, many workers and a
+The second command thins points in parts, and as one set. The tables of the first follow the tree of `thinformer.merge`. What one machine cannot show, many workers and a
 network, is a model: each level of the tree waits for the one below.
 """
 
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from examples.command import count
-from thinformer import coreset, merge, set_num_threads
+from thinformer import compare, coreset, merge, set_num_threads, thin
 from thinformer.thinning.merging import FULL, GROWING
 
 SIZE, DIM = 1000, 4  # rows to choose, and columns of points in float64
@@ -26,10 +27,7 @@ PART = 1_000_000  # rows of a part
 NETWORK = 1e9  # bytes a second that a worker sends or receives: an assumption
 
 TOKENS, HEADS, WIDTH, KEPT = 2**20, 16, 128, 1024  # attention; KEPT keys on each GPU
-HALF, SINGLE = (
-    989e12,
-    66.9e12,
-)  # an H100's data sheet: operations a second, with tensor cores and without
+HALF, SINGLE = 989e12, 66.9e12  # operations a second of an H100: tensor cores, float32
 
 
 class Constants(NamedTuple):
@@ -151,6 +149,36 @@ def tokens_table() -> Iterable[str]:
         )
 
 
+def quality(n: int, size: int = 100, seeds: int = 3) -> Iterable[str]:
+    """Lines of a table: the MMD of coresets of n points that drift, by the number of parts."""
+    rng = np.random.default_rng(0)
+    # five normal distributions in three dimensions; later points come from later ones more often
+    late = rng.normal(np.arange(n) / n, 0.3)[:, None]
+    nearest = np.abs(late - np.linspace(0, 1, 5)).argmin(axis=1)
+    points = rng.normal(scale=4.0, size=(5, 3))[nearest] + rng.normal(size=(n, 3))
+    bandwidth = 3.0
+    found = {f"every {n // size:,}th point": np.arange(n // size - 1, n, n // size)[:size]}
+    for seed in range(seeds):
+        found[f"thin of all points/{seed}"] = thin(points, size, bandwidth=bandwidth, rng=seed)
+        cuts = np.sort(rng.choice(n, 19, replace=False))
+        ways = {f"{c} parts of equal length": np.arange(n, step=-(-n // c))[1:] for c in (20, 400)}
+        for way, starts in (ways | {"20 parts of random lengths": cuts}).items():
+            parts = [
+                coreset(part, size, part=i, bandwidth=bandwidth, seed=seed, first_row=first)
+                for i, (first, part) in enumerate(
+                    zip([0, *starts], np.split(points, starts), strict=True)
+                )
+            ]
+            found[f"{way}/{seed}"] = merge(parts).choose().rows
+    errors: dict[str, list[float]] = {}
+    for each in compare(points, found, bandwidth=bandwidth):
+        errors.setdefault(each.name.split("/")[0], []).append(each.mmd)
+    yield f"{n:,} points that drift, to {size} rows: MMD, the mean of {seeds} seeds"
+    for way, each in errors.items():
+        error = np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0
+        yield f"{way:28}  {np.mean(each):.4f}" + (f" +- {error:.4f}" if error else "")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
@@ -158,7 +186,13 @@ def main(argv: list[str] | None = None) -> None:
         description="What thinning takes on many machines, by constants measured on this one.",
     )
     parser.add_argument("--part", type=count, default=PART, help="rows to measure with")
+    parser.add_argument("--quality", action="store_true", help="the MMD by the number of parts")
+    parser.add_argument("--points", type=count, default=200_000, help="of the table of MMDs")
     arguments = parser.parse_args(argv)
+    if arguments.quality:
+        for line in quality(arguments.points):
+            print(line, flush=True)
+        return
     set_num_threads(1)
     constants = measure(arguments.part)
     print("measured on one thread:")

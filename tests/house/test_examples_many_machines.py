@@ -53,6 +53,17 @@ def test_model_has_the_rows_of_the_tree():
     assert cost(70e6, 1, constants).choose == pytest.approx(rows, rel=0.01)
 
 
+def test_quality(capsys):
+    many_machines.main(["--quality", "--points", "20000"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "20,000 points that drift, to 100 rows: MMD, the mean of 3 seeds"
+    errors = {line[:28].strip(): float(line[28:].split()[0]) for line in lines}
+    evenly = errors.pop("every 200th point")
+    assert len(errors) == 4
+    assert max(errors.values()) < evenly / 3
+    assert max(errors.values()) < 1.5 * min(errors.values())
+
+
 def test_tables(capsys):
     many_machines.main(["--part", "20000"])
     measured, points, tokens = capsys.readouterr().out.strip().split("\n\n")

@@ -78,7 +78,8 @@ class Coresets:
         Notes
         -----
         The time is that of `thin` for the rows of all coresets, at most about
-        6 sqrt(parts) max(2^g size, 4096).
+        6 sqrt(parts) max(2^g size, 4096), or 40 log4(parts) in place of 6 sqrt(parts) if that is
+        less.
         """
         _check_complete(self.nodes, parts)
         settings = self.settings
@@ -157,11 +158,14 @@ def coreset(
     -----
     The time is near-linear in the number of rows, as for "kh-compress".
 
-    Each row passes through the halvings of its part and through one halving for each of log4(parts)
-    levels. A coreset of level l has about 2^l times the rows of one of level 0, so all levels add
-    about the same to the squared error. The error of c parts is therefore about sqrt(1 + log4(c))
-    times that of a single halving to as many rows as the last coreset has. This is the reason of
-    Compress (arXiv 2111.07941), whose guarantee is for parts of equal length.
+    Each row passes through the halvings of its part and through those of log4(parts) merges. Up to
+    level 3 a coreset of level l has about 2^l times the rows of one of level 0, so all these levels
+    add about the same to the squared error. For c <= 64 parts the error is therefore about
+    sqrt(1 + log4(c)) times that of a single halving to as many rows as the last coreset has. This
+    is the reason of Compress (arXiv 2111.07941), whose guarantee is for parts of equal length.
+    Coresets of higher levels do not grow, and the highest merges dominate the error of the tree:
+    that of halving to 2^3 max(2^g size, 4096) rows, in groups of 8,192. It is small beside the
+    error of `size` rows.
 
     Examples
     --------
@@ -222,9 +226,10 @@ def merge(coresets: Iterable[Coresets]) -> Coresets:
     Notes
     -----
     Parts 4 i to 4 i + 3 are merged and halved when all four are there, and so on upwards. So each
-    merge halves four coresets of m rows to 2 m rows, in near-linear time. What is returned for
-    parts 0 to c - 1 has at most about 6 sqrt(c) max(2^g `size`, 4096) rows. Parts that are no
-    neighbours are not merged, so neighbours should meet early.
+    merge halves four coresets of m rows to 2 m rows, and above level 3 to m rows, in linear time.
+    What is returned for parts 0 to c - 1 has at most about 6 sqrt(c) max(2^g `size`, 4096) rows, or
+    40 log4(c) in place of 6 sqrt(c) if that is less. Parts that are no neighbours are not merged,
+    so neighbours should meet early.
     """
     given = list(coresets)
     for each in given:

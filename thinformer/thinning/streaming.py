@@ -79,7 +79,8 @@ def merge_and_reduce(
 
     Notes
     -----
-    For c chunks, memory holds two chunks and at most about 6 sqrt(c) max(2^g size, 4096) points.
+    For c chunks, memory holds two chunks and at most about 6 sqrt(c) max(2^g size, 4096) points, or
+    40 log4(c) in place of 6 sqrt(c) if that is less.
     """
     size, g = checks.integer("size", size, 1), checks.integer("g", g, 0)
     stream = _numbered(chunks)
