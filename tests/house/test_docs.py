@@ -1,12 +1,10 @@
-"""The documentation builds without a warning, its examples run, and its links lead somewhere."""
+"""The examples of the documentation run, and its links lead somewhere."""
 
 import configparser
 import importlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import documents
 import numpy as np
@@ -19,37 +17,10 @@ from thinformer.measuring import peers
 from thinformer.measuring.points import mean_and_error
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch", "thinformer.torch.distributed")
 
 
 def name(path):
     return str(path.relative_to(ROOT))
-
-
-@pytest.mark.slow
-def test_builds(tmp_path):
-    """With warnings as errors; what is public has a place in the reference."""
-    inventory = pytest.importorskip("sphinx.util.inventory")
-    command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
-               str(ROOT / "docs"), str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    content = (tmp_path / "objects.inv").read_bytes()
-    found = inventory.InventoryFile.loads(content, uri="")
-    there = {
-        entry for kind, entries in found.data.items() if kind.startswith("py:") for entry in entries
-    }
-    for module in PUBLIC:
-        for public in importlib.import_module(module).__all__:
-            assert f"{module}.{public}" in there
-    assert {
-        "thinformer.torch.transformers.register",
-        "thinformer.torch.transformers.configure",
-    } <= there
-    benchmarks = (tmp_path / "benchmarks.html").read_text()
-    assert benchmarks.count("<table") == 11
-    assert "compress++" in benchmarks
-    assert (tmp_path / "where-it-pays.html").read_text().count("<table") == 4
 
 
 def test_where_other_packages_are_ahead():
