@@ -19,7 +19,9 @@ copyright = author
 release = version = __version__
 
 extensions = [
+    "archive",  # this one and the next two are in extensions/
     "mathml",
+    "slides",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -48,7 +50,7 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-html_math_renderer = "mathml"  # of extensions/: formulas need no network
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "thinformer"
 html_static_path = ["_static"]

@@ -1,4 +1,4 @@
-"""Formulas as MathML, made while the documentation is built: a page needs no script and no network."""
+"""Formulas as MathML, made when the documentation is built: pages need no script and no network."""
 
 import re
 

@@ -158,7 +158,7 @@ def test_every_formula_is_mathml(site, pages):
 
 
 def test_what_a_page_must_not_have_is_seen(tmp_path):
-    """The tests above would fail: a script of another host, a picture that is not there, raw TeX."""
+    """The tests above fail for a script of another host, a picture that is not there, raw TeX."""
     page = Page(
         '<script src="https://cdn.example/x.js"></script><img src="none.png">'
         r"<p>\(\alpha\)</p><code>\alpha</code><math></math>"
