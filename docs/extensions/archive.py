@@ -1,4 +1,4 @@
-"""The notebooks and what they read, as an archive: with the package installed, no clone is needed."""
+"""The notebooks and what they read, as an archive: beside the package, no clone is needed."""
 
 import zipfile
 from pathlib import Path

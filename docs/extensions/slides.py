@@ -1,8 +1,8 @@
 """Slides from the notebooks: one file a lesson, with its pictures and without a library.
 
 A heading of second order begins a slide. In the metadata of a cell, ``slideshow.slide_type`` is as
-in Jupyter: "slide" begins one under the same heading, "skip" leaves the cell out. A notebook where no
-cell has it has no slides. Code is not shown, what it printed and drew is.
+in Jupyter: "slide" begins one under the same heading, "skip" leaves the cell out. A notebook in
+which no cell has it has no slides. Code is not shown, what it printed and drew is.
 """
 
 import json

@@ -4,6 +4,7 @@ import html.parser
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -17,6 +18,38 @@ PUBLIC = ("thinformer", "thinformer.kernels", "thinformer.torch", "thinformer.to
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src",
           "audio": "src", "video": "src", "embed": "src", "object": "data", "image": "href",
           "use": "href"}  # fmt: skip
+CHROMIUM = shutil.which("chromium")
+# visits pages in a frame, and counts formulas, formulas without an area, and pictures without one
+VISITS = """<!doctype html><body><script>
+async function visit(page) {
+  const frame = document.createElement("iframe");
+  Object.assign(frame, { width: 1280, height: 2000, src: page });
+  const loaded = new Promise(done => { frame.onload = done; });
+  document.body.append(frame);
+  await loaded;
+  const there = frame.contentDocument;
+  for (const details of there.querySelectorAll("details")) details.open = true;
+  const pictures = [...there.images];
+  for (const picture of pictures) {
+    picture.loading = "eager";
+    if (!picture.complete) await new Promise(done => { picture.onload = picture.onerror = done; });
+  }
+  const empty = box => !(box.width > 2 && box.height > 4);
+  const formulas = [...there.querySelectorAll("math")];
+  const counts = [
+    formulas.length,
+    formulas.filter(formula => empty(formula.getBoundingClientRect())).length,
+    pictures.filter(picture => !picture.naturalWidth).length,
+  ];
+  frame.remove();
+  return counts;
+}
+(async () => {
+  const found = [];
+  for (const page of PAGES) found.push(await visit(page));
+  document.body.innerHTML = `<pre>${JSON.stringify(found)}</pre>`;
+})();
+</script>"""
 TEX = re.compile(r"\\[A-Za-z({\[]|\$[^$\s]")
 
 
@@ -155,6 +188,36 @@ def test_every_formula_is_mathml(site, pages):
         assert pages[folder / f"{source.stem}.html"].formulas == counts[source.stem], source
     assert counts["01_kernel_halving_by_hand"] > 20
     assert pages[site / "reference" / "thinformer.html"].formulas > 20
+
+
+def visited(paths, folder):
+    """What a browser without a network counts on each page."""
+    harness = folder / "visits.html"
+    harness.write_text(VISITS.replace("PAGES", json.dumps([path.as_uri() for path in paths])))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+               "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND",
+               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=600000",
+               "--dump-dom", harness.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return json.loads(re.search(r"<pre>(\[.*)</pre>", done.stdout).group(1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_shows_every_formula_and_picture(pages, tmp_path):
+    for (path, page), (formulas, empty, broken) in zip(
+        pages.items(), visited(pages, tmp_path), strict=True
+    ):
+        assert formulas >= page.formulas, path
+        assert (empty, broken) == (0, 0), path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_finds_what_is_not_there(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<math><mi>x</mi></math><math></math><img src="none.png">')
+    assert visited([page], tmp_path) == [[2, 1, 1]]
 
 
 def test_what_a_page_must_not_have_is_seen(tmp_path):
