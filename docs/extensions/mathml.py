@@ -19,6 +19,12 @@ SPELLINGS = (
         r"\1\\,",
     ),
 )
+# two digits where TeX takes one: docutils takes both, without a word
+UNCLEAR = re.compile(r"(?:[_^]|\\sqrt|\\[dt]?binom)\s*\d\d")
+# a delimiter without \left or \right, which stand at the ends of a row, keeps its size
+DELIMITER = re.compile(
+    r'(<mrow>\s*)?<mo((?: class="mathopen")?)>([‖⟨⟩⌊⌋⌈⌉{}])</mo>(?=(\s*</mrow>)?)'
+)
 
 
 def mathml(tex, block=False):
@@ -34,14 +40,26 @@ def mathml(tex, block=False):
     Raises
     ------
     ValueError
-        If a command is not known.
+        If a command is not known, or an argument of two digits has no braces.
     """
+    if UNCLEAR.search(tex):
+        raise ValueError(
+            f"two digits in the formula {tex.strip()!r} need braces around the argument"
+        )
     for pattern, replacement in SPELLINGS:
         tex = pattern.sub(replacement, tex)
     try:
-        return tex2mathml(tex.strip(), as_block=block)
+        found = tex2mathml(tex.strip(), as_block=block)
     except MathError as error:
         raise ValueError(f"no MathML for the formula {tex.strip()!r}: {error}") from error
+
+    def of_one_size(match):
+        row, attributes, delimiter, end = match.groups(default="")
+        if "\\left" in tex and (row or end):
+            return match[0]
+        return f'{row}<mo{attributes} stretchy="false">{delimiter}</mo>'
+
+    return DELIMITER.sub(of_one_size, found)
 
 
 def write(translator, node, tag, block):

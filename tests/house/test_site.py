@@ -255,5 +255,13 @@ def test_formulas(mathml):
         (r"\log_4 n + \log\tfrac{2S}{\delta}", r"\log_4\,n + \log\,\tfrac{2S}{\delta}"),
     ):
         assert mathml(short) == mathml(whole)
+    # as TeX: only \left and \right make delimiters as high as what is between them
+    assert mathml(r"\|x\|_2").count('<mo stretchy="false">‖</mo>') == 2
+    assert "stretchy" not in mathml(r"\left\|\frac{a}{b}\right\|")
+    both = mathml(r"\left\|\frac{a}{b}\right\| + \langle a, b\rangle")
+    assert re.findall(r"<mo(.*?)>[‖⟨⟩]", both) == ["", ""] + 2 * [' stretchy="false"']
+    for unclear in (r"x^10", r"\sqrt 12", "a_12"):
+        with pytest.raises(ValueError, match="need braces"):
+            mathml(unclear)
     with pytest.raises(ValueError, match=r"no MathML for the formula.*Unknown LaTeX command"):
         mathml(r"\nonsense{x}")
