@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from sphinx.util.docutils import SphinxDirective
@@ -10,6 +11,7 @@ from thinformer import __version__
 from thinformer.measuring import models, peers, points, speed
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "extensions"))
 
 project = "thinformer"
 author = "The thinformer developers"
@@ -17,10 +19,12 @@ copyright = author
 release = version = __version__
 
 extensions = [
+    "archive",  # this one and the next two are in extensions/
+    "mathml",
+    "slides",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -46,6 +50,7 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "thinformer"
 html_static_path = ["_static"]
