@@ -3,8 +3,9 @@
 OPENBLAS_NUM_THREADS=1 python -m examples.many_machines
 python -m examples.many_machines --quality
 
-The second command thins points in parts, and as one set. The tables of the first follow the tree of `thinformer.merge`. What one machine cannot show, many workers and a
-network, is a model: each level of the tree waits for the one below.
+The second command thins points in parts, and all at once. The tables of the first follow the tree
+of `thinformer.merge`. What one machine cannot show, many workers and a network, is a model there:
+each level of the tree waits for the one below.
 """
 
 from __future__ import annotations
