@@ -1,5 +1,6 @@
 """`tests/on_gpu/run.sh`, the command for a GPU, as far as the simulator goes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,8 +13,7 @@ from checkout import ROOT
 pytestmark = pytest.mark.slow
 
 sys.path.append(str(ROOT / "tests" / "on_gpu"))
-import running
-import stages
+running, stages = map(importlib.import_module, ("running", "stages"))
 
 
 def files():
@@ -49,7 +49,8 @@ def test_the_command(tmp_path):
 @pytest.fixture
 def runner(tmp_path):
     report = running.Report(tmp_path)
-    return running.Runner(report, 60, os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)})
+    with running.Runner(report, 60, dict(os.environ)) as made:
+        yield made
 
 
 def code(words, *, name="stage", seconds=30, **settings):

@@ -39,10 +39,10 @@ def main():
         parser.error(f"--only must name some of {', '.join(stages.NAMES)}; got {unknown[0]!r}")
     folder = arguments.out or os.environ.get("OUT") or tempfile.mkdtemp(prefix="thinformer-gpu-")
     report = Report(Path(folder))
-    runner = Runner(report, arguments.seconds, stages.environment(simulated))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the stages that run are stopped
-    for group in stages.groups(simulated):
-        runner.run([stage for stage in group if stage.name in names])
+    with Runner(report, arguments.seconds, stages.environment(simulated)) as runner:
+        for group in stages.groups(simulated):
+            runner.run([stage for stage in group if stage.name in names])
     return report.end()
 
 

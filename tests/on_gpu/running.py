@@ -30,8 +30,9 @@ class Report:
             file.write(f"{line}\n")
 
     def add(self, stage, outcome, seconds, words, output=""):
-        """Write the result of a stage, its `RESULT` lines, and all of its output."""
-        lines = [x.removeprefix(RESULT) for x in output.split("\n") if x.startswith(RESULT)]
+        """Write the result of a stage, the lines that it quotes, and all of its output."""
+        stage, quoted = stage.name, re.compile(f"{RESULT}|{stage.quoted}")
+        lines = [x.removeprefix(RESULT) for x in output.split("\n") if quoted.match(x)]
         self.results.append(
             {"stage": stage, "outcome": outcome, "seconds": round(seconds, 1), "words": words,
              "lines": lines}
@@ -61,25 +62,31 @@ class Runner:
         self.end = time.monotonic() + seconds
         self.temporary = tempfile.TemporaryDirectory(prefix="thinformer-gpu-")
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.temporary.cleanup()
+
     def run(self, stages):
         """Run stages at the same time, and report each when it ends."""
         running = []
         for stage in stages:
             if stage.skipped:
-                self.report.add(stage.name, SKIPPED, 0, stage.skipped)
+                self.report.add(stage, SKIPPED, 0, stage.skipped)
             elif self.end - time.monotonic() < LEAST:
-                self.report.add(stage.name, CUT, 0, "not begun: the time of the run is over")
+                self.report.add(stage, CUT, 0, "not begun: the time of the run is over")
             else:
                 running.append(Running(stage, self))
         try:
             while running:
                 for one in [one for one in running if one.over()]:
-                    self.report.add(one.stage.name, *one.result())
+                    self.report.add(one.stage, *one.result())
                     running.remove(one)
                 time.sleep(0.05)
         finally:  # interrupted
             for one in running:
-                self.report.add(one.stage.name, *one.result())
+                self.report.add(one.stage, *one.result())
 
 
 class Running:

@@ -12,9 +12,7 @@ def test_70000_heads():
     expected = compress_kv(key, value, size=3, rng=0)
     np.testing.assert_array_equal(host(compress_kv(OnGpu(key), OnGpu(value), size=3, rng=0)),
                                   expected)  # fmt: skip
-    np.testing.assert_array_equal(
-        compress_kv(key, value, size=3, rng=0, device="cuda"), expected
-    )
+    np.testing.assert_array_equal(compress_kv(key, value, size=3, rng=0, device="cuda"), expected)
 
 
 def test_70000_sets():

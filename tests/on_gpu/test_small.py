@@ -42,11 +42,13 @@ def test_pivots():
     from thinformer import thinformer_attention
 
     tensors = torch.randn(3, 1, S, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    options = {"size": SIZE - 1, "correction": "nystrom", "return_indices": True}
     kept = [
-        thinformer_attention(*tensors.to(device), size=SIZE - 1, correction="nystrom",
-                             generator=torch.Generator().manual_seed(1), return_indices=True).indices
+        thinformer_attention(
+            *tensors.to(device), generator=torch.Generator().manual_seed(1), **options
+        ).indices
         for device in ("cpu", torch_device())
-    ]  # fmt: skip
+    ]
     assert torch.equal(kept[0].cpu(), kept[1].cpu())
 
 
