@@ -42,14 +42,6 @@ def host(kept):
     return kept.cpu().numpy()
 
 
-def to_torch(*arrays, dtype=None):
-    """NumPy arrays as tensors on the GPU."""
-    import torch
-
-    tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(torch_device()) for x in arrays]
-    return [tensor.to(dtype) for tensor in tensors] if dtype else tensors
-
-
 def torch_device():
     return "cpu" if SIMULATED else "cuda"
 
@@ -64,9 +56,10 @@ def tensors_to_kernels(monkeypatch):
 
     def through(choose):
         def on_gpu(heads, selection, seed, kept):
+            if not _there[-1]:
+                return choose(heads, selection, seed, kept)
             heads = heads._replace(key=heads.key.as_subclass(OnCuda))
             words = torch.tensor(bits_of_seed(int(seed)))
-            calls.append(choose.__name__)
             found = choose(heads, selection, words, kept)
             return tuple(x.as_subclass(torch.Tensor) for x in found)
 
@@ -76,7 +69,17 @@ def tensors_to_kernels(monkeypatch):
         monkeypatch.setattr(on_cpu, name, through(getattr(on_cpu, name)))
 
 
-calls = []  # of choices that went to the kernels of the simulator
+_there = [True]  # whether tensors are thought of as on a GPU
+
+
+@contextlib.contextmanager
+def placed(there):
+    """The device of tensors on the CPU, or on the GPU; in the simulator, what chooses for them."""
+    _there.append(there)
+    try:
+        yield torch_device() if there else "cpu"
+    finally:
+        _there.pop()
 
 
 @contextlib.contextmanager

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from devices import at, torch_device
+from devices import at, placed
 
 from thinformer import ThinformerAttention, thinformer_attention
 from thinformer.attending.options import CORRECTIONS
-
-THERE = torch_device()
 
 
 def drawn(T, S, H, E, seed=0):
@@ -18,13 +16,13 @@ def drawn(T, S, H, E, seed=0):
 
 def both(tensors, mask=None, **options):
     results = []
-    for device in ("cpu", THERE):
-        if mask is not None:
-            options["key_padding_mask"] = mask.to(device)
-        found = thinformer_attention(
-            *(x.to(device) for x in tensors), generator=torch.Generator().manual_seed(1),
-            return_indices=True, **options)  # fmt: skip
-        results.append(found)
+    for there in (False, True):
+        with placed(there) as device:
+            if mask is not None:
+                options["key_padding_mask"] = mask.to(device)
+            results.append(thinformer_attention(
+                *(x.to(device) for x in tensors), generator=torch.Generator().manual_seed(1),
+                return_indices=True, **options))  # fmt: skip
     return results
 
 
@@ -59,9 +57,10 @@ def test_half_precision(correction):
         *(x.float().transpose(1, 2) for x in tensors)
     ).transpose(1, 2)
     errors = []
-    for device, dtype in (("cpu", torch.float32), (THERE, torch.bfloat16)):
+    for there, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         module = ThinformerAttention(size=at(128, 4), correction=correction,
                                      generator=torch.Generator().manual_seed(1))  # fmt: skip
-        output = module(*(x.to(device, dtype) for x in tensors))[0]
+        with placed(there) as device:
+            output = module(*(x.to(device, dtype) for x in tensors))[0]
         errors.append(float((output.cpu().float() - exact).norm() / exact.norm()))
     assert errors[1] < 1.2 * errors[0] + 0.02

@@ -1,7 +1,7 @@
 """Each kernel once, on a small problem: what compute-sanitizer watches; and what ncu profiles."""
 
 import numpy as np
-from devices import OnGpu, at, host, torch_device
+from devices import OnGpu, at, host, placed
 
 from thinformer import compress_kv, kernel_halve, kh_compress
 
@@ -43,12 +43,12 @@ def test_pivots():
 
     tensors = torch.randn(3, 1, S, 2, 4, generator=torch.Generator().manual_seed(0)).double()
     options = {"size": SIZE - 1, "correction": "nystrom", "return_indices": True}
-    kept = [
-        thinformer_attention(
-            *tensors.to(device), generator=torch.Generator().manual_seed(1), **options
-        ).indices
-        for device in ("cpu", torch_device())
-    ]
+    kept = []
+    for there in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        with placed(there) as device:
+            found = thinformer_attention(*tensors.to(device), generator=generator, **options)
+        kept.append(found.indices)
     assert torch.equal(kept[0].cpu(), kept[1].cpu())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from devices import FLOAT32_TOLERANCE, at, torch_device
+from devices import FLOAT32_TOLERANCE, at, placed, torch_device
 from problems import Attention, reference_numpy, smallest_margin
 
 from thinformer import ThinformerAttention, compress_schedule, make_draws, thinformer_attention
@@ -24,13 +24,14 @@ def both(query, key, value, seed=1, **options):
     """What is computed of tensors on the CPU, in double precision, and of the same on the GPU."""
     mask = options.pop("key_padding_mask", None)
     results = []
-    for device in ("cpu", THERE):
-        tensors = [x.double() if device == "cpu" else x.to(device) for x in (query, key, value)]
-        if mask is not None:
-            options["key_padding_mask"] = mask.to(device)
-        results.append(thinformer_attention(
-            *tensors, generator=generator(seed), return_weights=True, return_indices=True,
-            **options))  # fmt: skip
+    for there in (False, True):
+        with placed(there) as device:
+            tensors = [x.to(device) if there else x.double() for x in (query, key, value)]
+            if mask is not None:
+                options["key_padding_mask"] = mask.to(device)
+            results.append(thinformer_attention(
+                *tensors, generator=generator(seed), return_weights=True, return_indices=True,
+                **options))  # fmt: skip
     return results
 
 
@@ -92,20 +93,22 @@ def test_a_module():
     """With oversampling, without weights: torch's own attention over the keys that were kept."""
     S = at(4096, 16)
     query, key, value = (drawn(1, S, 2, 16, seed=i) for i in range(3))
-    outputs = [
-        ThinformerAttention(1, use_torch_spda=True, generator=generator(4))(
-            query.to(device), key.to(device), value.to(device))[0].cpu()
-        for device in ("cpu", THERE)
-    ]  # fmt: skip
+    outputs = []
+    for there in (False, True):
+        module = ThinformerAttention(1, use_torch_spda=True, generator=generator(4))
+        with placed(there) as device:
+            output, _ = module(*(x.to(device) for x in (query, key, value)))
+        outputs.append(output.cpu())
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients():
     S, size = at((512, 64), (16, 4))
     gradients = []
-    for device in ("cpu", THERE):
-        tensors = [drawn(1, S, 2, 4, seed=i).to(device).requires_grad_() for i in range(3)]
-        output = thinformer_attention(*tensors, size=size, generator=generator(5))
+    for there in (False, True):
+        with placed(there) as device:
+            tensors = [drawn(1, S, 2, 4, seed=i).to(device).requires_grad_() for i in range(3)]
+            output = thinformer_attention(*tensors, size=size, generator=generator(5))
         of = torch.autograd.grad(output.square().sum(), tensors)
         gradients.append([x.cpu() for x in of])
     for one, other in zip(*gradients, strict=True):
