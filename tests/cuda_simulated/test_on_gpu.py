@@ -24,7 +24,8 @@ def files():
 def test_the_command(tmp_path):
     """All stages, on small problems; nothing is written into the checkout."""
     before = files()
-    command = [ROOT / "tests" / "on_gpu" / "run.sh", "--simulator", "--out", tmp_path]
+    command = [ROOT / "tests" / "on_gpu" / "run.sh", "--simulator", "--out", tmp_path,
+               "--seconds", "1000"]  # fmt: skip
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (tmp_path / "log.txt").read_text()
@@ -39,7 +40,7 @@ def test_the_command(tmp_path):
     passed = int(results["tests"]["words"].split()[0])
     assert passed > 50
     aims = [line for line in results["benchmark"]["lines"] if ", aim " in line]
-    assert [line.split(", aim ")[1].split(":")[0] for line in aims][:4] == ["10", "3", "10", "3"]
+    assert [line.split(", aim ")[1] for line in aims][:4] == ["10", "3", "10", "3"]
     assert (tmp_path / "summary.txt").read_text() == done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "log.txt", "summary.json", "summary.txt",

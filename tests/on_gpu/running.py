@@ -131,6 +131,8 @@ class Running:
 
 def count(output):
     """What pytest -v says of its tests, also where it was stopped: "3 passed, 1 skipped"."""
+    if ended := re.search(r"^=+ (\d[^=]*) in [\d.]+s.*=+$", output, re.MULTILINE):
+        return ended[1]
     found = re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", output, re.MULTILINE)
     words = {"PASSED": "passed", "FAILED": "failed", "ERROR": "errors", "SKIPPED": "skipped"}
     return ", ".join(f"{found.count(x)} {word}" for x, word in words.items() if x in found)

@@ -82,7 +82,7 @@ def groups(simulated):
         OF_PROFILER, simulated,
     )  # fmt: skip
     if simulated:  # one process, as each takes seconds to begin
-        checks = [Stage("tests", tests(*files), 280)]
+        checks = [Stage("tests", tests(*files), 1000)]
     else:
         checks = [
             Stage(f"test {name}", tests(file), 100) for name, file in zip(TESTS, files, strict=True)

@@ -18,7 +18,7 @@ def drawn(*shape, dtype=np.float64, seed=0):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels(kernel):
     """Buckets of many panels, in blocks of the largest size."""
-    S, size = at((2048, 512), (64, 16))
+    S, size = at((2048, 512), (36, 9))
     points = drawn(S, 3)
     options = {"size": size, "kernel": kernel, "rng": 0}
     expected = kh_compress(points, **options)
@@ -35,14 +35,16 @@ def test_kernels(kernel):
 )  # fmt: skip
 def test_bandwidths_and_sums(kernel):
     """More columns than are staged at once."""
-    S, size = at((1024, 64), (24, 12))
+    S, size = at((1024, 64), (12, 6))
     points = drawn(S, 35)
     expected = kh_compress(points, size=size, kernel=kernel, rng=1)
     kept = kh_compress(points, size=size, kernel=kernel, rng=1, device="cuda")
     np.testing.assert_array_equal(kept, expected)
 
 
-@pytest.mark.parametrize(("S", "size"), [(2, 1), (3, 2), (90, 45), at((5000, 9), (24, 1))])
+@pytest.mark.parametrize(
+    ("S", "size"), [(2, 1), (3, 2), at((90, 45), (40, 20)), at((5000, 9), (16, 1))]
+)
 def test_sizes(S, size):
     points = drawn(S, 2)
     expected = kh_compress(points, size=size, rng=2)
@@ -61,8 +63,8 @@ def test_integers_bit_for_bit(dtype):
 
 
 def test_stacks_of_any_layout():
-    S, size = at((500, 40), (20, 5))
-    points = drawn(2, 3, S, 4)
+    (B, H), S, size = at(((2, 3), 500, 40), ((1, 2), 10, 3))
+    points = drawn(B, H, S, 4)
     for array in (points, points[0, 1], points.transpose(1, 0, 2, 3)[..., ::-1],
                   points.transpose(1, 0, 3, 2)[..., ::2, :].transpose(0, 1, 3, 2),
                   np.broadcast_to(points[0, 0], points.shape)):  # fmt: skip
@@ -72,10 +74,12 @@ def test_stacks_of_any_layout():
         np.testing.assert_array_equal(kept, expected)
 
 
-@pytest.mark.parametrize(("S", "dtype"), [(at(600, 24), "f8"), (33, "f8"), (33, "f4"), (1, "f8")])
+@pytest.mark.parametrize(
+    ("S", "dtype"), [(at(600, 12), "f8"), (at(33, 7), "f8"), (33, "f4"), (1, "f8")]
+)
 def test_gram_matrices(S, dtype):
     """A stack of them; an odd last point is carried over."""
-    x = drawn(1 if S == 24 else 2, 2, S)
+    x = drawn(at(2, 1), 2, S)
     K = np.exp(-((x[..., None] - x[..., None, :]) ** 2)).astype(dtype)
     expected = kernel_halve(K, rng=5)
     np.testing.assert_array_equal(kernel_halve(K, rng=5, device="cuda"), expected)
@@ -89,7 +93,7 @@ def test_gram_matrices(S, dtype):
 
 @pytest.mark.parametrize("method", ["kh-compress", "halving"])
 def test_thin(method):
-    points = drawn(at(3000, 30), 2)
+    points = drawn(at(3000, 20), 2)
     expected = thin(points, at(50, 5), method=method, rng=6)
     kept = thin(points, at(50, 5), method=method, rng=6, device="cuda")
     np.testing.assert_array_equal(kept, expected)

@@ -47,7 +47,7 @@ TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "float32": 1e-4, "float64": 1e-1
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
     """Seeds whose decisions no rounding turns."""
-    S, size, H = at((256, 32, 4), (16, 4, 2))
+    S, size, H = at((256, 32, 4), (12, 3, 1))
     key, value = (drawn(2, S, H, 8, seed=i).to(getattr(torch, dtype)) for i in (1, 2))
     query = drawn(2, 5, H, 8, seed=3).to(key.dtype)
     schedule = compress_schedule(S, size)
@@ -64,16 +64,18 @@ def test_dtypes(dtype):
 
 def test_layouts():
     """Heads first in memory, every second column, and one head for all."""
-    S, size = at((700, 60), (16, 4))
-    query, key, value = (drawn(2, 3, S, 16, seed=i).transpose(1, 2)[..., ::2] for i in range(3))
+    S, size = at((700, 60), (10, 3))
+    query, key, value = (
+        drawn(at(2, 1), 3, S, 16, seed=i).transpose(1, 2)[..., ::2] for i in range(3)
+    )
     check(*both(query, key, value, size=size), 1e-10)
     key, value = (x[:, :, :1].expand(-1, -1, 3, -1) for x in (key, value))
     check(*both(query, key, value, size=size), 1e-10)
 
 
 def test_groups_of_query_heads():
-    S, size = at((700, 60), (16, 4))
-    query, key, value = drawn(2, 5, 8, 4), drawn(2, S, 2, 4, seed=1), drawn(2, S, 2, 6, seed=2)
+    B, S, size = at((2, 700, 60), (1, 12, 3))
+    query, key, value = drawn(B, 5, 8, 4), drawn(B, S, 2, 4, seed=1), drawn(B, S, 2, 6, seed=2)
     check(*both(query, key, value, size=size, enable_gqa=True), 1e-10)
 
 
