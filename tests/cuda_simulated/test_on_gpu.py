@@ -66,6 +66,9 @@ def test_results_are_written_as_they_end(runner, tmp_path):
     hangs = code(f"{told}; import threading; threading.Event().wait()", name="hangs", seconds=2)
     runner.run([hangs, code("print(1)", name="passes")])
     runner.run([code("", name="absent", skipped="it is not here")])
+    skipped = "print('==== 2 skipped in 0.1s ====')"
+    runner.run([code(skipped, name="unfit")])
+    runner.run([code(f"{skipped}; raise SystemExit(5)", name="none")])
     refused = code("raise SystemExit('Device not supported')", name="refused",
                    refused=("Device not supported",))  # fmt: skip
     runner.run([refused])
@@ -76,10 +79,12 @@ def test_results_are_written_as_they_end(runner, tmp_path):
         ("passes", "PASS", ""),
         ("hangs", "CUT", "stopped after 2 s: 1 passed"),
         ("absent", "SKIP", "it is not here"),
+        ("unfit", "SKIP", "2 skipped"),
+        ("none", "SKIP", "2 skipped"),
         ("refused", "SKIP", "the machine forbids it: Device not supported"),
     ]
     *_, verdict = (tmp_path / "summary.txt").read_text().split("\n")[:-1]
-    assert verdict == "FAIL: 1 passed, 2 failed, 2 skipped: fails, hangs"
+    assert verdict == "FAIL: 1 passed, 2 failed, 4 skipped: fails, hangs"
 
 
 def test_no_stage_begins_when_the_time_is_over(runner):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PASSED, FAILED, CUT, SKIPPED = "PASS", "FAIL", "CUT", "SKIP"
 RESULT = "result: "  # begins a line of output that the summary repeats
+NO_TESTS = 5  # exit status of pytest where all that it collected is skipped
 LEAST = 5  # seconds; with less time left no stage begins
 
 
@@ -120,6 +121,8 @@ class Running:
         counted = count(output)
         if code is None:
             outcome, words = CUT, f"stopped after {seconds:.0f} s{counted and ': ' + counted}"
+        elif code in (0, NO_TESTS) and re.fullmatch(r"\d+ skipped", counted):
+            outcome, words = SKIPPED, counted
         elif code == 0:
             outcome, words = PASSED, counted
         elif refusals := [word for word in self.stage.refused if word in output]:

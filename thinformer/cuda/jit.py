@@ -27,7 +27,7 @@ except (ImportError, AttributeError) as error:  # no such module, or one for ano
 # Numba warns of launches of fewer than 128 blocks. The last rounds of every schedule have few.
 if "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS" not in os.environ:
     # numba-cuda 0.20 has settings of its own
-    of_launches = getattr(getattr(cuda, "dispatcher", None), "config", config)
+    of_launches: Any = getattr(getattr(cuda, "dispatcher", None), "config", config)
     of_launches.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
