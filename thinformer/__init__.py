@@ -138,7 +138,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(regression, name)
     if name == "__version__":
-        from importlib.metadata import version
+        from thinformer.support.version import version
 
         return version("thinformer")
     raise AttributeError(f"module 'thinformer' has no attribute {name!r}")

@@ -88,6 +88,27 @@ def test_numba_without_cuda(monkeypatch):
         kh_compress(POINTS, device="cuda")
 
 
+def test_numba_cuda_for_another_numba(monkeypatch, capsys):
+    """Importing numba.cuda failed; the message repeats why, and the command says it too."""
+    monkeypatch.setattr(jit, "cuda", None)
+    monkeypatch.setattr(jit, "IMPORT_ERROR", "no attribute 'NPDatetime'")
+    message = r"numba-cuda [\d.]+ cannot be imported beside Numba [\d.]+ \(no attribute"
+    with pytest.raises(CudaUnavailableError, match=message):
+        kh_compress(POINTS, device="cuda")
+    monkeypatch.setattr(jit, "SIMULATED", True)
+    with pytest.raises(CudaUnavailableError, match=message):
+        kh_compress(POINTS, device="cuda")
+    assert main(["info"]) == 0
+    assert "take numba-cuda 0.30.4 and later" in " ".join(capsys.readouterr().out.split())
+
+
+def test_few_blocks_are_no_warning():
+    """Numba would warn at every launch of a last round."""
+    from numba.cuda import dispatcher
+
+    assert dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS == 0
+
+
 def test_half_precision_is_benched_on_a_gpu(capsys):
     assert main(["bench", "--dtype", "bfloat16"]) == 2
     assert "--dtype bfloat16 takes --device cuda" in capsys.readouterr().err

@@ -77,7 +77,10 @@ def test_commands(path, monkeypatch):
     for line in ours:
         assert main.main(shlex.split(line)[1:]) == 0
     assert len(called) == len(ours)
-    for line in set(lines) - set(ours):
+    of_checkout = [line for line in lines if line.startswith("tests/")]
+    for line in of_checkout:
+        assert (ROOT / line.split()[0]).exists()
+    for line in set(lines) - set(ours) - set(of_checkout):
         assert re.match(r"(python3 -m venv|(\.venv/bin/)?pip install|\.venv/bin/python$)", line), (
             line
         )

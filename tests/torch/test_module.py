@@ -137,6 +137,15 @@ def test_not_finite_spoils_its_own_head_only(bad, which, spda, dtype):
         assert spda or torch.isnan(weights[1, 2]).all()
 
 
+def test_not_finite_with_few_columns():
+    """Torch's own attention returns zeros where all keys are NaN and values are numbers."""
+    query, key, value = qkv(S=16, E=4, D=4)
+    key[0, 7, 1, 1] = float("nan")
+    output, _ = seeded(use_torch_spda=True)(query, key, value)
+    assert torch.isnan(output[0, :, 1]).all()
+    assert torch.isnan(output).sum() == output[0, :, 1].numel()
+
+
 def test_nan_query_spoils_its_own_row_only():
     query, key, value = qkv()
     query[0, 3, 1, 0] = float("nan")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import platform
 import textwrap
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from thinformer.commands.options import kernel_cache
+from thinformer.support.version import version
 
 PACKAGES = ("thinformer", "numpy", "scipy", "numba", "numba-cuda", "torch")
 NAME, LINE = 17, 100  # columns of the names, and of a line

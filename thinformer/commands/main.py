@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from thinformer.commands import (
     bench,
@@ -22,6 +21,7 @@ from thinformer.commands import (
 )
 from thinformer.support.checks import CompilerUnavailableError, CudaUnavailableError
 from thinformer.support.compiling import said_in_pipes
+from thinformer.support.version import version
 
 # in the order of the help page; each has add_parser(commands), and a handler that returns a status
 COMMANDS = (

@@ -7,17 +7,28 @@ name, only this file changes.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
 from numba import config
 
 from thinformer.support.checks import CudaUnavailableError
+from thinformer.support.version import version
 
+IMPORT_ERROR: str | None = None
 try:
     from numba import cuda
-except ImportError:  # Numba without its deprecated module
+except (ImportError, AttributeError) as error:  # no such module, or one for another Numba
     cuda = None  # type: ignore[assignment]
+    IMPORT_ERROR = str(error)
+
+# Numba warns of launches of fewer than 128 blocks. The last rounds of every schedule have few.
+if "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS" not in os.environ:
+    # numba-cuda 0.20 has settings of its own
+    of_launches: Any = getattr(getattr(cuda, "dispatcher", None), "config", config)
+    of_launches.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", 0))
 # bytes; shared arrays that are read four numbers at a time need it, the simulator takes none
@@ -34,7 +45,13 @@ def device_function(function: Callable) -> Any:
 
 def why_unavailable() -> str | None:
     """Return why no kernel can run here and what to do about it; None if kernels can run."""
-    if SIMULATED:
+    if IMPORT_ERROR is not None and importlib.util.find_spec("numba_cuda") is not None:
+        return (
+            f"numba-cuda {version('numba-cuda')} cannot be imported beside Numba"
+            f" {version('numba')} ({IMPORT_ERROR}); Numba 0.66 and later take numba-cuda 0.30.4 and"
+            " later"
+        )
+    if SIMULATED and cuda is not None:
         return None
     if getattr(cuda, "implementation", None) != "NVIDIA":
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from thinformer.files.columns import format_left_out
 from thinformer.files.job import Job
 from thinformer.files.source import STANDARD
 from thinformer.support.names import few, printable
+from thinformer.support.version import version
 
 PACKAGES = ("thinformer", "numpy", "scipy", "numba", "pyarrow", "xarray", "h5netcdf")
 

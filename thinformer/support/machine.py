@@ -6,10 +6,10 @@ import platform
 import sys
 import tracemalloc
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from thinformer.support.threads import available_cores
+from thinformer.support.version import version
 
 
 def peak_megabytes(work: Callable[[], object]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
@@ -25,8 +27,9 @@ def attend_to_few(
         slots = (slot < counts.clamp(min=1)[:, None])[:, None, None]  # of none, one key of zeros
         key, value = (x.masked_fill(~used[:, None, :, None], 0) for x in (key, value))
         indices = indices.masked_fill(~used[:, None], -1)
-    # NaN may have stood where no key was kept; one in each key makes the whole output NaN
-    key = key.masked_fill(~finite[:, :, None, None], float("nan"))
+    # NaN may have stood where no key was kept; one in each key and value makes the output NaN, also
+    # where torch's attention gives no weight to keys of NaN
+    key, value = (x.masked_fill(~finite[:, :, None, None], math.nan) for x in (key, value))
     query = query.transpose(1, 2)
     if (group := heads.group) > 1:
         key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
