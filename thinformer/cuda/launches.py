@@ -21,7 +21,8 @@ SPAN_FLOPS = 2**23
 STORED_FLOPS = 32  # operations that one block computes in the time of reading a stored value
 WIDTHS = (256, 512, WIDEST)  # points of a span
 MOST_STORED = 2**24  # numbers; half of them are used, which the cache of a large GPU holds
-BUSY = 8  # blocks for each multiprocessor that are enough
+BUSY = 16  # blocks for each multiprocessor that are enough
+PHI_DIMS = 8  # columns that cost as much as a kernel value beyond its products
 
 
 class Launch(NamedTuple):
@@ -73,7 +74,7 @@ def sharing(
     The way with the smallest cost is taken; the cost is in operations of one multiprocessor.
     """
     buckets, points = problems * round_.buckets, round_.largest_bucket
-    work = points**2 * dims  # of a bucket
+    work = points**2 * (dims + PHI_DIMS)  # of a bucket
     waves = -(-buckets // processors)  # of blocks, if each has a bucket
     best, cost = None, waves * work
     for widest in WIDTHS:
