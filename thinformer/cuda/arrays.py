@@ -282,8 +282,8 @@ def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) ->
     if isinstance(source, int):
         seed = cuda.to_device(np.array([source], np.uint64).view(np.int64))
     numbers = cuda.to_device(np.arange(math.prod(points.shape[:-3])))
-    tokens = cuda.to_device(np.zeros((0, 0), np.int64))
-    return run.Sequences(numbers, tokens, n_points, strided, seed)
+    tokens, counts = (cuda.to_device(np.zeros(shape, np.int64)) for shape in ((0, 0), 0))
+    return run.Sequences(numbers, tokens, counts, n_points, strided, seed)
 
 
 def result(work: run.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:

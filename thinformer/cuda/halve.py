@@ -53,7 +53,7 @@ def make_kernel(variant: Variant, threads: int) -> Any:
                   parameters  (problems, factors or terms, ...), or (1, ...) for all problems; see
                     `values`
                   scales  (terms, dim), columns are multiplied by them
-                  sequences  (problems / heads,) int64
+                  sequences  (problems / heads,) int64; -1 to leave its problems alone
         rounds:   table  (rounds, 3) int64: pairs, buckets, and where the round's coins are
                   factors  (rounds, 2), the thresholds' factor in buckets of pairs // buckets pairs,
                     and in buckets of one pair more
@@ -73,6 +73,8 @@ def make_kernel(variant: Variant, threads: int) -> Any:
         problem, first_bucket = cuda.blockIdx.x // share, cuda.blockIdx.x % share
         first, heads, batch, head, row, column, dim = geometry
         sequence = sequences[problem // heads]
+        if sequence < 0:
+            return
         start = first + sequence * batch + problem % heads * head
         first, heads, batch, head, other_row, other_column, other_dim = other_geometry
         other_start = first + sequence * batch + problem % heads * head

@@ -165,10 +165,13 @@ class Rounds(NamedTuple):
 class Sequences(NamedTuple):
     """The sequences that the problems belong to, and how their points are drawn.
 
-    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is
-    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count, in its first
-        `n_points` columns; or (0, 0) where all rows count
-    n_points : the points that count in each sequence
+    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is; -1 for
+        none, whose problems stay as they are in the workspace
+    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count come first; or
+        (0, 0) where all rows count
+    counts : (sequences,) int64 on the GPU, the points that count in each sequence; or (0,) where
+        `n_points` count in each
+    n_points : the most points that count in a sequence
     strided : whether ``pre_thin="stride"``
     seed : (1,) int64 on the GPU; or None where the workspace already holds starting points and
         draws, 0 in `largest` and True in `finite`
@@ -176,6 +179,7 @@ class Sequences(NamedTuple):
 
     numbers: Any
     tokens: Any
+    counts: Any
     n_points: int
     strided: bool
     seed: Any
@@ -273,16 +277,16 @@ def draw_and_measure(
     The first `draw_heads` heads have draws of their own, which the others share in turn.
     """
     dtype, threads = COMPUTED_IN[stored], draw.THREADS
-    numbers, tokens, n_points, strided, seed = sequences
+    numbers, tokens, counts, n_points, strided, seed = sequences
     problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
         draw.make_draw(dtype)[problems, threads, stream](
-            seed, draw_heads, keys[1].heads, numbers, tokens, rounds.table, n_points, int(strided),
-            work.left, work.draws, work.largest, work.finite,
+            seed, draw_heads, keys[1].heads, numbers, tokens, counts, rounds.table, n_points,
+            int(strided), work.left, work.draws, work.largest, work.finite,
         )  # fmt: skip
     draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
-        *keys, *values, numbers, tokens, n_points, rounds.schedule.length, parts, work.left,
-        work.largest, work.finite,
+        *keys, *values, numbers, tokens, counts, n_points, rounds.schedule.length, parts,
+        work.left, work.largest, work.finite,
     )  # fmt: skip
 
 

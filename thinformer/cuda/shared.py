@@ -124,10 +124,11 @@ def make_norms(variant: Variant, threads: int) -> Any:
         number, span = cuda.blockIdx.x // spans, cuda.blockIdx.x % spans
         problem, bucket = number // table[i, 1], number % table[i, 1]
         positions, _ = bucket_of(problem, bucket, i, table, left, kept)
-        if span * width >= positions.size:  # the same for all threads of the block
+        sequence = sequences[problem // geometry[1]]
+        if sequence < 0 or span * width >= positions.size:  # the same for all threads of the block
             return
         end = min((span + 1) * width, positions.size)
-        place = place_of(geometry, sequences[problem // geometry[1]], problem)
+        place = place_of(geometry, sequence, problem)
         own = parameters[min(problem, parameters.shape[0] - 1)]
         largest = largest_norm(window, place, positions[span * width : end], own[0, 0])
         if cuda.threadIdx.x == 0:
@@ -179,10 +180,10 @@ def make_collect(variant: Variant, threads: int) -> Any:
         positions, out = bucket_of(problem, bucket, i, table, left, kept)
         first, panel_begin = block * tiles * ROWS, begin + in_span
         end = min(panel_begin + PANEL, positions.size)
-        # the same for all threads of the block
-        if panel_begin >= positions.size or first >= end:
-            return
         sequence = sequences[problem // geometry[1]]
+        # the same for all threads of the block
+        if sequence < 0 or panel_begin >= positions.size or first >= end:
+            return
         place = place_of(geometry, sequence, problem)
         other_place = place_of(other_geometry, sequence, problem)
         own = parameters[min(problem, parameters.shape[0] - 1)]
@@ -275,7 +276,8 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
         number, thread = cuda.blockIdx.x, cuda.threadIdx.x
         problem, bucket = number // buckets, number % buckets
         positions, out = bucket_of(problem, bucket, i, table, left, kept)
-        if begin >= positions.size:  # the same for all threads of the block
+        # the same for all threads of the block
+        if sequences[problem // geometry[1]] < 0 or begin >= positions.size:
             return
         end = min(begin + width, positions.size)
         stored, sums_of_blocks, _, largest_b = part_of(memory, number, sharing, ROWS)
