@@ -143,9 +143,10 @@ def compress_points(
     variant, _, parameters, scales = run.describe(
         describe(without_points, kernel), run.LOAD[points.dtype.name]
     )
-    with readable(points), allocated(
-        schedule, math.prod(stack), dim, points, source
-    ) as (work, rounds):
+    with (
+        readable(points),
+        allocated(schedule, math.prod(stack), dim, points, source) as (work, rounds),
+    ):
         work = work._replace(parameters=cuda.to_device(parameters))
         run.select_points(
             points.dtype.name, window(points), variant, rounds, work,
@@ -253,8 +254,8 @@ def allocated(
 ) -> Iterator[tuple[run.Workspace, run.Rounds]]:
     """Allocate a workspace and the schedule's tables on the current GPU, for the `with` block.
 
-    `dims` is the number of columns of all factors. Given draws are copied there. Where memory runs out, here or in the block, the error says how
-    much the workspace takes.
+    `dims` is the number of columns of all factors. Given draws are copied there. Where memory runs
+    out, here or in the block, the error says how much the workspace takes.
     """
     dtype = points.computed_in
     launches = run.launches(schedule, problems, dims, run.processors(), dtype)
@@ -272,8 +273,8 @@ def allocated(
             name: cuda.to_device(given[name]) if name in given else cuda.device_array(shape, of)
             for name, (shape, of) in shapes.items()
         }
-        tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
-        yield run.Workspace(**made), run.Rounds(schedule, *tables, launches)
+        table, factors = map(cuda.to_device, run.round_tables(schedule, dtype))
+        yield run.Workspace(**made), run.Rounds(schedule, table, factors, launches)
 
 
 def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) -> run.Sequences:

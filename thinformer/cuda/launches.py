@@ -5,6 +5,7 @@ For sequences whose lengths only the GPU knows, `plans_by_length` lists all plan
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +71,7 @@ def launches(
     return made
 
 
-def sharing(
-    round_: Round, problems: int, dims: int, processors: int, rows: int
-) -> Sharing | None:
+def sharing(round_: Round, problems: int, dims: int, processors: int, rows: int) -> Sharing | None:
     """Return how the buckets of a round are shared, in tiles of `rows`; None where they are not.
 
     The way with the smallest cost is taken; the cost is in operations of one multiprocessor.
@@ -150,7 +149,7 @@ def plans_by_length(
     bounds = sorted(end for end in ends if 1 <= end <= longest + 1)
     number, kept = (np.full(longest + 1, n, np.int64) for n in (-1, 0))
     plans: dict[Plan, int] = {}
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in itertools.pairwise(bounds):
         last = end - 1
         of_run = plan(last, g, last if last < min_length else size, 0.5, pre_thin)
         if of_run.schedule[:2] == (last, last):

@@ -1,8 +1,8 @@
 """A schedule on the GPU: which kernels are launched, and with which arguments.
 
 `run_schedule` takes NumPy arrays, and returns one. The other functions take arrays that are on the
-GPU already, of any library; they allocate nothing and do not wait. `halve_rounds` launches the
-rounds; `select_pairs` and `select_points` draw and measure first.
+GPU already, of any library; they allocate nothing and do not wait. `select_pairs` and
+`select_points` draw and measure before `rounds.halve_rounds` launches the rounds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cuda import draw, tiles
-from thinformer.cuda.halve import Geometry, make_kernel
+from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import SIMULATED, cuda
-from thinformer.cuda.launches import (
-    Launch,
-    count_draws,
-    count_memory,
-    launches,
-    round_tables,
-    span_launches,
-)
-from thinformer.cuda.shared import make_collect, make_decide_span, make_norms
+from thinformer.cuda.launches import Launch, count_draws, count_memory, launches, round_tables
+from thinformer.cuda.rounds import Resident, halve_rounds
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
@@ -55,72 +48,6 @@ LOAD = {
 COMPUTED_IN: dict[str, type] = {
     "float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64,
 }  # fmt: skip
-
-
-class Resident(NamedTuple):
-    """The problems as the kernel reads them, on the GPU; see `halve.make_kernel`."""
-
-    window: Any
-    geometry: Geometry
-    other_window: Any
-    other_geometry: Geometry
-    parameters: Any
-    scales: Any
-    sequences: Any
-
-
-def halve_rounds(
-    variant: Variant,
-    resident: Resident,
-    made: list[Launch],
-    tables: tuple[Any, Any],
-    draws: Any,
-    left: Any,
-    kept: Any,
-    memory: Any,
-    stream: Any = 0,
-) -> None:
-    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU.
-
-    `memory` is a flat array of `count_memory` numbers, which nothing needs to write before.
-    """
-    problems = left.shape[0]
-    for one in made if problems else ():
-        if one.shared is not None:
-            halve_shared(variant, resident, one, tables, draws, left, kept, memory, stream)
-            continue
-        first_round, last_round, share, threads, _ = one
-        kernel = make_kernel(variant, threads)[problems * share, threads, stream]
-        kernel(*resident, *tables, first_round, last_round, share, draws, left, kept)
-
-
-def halve_shared(
-    variant: Variant,
-    resident: Resident,
-    one: Launch,
-    tables: tuple[Any, Any],
-    draws: Any,
-    left: Any,
-    kept: Any,
-    memory: Any,
-    stream: Any,
-) -> None:
-    """Launch a round whose buckets are shared between blocks; see `shared`."""
-    i, _, buckets, threads, shared = one
-    assert shared is not None
-    of_all = left.shape[0] * buckets
-    spans = span_launches(shared, of_all, threads)
-
-    def launch(kernel: Any, blocks: int, begin: int) -> None:
-        kernel[blocks, threads, stream](
-            *resident, *tables, i, shared, begin, draws, left, kept, memory
-        )
-
-    if variant.shifted:
-        launch(make_norms(variant, threads), of_all * len(spans), 0)
-    for begin, blocks in spans:
-        launch(make_collect(variant, threads), blocks, begin)
-        launch(make_decide_span(variant, threads), of_all, begin)
 
 
 class Workspace(NamedTuple):

@@ -271,7 +271,7 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
         window, geometry, other_window, other_geometry, parameters, scales, sequences,
         table, factors, i, sharing, begin, draws, left, kept, memory,
     ):  # fmt: skip
-        width, points, tiles = sharing
+        width, _, tiles = sharing
         pairs, buckets, coins = table[i, 0], table[i, 1], table[i, 2]
         number, thread = cuda.blockIdx.x, cuda.threadIdx.x
         problem, bucket = number // buckets, number % buckets

@@ -59,7 +59,7 @@ def select(
             name: torch.empty(shape, dtype=TORCH[of], device=device)
             for name, (shape, of) in run.workspace(schedule, B * H, dtype, launches).items()
         }
-        some = _all_tokens(B, device) if tokens is None else tokens
+        sequences, positions, counts = tokens or _all_tokens(B, device)
         run.select_pairs(
             stored,
             (_window(key), _geometry(key)),
@@ -67,7 +67,8 @@ def select(
             run.Rounds(schedule, _array(table), _array(factors), launches),
             run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
             run.Sequences(
-                *map(_array, some), S, settings.pre_thin == "stride", _array(seed.reshape(1)),
+                _array(sequences), _array(positions), _array(counts), S,
+                settings.pre_thin == "stride", _array(seed.reshape(1)),
             ),
             scale=scale,
             scales=_array(scales),
