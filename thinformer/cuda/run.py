@@ -50,6 +50,9 @@ COMPUTED_IN: dict[str, type] = {
 }  # fmt: skip
 
 
+HALF = ("float16", "bfloat16")
+
+
 class Workspace(NamedTuple):
     """The arrays on the GPU that a selection writes; `workspace` has their shapes.
 
@@ -150,7 +153,8 @@ def select_pairs(
     terms = (
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
-    variant = Variant("factors", terms, True, LOAD[stored], dtype)
+    tensor = stored in HALF and has_tensor_cores()
+    variant = Variant("factors", terms, True, LOAD[stored], dtype, tensor)
     resident = Resident(*keys, *values, work.parameters, scales, sequences.numbers)
     halve_work(variant, resident, rounds, work, stream)
 
@@ -342,6 +346,11 @@ def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
 def processors() -> int:
     """Return the number of multiprocessors of the current GPU."""
     return 2 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+def has_tensor_cores() -> bool:
+    """Return whether the current GPU has the instruction of `mma`."""
+    return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
 @contextlib.contextmanager
