@@ -19,7 +19,7 @@ from numba import types
 from numba.cuda import compiler, dispatcher
 
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import draw, halve, pivots, run
+from thinformer.cuda import draw, halve, pivots, run, shared, tiles
 from thinformer.cuda.halve import threads_for
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
@@ -61,9 +61,20 @@ def halve_signature(stored, computed):
             number[:, ::1], whole[:, ::1], whole[:, ::1])  # fmt: skip
 
 
-def attention_kernel(stored, threads):
+def shared_signature(stored, computed):
+    sharing = types.NamedUniTuple(types.int64, 3, shared.Sharing)
+    *before, _, _, _, draws, left, kept = halve_signature(stored, computed)
+    return (*before, types.int64, sharing, types.int64, draws, left, kept,
+            getattr(types, computed)[::1])  # fmt: skip
+
+
+def attention_variant(stored, tensor=False):
     terms = run.term(EXPONENTIAL), run.term(LINEAR)
-    variant = Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
+    return Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored], tensor)
+
+
+def attention_kernel(stored, threads):
+    variant = attention_variant(stored)
     return halve.make_kernel(variant, threads), variant.dtype
 
 
@@ -141,6 +152,61 @@ def test_attention_in_float64(tmp_path):
     check_documented("float64", threads, used)
 
 
+@pytest.mark.parametrize(
+    ("make", "stored", "threads"),
+    [*((halve.make_kernel, "bfloat16", threads) for threads in (64, 128, 256)),
+     (halve.make_kernel, "float16", 256), (shared.make_collect, "float16", 256),
+     *((shared.make_collect, "bfloat16", threads) for threads in (128, 256))],
+)  # fmt: skip
+def test_tensor_cores(make, stored, threads, tmp_path):
+    """Half precision is multiplied by tensor cores: four times for keys, four times for values."""
+    kernel, used = make(attention_variant(stored, tensor=True), threads), []
+    signature = halve_signature if make is halve.make_kernel else shared_signature
+    for capability, code in compiled(kernel, signature(stored, "float32")):
+        assert not re.search(r"\.f64\b", code)
+        assert ".local" not in code
+        of = {"bfloat16": "bf16", "float16": "f16"}[stored]
+        found = code.count(f"mma.sync.aligned.m16n8k16.row.col.f32.{of}.{of}.f32")
+        assert found >= 2 * 4
+        assert found % (2 * 4) == 0  # loops may be unrolled
+        assert not re.search(r"fma\.rn\.f32 .*\n\s*fma\.rn\.f32 .*\n\s*fma\.rn\.f32", code)
+        used.append(resources(code, capability, tmp_path))
+        registers, smem, spilled = used[-1]
+        assert spilled == 0
+        assert smem <= STATIC_LIMIT
+        few = threads == 256 and (make is halve.make_kernel or stored == "float16")
+        blocks = 1 if few else 2
+        assert blocks * threads * registers <= REGISTERS
+    name = f"{stored}, tensor cores"
+    check_documented(name if make is halve.make_kernel else f"`collect`, {name}", threads, used)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("make", [shared.make_collect, shared.make_decide_span, shared.make_norms])
+def test_shared_buckets(make, stored, tmp_path):
+    """The tiles of attention, the decisions and the norms, where many blocks share a bucket."""
+    variant = attention_variant(stored)
+    threads, computed, used = threads_for(4096, variant.dtype), np.dtype(variant.dtype).name, []
+    kernel = make(variant, threads)
+    for capability, code in compiled(kernel, shared_signature(stored, computed)):
+        assert ".local" not in code
+        if computed == "float32":
+            assert not re.search(r"\.f64\b", code)
+        if make is shared.make_collect:
+            vectors = "ld.shared.v4.f32" if computed == "float32" else "ld.shared.v2.f64"
+            assert code.count(vectors) == (4 if computed == "float32" else 8)
+        elif make is shared.make_decide_span:
+            # a full panel's values for a later point are read at once
+            assert len(re.findall(r"sub(\.rn)?\.f(32|64)", code)) >= tiles.PANEL // 2
+        used.append(resources(code, capability, tmp_path))
+        registers, smem, spilled = used[-1]
+        assert spilled == 0
+        assert smem <= STATIC_LIMIT
+        assert threads * registers <= REGISTERS
+    name = make.__name__.removeprefix("make_")
+    check_documented(f"`{name}`, {stored}", threads, used)
+
+
 @pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])
 def test_points(tags, tmp_path):
     """Every phi of the package, in a sum of all, in float32 and in registers."""
@@ -190,8 +256,8 @@ def test_what_comes_before(stored, tmp_path):
     whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
     numbers, tokens = parameters.dtype[::1], left
     if stored == computed:  # whatever is converted draws the same
-        drawn = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
-                numbers, finite)  # fmt: skip
+        drawn = (sequences, whole, whole, sequences, tokens, sequences, table, whole, whole, left,
+                draws, numbers, finite)  # fmt: skip
         scale = getattr(types, computed), numbers, parameters
         for _, code in compiled(draw.make_draw(dtype), drawn):
             assert ".local" not in code
@@ -200,8 +266,8 @@ def test_what_comes_before(stored, tmp_path):
             for _, code in compiled(draw.make_units(), units):
                 assert ".local" not in code
         check_measure(draw.make_scale(dtype), scale, dtype, tmp_path)
-    measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, whole, whole, whole, left,
-               numbers, finite)  # fmt: skip
+    measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, sequences, whole, whole,
+               whole, left, numbers, finite)  # fmt: skip
     load = run.LOAD[stored]
     check_measure(draw.make_measure(load, dtype, draw.THREADS), measure, dtype, tmp_path)
 

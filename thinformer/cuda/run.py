@@ -1,8 +1,8 @@
 """A schedule on the GPU: which kernels are launched, and with which arguments.
 
 `run_schedule` takes NumPy arrays, and returns one. The other functions take arrays that are on the
-GPU already, of any library; they allocate nothing and do not wait. `halve_rounds` launches the
-rounds; `select_pairs` and `select_points` draw and measure first.
+GPU already, of any library; they allocate nothing and do not wait. `select_pairs` and
+`select_points` draw and measure before `rounds.halve_rounds` launches the rounds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cuda import draw, tiles
-from thinformer.cuda.halve import Geometry, make_kernel
+from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import SIMULATED, cuda
-from thinformer.cuda.launches import Launch, count_draws, launches, round_tables
+from thinformer.cuda.launches import Launch, count_draws, count_memory, launches, round_tables
+from thinformer.cuda.rounds import Resident, halve_rounds
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
@@ -49,33 +50,7 @@ COMPUTED_IN: dict[str, type] = {
 }  # fmt: skip
 
 
-class Resident(NamedTuple):
-    """The problems as the kernel reads them, on the GPU; see `halve.make_kernel`."""
-
-    window: Any
-    geometry: Geometry
-    other_window: Any
-    other_geometry: Geometry
-    parameters: Any
-    scales: Any
-    sequences: Any
-
-
-def halve_rounds(
-    variant: Variant,
-    resident: Resident,
-    made: list[Launch],
-    tables: tuple[Any, Any],
-    draws: Any,
-    left: Any,
-    kept: Any,
-    stream: Any = 0,
-) -> None:
-    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU."""
-    problems = left.shape[0]
-    for first_round, last_round, share, threads in made if problems else ():
-        kernel = make_kernel(variant, threads)[problems * share, threads, stream]
-        kernel(*resident, *tables, first_round, last_round, share, draws, left, kept)
+HALF = ("float16", "bfloat16")
 
 
 class Workspace(NamedTuple):
@@ -90,9 +65,12 @@ class Workspace(NamedTuple):
     finite: Any
     parameters: Any
     kept: Any
+    memory: Any
 
 
-def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple]:
+def workspace(
+    schedule: Schedule, problems: int, dtype: type, made: list[Launch]
+) -> dict[str, tuple]:
     """Return the shape and dtype of each array of a `Workspace`."""
     return {
         "left": ((problems, 2 * schedule.length), np.int64),
@@ -101,24 +79,29 @@ def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple
         "finite": ((problems,), np.bool_),
         "parameters": ((problems, 2, 3), dtype),
         "kept": ((problems, schedule.size), np.int64),
+        "memory": ((count_memory(made, problems),), dtype),
     }
 
 
 class Rounds(NamedTuple):
-    """A schedule, and its rounds on the GPU as `round_tables` describes them."""
+    """A schedule, its rounds on the GPU as `round_tables` describes them, and their launches."""
 
     schedule: Schedule
     table: Any
     factors: Any
+    made: list[Launch]
 
 
 class Sequences(NamedTuple):
     """The sequences that the problems belong to, and how their points are drawn.
 
-    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is
-    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count, in its first
-        `n_points` columns; or (0, 0) where all rows count
-    n_points : the points that count in each sequence
+    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is; -1 for
+        none, whose problems stay as they are in the workspace
+    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count come first; or
+        (0, 0) where all rows count
+    counts : (sequences,) int64 on the GPU, the points that count in each sequence; or (0,) where
+        `n_points` count in each
+    n_points : the most points that count in a sequence
     strided : whether ``pre_thin="stride"``
     seed : (1,) int64 on the GPU; or None where the workspace already holds starting points and
         draws, 0 in `largest` and True in `finite`
@@ -126,6 +109,7 @@ class Sequences(NamedTuple):
 
     numbers: Any
     tokens: Any
+    counts: Any
     n_points: int
     strided: bool
     seed: Any
@@ -141,7 +125,6 @@ def select_pairs(
     *,
     scale: float,
     scales: Any,
-    processors: int,
     stream: Any = 0,
 ) -> None:
     """Choose (key, value) pairs that are on the GPU; write them to ``work.kept``.
@@ -170,10 +153,10 @@ def select_pairs(
     terms = (
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
-    variant = Variant("factors", terms, True, LOAD[stored], dtype)
+    tensor = stored in HALF and has_tensor_cores()
+    variant = Variant("factors", terms, True, LOAD[stored], dtype, tensor)
     resident = Resident(*keys, *values, work.parameters, scales, sequences.numbers)
-    made = launches(rounds.schedule, problems, keys[1].dim + values[1].dim, processors, dtype)
-    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
+    halve_work(variant, resident, rounds, work, stream)
 
 
 def select_points(
@@ -185,7 +168,6 @@ def select_points(
     sequences: Sequences,
     *,
     scales: Any,
-    processors: int,
     stream: Any = 0,
 ) -> None:
     """Choose points that are on the GPU under any kernel, as `select_pairs` does.
@@ -198,8 +180,17 @@ def select_points(
         return
     draw_and_measure(stored, nothing, points, rounds, work, sequences, 1, stream)
     resident = Resident(*points, *points, work.parameters, scales, sequences.numbers)
-    made = launches(rounds.schedule, problems, points[1].dim, processors, variant.dtype)
-    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
+    halve_work(variant, resident, rounds, work, stream)
+
+
+def halve_work(
+    variant: Variant, resident: Resident, rounds: Rounds, work: Workspace, stream: Any
+) -> None:
+    """Launch all rounds on a workspace that was drawn and measured."""
+    halve_rounds(
+        variant, resident, rounds.made, (rounds.table, rounds.factors), work.draws, work.left,
+        work.kept, work.memory, stream,
+    )  # fmt: skip
 
 
 def draw_and_measure(
@@ -217,16 +208,16 @@ def draw_and_measure(
     The first `draw_heads` heads have draws of their own, which the others share in turn.
     """
     dtype, threads = COMPUTED_IN[stored], draw.THREADS
-    numbers, tokens, n_points, strided, seed = sequences
+    numbers, tokens, counts, n_points, strided, seed = sequences
     problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
         draw.make_draw(dtype)[problems, threads, stream](
-            seed, draw_heads, keys[1].heads, numbers, tokens, rounds.table, n_points, int(strided),
-            work.left, work.draws, work.largest, work.finite,
+            seed, draw_heads, keys[1].heads, numbers, tokens, counts, rounds.table, n_points,
+            int(strided), work.left, work.draws, work.largest, work.finite,
         )  # fmt: skip
     draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
-        *keys, *values, numbers, tokens, n_points, rounds.schedule.length, parts, work.left,
-        work.largest, work.finite,
+        *keys, *values, numbers, tokens, counts, n_points, rounds.schedule.length, parts,
+        work.left, work.largest, work.finite,
     )  # fmt: skip
 
 
@@ -272,14 +263,17 @@ def run_schedule(
         *windows, parameters, scales, sequences, *round_tables(schedule, dtype), numbers, left,
     )  # fmt: skip
     kept = np.empty((problems, schedule.size), np.int64)
-    with out_of_memory(sum(array.nbytes for array in arrays) + kept.nbytes):
+    shared = count_memory(made, problems)
+    nbytes = sum(array.nbytes for array in (*arrays, kept)) + shared * np.dtype(dtype).itemsize
+    with out_of_memory(nbytes):
         *windows, parameters, scales, sequences, table, of_round, numbers, left = map(
             cuda.to_device, arrays
         )
         on_gpu = cuda.device_array(kept.shape, kept.dtype)
+        memory = cuda.device_array(shared, dtype)
         window, other = windows[0], windows[-1]
         resident = Resident(window, places[0], other, places[-1], parameters, scales, sequences)
-        halve_rounds(variant, resident, made, (table, of_round), numbers, left, on_gpu)
+        halve_rounds(variant, resident, made, (table, of_round), numbers, left, on_gpu, memory)
         on_gpu.copy_to_host(kept)
     return kept
 
@@ -352,6 +346,11 @@ def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
 def processors() -> int:
     """Return the number of multiprocessors of the current GPU."""
     return 2 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+def has_tensor_cores() -> bool:
+    """Return whether the current GPU has the instruction of `mma`."""
+    return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
 @contextlib.contextmanager

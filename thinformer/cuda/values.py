@@ -42,6 +42,7 @@ class Variant(NamedTuple):
     shifted : whether the first factor's constant is the bucket's largest |x|^2
     load : converts a stored number of the points
     dtype : of all computations
+    tensor : whether tensor cores multiply two factors, whose numbers are in half precision
     """
 
     form: str
@@ -49,6 +50,7 @@ class Variant(NamedTuple):
     shifted: bool
     load: Callable
     dtype: type
+    tensor: bool = False
 
 
 def make_tabulate(variant: Variant, threads: int) -> Any:
