@@ -75,7 +75,7 @@ const panels = (() => {
     if (t === 0) return "Step or play: the pairs are decided one after the other.";
     const step = run.steps[t - 1];
     if (step.kind === "bucket") {
-      const coin = step.coin ? "A fair coin: the other half is kept." : "A fair coin: this half is kept.";
+      const coin = `A fair coin: ${step.coin ? "the other" : "this"} half is kept.`;
       return t === run.steps.length ? `${coin} ${run.kept.length} points are left.` : coin;
     }
     if (step.i === 0) return "The first pair of a bucket: its first point is kept.";
@@ -163,7 +163,7 @@ const panels = (() => {
     rounds.forEach(({ pairs, buckets, delta }, round) => {
       const y = above + round * (tall + gap);
       const text = `${2 * pairs} → ${pairs}: ${buckets} ${buckets > 1 ? "buckets" : "bucket"}, ` +
-        `δ = ${Number(delta.toPrecision(2))}${buckets > 1 ? " each" : ""}`;
+        `δ = ${Number(delta.toPrecision(2))}`;
       const at = sizes === WIDE ? { x: 0, y: y + tall / 2 + 4 } : { x: left, y: y - 5 };
       add(svg, "text", at, text);
       const x = (pair) => left + (pair / pairs) * (side - left - 2);
@@ -172,8 +172,8 @@ const panels = (() => {
     add(svg, "text", { x: 0, y: end + 6 }, `At the end ${size} points are left.`);
     find("tree-words").textContent = rounds.length === 1
       ? "One round, one bucket: kernel halving of all points."
-      : "Each bucket is halved by itself. Four halved buckets make one bucket of the next round, " +
-        "which has twice as many points.";
+      : "Each bucket is halved by itself, with the δ of its row. Four halved buckets make one " +
+        "bucket of the next round, which has twice as many points.";
   }
 
   /* The buckets of a round; in each, its points or, where there are too many, how full it is. */
