@@ -61,10 +61,10 @@ const panels = (() => {
   }
 
   function numbers(step) {
-    const rows = [["b", step.b, "distance of the two points in the kernel's space"],
+    const rows = [["b", step.b, "length of f, kernel at point 1 minus that at 2"],
       ["a", step.a, "threshold"]];
     if (step.i > 0) {
-      rows.push(["α", step.alpha, "inner product of the walk with the pair"],
+      rows.push(["α", step.alpha, "inner product of the walk ψ with f"],
         ["U", step.u, "draw, uniform in [−1, 1)"]);
     }
     return rows.map(([name, value, text]) =>
@@ -75,20 +75,21 @@ const panels = (() => {
     if (t === 0) return "Step or play: the pairs are decided one after the other.";
     const step = run.steps[t - 1];
     if (step.kind === "bucket") {
-      const coin = step.coin ? "Coin: the other half is kept." : "Coin: this half is kept.";
+      const coin = `A fair coin: ${step.coin ? "the other" : "this"} half is kept.`;
       return t === run.steps.length ? `${coin} ${run.kept.length} points are left.` : coin;
     }
     if (step.i === 0) return "The first pair of a bucket: its first point is kept.";
     const [left, right] = [format(step.u * step.a), format(step.alpha)];
     const comparison = step.swap ? `U a = ${left} ≤ α = ${right}: the second point is kept.`
       : `U a = ${left} > α = ${right}: the first point is kept.`;
-    return isFailure(step) ? `${comparison} A failure: |α| > a, so no draw could change it.`
+    return isFailure(step) ? `${comparison} A failure: |α| > a, so every draw makes this choice.`
       : comparison;
   }
 
   // ---- Errors and tree ------------------------------------------------------------------------
 
   const PLOT = { left: 44, right: 300, top: 14, bottom: 206, end: 390 };
+  const MMD = "MMD: maximum mean discrepancy. Solid: thinned, dashed: random.";
   const STRIP = { thinned: 336, random: 372 }; // where the dots of the seeds are
 
   function drawErrors(run, t, ofSeeds) {
@@ -112,9 +113,9 @@ const panels = (() => {
     const [thinned, random] = ["thinned", "random"].map((name) =>
       format(mean(ofSeeds.map((seed) => seed[name]))));
     find("error-words").textContent = ofSeeds.length
-      ? `Right: the last MMD with each of ${ofSeeds.length} other seeds. ` +
+      ? `${MMD} Right: the MMD at the end, with each of ${ofSeeds.length} other seeds. ` +
         `Mean: thinned ${thinned}, random ${random}.`
-      : "Right: the last MMD with other seeds.";
+      : `${MMD} Right: the MMD at the end, with other seeds.`;
   }
 
   function drawAxes(svg, { points, size }, largest, x, y) {
@@ -168,11 +169,11 @@ const panels = (() => {
       const x = (pair) => left + (pair / pairs) * (side - left - 2);
       drawRound(svg, run, t, round, x, { y, tall });
     });
-    add(svg, "text", { x: 0, y: end + 6 }, `${size} points are left`);
+    add(svg, "text", { x: 0, y: end + 6 }, `At the end ${size} points are left.`);
     find("tree-words").textContent = rounds.length === 1
       ? "One round, one bucket: kernel halving of all points."
-      : "Each bucket is halved by itself. Four halved buckets make one bucket of the next round, " +
-        "which has twice as many points.";
+      : "Each bucket is halved by itself, with the δ of its row. Four halved buckets make one " +
+        "bucket of the next round, which has twice as many points.";
   }
 
   /* The buckets of a round; in each, its points or, where there are too many, how full it is. */

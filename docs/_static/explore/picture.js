@@ -124,7 +124,8 @@ const picture = (() => {
     find("thinned-legend").textContent = shown.finished
       ? `${line ? "Curve" : "Colour"}: the error, kept points against all. ${where}`
       : line
-        ? "Thick: the walk ψ after the decision, thin: before it. Dashed: f, the pair's two bumps."
+        ? "Thick: the walk ψ after the decision, thin: before it. Dashed: f, the kernel at point 1 " +
+          "minus that at point 2."
         : `Colour: the walk ψ of this bucket, before the decision. ${where}`;
     find("random-legend").textContent =
       `As many points, drawn at random. ${line ? "Curve" : "Colour"}: their error, on ` +
