@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from sharded import shards_of
 from tensors import equal, exact
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import scaled_dot_product_attention
 
 from reference import torch_version
@@ -296,6 +297,16 @@ def test_second_derivatives_raise(alone):
     (gradient,) = torch.autograd.grad(output.sum(), tensors[1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_a_mesh_of_one_dimension(alone):
+    mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("tensor", "sequence"))
+    tensors = shards_of((7,), (100,))[0]
+    expected = sharded_attention(*tensors, size=20)
+    equal(sharded_attention(*tensors, size=20, group=mesh["sequence"]), expected)
+    said = r"^group must be a mesh of one dimension.*; got 2 dimensions: \('tensor', 'sequence'\)$"
+    with pytest.raises(ValueError, match=said):
+        sharded_attention(*tensors, size=20, group=mesh)
 
 
 def test_without_a_process_group():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from thinformer.torch.choose.calls import choose_keys, keys_kept
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
 from thinformer.torch.choose.seeds import seed_of_rank
 
+if TYPE_CHECKING:  # a build of torch without distributed has none
+    from torch.distributed.device_mesh import DeviceMesh
+
 __all__ = ["sharded_attention"]
 
 OF_QUERIES = 1  # sets the draws of sampled queries apart from those of keys
@@ -37,7 +40,7 @@ def sharded_attention(
     scale: float | None = None,
     correction: Correction | None = None,
     enable_gqa: bool = False,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | DeviceMesh | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
     r"""Approximate softmax attention over a sequence whose tokens are spread over ranks.
@@ -73,8 +76,9 @@ def sharded_attention(
         from all ranks, which the ranks gather first.
     enable_gqa : bool
         Let every key-value head serve H / H_kv query heads.
-    group : torch.distributed.ProcessGroup, optional
-        The ranks that hold the sequence; all ranks by default.
+    group : torch.distributed.ProcessGroup or DeviceMesh, optional
+        The ranks that hold the sequence; all ranks by default. A mesh must have one dimension, as
+        ``mesh["sequence"]`` has.
     seed : int
         The seed and the rank's number in the group determine the rank's draws. Pass another number
         in each layer and training step for draws that are independent.
@@ -110,6 +114,7 @@ def sharded_attention(
 
     The ranks were tested with gloo on a CPU. NCCL was not tested.
     """
+    group = _group(group)
     rank = _rank(group)
     options = {"g": g, "size": size, "correction": correction, "seed": seed}
     call = Call(scale, enable_gqa=enable_gqa)
@@ -222,6 +227,18 @@ class _Part(NamedTuple):
     def log_weight(self) -> float:
         """The logarithm of the number of keys that a kept key stands for."""
         return math.log(self.key[1] / self.kept)
+
+
+def _group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
+    """The process group that is meant."""
+    if group is None or isinstance(group, dist.ProcessGroup):
+        return group
+    if group.ndim != 1:
+        raise ValueError(
+            f"group must be a mesh of one dimension, such as mesh['sequence']; got {group.ndim} "
+            f"dimensions: {group.mesh_dim_names or tuple(group.shape)}"
+        )
+    return group.get_group()
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
