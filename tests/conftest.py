@@ -37,13 +37,6 @@ def pytest_configure(config):
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_access_at_a_time():
-    """Of all workers to the cache of machine code."""
-    with compiled_kernels.one_access_at_a_time():
-        yield
-
-
 @pytest.fixture(autouse=True, scope="session")
 def no_lines_of_progress():
     """Commands that tests run print none, however slow the machine is."""

@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from processes import PROBLEM, run
 
 import thinformer
-from thinformer.cpu import rows
+from thinformer.cpu import jit, rows
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +165,30 @@ def test_several_processes_start_at_once_with_an_empty_cache(tmp_path):
     ended = [process.communicate(timeout=120) for process in starting]
     assert [process.returncode for process in starting] == [0] * 4, ended
     assert len({printed for printed, _ in ended}) == 1
+
+
+def test_two_processes_that_store_at_once_do_not_mix_their_code(tmp_path, monkeypatch):
+    """The second process writes its index between the index and the machine code of the first."""
+    module = tmp_path / "twice.py"
+    module.write_text("def twice(x):\n    return 2 * x\n")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+
+    def of_a_new_process():
+        return jit.kernel(runpy.run_path(str(module))["twice"])
+
+    first, second = of_a_new_process(), of_a_new_process()
+    files = [each._cache._cache_file for each in (first, second)]
+    save, later = files[0]._save_data, []
+    monkeypatch.setattr(files[0], "_save_data", lambda *what: later.append(what))
+    monkeypatch.setattr(files[1], "_load_index", dict)  # it read the index before the first wrote
+    assert first(2) == 4
+    assert second(0.5) == 1.0
+    save(*later[0])
+    found = of_a_new_process()
+    assert found(0.75) == 1.5
+    assert found(3) == 6
+    assert found.stats.cache_hits[found.signatures[0]] == 1  # the code of the second
 
 
 @pytest.mark.skipif(

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -73,9 +74,25 @@ def kernel(function: Callable) -> Any:
         return numba.njit(**options)(function)
     function.__qualname__ += f"_{source_hash()}"
     try:
-        return numba.njit(cache=True, **options)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to cache in is writable
         return numba.njit(**options)(function)
+    _name_files_apart(compiled)
+    return compiled
+
+
+def _name_files_apart(compiled: Any) -> None:
+    """Give each file of machine code in the cache a name that no other process gives.
+
+    Numba numbers them by the index, which it writes first. Of two processes that compile two
+    signatures of a function at once, each would write the same file, and the index of one could
+    name the machine code of the other.
+    """
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    pattern = getattr(file, "_data_name_pattern", "")
+    if "{number:d}" in pattern:
+        base = pattern.partition("{number:d}")[0]
+        file._data_name = lambda number: f"{base}{uuid.uuid4().hex[:16]}.nbc"  # type: ignore
 
 
 @functools.cache
