@@ -20,7 +20,7 @@ from thinformer import (
     make_draws,
     thin,
 )
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.cuda import launches, run, tiles
 from thinformer.cuda.jit import cuda
 from thinformer.cuda.values import make_tabulate

@@ -8,7 +8,7 @@ rounds; `select_pairs` and `select_points` draw and measure first.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +22,9 @@ from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
 from thinformer.kernels import exponential, phi
-from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, TABLE
+from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, STEIN, TABLE
 
-PHI = {
+PHI: dict[int, Callable] = {
     phi.LINEAR: phi.phi_linear,
     phi.POLYNOMIAL: phi.phi_polynomial,
     phi.EXPONENTIAL: phi.phi_exponential,
@@ -36,6 +36,7 @@ PHI = {
     phi.RATIONAL_QUADRATIC: phi.phi_rational_quadratic,
     phi.ENERGY: phi.phi_energy,
     phi.SOBOLEV: phi_sobolev,
+    phi.STEIN: phi.stein_of,
 }
 # by the name of a dtype, what converts its numbers; half precision is given as int16
 LOAD = {
@@ -306,10 +307,10 @@ def describe(
         n = len(problem.companion)
         matrix = _factor(problem)._replace(window=problem.companion.ravel(), row=n, column=1, dim=n)
         return entries(matrix, load, dtype)
-    if max(problem.tags) > SOBOLEV or problem.companion.ndim == 1:
+    if max(problem.tags) > STEIN or problem.companion.ndim == 1:
         raise NotImplementedError(
-            'device="cuda" takes the kernels of thinformer.kernels, but for stein, their sums, and'
-            ' Gram matrices; device="cpu" takes stein and functions of your own too, and labels'
+            'device="cuda" takes the kernels of thinformer.kernels, their sums, and Gram matrices;'
+            ' device="cpu" takes functions of your own too, and labels'
         )
     variant = Variant("terms", tuple(map(term, problem.tags.tolist())), False, load, dtype)
     parameters = problem.parameters.copy()
@@ -319,13 +320,14 @@ def describe(
 
 def _factor(problem: Points) -> Factor:
     """Return where points are, as a factor; no kernel reads its parameters."""
-    return Factor(*problem[:5], int(problem.tags[0]), problem.parameters)
+    dim = problem.scales.shape[1]  # scores are in columns behind these
+    return Factor(*problem[:4], dim, int(problem.tags[0]), problem.parameters)
 
 
 def term(tag: int) -> Term:
     """Return the term of a kernel's tag."""
     of = "products" if tag < OF_DISTANCE else "distances" if tag < SOBOLEV else "sobolev"
-    return Term(PHI[tag], of)
+    return Term(PHI[tag], "stein" if tag == STEIN else of)
 
 
 def entries(

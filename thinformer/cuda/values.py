@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from thinformer.cuda.jit import cuda, device_function
+from thinformer.cuda.stein import make_stein
 from thinformer.cuda.tiles import (
     LANES,
     LOG2_LANES,
@@ -31,17 +32,19 @@ class Term(NamedTuple):
     """A term of a kernel: phi of inner products, of squared distances, or the Sobolev kernel's."""
 
     phi: Callable
-    of: str  # "products", "distances" or "sobolev"
+    of: str  # "products", "distances", "sobolev" or "stein"
 
 
 class Variant(NamedTuple):
     """What one version of the CUDA kernel is compiled for.
 
-    form : "factors", "terms" or "entries"
+    form : "factors", "terms", "entries" or "function"
     terms : one term a factor, or one a summand
     shifted : whether the first factor's constant is the bucket's largest |x|^2
     load : converts a stored number of the points
     dtype : of all computations
+    adaptive : whether to halve with kernel thinning's adaptive thresholds
+    function : of two points (dim,), for the form "function"
     """
 
     form: str
@@ -49,6 +52,8 @@ class Variant(NamedTuple):
     shifted: bool
     load: Callable
     dtype: type
+    adaptive: bool = False
+    function: Any = None
 
 
 def make_tabulate(variant: Variant, threads: int) -> Any:
@@ -70,6 +75,8 @@ def make_tabulate(variant: Variant, threads: int) -> Any:
     stage = make_stage(variant.load, threads)
     if variant.form == "factors":
         return make_factors(variant, stage, threads)
+    if variant.terms[0].of == "stein":
+        return make_stein(variant.dtype, stage, tile_rows(threads))
     tabulate = nothing
     for i, term in enumerate(variant.terms):
         tabulate = make_next_term(tabulate, i, term, variant.dtype, stage, threads)

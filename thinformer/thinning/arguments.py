@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import diagonal, function_of_points, is_finite
+from thinformer import bodies
+from thinformer.cpu.run import function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
@@ -172,8 +173,14 @@ def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) 
         )
 
 
-def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell = quiet) -> Points:
-    """Return points (n, d) and a kernel as a problem.
+def as_problem(
+    points: NDArray,
+    kernel: Kernel,
+    shift: bool = False,
+    tell: Tell = quiet,
+    device: str = "cpu",
+) -> Points | Any:
+    """Return points (n, d) and a kernel as a problem, on "cpu" or "cuda"; see `bodies.place`.
 
     It checks that the points and k(x, x) are finite, and that a Gram matrix is (n, n) and
     symmetric. `shift` is that of `make_points`; `tell` receives the progress of a plain function.
@@ -190,8 +197,8 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell 
         check_function(kernel.companion, points)
         table = _tabulated(kernel.companion, points, tell)
         kernel = Kernel("precomputed", TABLE, weight=kernel.weight, companion=table)
-    problem = make_points(points, function_of_points(kernel), shift)
-    if not np.isfinite(diagonal(problem, np.arange(n))).all():
+    problem = bodies.place(device, make_points(points, function_of_points(kernel), shift))
+    if not np.isfinite(bodies.diagonal(problem, np.arange(n))).all():
         raise ValueError(
             f"kernel {kernel.name} must have finite values; k(x, x) of some points is not. "
             "Centre or scale the points, or take a larger bandwidth"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import square
+from thinformer.cpu.points import square
 from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.support.progress import Progress, begin, showing

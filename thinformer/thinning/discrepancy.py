@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import diagonal, embed, square
+from thinformer.cpu.points import diagonal, embed, square
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import STEIN, TABLE

@@ -24,7 +24,6 @@ from thinformer.thinning.methods import (
     BLIND,
     METHODS,
     OF_MEAN_ZERO,
-    ON_GPU,
     SWAPPED,
     Method,
 )
@@ -55,11 +54,6 @@ class ThinOptions(NamedTuple):
         checks.choice("method", self.method, METHODS)
         represents = target_of(self.target, self.kernel)
         device = bodies.choose(self.device)
-        if device == "cuda" and self.method not in ON_GPU:
-            raise NotImplementedError(
-                f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; '
-                f"got {self.method!r}"
-            )
         blind = self.target == "auto" and self.method in BLIND  # which has no target
         able = self.method in OF_MEAN_ZERO and (self.refine or self.method not in SWAPPED)
         if represents == "mean-zero" and not (able or blind):
@@ -113,10 +107,10 @@ def task_of(
     check_definite(options.target, kernel)
     if options.device == "cuda":
         array = np.ascontiguousarray(array)
-    problem = as_problem(array, kernel, shift=True, tell=tell)
+    problem = as_problem(array, kernel, shift=True, tell=tell, device=options.device)
     if holds_scores(kernel):
         warn_if_reversed(array, kernel.companion, weights)
     return Task(
         problem, len(array), size, weights, options.delta, options.refine, options.unique,
-        options.target, generator, options.device, tell,
+        options.target, generator, tell,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.halving.problem import Points
 from thinformer.support import checks
 from thinformer.support.progress import Progress, Tell, begin, showing

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import diagonal, embed, square
+from thinformer.cpu.points import diagonal, embed, square
 from thinformer.halving.draws import seed_from
 from thinformer.halving.problem import Points
 from thinformer.support import checks
