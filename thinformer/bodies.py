@@ -176,6 +176,16 @@ def diagonal(problem: Points | Any, at: NDArray) -> NDArray:
     return _of(problem).diagonal(problem, at)
 
 
+def gram(problem: Points | Any, rows: NDArray) -> NDArray[np.float64]:
+    """Return the Gram matrix (s, s) of rows (s,)."""
+    return _of(problem).gram(problem, rows)
+
+
+def in_float64(problem: Points | Any) -> Points | Any:
+    """Return the problem in float64: in float32 the MMD of many rows is below the rounding of k."""
+    return _of(problem).in_float64(problem)
+
+
 def swap(
     problem: Points | Any,
     candidates: NDArray,

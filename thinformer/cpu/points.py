@@ -202,6 +202,32 @@ def grow(
     return chosen
 
 
+def gram(problem: Points, rows: NDArray) -> NDArray[np.float64]:
+    """Return the Gram matrix (s, s) of rows."""
+    out = np.empty((rows.size, rows.size))
+    one = np.ones(1)
+    for j in range(rows.size):
+        out[j:, j] = out[j, j:] = embed(problem, rows[j:], rows[j : j + 1], one)
+    return out
+
+
+def in_float64(problem: Points) -> Points:
+    """Return the problem in float64: in float32 the MMD of many rows is below the rounding of k."""
+    if problem.window.dtype == np.float64:
+        return problem
+    window, scales, parameters = (
+        part.astype(np.float64) for part in (problem.window, problem.scales, problem.parameters)
+    )
+    companion = problem.companion
+    if isinstance(companion, np.ndarray):
+        companion = companion.astype(np.float64)
+        companion.flags.writeable = False  # one type, so the loops are compiled once
+    window.flags.writeable = False
+    return problem._replace(
+        window=window, scales=scales, parameters=parameters, companion=companion
+    )
+
+
 def _workspace(problem: Points) -> NDArray:
     from thinformer.cpu import sums  # imports Numba
 

@@ -67,17 +67,17 @@ def make_next_term(before: Any, number: int, term: Term, variant: Variant) -> An
     """Return the function that adds term `number` to the terms that `before` adds up."""
     add = {"products": add_product, "distances": add_square, "sobolev": multiply_factor}[term.of]
     load, of_sum = device_function(variant.load), device_function(term.phi)
-    NOTHING = variant.dtype(term.of == "sobolev")
+    dtype = variant.dtype
+    NOTHING = dtype(term.of == "sobolev")
 
     @device_function
     def value(window, place, x, y, parameters, scales):
         start, row, column, dim = place
         at, other, total = start + x * row, start + y * row, NOTHING
         for d in range(dim):
-            total = add(
-                total, load(window[at + d * column]), load(window[other + d * column]),
-                scales[number, d], parameters[number, FIRST:],
-            )  # fmt: skip
+            x_d, y_d = load(window[at + d * column]), load(window[other + d * column])
+            scale, coefficients = scales[number, d], parameters[number, FIRST:]
+            total = add(total, dtype(x_d), dtype(y_d), scale, coefficients)
         found = of_sum(total, parameters[number, CONSTANT], parameters[number, DEGREE])
         return before(window, place, x, y, parameters, scales) + parameters[number, WEIGHT] * found
 
@@ -86,7 +86,12 @@ def make_next_term(before: Any, number: int, term: Term, variant: Variant) -> An
 
 def make_stein(variant: Variant) -> Any:
     """Return the function for the Stein kernel; scores are in the columns behind the points."""
-    load, ZERO = device_function(variant.load), variant.dtype(0)
+    load, dtype = device_function(variant.load), variant.dtype
+    ZERO = dtype(0)
+
+    @device_function
+    def number_at(window, place):
+        return dtype(load(window[place]))
 
     @device_function
     def value(window, place, x, y, parameters, scales):
@@ -96,8 +101,10 @@ def make_stein(variant: Variant) -> Any:
         for d in range(dim):
             largest = max(largest, scales[0, d])
         for d in range(dim):
-            s, t = load(window[at + (dim + d) * column]), load(window[other + (dim + d) * column])
-            difference = load(window[at + d * column]) - load(window[other + d * column])
+            s = number_at(window, at + (dim + d) * column)
+            t = number_at(window, other + (dim + d) * column)
+            x_d, y_d = number_at(window, at + d * column), number_at(window, other + d * column)
+            difference = x_d - y_d
             inverse, share = scales[0, d] * scales[0, d], scales[0, d] / largest
             square = inverse * difference * difference
             distance += square

@@ -178,6 +178,27 @@ def diagonal(problem: PointsOnGpu, at: NDArray) -> NDArray:
         return out.copy_to_host()
 
 
+def gram(problem: PointsOnGpu, rows: NDArray) -> NDArray[np.float64]:
+    """Return the Gram matrix (s, s) of rows (s,)."""
+    s = rows.size
+    with run.out_of_memory(8 * s * (s + 1)):
+        out = cuda.device_array((s, s), np.float64)
+        sums.make_gram(problem.variant)[_blocks(s * s), sums.THREADS](
+            *problem.arguments, cuda.to_device(rows), out
+        )
+        return out.copy_to_host()
+
+
+def in_float64(problem: PointsOnGpu) -> PointsOnGpu:
+    """Return the problem in float64; the points stay as they are, and are converted when read."""
+    of_terms, of_columns = (
+        cuda.to_device(array.copy_to_host().astype(np.float64))
+        for array in (problem.parameters, problem.scales)
+    )
+    variant = problem.variant._replace(dtype=np.float64)
+    return problem._replace(variant=variant, parameters=of_terms, scales=of_columns)
+
+
 def swap(
     problem: PointsOnGpu,
     candidates: NDArray,

@@ -110,7 +110,7 @@ def make_walk(variant: Variant, threads: int) -> Any:
         begin  where the panel is in `positions`
         doubled, end  rows before `doubled` count twice, rows from `end` on do not count
     """
-    PITCH = tile_rows(threads) + PAD
+    ROW_PITCH, PANEL_PITCH = tile_rows(threads) + PAD, PANEL + PAD
     dtype = variant.dtype
     ZERO = dtype(0)
     tabulate = make_tabulate(variant, threads)
@@ -118,8 +118,8 @@ def make_walk(variant: Variant, threads: int) -> Any:
     @device_function
     def walk(part, window, place, parameters, scales, positions, weights, tile, offset, begin,
              doubled, end):  # fmt: skip
-        rows = cuda.shared.array((DEPTH, PITCH), dtype, ALIGNED)
-        panel = cuda.shared.array((DEPTH, PANEL + PAD), dtype, ALIGNED)
+        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
+        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
         patch = cuda.local.array(SQUARE, dtype)
         other = cuda.local.array(SQUARE, dtype)
         none = ZERO, ZERO, ZERO  # the parameters of factors
@@ -188,6 +188,24 @@ def make_diagonal(variant: Variant) -> Any:
             out[i] = value(window, place, at[i], at[i], parameters, scales)
 
     return cuda.jit(diagonal)
+
+
+@functools.cache
+def make_gram(variant: Variant) -> Any:
+    """Return the kernel that writes a Gram matrix; a thread has one entry.
+
+    The kernel's arguments: window, place, parameters, scales as in `make_embed`; rows (s,) int64;
+    out (s, s) float64, written.
+    """
+    value = make_value(variant)
+
+    def gram(window, place, parameters, scales, rows, out):
+        i = cuda.grid(1)
+        if i < out.size:
+            x, y = rows[i // rows.size], rows[i % rows.size]
+            out[i // rows.size, i % rows.size] = value(window, place, x, y, parameters, scales)
+
+    return cuda.jit(gram)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.points import square
+from thinformer import bodies
 from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.support.progress import Progress, begin, showing
@@ -221,8 +221,8 @@ def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
 
 
 def _squares_to_points(
-    problem: Points, coresets: list[_Coreset], share: NDArray, done: Callable[[float], None]
+    problem: Points | Any, coresets: list[_Coreset], share: NDArray, done: Callable[[float], None]
 ) -> list[float]:
     """The squared MMD of each coreset to the points of a problem, weighted (n,)."""
-    of_points = square(problem, np.arange(share.size)[None], share, done)[0]
+    of_points = bodies.square(problem, np.arange(share.size)[None], share, done)[0]
     return [of_points + terms_of_coreset(problem, *each, share) for each in coresets]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.points import diagonal, embed, square
+from thinformer import bodies
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import STEIN, TABLE
@@ -101,7 +101,9 @@ def mmd(
         problem = as_problem(given.array, given.kernel, tell=tell)
         if given.target == "mean-zero":
             return root(square_of(problem, rows, own))
-        of_points = square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[0]
+        of_points = bodies.square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[
+            0
+        ]
         return root(of_points + terms_of_coreset(problem, rows, own, share))
 
 
@@ -222,26 +224,28 @@ def mmd2_unbiased(
         problem = as_problem(both, resolved, tell=tell)
         done = begin(tell, "MMD")
         part = within(done, 0.0, shares[0])
-        total = -2 * embed(problem, of_x, of_y, np.full(m, 1 / m), part).mean()
+        total = -2 * bodies.embed(problem, of_x, of_y, np.full(m, 1 / m), part).mean()
         for i, rows in enumerate((of_x, of_y)):
             size, part = rows.size, within(done, *shares[i : i + 2])
-            pairs = square(problem, rows[None], np.ones(size), part)[0]
-            total += (pairs - diagonal(problem, rows).sum()) / (size * (size - 1))
+            pairs = bodies.square(problem, rows[None], np.ones(size), part)[0]
+            total += (pairs - bodies.diagonal(problem, rows).sum()) / (size * (size - 1))
     return float(total)
 
 
-def square_of(problem: Points, rows: NDArray, weights: NDArray) -> float:
+def square_of(problem: Points | Any, rows: NDArray, weights: NDArray) -> float:
     """The squared norm of the mean embedding of rows (s,) with weights (s,)."""
-    return square(problem, rows[None], weights)[0]
+    return bodies.square(problem, rows[None], weights)[0]
 
 
-def terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray, share: NDArray) -> float:
+def terms_of_coreset(
+    problem: Points | Any, rows: NDArray, weights: NDArray, share: NDArray
+) -> float:
     """The two terms of a squared MMD that depend on the coreset.
 
     rows, weights : (s,) the coreset's rows in `problem`, and their weights
     share : (n,) the weights of the points, which are the first n rows of `problem`
     """
-    between = embed(problem, rows, np.arange(share.size), share) @ weights
+    between = bodies.embed(problem, rows, np.arange(share.size), share) @ weights
     return square_of(problem, rows, weights) - 2 * between
 
 
