@@ -19,7 +19,7 @@ from numba import types
 from numba.cuda import compiler, dispatcher
 
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import draw, halve, pivots, run
+from thinformer.cuda import draw, halve, pivots, run, shared, tiles
 from thinformer.cuda.halve import threads_for
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
@@ -61,9 +61,20 @@ def halve_signature(stored, computed):
             number[:, ::1], whole[:, ::1], whole[:, ::1])  # fmt: skip
 
 
-def attention_kernel(stored, threads):
+def shared_signature(stored, computed):
+    sharing = types.NamedUniTuple(types.int64, 3, shared.Sharing)
+    *before, _, _, _, draws, left, kept = halve_signature(stored, computed)
+    return (*before, types.int64, sharing, types.int64, draws, left, kept,
+            getattr(types, computed)[::1])  # fmt: skip
+
+
+def attention_variant(stored):
     terms = run.term(EXPONENTIAL), run.term(LINEAR)
-    variant = Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
+    return Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
+
+
+def attention_kernel(stored, threads):
+    variant = attention_variant(stored)
     return halve.make_kernel(variant, threads), variant.dtype
 
 
@@ -139,6 +150,31 @@ def test_attention_in_float64(tmp_path):
         assert shared <= STATIC_LIMIT
         assert threads * registers <= REGISTERS
     check_documented("float64", threads, used)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("make", [shared.make_collect, shared.make_decide_span, shared.make_norms])
+def test_shared_buckets(make, stored, tmp_path):
+    """The tiles of attention, the decisions and the norms, where many blocks share a bucket."""
+    variant = attention_variant(stored)
+    threads, computed, used = threads_for(4096, variant.dtype), np.dtype(variant.dtype).name, []
+    kernel = make(variant, threads)
+    for capability, code in compiled(kernel, shared_signature(stored, computed)):
+        assert ".local" not in code
+        if computed == "float32":
+            assert not re.search(r"\.f64\b", code)
+        if make is shared.make_collect:
+            vectors = "ld.shared.v4.f32" if computed == "float32" else "ld.shared.v2.f64"
+            assert code.count(vectors) == (4 if computed == "float32" else 8)
+        elif make is shared.make_decide_span:
+            # a full panel's values for a later point are read at once
+            assert len(re.findall(r"sub(\.rn)?\.f(32|64)", code)) >= tiles.PANEL // 2
+        used.append(resources(code, capability, tmp_path))
+        registers, smem, spilled = used[-1]
+        assert spilled == 0
+        assert smem <= STATIC_LIMIT
+        assert threads * registers <= REGISTERS
+    check_documented(f"`{make.__name__.removeprefix('make_')}`, {stored}", threads, used)
 
 
 @pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])

@@ -8,8 +8,9 @@ from thinformer import (
     compress_schedule,
 )
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import pivots, run, tiles
+from thinformer.cuda import launches, pivots, run, tiles
 from thinformer.cuda.halve import threads_for
+from thinformer.cuda.shared import WIDEST, Sharing
 from thinformer.halving.plan import plan
 from thinformer.halving.steps import simple_factor
 from thinformer.measuring import speed
@@ -48,7 +49,50 @@ def test_tables_hold_the_schedule():
     delta = schedule.rounds[0].delta
     np.testing.assert_array_equal(factors[0], [simple_factor(4, delta), simple_factor(6, delta)])
     assert run.count_draws(schedule) == 98
-    assert run.workspace(schedule, 3, np.float32)["draws"] == ((3, 98), np.float32)
+    shapes = run.workspace(schedule, 3, np.float32, [])
+    assert shapes["draws"] == ((3, 98), np.float32)
+    assert shapes["memory"] == ((0,), np.float32)
+
+
+def test_large_buckets_of_few_problems_are_shared():
+    """16 heads of 64k tokens: 256 buckets keep all multiprocessors busy, 64 and 16 do not."""
+    schedule = compress_schedule(65536, 1024)
+    made = run.launches(schedule, 16, 128, H100, np.float32)
+    assert [one.shared for one in made] == [
+        None, None, None, None, Sharing(512, 1024, 3), Sharing(1024, 2048, 3),
+    ]  # fmt: skip
+    # stored values, the sums of each 3 tiles of 128 rows, two norms, and the largest b
+    numbers = max(64 * (512**2 + 3 * 512 + 3), 16 * (1024**2 + 6 * 1024 + 3))
+    assert run.count_memory(made, 16) == numbers
+    assert [launches.span_launches(one.shared, 16 * one.share, 256) for one in made[4:]] == [
+        [(0, 64 * 16 * 2), (512, 64 * 16 * 3)], [(0, 16 * 32 * 3), (1024, 16 * 32 * 6)],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("problems", [1, 16, 100])
+def test_a_way_to_share_fits_the_kernels(problems):
+    """A span is whole tiles and fits shared memory; the stored values fit the cache."""
+    shared = 0
+    for size in [1, 50, 300, 777, 5000, 40000]:
+        for round_ in compress_schedule(4 * size, size).rounds:
+            for rows in (16, 64, 128):
+                way = launches.sharing(round_, problems, 20, H100, rows)
+                if way is not None:
+                    shared += 1
+                    assert way.width % tiles.PANEL == way.width % rows == 0
+                    assert way.width <= WIDEST
+                    assert way.points == round_.largest_bucket
+                    assert 1 <= way.tiles <= way.width // rows
+                    assert problems * round_.buckets * way.width**2 <= launches.MOST_STORED
+    assert shared >= 3
+
+
+def test_small_buckets_are_not_shared():
+    """Where a launch costs more than it saves, and where there are enough buckets."""
+    small, large = compress_schedule(512, 256).rounds[0], compress_schedule(8192, 4096).rounds[0]
+    assert launches.sharing(small, 1, 10, H100, 128) is None
+    assert launches.sharing(large, 1, 10, H100, 128) is not None
+    assert launches.sharing(large, 1000, 10, H100, 128) is None
 
 
 # An H100 SXM by its data sheet
@@ -61,8 +105,10 @@ def counted(shape, itemsize):
     """What docs/cuda.md counts of a shape, with g = 2: a row of its table."""
     B, T, S, H, E, D = speed.SHAPES[shape]
     schedule = plan(S, 2, None, 0.5).schedule
-    needed = done = numbers = seconds = 0
-    for round_ in schedule.rounds:
+    needed = done = numbers = seconds = shared = launched = 0
+    rounds = run.launches(schedule, B * H, E + D, H100, np.float32)
+    assert len(rounds) == len(schedule.rounds)
+    for round_, one in zip(schedule.rounds, rounds, strict=True):
         size = round_.largest_bucket
         tile = threads_for(size, np.float32) // 2  # rows
         ends = np.arange(tiles.PANEL, size + tiles.PANEL, tiles.PANEL)
@@ -70,14 +116,41 @@ def counted(shape, itemsize):
         needed += B * H * round_.buckets * (E + D) * size**2
         done += B * H * round_.buckets * computed
         numbers += B * H * 2 * round_.pairs * (E + D)
-        seconds += -(-B * H * round_.buckets // H100) * computed / (FLOAT32 / H100)
+        waves = -(-B * H * round_.buckets // H100)
+        seconds += waves * computed / (FLOAT32 / H100)
+        if one.shared is None:
+            launched += 1
+            shared += waves * computed / (FLOAT32 / H100)
+        else:
+            of_round = counted_spans(one, B * H, tile, E + D)
+            launched += 1 + 2 * -(-size // one.shared.width)
+            shared += of_round
     numbers += B * H * (S * (E + D) + schedule.length * D)  # measuring, before
     floor = max(needed / FLOAT32, numbers * itemsize / MEMORY)
     exact = 2 * B * H * T * S * (E + D) / (TENSOR if itemsize == 2 else FLOAT32)
     return [
         f"{needed / 1e9:.2f}", f"{done / 1e9:.2f}", f"{numbers * itemsize / 1e6:.0f}",
-        f"{1e6 * floor:.0f}", f"{1e6 * seconds:.0f}", f"{1e6 * exact:.0f}",
+        f"{1e6 * floor:.0f}", f"{1e6 * seconds:.0f}", f"{1e6 * shared:.0f}", str(launched),
+        f"{1e6 * exact:.0f}",
     ]  # fmt: skip
+
+
+def counted_spans(one, problems, tile, dims):
+    """Seconds of a round whose buckets are shared: its tiles, and what is stored and read."""
+    width, points, tiles_a_block = one.shared
+    buckets, seconds = problems * one.share, 0
+    of_tile = 2 * dims * tile * tiles.PANEL / (FLOAT32 / H100)
+    for begin in range(0, points, width):
+        span = min(begin + width, points)
+        ends = np.minimum(np.arange(begin + tiles.PANEL, span + tiles.PANEL, tiles.PANEL), span)
+        of_panels = -(-ends // tile)
+        # all multiprocessors have the same share, but for the largest block
+        seconds += of_tile * max(buckets * of_panels.sum() / H100,
+                                 min(tiles_a_block, of_panels.max()))  # fmt: skip
+        later = (span - begin) * (span - begin + tiles.PANEL) / 2
+        waves = -(-buckets // H100)
+        seconds += waves * later * launches.STORED_FLOPS / (FLOAT32 / H100)
+    return seconds
 
 
 @pytest.mark.parametrize(
@@ -89,7 +162,7 @@ def test_the_count_on_paper(shape, itemsize):
     line = " | ".join(
         [speed.NAMES[shape], str(speed.SHAPES[shape]), dtype, *counted(shape, itemsize)]
     )
-    assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines()
+    assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines(), line
 
 
 def counted_pivots(heads, L, E, n_out):

@@ -82,7 +82,8 @@ def selected(key, value, size, seed, pre_thin="even"):
     schedule = settings.schedule
     stored = key.dtype.name
     dtype = run.COMPUTED_IN[stored]
-    shapes = run.workspace(schedule, B * H, dtype)
+    made = run.launches(schedule, B * H, E + D, 1, dtype)
+    shapes = run.workspace(schedule, B * H, dtype, made)
     work = run.Workspace(
         **{name: cuda.to_device(np.full(shape, 77, of)) for name, (shape, of) in shapes.items()}
     )
@@ -91,13 +92,13 @@ def selected(key, value, size, seed, pre_thin="even"):
         stored,
         (cuda.to_device(key.ravel().view(as_stored)), Geometry(0, H, S * H * E, E, H * E, 1, E)),
         (cuda.to_device(value.ravel().view(as_stored)), Geometry(0, H, S * H * D, D, H * D, 1, D)),
-        run.Rounds(schedule, *map(cuda.to_device, run.round_tables(schedule, dtype))),
+        run.Rounds(schedule, *map(cuda.to_device, run.round_tables(schedule, dtype)), made),
         work,
         run.Sequences(
             cuda.to_device(np.arange(B)), cuda.to_device(np.zeros((0, 0), int)), S,
             pre_thin == "stride", cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
         ),
-        scale=E**-0.5, scales=cuda.to_device(np.zeros((1, 1), dtype)), processors=1,
+        scale=E**-0.5, scales=cuda.to_device(np.zeros((1, 1), dtype)),
     )  # fmt: skip
     return settings, run.Workspace(*(array.copy_to_host() for array in work))
 

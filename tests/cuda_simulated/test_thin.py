@@ -8,6 +8,7 @@ from thinformer import bodies, kernels, thin
 from thinformer.cpu import points as on_cpu
 from thinformer.cuda import launches, sums
 from thinformer.cuda import points as on_gpu
+from thinformer.cuda.shared import Sharing
 from thinformer.halving.problem import make_points
 from thinformer.kernels import exponential, gaussian, polynomial, sobolev, stein
 
@@ -185,3 +186,23 @@ def test_the_stages_are_told():
         assert told[-1] == ("KT-SWAP", 1.0)
     assert stages["cuda"] == stages["cpu"]
     assert len(stages["cpu"]) == 4
+
+
+@pytest.mark.parametrize("n", [70, 64])
+def test_kt_split_of_buckets_that_blocks_share(n, monkeypatch):
+    """The variance of adaptive thresholds goes from span to span."""
+    shared = []
+
+    def sharing(round_, *_):
+        shared.append(Sharing(32, round_.largest_bucket, 1))
+        return shared[-1]
+
+    points = unit_points(n)
+    options = {"method": "kernel-thinning", "refine": False, "rng": 3}
+    expected = thin(points, n // 4, **options)
+    alone = thin(points, n // 4, device="cuda", **options)
+    np.testing.assert_array_equal(alone, expected)
+    monkeypatch.setattr(launches, "sharing", sharing)
+    monkeypatch.setattr(launches, "LAUNCH_FLOPS", 0)
+    np.testing.assert_array_equal(thin(points, n // 4, device="cuda", **options), expected)
+    assert [each.points for each in shared] == [4 * (n // 4), 2 * (n // 4)]

@@ -143,12 +143,13 @@ def compress_points(
     variant, _, parameters, scales = run.describe(
         describe(without_points, kernel), run.LOAD[points.dtype.name]
     )
-    with readable(points), allocated(schedule, math.prod(stack), points, source) as (work, rounds):
+    with readable(points), allocated(
+        schedule, math.prod(stack), dim, points, source
+    ) as (work, rounds):
         work = work._replace(parameters=cuda.to_device(parameters))
         run.select_points(
             points.dtype.name, window(points), variant, rounds, work,
             sequences_of(points, S, strided, source), scales=cuda.to_device(scales),
-            processors=run.processors(),
         )  # fmt: skip
         finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
         kept = result(work, schedule, points, stack)
@@ -178,11 +179,12 @@ def compress_pairs(
     if 0 in (B, H):
         return of_nothing(key, [B, H], schedule.size)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    with readable(key, value), allocated(schedule, B * H, key, source) as (work, rounds):
+    dims = key.shape[-1] + value.shape[-1]
+    with readable(key, value), allocated(schedule, B * H, dims, key, source) as (work, rounds):
         run.select_pairs(
             key.dtype.name, window(key), window(value), rounds, work,
             sequences_of(key, S, strided, source), scale=scale,
-            scales=cuda.to_device(np.zeros((1, 1), key.computed_in)), processors=run.processors(),
+            scales=cuda.to_device(np.zeros((1, 1), key.computed_in)),
         )  # fmt: skip
         finite = work.finite.copy_to_host()
         if not finite.all():
@@ -209,7 +211,11 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     variant, _, parameters, scales = run.describe(matrices, run.LOAD[K.dtype.name])
     left = np.broadcast_to(np.arange(2 * schedule.length), (problems, 2 * schedule.length))
     kept: Any = np.full((problems, pairs + S % 2), S - 1)
-    nbytes = left.nbytes + kept.nbytes + problems * drawn.shape[1] * np.dtype(dtype).itemsize
+    with readable(K):
+        made = run.launches(schedule, problems, 1, run.processors(), dtype)
+    shared = run.count_memory(made, problems)
+    nbytes = left.nbytes + kept.nbytes
+    nbytes += (problems * drawn.shape[1] + shared) * np.dtype(dtype).itemsize
     with readable(K), run.out_of_memory(nbytes):
         largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
         finite = cuda.to_device(np.ones(problems, np.bool_))
@@ -223,11 +229,11 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
                 place, geometry, place, geometry, cuda.to_device(parameters),
                 cuda.to_device(scales), cuda.to_device(np.arange(problems // geometry.heads)),
             )  # fmt: skip
-            made = run.launches(schedule, problems, 1, run.processors(), dtype)
             tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
             run.halve_rounds(
                 variant, resident, made, tables, cuda.to_device(drawn.astype(dtype)),
                 cuda.to_device(np.ascontiguousarray(left)), kept[:, :pairs],
+                cuda.device_array(shared, dtype),
             )  # fmt: skip
         checks.finite(K.name, bool(finite.copy_to_host().all()))
         tolerance = np.sqrt(np.finfo(dtype).eps) * largest.copy_to_host()
@@ -243,15 +249,16 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
 
 @contextlib.contextmanager
 def allocated(
-    schedule: Schedule, problems: int, points: OnGpu, source: Source
+    schedule: Schedule, problems: int, dims: int, points: OnGpu, source: Source
 ) -> Iterator[tuple[run.Workspace, run.Rounds]]:
     """Allocate a workspace and the schedule's tables on the current GPU, for the `with` block.
 
-    Given draws are copied there. Where memory runs out, here or in the block, the error says how
+    `dims` is the number of columns of all factors. Given draws are copied there. Where memory runs out, here or in the block, the error says how
     much the workspace takes.
     """
     dtype = points.computed_in
-    shapes = run.workspace(schedule, problems, dtype)
+    launches = run.launches(schedule, problems, dims, run.processors(), dtype)
+    shapes = run.workspace(schedule, problems, dtype, launches)
     nbytes = sum(math.prod(shape) * np.dtype(of).itemsize for shape, of in shapes.values())
     given: dict[str, NDArray] = {}
     if not isinstance(source, int):
@@ -266,7 +273,7 @@ def allocated(
             for name, (shape, of) in shapes.items()
         }
         tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
-        yield run.Workspace(**made), run.Rounds(schedule, *tables)
+        yield run.Workspace(**made), run.Rounds(schedule, *tables, launches)
 
 
 def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) -> run.Sequences:
@@ -297,7 +304,7 @@ def is_finite(points: OnGpu) -> bool:
     """Return whether all numbers of points (..., S, dim) are finite."""
     *stack, S, _ = points.shape
     schedule = Schedule(S, S, ())
-    with allocated(schedule, math.prod(stack), points, 0) as (work, rounds):
+    with allocated(schedule, math.prod(stack), 0, points, 0) as (work, rounds):
         nothing = window(points)[0], window(points)[1]._replace(dim=0)
         sequences = sequences_of(points, S, True, 0)
         run.draw_and_measure(

@@ -8,19 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cuda.halve import threads_for
-from thinformer.halving.schedule import Schedule
+from thinformer.cuda.shared import WIDEST, Sharing, blocks_up_to, numbers_a_bucket
+from thinformer.cuda.tiles import PANEL
+from thinformer.cuda.values import tile_rows
+from thinformer.halving.schedule import Round, Schedule
 from thinformer.halving.steps import adaptive_factor, simple_factor
 
 LAUNCH_FLOPS = 2**21  # operations that one block computes in the time of a launch
+# the same for the launches of a span, of which there are many: the CPU needs longer for one, if no
+# CUDA graph has captured it
+SPAN_FLOPS = 2**23
+STORED_FLOPS = 32  # operations that one block computes in the time of reading a stored value
+WIDTHS = (256, 512, WIDEST)  # points of a span
+MOST_STORED = 2**24  # numbers; half of them are used, which the cache of a large GPU holds
+BUSY = 16  # blocks for each multiprocessor that are enough
+PHI_DIMS = 8  # columns that cost as much as a kernel value beyond its products
 
 
 class Launch(NamedTuple):
-    """One launch: rounds first_round .. last_round-1, with `share` blocks a problem."""
+    """One launch: rounds first_round .. last_round-1, with `share` blocks a problem.
+
+    With `shared` it stands for all launches of one round whose buckets are shared between blocks.
+    """
 
     first_round: int
     last_round: int
     share: int
     threads: int
+    shared: Sharing | None = None
 
 
 def launches(
@@ -28,9 +43,10 @@ def launches(
 ) -> list[Launch]:
     """Return the launches of a schedule, in order.
 
-    A round's launch has a block for each bucket. The last rounds share one launch, with a block for
-    each problem, where that costs little: the problems alone keep all processors busy, or one block
-    computes the round in less time than a launch takes.
+    A round's launch has a block for each bucket, or the buckets are shared between blocks
+    (`sharing`). The last rounds share one launch, with a block for each problem, where that costs
+    little: the problems alone keep all processors busy, or one block computes the round in less
+    time than a launch takes.
     """
     rounds = schedule.rounds
     alone = len(rounds) - 1  # the first round that is part of the last launch
@@ -40,13 +56,57 @@ def launches(
         if problems < 2 * processors and work > LAUNCH_FLOPS:
             break
         alone -= 1
-    made = [
-        Launch(i, i + 1, rounds[i].buckets, threads_for(rounds[i].largest_bucket, dtype))
-        for i in range(alone)
-    ]
-    if rounds:
+    made = []
+    for i, round_ in enumerate(rounds[:alone] if alone < len(rounds) - 1 else rounds):
+        threads = threads_for(round_.largest_bucket, dtype)
+        shared = sharing(round_, problems, dims, processors, tile_rows(threads))
+        made.append(Launch(i, i + 1, round_.buckets, threads, shared))
+    if alone < len(rounds) - 1:
         made.append(Launch(alone, len(rounds), 1, threads_for(rounds[-1].largest_bucket, dtype)))
     return made
+
+
+def sharing(round_: Round, problems: int, dims: int, processors: int, rows: int) -> Sharing | None:
+    """Return how the buckets of a round are shared, in tiles of `rows`; None where they are not.
+
+    The way with the smallest cost is taken; the cost is in operations of one multiprocessor.
+    """
+    buckets, points = problems * round_.buckets, round_.largest_bucket
+    work = points**2 * (dims + PHI_DIMS)  # of a bucket
+    waves = -(-buckets // processors)  # of blocks, if each has a bucket
+    best, cost = None, waves * work
+    for widest in WIDTHS:
+        width = min(widest, -(-points // rows) * rows)
+        spans = -(-points // width)
+        of_width = buckets * work // processors + 2 * spans * SPAN_FLOPS
+        of_width += waves * points * width // 2 * STORED_FLOPS
+        if buckets * width**2 <= MOST_STORED and of_width < cost:
+            blocks = buckets * (width // PANEL) * -(-points // rows)  # of the last span
+            tiles = max(1, min(width // rows, blocks // (BUSY * processors)))
+            best, cost = Sharing(width, points, tiles), of_width
+    return best
+
+
+def span_launches(shared: Sharing, buckets: int, threads: int) -> list[tuple[int, int]]:
+    """Return the first point of each span, and the blocks of `collect`, for all `buckets`."""
+    width, points, tiles = shared
+    rows, panels = tile_rows(threads), width // PANEL
+    return [
+        (begin, buckets * panels * blocks_up_to(min(begin + width, points), tiles, rows))
+        for begin in range(0, points, width)
+    ]
+
+
+def count_memory(made: list[Launch], problems: int) -> int:
+    """Return how many numbers of memory the rounds need whose buckets are shared."""
+    return max(
+        (
+            problems * one.share * numbers_a_bucket(one.shared, one.threads)
+            for one in made
+            if one.shared is not None
+        ),
+        default=0,
+    )
 
 
 def round_tables(

@@ -93,13 +93,18 @@ def halve(
     tables = launches.round_tables(schedule, dtype, adaptive)
     dim = max(problem.columns, 1)
     made = run.launches(schedule, 1, dim, run.processors(), dtype)
+    shared = run.count_memory(made, 1)
     arrays = (*tables, np.zeros(1, np.int64), numbers, left)
-    with run.out_of_memory(sum(array.nbytes for array in arrays) + 8 * size):
+    nbytes = sum(array.nbytes for array in arrays) + 8 * size + shared * np.dtype(dtype).itemsize
+    with run.out_of_memory(nbytes):
         table, factors, sequences, numbers_there, left_there = map(cuda.to_device, arrays)
         kept = cuda.device_array((1, size), np.int64)
         place = problem.window, problem.geometry
         resident = run.Resident(*place, *place, problem.parameters, problem.scales, sequences)
-        run.halve_rounds(variant, resident, made, (table, factors), numbers_there, left_there, kept)
+        memory = cuda.device_array(shared, dtype)
+        run.halve_rounds(
+            variant, resident, made, (table, factors), numbers_there, left_there, kept, memory
+        )
         last = kept.copy_to_host()[0]
         before = last
         if at_most >= length:

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from thinformer.cuda import draw, tiles
 from thinformer.cuda.halve import Geometry, make_kernel
 from thinformer.cuda.jit import SIMULATED, cuda
-from thinformer.cuda.launches import Launch, count_draws, launches, round_tables
+from thinformer.cuda.launches import (
+    Launch,
+    count_draws,
+    count_memory,
+    launches,
+    round_tables,
+    span_launches,
+)
+from thinformer.cuda.shared import make_collect, make_decide_span, make_norms
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
@@ -70,13 +78,50 @@ def halve_rounds(
     draws: Any,
     left: Any,
     kept: Any,
+    memory: Any,
     stream: Any = 0,
 ) -> None:
-    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU."""
+    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU.
+
+    `memory` is a flat array of `count_memory` numbers, which nothing needs to write before.
+    """
     problems = left.shape[0]
-    for first_round, last_round, share, threads in made if problems else ():
+    for one in made if problems else ():
+        if one.shared is not None:
+            halve_shared(variant, resident, one, tables, draws, left, kept, memory, stream)
+            continue
+        first_round, last_round, share, threads, _ = one
         kernel = make_kernel(variant, threads)[problems * share, threads, stream]
         kernel(*resident, *tables, first_round, last_round, share, draws, left, kept)
+
+
+def halve_shared(
+    variant: Variant,
+    resident: Resident,
+    one: Launch,
+    tables: tuple[Any, Any],
+    draws: Any,
+    left: Any,
+    kept: Any,
+    memory: Any,
+    stream: Any,
+) -> None:
+    """Launch a round whose buckets are shared between blocks; see `shared`."""
+    i, _, buckets, threads, shared = one
+    assert shared is not None
+    of_all = left.shape[0] * buckets
+    spans = span_launches(shared, of_all, threads)
+
+    def launch(kernel: Any, blocks: int, begin: int) -> None:
+        kernel[blocks, threads, stream](
+            *resident, *tables, i, shared, begin, draws, left, kept, memory
+        )
+
+    if variant.shifted:
+        launch(make_norms(variant, threads), of_all * len(spans), 0)
+    for begin, blocks in spans:
+        launch(make_collect(variant, threads), blocks, begin)
+        launch(make_decide_span(variant, threads), of_all, begin)
 
 
 class Workspace(NamedTuple):
@@ -91,9 +136,12 @@ class Workspace(NamedTuple):
     finite: Any
     parameters: Any
     kept: Any
+    memory: Any
 
 
-def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple]:
+def workspace(
+    schedule: Schedule, problems: int, dtype: type, made: list[Launch]
+) -> dict[str, tuple]:
     """Return the shape and dtype of each array of a `Workspace`."""
     return {
         "left": ((problems, 2 * schedule.length), np.int64),
@@ -102,15 +150,17 @@ def workspace(schedule: Schedule, problems: int, dtype: type) -> dict[str, tuple
         "finite": ((problems,), np.bool_),
         "parameters": ((problems, 2, 3), dtype),
         "kept": ((problems, schedule.size), np.int64),
+        "memory": ((count_memory(made, problems),), dtype),
     }
 
 
 class Rounds(NamedTuple):
-    """A schedule, and its rounds on the GPU as `round_tables` describes them."""
+    """A schedule, its rounds on the GPU as `round_tables` describes them, and their launches."""
 
     schedule: Schedule
     table: Any
     factors: Any
+    made: list[Launch]
 
 
 class Sequences(NamedTuple):
@@ -142,7 +192,6 @@ def select_pairs(
     *,
     scale: float,
     scales: Any,
-    processors: int,
     stream: Any = 0,
 ) -> None:
     """Choose (key, value) pairs that are on the GPU; write them to ``work.kept``.
@@ -173,8 +222,7 @@ def select_pairs(
     )  # fmt: skip
     variant = Variant("factors", terms, True, LOAD[stored], dtype)
     resident = Resident(*keys, *values, work.parameters, scales, sequences.numbers)
-    made = launches(rounds.schedule, problems, keys[1].dim + values[1].dim, processors, dtype)
-    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
+    halve_work(variant, resident, rounds, work, stream)
 
 
 def select_points(
@@ -186,7 +234,6 @@ def select_points(
     sequences: Sequences,
     *,
     scales: Any,
-    processors: int,
     stream: Any = 0,
 ) -> None:
     """Choose points that are on the GPU under any kernel, as `select_pairs` does.
@@ -199,8 +246,17 @@ def select_points(
         return
     draw_and_measure(stored, nothing, points, rounds, work, sequences, 1, stream)
     resident = Resident(*points, *points, work.parameters, scales, sequences.numbers)
-    made = launches(rounds.schedule, problems, points[1].dim, processors, variant.dtype)
-    halve_rounds(variant, resident, made, rounds[1:], work.draws, work.left, work.kept, stream)
+    halve_work(variant, resident, rounds, work, stream)
+
+
+def halve_work(
+    variant: Variant, resident: Resident, rounds: Rounds, work: Workspace, stream: Any
+) -> None:
+    """Launch all rounds on a workspace that was drawn and measured."""
+    halve_rounds(
+        variant, resident, rounds.made, (rounds.table, rounds.factors), work.draws, work.left,
+        work.kept, work.memory, stream,
+    )  # fmt: skip
 
 
 def draw_and_measure(
@@ -273,14 +329,17 @@ def run_schedule(
         *windows, parameters, scales, sequences, *round_tables(schedule, dtype), numbers, left,
     )  # fmt: skip
     kept = np.empty((problems, schedule.size), np.int64)
-    with out_of_memory(sum(array.nbytes for array in arrays) + kept.nbytes):
+    shared = count_memory(made, problems)
+    nbytes = sum(array.nbytes for array in (*arrays, kept)) + shared * np.dtype(dtype).itemsize
+    with out_of_memory(nbytes):
         *windows, parameters, scales, sequences, table, of_round, numbers, left = map(
             cuda.to_device, arrays
         )
         on_gpu = cuda.device_array(kept.shape, kept.dtype)
+        memory = cuda.device_array(shared, dtype)
         window, other = windows[0], windows[-1]
         resident = Resident(window, places[0], other, places[-1], parameters, scales, sequences)
-        halve_rounds(variant, resident, made, (table, of_round), numbers, left, on_gpu)
+        halve_rounds(variant, resident, made, (table, of_round), numbers, left, on_gpu, memory)
         on_gpu.copy_to_host(kept)
     return kept
 

@@ -52,17 +52,19 @@ def select(
     if tokens is not None:
         B, S = len(tokens.sequences), tokens.length
     with _current(device):
+        table, factors, scales, processors = _constants(schedule, dtype, device)
+        dims = key.shape[-1] + value.shape[-1]
+        launches = run.launches(schedule, B * H, dims, processors, dtype)
         made = {
             name: torch.empty(shape, dtype=TORCH[of], device=device)
-            for name, (shape, of) in run.workspace(schedule, B * H, dtype).items()
+            for name, (shape, of) in run.workspace(schedule, B * H, dtype, launches).items()
         }
-        table, factors, scales, processors = _constants(schedule, dtype, device)
         everything = Tokens(*_all_tokens(B, device), S) if tokens is None else tokens
         run.select_pairs(
             stored,
             (_window(key), _geometry(key)),
             (_window(value), _geometry(value)),
-            run.Rounds(schedule, _array(table), _array(factors)),
+            run.Rounds(schedule, _array(table), _array(factors), launches),
             run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
             run.Sequences(
                 _array(everything.sequences), _array(everything.positions), S,
@@ -70,7 +72,6 @@ def select(
             ),
             scale=scale,
             scales=_array(scales),
-            processors=processors,
             stream=_stream(device),
         )  # fmt: skip
     kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
