@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, check_draws, drawn_numbers, draws_of_problems
 from thinformer.halving.problem import Factor, Points, Problem
 from thinformer.halving.schedule import Schedule
+from thinformer.kernels import Kernel
 from thinformer.support import checks
 from thinformer.support.progress import ignore
 
@@ -114,6 +116,62 @@ def source_on_gpu(n_points: int, settings: Plan, draws: Draws | int, stack: tupl
         return draws
     index = run.starting_points(n_points, settings, draws, stack)
     return index, drawn_numbers(settings.schedule, draws, stack)
+
+
+@contextlib.contextmanager
+def reading(*arrays: Any) -> Iterator[None]:
+    """Compute on the GPU of the arrays that are on one, when they are written."""
+    there = [array for array in arrays if on_gpu(array)]
+    if not there:
+        yield
+        return
+    from thinformer.cuda import arrays as on_cuda  # imports numba.cuda
+
+    some = np.dtype(np.int8)
+    with on_cuda.readable(*(on_cuda.described("points", array, some) for array in there)):
+        yield
+
+
+def to_cpu(array: Any) -> Any:
+    """Return an array that is on a GPU as a copy in the CPU's memory; all else as it is."""
+    if not on_gpu(array):
+        return array
+    from thinformer.cuda import resident  # imports numba.cuda
+
+    return resident.to_cpu(array)
+
+
+def beside(owner: Any, array: NDArray) -> Any:
+    """Return an array on the GPU of another one, for its library; as it is if that is on none."""
+    if not on_gpu(owner):
+        return array
+    from thinformer.cuda import resident  # imports numba.cuda
+
+    return resident.beside(owner, array)
+
+
+def rows_of(points: NDArray | Any, rows: NDArray) -> NDArray:
+    """Return some rows of points (n, d), in the CPU's memory; the points may be an `OnGpu`."""
+    if isinstance(points, np.ndarray):
+        return points[rows]
+    from thinformer.cuda import resident  # imports numba.cuda
+
+    return resident.rows_of(points, rows)
+
+
+def is_finite(points: Any) -> bool:
+    """Return whether all numbers of points (..., n, d) on a GPU, an `OnGpu`, are finite."""
+    from thinformer.cuda import arrays as on_cuda  # imports numba.cuda
+
+    with on_cuda.readable(points):
+        return on_cuda.is_finite(points)
+
+
+def under(points: Any, kernel: Kernel, shift: bool) -> Any:
+    """Return points (n, d) on a GPU, an `OnGpu`, under a kernel; see `place`."""
+    from thinformer.cuda import resident  # imports numba.cuda
+
+    return resident.place(points, kernel, shift)
 
 
 def place(device: str, problem: Points) -> Points | Any:

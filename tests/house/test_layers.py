@@ -21,7 +21,7 @@ KNOWS = {
     "halving": ("kernels", "support"),
     "cpu": ("halving", "kernels", "support"),
     "cuda": ("halving", "kernels", "support"),
-    "bodies": ("cpu", "cuda", "halving", "support"),
+    "bodies": ("cpu", "cuda", "halving", "kernels", "support"),
     "thinning": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "attending": ("bodies", "cpu", "cuda", "halving", "kernels", "support"),
     "plot": ("thinning", "support"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thinformer.cuda import greedy, launches, run, sums, tiles
 from thinformer.cuda.halve import Geometry
-from thinformer.cuda.jit import cuda
+from thinformer.cuda.jit import compiling, cuda
 from thinformer.cuda.values import Variant, tile_rows
 from thinformer.halving.draws import Draws
 from thinformer.halving.plan import draws_of_problems
@@ -177,9 +177,10 @@ def diagonal(problem: PointsOnGpu, at: NDArray) -> NDArray:
     """Return k(x, x) for the points x at (n,): (n,) float64."""
     with run.out_of_memory(16 * at.size):
         out = cuda.device_array(at.size, np.float64)
-        sums.make_diagonal(problem.variant)[_blocks(at.size), sums.THREADS](
-            *problem.arguments, cuda.to_device(at), out
-        )
+        with compiling("kernel"):  # the first of all calls: see `as_problem`
+            sums.make_diagonal(problem.variant)[_blocks(at.size), sums.THREADS](
+                *problem.arguments, cuda.to_device(at), out
+            )
         return out.copy_to_host()
 
 
@@ -281,15 +282,10 @@ def grow(
     return places
 
 
-def rows_of(problem: PointsOnGpu, index: NDArray) -> NDArray:
-    """Return the points at index (n,) as (n, columns), in the CPU's memory."""
-    return _gathered(problem, index).copy_to_host().T
-
-
 def _gathered(problem: PointsOnGpu, index: NDArray) -> Any:
     """Return the points at index (n,), on the GPU, as columns (columns, n)."""
     out = cuda.device_array((problem.columns, index.size), problem.variant.dtype)
-    sums.make_gather(problem.variant)[_blocks(out.size), sums.THREADS](
+    sums.make_gather(problem.variant.load)[_blocks(out.size), sums.THREADS](
         problem.window, problem.place, cuda.to_device(index), out
     )
     return out

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thinformer.cuda import draw, tiles
 from thinformer.cuda.halve import Geometry, make_kernel
-from thinformer.cuda.jit import SIMULATED, cuda
+from thinformer.cuda.jit import SIMULATED, cuda, user_function
 from thinformer.cuda.launches import (
     Launch,
     count_draws,
@@ -366,10 +366,14 @@ def describe(
         n = len(problem.companion)
         matrix = _factor(problem)._replace(window=problem.companion.ravel(), row=n, column=1, dim=n)
         return entries(matrix, load, dtype)
-    if max(problem.tags) > STEIN or problem.companion.ndim == 1:
+    if callable(problem.companion):
+        own = user_function(problem.companion)
+        variant = Variant("function", (), False, load, dtype, function=own)
+        return variant, [_factor(problem)], problem.parameters[None], problem.scales
+    if problem.companion.ndim == 1:
         raise NotImplementedError(
-            'device="cuda" takes the kernels of thinformer.kernels, their sums, and Gram matrices;'
-            ' device="cpu" takes functions of your own too, and labels'
+            'device="cuda" takes the kernels of thinformer.kernels, their sums, functions of your'
+            ' own and Gram matrices; device="cpu" takes kernels with labels too'
         )
     variant = Variant("terms", tuple(map(term, problem.tags.tolist())), False, load, dtype)
     parameters = problem.parameters.copy()

@@ -8,7 +8,8 @@ then decides the span's pairs, one block a bucket, and reads what is stored.
 
 A bucket has its own part of `memory`, `numbers_a_bucket` numbers: the values of a span with itself,
 the sums of each block of `collect`, the largest norm of each span's points, and the largest b, or
-the variance of adaptive thresholds. All sums are added up in one order, so the result is the same in every run.
+the variance of adaptive thresholds. All sums are added up in one order, so the result is the same
+in every run.
 """
 
 from __future__ import annotations

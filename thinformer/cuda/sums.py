@@ -10,6 +10,7 @@ thread has candidates of its own, and computes their values one by one (`pairs`)
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -209,13 +210,13 @@ def make_gram(variant: Variant) -> Any:
 
 
 @functools.cache
-def make_gather(variant: Variant) -> Any:
+def make_gather(load: Callable) -> Any:
     """Return the kernel that copies points to the columns of an array; a thread has one number.
 
-    Threads that are neighbours then read neighbours. The kernel's arguments: window, place; index
-    (n,) int64, the points; out (columns, n), written.
+    Threads that are neighbours then read neighbours. `load` converts stored numbers. The kernel's
+    arguments: window, place; index (n,) int64, the points; out (columns, n), written.
     """
-    load = device_function(variant.load)
+    load = device_function(load)
 
     def gather(window, place, index, out):
         i = cuda.grid(1)

@@ -72,6 +72,8 @@ def make_tabulate(variant: Variant, threads: int) -> Any:
     """
     if variant.form == "entries":
         return make_entries(variant)
+    if variant.form == "function":
+        return make_calls(variant)
     stage = make_stage(variant.load, threads)
     if variant.form == "factors":
         return make_factors(variant, stage, threads)
@@ -164,6 +166,29 @@ def make_entries(variant: Variant) -> Any:
             for j in range(PATCH):
                 entry = window[at + positions[min(point + j, last)] * column_stride]
                 patch[PATCH * i + j] = load(entry)
+
+    return tabulate
+
+
+def make_calls(variant: Variant) -> Any:
+    """Return the function that calls a user's function; the columns of a point are neighbours."""
+    function, number = variant.function, variant.dtype
+
+    @device_function
+    def tabulate(
+        patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+        begin, factor, other_factor, parameters, scales,
+    ):  # fmt: skip
+        start, step, _, dim = place
+        last, weight = positions.size - 1, parameters[0, WEIGHT]
+        row = tile + PATCH * (cuda.threadIdx.x >> LOG2_LANES)
+        point = begin + PATCH * (cuda.threadIdx.x & (LANES - 1))
+        for i in range(PATCH):
+            x = start + positions[min(row + i, last)] * step
+            for j in range(PATCH):
+                y = start + positions[min(point + j, last)] * step
+                value = function(window[x : x + dim], window[y : y + dim])
+                patch[PATCH * i + j] = weight * number(value)
 
     return tabulate
 

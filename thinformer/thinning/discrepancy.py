@@ -97,8 +97,8 @@ def mmd(
     given = compared(points, coreset, kernel, bandwidth, standardize, weights, target, rng)
     rows, share = given.rows, given.share
     own = as_weights(coreset_weights, rows.size, "coreset_weights", signed=True)
-    with shown as tell:
-        problem = as_problem(given.array, given.kernel, tell=tell)
+    with shown as tell, bodies.reading(points, coreset):
+        problem = as_problem(given.array, given.kernel, tell=tell, device=given.device)
         if given.target == "mean-zero":
             return root(square_of(problem, rows, own))
         of_points = bodies.square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[
@@ -115,6 +115,7 @@ class Compared(NamedTuple):
     share : (n,) the weights of the points, of sum 1
     kernel : with its bandwidth
     target : "sample" or "mean-zero"
+    device : "cpu" or "cuda"
     """
 
     array: NDArray
@@ -122,6 +123,7 @@ class Compared(NamedTuple):
     share: NDArray
     kernel: Kernel
     target: str
+    device: str
 
 
 def compared(
@@ -137,9 +139,12 @@ def compared(
     """Return the arguments of `mmd`, read and checked."""
     rows = row_numbers(coreset)
     given = {"points": points} if rows is not None else {"points": points, "coreset": coreset}
-    unit, tables = samples(given, standardize, kernel, bandwidth)
+    device = bodies.choose("auto", **given)
+    if rows is None:  # few points, or two samples: they are put together on the CPU
+        given = {name: bodies.to_cpu(each) for name, each in given.items()}
+    unit, tables = samples(given, standardize, kernel, bandwidth, there=True)
     array = tables[0].values.astype(np.float64, copy=False)
-    n = len(array)
+    n = array.shape[0]
     if rows is None:
         own = tables[1].values.astype(np.float64, copy=False)
         checks.finite("coreset", bool(np.isfinite(own).all()))
@@ -147,21 +152,27 @@ def compared(
     else:
         check_rows("coreset", rows, n)
     represents = target_of(target, kernel)
-    array, kernel = standardized(array, unit, kernel, of=array[:n])
-    resolved = resolve(kernel, bandwidth, array[:n], rng)
+    with bodies.reading(points):
+        array, kernel = standardized(array, unit, kernel, of=_first(array, n))
+        resolved = resolve(kernel, bandwidth, _first(array, n), rng)
     check_definite(represents, resolved)
-    if len(array) > n and (resolved.tag in (STEIN, TABLE) or resolved.labels):
+    if array.shape[0] > n and (resolved.tag in (STEIN, TABLE) or resolved.labels):
         labelled = " with labels" if resolved.labels else ""
         raise ValueError(
             f"coreset must hold rows of points for kernel {resolved.name}{labelled}; "
-            f"got points of its own, shape {(len(array) - n, array.shape[1])}"
+            f"got points of its own, shape {(array.shape[0] - n, array.shape[1])}"
         )
     if represents == "mean-zero" and weights is not None:
         raise ValueError(
             "weights are of the points, with which target='mean-zero' has no part; leave them "
             "out, or compare with the points: target='sample'"
         )
-    return Compared(array, rows, as_weights(weights, n), resolved, represents)
+    return Compared(array, rows, as_weights(weights, n), resolved, represents, device)
+
+
+def _first(array: NDArray, n: int) -> NDArray:
+    """The first n points, which may be all."""
+    return array if array.shape[0] == n else array[:n]
 
 
 def mmd2_unbiased(
@@ -258,6 +269,10 @@ def root(squared: float) -> float:
 
 def row_numbers(coreset: Any) -> NDArray[np.int64] | None:
     """The rows (s,) of a coreset; None where it has points of its own."""
+    if bodies.on_gpu(coreset) and len(coreset.__cuda_array_interface__["shape"]) == 1:
+        coreset = bodies.to_cpu(coreset)
+    elif bodies.on_gpu(coreset):
+        return None
     rows = np.asarray(coreset)
     of_rows = rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size
     return rows.astype(np.int64) if of_rows else None

@@ -98,8 +98,8 @@ def fit_weights(
     shown = showing(progress)
     checks.choice("constraint", constraint, CONSTRAINTS)
     given = compared(points, coreset, kernel, bandwidth, standardize, weights, target, rng)
-    with shown as tell:
-        problem = as_problem(given.array, given.kernel, tell=tell)
+    with shown as tell, bodies.reading(points, coreset):
+        problem = as_problem(given.array, given.kernel, tell=tell, device=given.device)
         return best_weights(problem, given.rows, given.share, given.target, constraint, tell)
 
 

@@ -130,8 +130,8 @@ def error_curve(
     shown = showing(progress)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
-    ).checked()
-    with shown as tell:
+    ).checked(points)
+    with shown as tell, bodies.reading(points):
         task, worth = prepared(points, options, ess, rng, tell)
         if sizes is not None:
             sizes = _increasing(sizes, task.n)
@@ -160,14 +160,15 @@ def prepared(
     `options` are as `ThinOptions.checked` returns them.
     """
     unit, (table,) = samples(
-        {"points": points}, options.standardize, options.kernel, options.bandwidth
+        {"points": points}, options.standardize, options.kernel, options.bandwidth, there=True
     )
     array = table.values
     if ess is not None:
         ess = checks.positive("ess", ess)
-    weights = unequal_weights(options.weights, len(array))
+    n = array.shape[0]
+    weights = unequal_weights(options.weights, n)
     generator = np.random.default_rng(seed_from(rng))
-    task = task_of(array, len(array), options, unit, weights, generator, tell)
+    task = task_of(array, n, options, unit, weights, generator, tell)
     if ess is None:
         ess = effective.of_rows(array, weights, are_draws(points))
     return task, ess

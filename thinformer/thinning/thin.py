@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
-from thinformer.support.progress import Progress, showing
+from thinformer.support.progress import Progress, Tell, showing
 from thinformer.thinning import sizes
 from thinformer.thinning.arguments import Target, as_weights, check_finite, unequal_weights
 from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
@@ -232,15 +233,28 @@ def thin(
     >>> x[rows].shape
     (20, 2)
     """
-    if bodies.on_gpu(points):
-        raise NotImplementedError(
-            "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
-        )
     shown = showing(progress)
     constraint = _constraint(return_weights)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
-    ).checked()
+    ).checked(points)
+    with bodies.reading(points):
+        rows, of_rows = _chosen(points, size, options, ess, rng, shown, constraint)
+    rows = bodies.beside(points, rows)
+    return rows if of_rows is None else (rows, bodies.beside(points, of_rows))
+
+
+def _chosen(
+    points: Any,
+    size: int | Literal["auto"],
+    options: ThinOptions,
+    ess: float | None,
+    rng: int | np.random.Generator | None,
+    shown: AbstractContextManager[Tell],
+    constraint: Constraint | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """The rows that are chosen, and with a constraint their weights."""
+    method, weights = options.method, options.weights
     if isinstance(size, str):
         if size != "auto":
             raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
@@ -250,9 +264,12 @@ def thin(
     if ess is not None:
         raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
     every = method in BLIND and constraint is None
-    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, every)
+    unit, (table,) = samples(
+        {"points": points}, options.standardize, options.kernel, options.bandwidth, every,
+        there=True,
+    )  # fmt: skip
     array = table.values
-    n = len(array)
+    n = array.shape[0]
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
@@ -263,7 +280,7 @@ def thin(
         check_finite(array)
         rows = blind_rows(n, size, method, share, options.unique, generator)
         if constraint is None:
-            return rows
+            return rows, None
     with shown as tell:
         task = task_of(array, size, options, unit, share, generator, tell)
         if not blind:
@@ -285,9 +302,9 @@ def _constraint(return_weights: bool | Constraint) -> Constraint | None:
 
 def _with_weights(
     task: Task, rows: NDArray, constraint: Constraint | None
-) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """The rows, and with a constraint their weights."""
     if constraint is None:
-        return rows
+        return rows, None
     share = as_weights(task.weights, task.n)
     return rows, best_weights(task.problem, rows, share, task.target, constraint, task.tell)
