@@ -21,9 +21,17 @@ from thinformer.cuda.jit import cuda, device_of
 from thinformer.halving.problem import Factor, Problem, make_factor, make_points, make_problem
 from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel, linear
-from thinformer.kernels.phi import EXPONENTIAL, OF_DISTANCE, STEIN
+from thinformer.kernels.phi import (
+    ENERGY,
+    EXPONENTIAL,
+    MATERN_3_2,
+    MATERN_5_2,
+    SOBOLEV,
+    STEIN,
+)
 from thinformer.support import checks
 
+RANGED = (MATERN_3_2, MATERN_5_2, ENERGY, SOBOLEV)  # kernels that not all points may have
 Source = int | tuple[NDArray, NDArray]
 """Where draws come from: a seed; or starting points (problems, length) and numbers (problems, ...),
 the uniforms of all rounds and then the coins."""
@@ -146,7 +154,7 @@ def compress_points(
     describe = make_points if isinstance(kernel.scale, tuple) else make_problem
     few: NDArray = np.empty((0, dim), points.computed_in)
     describe(few, kernel)  # checks that the kernel fits the dimensions
-    if describe is make_points or kernel.terms or kernel.tag >= OF_DISTANCE:
+    if describe is make_points or any(t.tag in RANGED for t in kernel.summands) or kernel.terms:
         few = few_of(points, kernel)
     if describe is make_points:
         problem: Problem = make_points(few, kernel, shift=True)
