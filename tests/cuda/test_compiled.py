@@ -226,8 +226,8 @@ def test_what_comes_before(stored, tmp_path):
     whole, finite, left = types.int64, types.boolean[::1], types.int64[:, ::1]
     numbers, tokens = parameters.dtype[::1], left
     if stored == computed:  # whatever is converted draws the same
-        drawn = (sequences, whole, whole, sequences, tokens, table, whole, whole, left, draws,
-                numbers, finite)  # fmt: skip
+        drawn = (sequences, whole, whole, sequences, tokens, sequences, table, whole, whole, left,
+                draws, numbers, finite)  # fmt: skip
         scale = getattr(types, computed), numbers, parameters
         for _, code in compiled(draw.make_draw(dtype), drawn):
             assert ".local" not in code
@@ -236,8 +236,8 @@ def test_what_comes_before(stored, tmp_path):
             for _, code in compiled(draw.make_units(), units):
                 assert ".local" not in code
         check_measure(draw.make_scale(dtype), scale, dtype, tmp_path)
-    measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, whole, whole, whole, left,
-               numbers, finite)  # fmt: skip
+    measure = (window, GEOMETRY, window, GEOMETRY, sequences, tokens, sequences, whole, whole,
+               whole, left, numbers, finite)  # fmt: skip
     load = run.LOAD[stored]
     check_measure(draw.make_measure(load, dtype, draw.THREADS), measure, dtype, tmp_path)
 

@@ -95,6 +95,50 @@ def test_small_buckets_are_not_shared():
     assert launches.sharing(large, 1000, 10, H100, 128) is None
 
 
+@pytest.mark.parametrize("pre_thin", ["even", "stride"])
+@pytest.mark.parametrize(
+    ("g", "size", "min_length"),
+    [(0, None, 0), (2, None, 0), (9, None, 0), (1, None, 70), (2, 11, 0), (2, 64, 100),
+     (2, 1000, 0), (0, None, 2**62)],
+)  # fmt: skip
+def test_plans_of_all_lengths(g, size, min_length, pre_thin):
+    """Each length has the plan that it has alone, or keeps all tokens; there are few plans."""
+    plans, number, kept = launches.plans_by_length(512, g, size, min_length, pre_thin)
+    assert number[0] == -1
+    assert kept[0] == 0
+    for n in range(1, 513):
+        alone = plan(n, g, n if n < min_length else size, 0.5, pre_thin)
+        assert kept[n] == alone.schedule.size
+        if number[n] < 0:
+            assert alone.schedule[:2] == (n, n)
+        else:
+            least, of_length = plans[number[n]]
+            assert of_length == alone
+            assert least <= n
+    assert len(plans) <= 19
+
+
+@pytest.mark.parametrize(
+    ("longest", "g", "size", "min_length", "setting"),
+    [(256, 0, None, 0, "g = 0"), (4096, 2, None, 0, "g = 2"),
+     (4096, 2, None, 1024, "g = 2, `min_length=1024`"), (4096, 2, 256, 0, "size 256"),
+     (65536, 2, None, 0, "g = 2")],
+)  # fmt: skip
+def test_the_launches_of_padded_sequences(longest, g, size, min_length, setting):
+    """Three launches before the rounds of each schedule, and one for sequences that keep all."""
+    plans, _, _ = launches.plans_by_length(longest, g, size, min_length, "even")
+    launched = 1
+    for _, of_length in plans:
+        rounds = run.launches(of_length.schedule, 64, 128, H100, np.float32)
+        assert all(one.shared is None for one in rounds) or longest > 4096
+        launched += 3 + sum(
+            1 if one.shared is None else 1 + 2 * -(-one.shared.points // one.shared.width)
+            for one in rounds
+        )
+    row = f"| {longest} | {setting} | {len(plans)} | {launched} |"
+    assert row in (ROOT / "docs" / "cuda.md").read_text().splitlines(), row
+
+
 # An H100 SXM by its data sheet
 FLOAT32 = 66.9e12  # operations a second, not of tensor cores
 MEMORY = 3.35e12  # bytes a second

@@ -95,8 +95,9 @@ def selected(key, value, size, seed, pre_thin="even"):
         run.Rounds(schedule, *map(cuda.to_device, run.round_tables(schedule, dtype)), made),
         work,
         run.Sequences(
-            cuda.to_device(np.arange(B)), cuda.to_device(np.zeros((0, 0), int)), S,
-            pre_thin == "stride", cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
+            cuda.to_device(np.arange(B)), cuda.to_device(np.zeros((0, 0), int)),
+            cuda.to_device(np.zeros(0, int)), S, pre_thin == "stride",
+            cuda.to_device(np.array([seed], np.uint64).view(np.int64)),
         ),
         scale=E**-0.5, scales=cuda.to_device(np.zeros((1, 1), dtype)),
     )  # fmt: skip

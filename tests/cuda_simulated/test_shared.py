@@ -6,7 +6,7 @@ from problems import Attention, Points, reference_numpy, smallest_margin
 from simulator import THREADS
 
 from thinformer import compress_kv, compress_schedule, kernel_halve, kh_compress, make_draws
-from thinformer.cuda import launches, run
+from thinformer.cuda import launches, rounds
 from thinformer.cuda.shared import Sharing, numbers_a_bucket
 from thinformer.kernels import energy, gaussian, polynomial
 
@@ -17,7 +17,7 @@ PANEL, ROWS = 32, THREADS // 2
 def share(monkeypatch):
     """Shares the buckets of all rounds; returns what was launched."""
     launched = []
-    halve_shared = run.halve_shared
+    halve_shared = rounds.halve_shared
 
     def counted(*arguments):
         launched.append(arguments[2])
@@ -27,7 +27,7 @@ def share(monkeypatch):
 
     def start(width, tiles=1):
         monkeypatch.setattr(launches, "LAUNCH_FLOPS", 0)
-        monkeypatch.setattr(run, "halve_shared", counted)
+        monkeypatch.setattr(rounds, "halve_shared", counted)
         monkeypatch.setattr(
             launches, "sharing", lambda r, *_: Sharing(width, r.largest_bucket, tiles)
         )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensors import OnCuda
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thinformer.attending.options import KeySelection
 from thinformer.halving.plan import plan
@@ -80,13 +81,47 @@ def test_torch_with_padding(torch_on_the_simulator, pre_thin, min_length):
     ]
 
 
-def test_a_mask_is_not_captured(torch_on_the_simulator, monkeypatch):
+def test_a_mask_does_not_wait(torch_on_the_simulator, monkeypatch):
+    """No operation looks at a value, so that a CUDA graph can capture it; all heads are alike."""
+    generator = torch.Generator().manual_seed(1)
+    key, value = torch.randn((2, 3, 70, 1, 2), generator=generator).double()
+    valid = torch.arange(70) < torch.tensor([70, 33, 1])[:, None]
+    seed = torch.tensor(bits_of_seed(5))
+    expected = select(key, value, valid, torch.tensor(5), 0, None, 0.7, "even", 0)
+    settings = {"g": 0, "size": None, "pre_thin": "even", "scale": 0.7, "seed": seed}
+    torch_on_the_simulator.select_valid(key, value, valid, 8, 0, **settings)  # copies the tables
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    key, settings = torch.zeros(1, 4, 1, 2), {"g": 0, "size": 2, "pre_thin": "even"}
-    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
-        torch_on_the_simulator.select_valid(
-            key, key, torch.ones(1, 4, dtype=torch.bool), 2, 0, **settings
-        )
+    for name in ("item", "tolist", "__bool__", "__int__", "__index__", "nonzero", "cpu", "to"):
+        monkeypatch.setattr(torch.Tensor, name, forbidden)
+    monkeypatch.setattr(torch, "from_numpy", forbidden)
+    with NoValues():
+        found = torch_on_the_simulator.select_valid(key, value, valid, 8, 0, **settings)
+    monkeypatch.undo()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert found[1].tolist() == [8, 4, 1]
+
+
+def forbidden(*_, **__):
+    raise AssertionError("a value was looked at, or copied to the GPU")
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses operations whose results depend on values in their shapes."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique"), name
+        if name in ("index", "index_put", "index_put_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index"
+        return function(*args, **kwargs or {})
+
+
+def test_a_mask_is_not_captured_with_a_correction(torch_on_the_simulator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="captured in a CUDA graph with a correction"):
+        torch_on_the_simulator.by_length(valid, 0, 0, 2, "even")
 
 
 @pytest.mark.parametrize(("E", "D"), [(1, 1), (300, 1), (1, 260)])

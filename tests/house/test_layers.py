@@ -42,8 +42,8 @@ INSIDE_TORCH = {
 # who may import another library, by folder or file
 ONLY = {
     "torch": ("torch", "measuring", "commands"),
-    "numba": ("cpu/jit.py", "cpu/simd.py", "cpu/subnormals.py", "cuda/jit.py"),
-    "llvmlite": ("cpu/simd.py", "cpu/subnormals.py"),
+    "numba": ("cpu/jit.py", "cpu/simd.py", "cpu/subnormals.py", "cuda/jit.py", "cuda/mma.py"),
+    "llvmlite": ("cpu/simd.py", "cpu/subnormals.py", "cuda/mma.py"),
     "sklearn": ("thinning/estimator.py", "thinning/regression.py", "measuring/points.py"),
     "transformers": ("torch/transformers.py", "torch/cache", "torch/evaluation"),
     "tabpfn": ("torch/tabpfn.py",),

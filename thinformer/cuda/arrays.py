@@ -161,9 +161,10 @@ def compress_points(
     else:
         problem = make_problem(few, kernel)
     variant, _, parameters, scales = run.describe(problem, run.LOAD[points.dtype.name])
-    with readable(points), allocated(
-        schedule, math.prod(stack), dim, points, source
-    ) as (work, rounds):
+    with (
+        readable(points),
+        allocated(schedule, math.prod(stack), dim, points, source) as (work, rounds),
+    ):
         work = work._replace(parameters=cuda.to_device(parameters))
         run.select_points(
             points.dtype.name, window(points), variant, rounds, work,
@@ -248,7 +249,7 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     nbytes += (problems * drawn.shape[1] + shared) * np.dtype(dtype).itemsize
     with readable(K), run.out_of_memory(nbytes):
         kept = cuda.to_device(kept)
-        found = inspected(K)
+        found = extremes.inspected(*window(K), problems, S, run.LOAD[K.dtype.name], dtype)
         if pairs:
             place, geometry = window(K)
             resident = run.Resident(
@@ -262,32 +263,8 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
                 cuda.device_array(shared, dtype),
             )  # fmt: skip
         kept = like(K.owner, kept.reshape(*stack, pairs + S % 2))
-        check_matrices(K, *found)
+        extremes.check_matrices(K.name, *found)
     return kept
-
-
-def inspected(K: OnGpu) -> tuple[Any, Any, Any]:
-    """Return three arrays on the current GPU, of matrices (..., n, n): what `inspect` writes."""
-    *stack, n, _ = K.shape
-    problems, dtype = math.prod(stack), K.computed_in
-    largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
-    finite = cuda.to_device(np.ones(problems, np.bool_))
-    parts, threads = -(-n // draw.INSPECTED_ROWS), draw.THREADS
-    inspect = draw.make_inspect(run.LOAD[K.dtype.name], dtype, threads)
-    inspect[problems * parts, threads](*window(K), n, parts, largest, off, finite)
-    return largest, off, finite
-
-
-def check_matrices(K: OnGpu, largest: Any, off: Any, finite: Any) -> None:
-    """Check that inspected matrices are finite and symmetric."""
-    checks.finite(K.name, bool(finite.copy_to_host().all()))
-    tolerance = np.sqrt(np.finfo(K.computed_in).eps) * largest.copy_to_host()
-    differences = off.copy_to_host()
-    if (differences > tolerance).any():
-        raise ValueError(
-            f"{K.name} must be symmetric; got entries that differ by {differences.max():.3g} from"
-            " their mirror"
-        )
 
 
 @contextlib.contextmanager
@@ -296,8 +273,8 @@ def allocated(
 ) -> Iterator[tuple[run.Workspace, run.Rounds]]:
     """Allocate a workspace and the schedule's tables on the current GPU, for the `with` block.
 
-    `dims` is the number of columns of all factors. Given draws are copied there. Where memory runs out, here or in the block, the error says how
-    much the workspace takes.
+    `dims` is the number of columns of all factors. Given draws are copied there. Where memory runs
+    out, here or in the block, the error says how much the workspace takes.
     """
     dtype = points.computed_in
     launches = run.launches(schedule, problems, dims, run.processors(), dtype)
@@ -315,8 +292,8 @@ def allocated(
             name: cuda.to_device(given[name]) if name in given else cuda.device_array(shape, of)
             for name, (shape, of) in shapes.items()
         }
-        tables = tuple(map(cuda.to_device, run.round_tables(schedule, dtype)))
-        yield run.Workspace(**made), run.Rounds(schedule, *tables, launches)
+        table, factors = map(cuda.to_device, run.round_tables(schedule, dtype))
+        yield run.Workspace(**made), run.Rounds(schedule, table, factors, launches)
 
 
 def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) -> run.Sequences:
@@ -325,8 +302,8 @@ def sequences_of(points: OnGpu, n_points: int, strided: bool, source: Source) ->
     if isinstance(source, int):
         seed = cuda.to_device(np.array([source], np.uint64).view(np.int64))
     numbers = cuda.to_device(np.arange(math.prod(points.shape[:-3])))
-    tokens = cuda.to_device(np.zeros((0, 0), np.int64))
-    return run.Sequences(numbers, tokens, n_points, strided, seed)
+    tokens, counts = (cuda.to_device(np.zeros(shape, np.int64)) for shape in ((0, 0), 0))
+    return run.Sequences(numbers, tokens, counts, n_points, strided, seed)
 
 
 def result(work: run.Workspace, schedule: Schedule, points: OnGpu, stack: list[int]) -> Any:

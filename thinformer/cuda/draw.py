@@ -55,6 +55,12 @@ def row_of(tokens, sequence, i):
     return tokens[sequence, i] if tokens.shape[0] > 0 else i
 
 
+@device_function
+def points_of(counts, sequence, n_points):
+    """Return how many points of a sequence count."""
+    return counts[sequence] if counts.shape[0] > 0 else n_points
+
+
 @functools.cache
 def make_draw(dtype: type) -> Any:
     """Return the kernel that draws what a schedule needs from a seed, as `make_draws` does.
@@ -64,8 +70,10 @@ def make_draw(dtype: type) -> Any:
         seed  (1,) int64
         draw_heads  how many heads have draws of their own
         heads  of a sequence; they are neighbouring problems
-        sequences  (problems / heads,) int64, which sequence of the memory the heads belong to
+        sequences  (problems / heads,) int64, which sequence of the memory the heads belong to; -1
+          to leave them alone
         tokens  (sequences, any) int64, the rows of each sequence that count; (0, 0) if all do
+        counts  (sequences,) int64, how many rows of each sequence count; (0,) if `n_points` do
         table  (rounds, 3), as in `halve.make_kernel`
         n_points  of each sequence
         strided  whether to take every n-th position, or one of each stratum
@@ -77,11 +85,14 @@ def make_draw(dtype: type) -> Any:
     SCALE, ZERO = dtype(2.0**-52), dtype(0)
 
     def draw(
-        seed, draw_heads, heads, sequences, tokens, table, n_points, strided, left, draws, largest,
-        finite,
+        seed, draw_heads, heads, sequences, tokens, counts, table, n_points, strided, left, draws,
+        largest, finite,
     ):  # fmt: skip
         problem, thread = cuda.blockIdx.x, cuda.threadIdx.x
         sequence = sequences[problem // heads]
+        if sequence < 0:
+            return
+        n_points = points_of(counts, sequence, n_points)
         if thread == 0:
             largest[problem], finite[problem] = ZERO, True
         key = mixed(mixed(np.uint64(seed[0])) + np.uint64(problem % draw_heads))
@@ -145,7 +156,7 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
     arguments::
 
         keys, key_geometry, values, value_geometry  windows and `halve.Geometry`
-        sequences, tokens, n_points  as in `make_draw`
+        sequences, tokens, counts, n_points  as in `make_draw`
         length, parts  starting points and blocks of a problem
         left  (problems, 2 * length), the starting points in its first columns
         largest  (problems,), raised to the largest magnitude of the values at starting points
@@ -170,13 +181,16 @@ def make_measure(load: Callable, dtype: type, threads: int) -> Any:
                     finite = False
         return finite
 
-    def measure(keys, key_geometry, values, value_geometry, sequences, tokens, n_points, length,
-                parts, left, largest, finite):  # fmt: skip
+    def measure(keys, key_geometry, values, value_geometry, sequences, tokens, counts, n_points,
+                length, parts, left, largest, finite):  # fmt: skip
         # the grid has one axis, as its others take 65,535 blocks at most
         problem, thread = cuda.blockIdx.x // parts, cuda.threadIdx.x
         warp, step = cuda.blockIdx.x % parts * WARPS + thread // WARP, parts * WARPS
         first, heads, batch, head, row, column, dim = value_geometry
         sequence = sequences[problem // heads]
+        if sequence < 0:
+            return
+        n_points = points_of(counts, sequence, n_points)
         # several threads may write, all of them the same
         if not all_finite(keys, key_geometry, problem, sequence, tokens, n_points, warp, step):
             finite[problem] = False

@@ -1,6 +1,6 @@
-"""Few of the points that are on a GPU, which say what the kernel's checks must know of all.
+"""What the checks of arguments must know of points and Gram matrices that are on a GPU.
 
-They are the points with the least and the largest number of each column, and those of the largest
+Of points they look at few, which are the points with the least and the largest number of each column, and those of the largest
 norm in units of a bandwidth. So the checks of `thinformer.halving.problem` find in them the range
 of all points.
 """
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import sums
+from thinformer.cuda import draw, sums
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda, device_function
+from thinformer.support import checks
 
 PARTS = 64  # blocks that share a column, at most
 
@@ -109,3 +110,26 @@ def find(
     at = 0, 1, geometry.column, geometry.dim
     rows = gathered(window, at, load, dtype, np.unique(chosen))
     return rows, bool(finite.copy_to_host()[0])
+
+
+def inspected(
+    window: Any, geometry: Geometry, problems: int, n: int, load: Callable, dtype: Any
+) -> tuple[Any, Any, Any]:
+    """Return three arrays on the GPU, of matrices (n, n): what `draw.make_inspect` writes."""
+    largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
+    finite = cuda.to_device(np.ones(problems, np.bool_))
+    parts, threads = -(-n // draw.INSPECTED_ROWS), draw.THREADS
+    inspect = draw.make_inspect(load, dtype, threads)
+    inspect[problems * parts, threads](window, geometry, n, parts, largest, off, finite)
+    return largest, off, finite
+
+
+def check_matrices(name: str, largest: Any, off: Any, finite: Any) -> None:
+    """Check that inspected matrices are finite and symmetric."""
+    checks.finite(name, bool(finite.copy_to_host().all()))
+    bounds, differences = largest.copy_to_host(), off.copy_to_host()
+    if (differences > np.sqrt(np.finfo(bounds.dtype).eps) * bounds).any():
+        raise ValueError(
+            f"{name} must be symmetric; got entries that differ by {differences.max():.3g} from"
+            " their mirror"
+        )

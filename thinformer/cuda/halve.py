@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thinformer.cuda.jit import ALIGNED, cuda, device_function
-from thinformer.cuda.tiles import DEPTH, LANES, LOG2_LANES, PAD, PANEL, PATCH, make_largest_norm
-from thinformer.cuda.values import SQUARE, Variant, make_tabulate
+from thinformer.cuda.patches import make_patches
+from thinformer.cuda.tiles import PANEL, make_largest_norm
+from thinformer.cuda.values import SQUARE, Variant, tile_rows
 from thinformer.halving import steps
 
 pair_distance = device_function(steps.pair_distance)
@@ -55,7 +56,7 @@ def make_kernel(variant: Variant, threads: int) -> Any:
                   parameters  (problems, factors or terms, ...), or (1, ...) for all problems; see
                     `values`
                   scales  (terms, dim), columns are multiplied by them
-                  sequences  (problems / heads,) int64
+                  sequences  (problems / heads,) int64; -1 to leave its problems alone
         rounds:   table  (rounds, 3) int64: pairs, buckets, and where the round's coins are
                   factors  (rounds, 2), the thresholds' factor in buckets of pairs // buckets pairs,
                     and in buckets of one pair more
@@ -75,6 +76,8 @@ def make_kernel(variant: Variant, threads: int) -> Any:
         problem, first_bucket = cuda.blockIdx.x // share, cuda.blockIdx.x % share
         first, heads, batch, head, row, column, dim = geometry
         sequence = sequences[problem // heads]
+        if sequence < 0:
+            return
         start = first + sequence * batch + problem % heads * head
         first, heads, batch, head, other_row, other_column, other_dim = other_geometry
         other_start = first + sequence * batch + problem % heads * head
@@ -122,13 +125,13 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
         out  (pairs,) int64, written: the positions kept; until the end, whether a pair's second
           point was chosen
     """
-    ROWS = threads // LANES * PATCH
-    ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
+    ROWS = tile_rows(threads)
     dtype, shifted = variant.dtype, variant.shifted
     ZERO = dtype(0)
-    tabulate = make_tabulate(variant, threads)
+    patches = make_patches(variant, threads)
+    STAGED, STAGED_ROWS, STAGED_PANEL, POINTS = patches.staged
+    corner, tabulate, add_signed, copy_patch, _, add_parts = patches.functions
     largest_norm = make_largest_norm(variant.load, threads, dtype)
-    add_parts = make_add_parts(threads, dtype)
     decide = make_decide(dtype, variant.adaptive)
 
     @device_function
@@ -137,17 +140,16 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
         positions, factor, uniforms, coin, out,
     ):  # fmt: skip
         """Write the positions that a bucket keeps to `out`, (pairs,)."""
-        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
-        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
+        rows = cuda.shared.array(STAGED_ROWS, STAGED, ALIGNED)
+        panel = cuda.shared.array(STAGED_PANEL, STAGED, ALIGNED)
         own = cuda.shared.array((PANEL, PANEL), dtype)  # the panel's kernel values with itself
         sums = cuda.shared.array(PANEL, dtype)
         patch = cuda.local.array(SQUARE, dtype)
         other = cuda.local.array(SQUARE, dtype)
-        part = cuda.local.array(PATCH, dtype)  # this thread's part of the sums
+        part = cuda.local.array(POINTS, dtype)  # this thread's part of the sums
 
         thread = cuda.threadIdx.x
-        # the corner of this thread's patch
-        row, point = PATCH * (thread >> LOG2_LANES), PATCH * (thread & (LANES - 1))
+        row, point = corner()
         scale, constant, degree = parameters[0, 0], parameters[0, 1], parameters[0, 2]
         last = parameters.shape[0] - 1
         other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
@@ -157,7 +159,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
 
         for begin in range(0, points, PANEL):
             end = min(begin + PANEL, points)
-            for j in range(PATCH):
+            for j in range(POINTS):
                 part[j] = ZERO
             for tile in range(0, end, ROWS):
                 tabulate(
@@ -178,54 +180,6 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
             out[pair] = positions[2 * pair + (1 if swap != coin else 0)]
 
     return halve_bucket
-
-
-@device_function
-def add_signed(part, patch, out, at):
-    """Add a patch's decided pairs, each with its sign, to a thread's part (PATCH,) of the sums.
-
-    patch : (SQUARE,), rows from point `at` of the bucket on
-    out : (pairs,), whether a pair's second point was chosen
-    """
-    for i in range(0, PATCH, 2):
-        chosen = out[(at + i) // 2]
-        for j in range(PATCH):
-            step = patch[PATCH * i + j] - patch[PATCH * (i + 1) + j]
-            part[j] += -step if chosen else step
-
-
-@device_function
-def copy_patch(own, row, point, patch):
-    """Write a patch (SQUARE,) to the panel's own kernel values (PANEL, PANEL), at its corner."""
-    for i in range(PATCH):
-        for j in range(PATCH):
-            own[row + i, point + j] = patch[PATCH * i + j]
-
-
-def make_add_parts(threads: int, dtype: type) -> Any:
-    """Return the function that adds up the sums' parts, which the threads hold."""
-    GROUPS = threads // LANES  # the threads of a group hold the same rows and all points
-    ZERO = dtype(0)
-
-    @device_function
-    def add_parts(sums, part):
-        """Write the sums (PANEL,) of all groups' parts, in the order of the groups.
-
-        part : (PATCH,), this thread's part of the sums of its patch's points
-        """
-        parts = cuda.shared.array((GROUPS, PANEL), dtype)
-        thread = cuda.threadIdx.x
-        group, point = thread >> LOG2_LANES, PATCH * (thread & (LANES - 1))
-        for j in range(PATCH):
-            parts[group, point + j] = part[j]
-        cuda.syncthreads()  # the parts and the panel's own values before they are read
-        if thread < PANEL:
-            total = ZERO
-            for g in range(GROUPS):
-                total += parts[g, thread]
-            sums[thread] = total
-
-    return add_parts
 
 
 def make_decide(dtype: type, adaptive: bool) -> Any:

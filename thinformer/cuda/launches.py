@@ -1,7 +1,11 @@
-"""The launches of a schedule, as data: which rounds share one, and the tables that kernels read."""
+"""The launches of a schedule, as data: which rounds share one, and the tables that kernels read.
+
+For sequences whose lengths only the GPU knows, `plans_by_length` lists all plans.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +15,7 @@ from thinformer.cuda.halve import threads_for
 from thinformer.cuda.shared import WIDEST, Sharing, blocks_up_to, numbers_a_bucket
 from thinformer.cuda.tiles import PANEL
 from thinformer.cuda.values import tile_rows
+from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule
 from thinformer.halving.steps import adaptive_factor, simple_factor
 
@@ -75,6 +80,8 @@ def sharing(round_: Round, problems: int, dims: int, processors: int, rows: int)
     work = points**2 * (dims + PHI_DIMS)  # of a bucket
     waves = -(-buckets // processors)  # of blocks, if each has a bucket
     best, cost = None, waves * work
+    if cost < 2 * SPAN_FLOPS:  # also a matrix of one row, of which nothing is halved
+        return None
     for widest in WIDTHS:
         width = min(widest, -(-points // rows) * rows)
         spans = -(-points // width)
@@ -131,3 +138,29 @@ def round_tables(
 def count_draws(schedule: Schedule) -> int:
     """Return how many uniforms and coins a problem has."""
     return schedule.length - schedule.size + sum(r.buckets for r in schedule.rounds)
+
+
+def plans_by_length(
+    longest: int, g: int, size: int | None, min_length: int, pre_thin: str
+) -> tuple[list[tuple[int, Plan]], NDArray, NDArray]:
+    """Return the plans of all lengths up to `longest`, each with the least length that has it.
+
+    The arrays (longest + 1,) int64 have, for each length, the number of its plan and how many keys
+    are kept. The number is -1 where all tokens are kept, whatever their number.
+    """
+    # a plan is the same between two of these lengths, if it does not keep all tokens
+    ends = {1, min_length, longest + 1, *(2**i for i in range(longest.bit_length()))}
+    if size is not None:
+        ends.update(size << i for i in range(longest.bit_length()))
+    bounds = sorted(end for end in ends if 1 <= end <= longest + 1)
+    number, kept = (np.full(longest + 1, n, np.int64) for n in (-1, 0))
+    plans: dict[Plan, int] = {}
+    for first, end in itertools.pairwise(bounds):
+        last = end - 1
+        of_run = plan(last, g, last if last < min_length else size, 0.5, pre_thin)
+        if of_run.schedule[:2] == (last, last):
+            kept[first:end] = np.arange(first, end)
+        else:
+            plans.setdefault(of_run, first)
+            number[first:end], kept[first:end] = list(plans).index(of_run), of_run.schedule.size
+    return [(first, of_length) for of_length, first in plans.items()], number, kept

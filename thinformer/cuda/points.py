@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import greedy, launches, run, sums, tiles
+from thinformer.cuda import greedy, launches, rounds, run, sums, tiles
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import compiling, cuda
 from thinformer.cuda.values import Variant, tile_rows
@@ -92,17 +92,17 @@ def halve(
     left[0, :length] = start
     tables = launches.round_tables(schedule, dtype, adaptive)
     dim = max(problem.columns, 1)
-    made = run.launches(schedule, 1, dim, run.processors(), dtype)
-    shared = run.count_memory(made, 1)
+    made = launches.launches(schedule, 1, dim, run.processors(), dtype)
+    shared = launches.count_memory(made, 1)
     arrays = (*tables, np.zeros(1, np.int64), numbers, left)
     nbytes = sum(array.nbytes for array in arrays) + 8 * size + shared * np.dtype(dtype).itemsize
     with run.out_of_memory(nbytes):
         table, factors, sequences, numbers_there, left_there = map(cuda.to_device, arrays)
         kept = cuda.device_array((1, size), np.int64)
         place = problem.window, problem.geometry
-        resident = run.Resident(*place, *place, problem.parameters, problem.scales, sequences)
+        resident = rounds.Resident(*place, *place, problem.parameters, problem.scales, sequences)
         memory = cuda.device_array(shared, dtype)
-        run.halve_rounds(
+        rounds.halve_rounds(
             variant, resident, made, (table, factors), numbers_there, left_there, kept, memory
         )
         last = kept.copy_to_host()[0]

@@ -64,9 +64,11 @@ def of_matrix(matrix: OnGpu) -> PointsOnGpu:
         raise ValueError(
             f"points must be a Gram matrix (n, n) for kernel='precomputed'; got {matrix.shape}"
         )
-    arrays.check_matrices(matrix, *arrays.inspected(matrix))
+    load = run.LOAD[matrix.dtype.name]
+    found = extremes.inspected(*arrays.window(matrix), 1, n, load, dtype)
+    extremes.check_matrices(matrix.name, *found)
     factor = make_factor(np.empty((0, n), dtype), linear())
-    variant, _, parameters, scales = run.describe(factor, run.LOAD[matrix.dtype.name])
+    variant, _, parameters, scales = run.describe(factor, load)
     on_gpu = *arrays.window(matrix), 0, *map(cuda.to_device, (parameters, scales))
     return PointsOnGpu(variant, *on_gpu)
 

@@ -1,8 +1,8 @@
 """A schedule on the GPU: which kernels are launched, and with which arguments.
 
 `run_schedule` takes NumPy arrays, and returns one. The other functions take arrays that are on the
-GPU already, of any library; they allocate nothing and do not wait. `halve_rounds` launches the
-rounds; `select_pairs` and `select_points` draw and measure first.
+GPU already, of any library; they allocate nothing and do not wait. `select_pairs` and
+`select_points` draw and measure before `rounds.halve_rounds` launches the rounds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer.cuda import draw, tiles
-from thinformer.cuda.halve import Geometry, make_kernel
+from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import SIMULATED, cuda, user_function
-from thinformer.cuda.launches import (
-    Launch,
-    count_draws,
-    count_memory,
-    launches,
-    round_tables,
-    span_launches,
-)
-from thinformer.cuda.shared import make_collect, make_decide_span, make_norms
+from thinformer.cuda.launches import Launch, count_draws, count_memory, launches, round_tables
+from thinformer.cuda.rounds import Resident, halve_rounds
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
@@ -58,70 +51,7 @@ COMPUTED_IN: dict[str, type] = {
 }  # fmt: skip
 
 
-class Resident(NamedTuple):
-    """The problems as the kernel reads them, on the GPU; see `halve.make_kernel`."""
-
-    window: Any
-    geometry: Geometry
-    other_window: Any
-    other_geometry: Geometry
-    parameters: Any
-    scales: Any
-    sequences: Any
-
-
-def halve_rounds(
-    variant: Variant,
-    resident: Resident,
-    made: list[Launch],
-    tables: tuple[Any, Any],
-    draws: Any,
-    left: Any,
-    kept: Any,
-    memory: Any,
-    stream: Any = 0,
-) -> None:
-    """Launch all rounds; the arguments are those of `halve.make_kernel`, on the GPU.
-
-    `memory` is a flat array of `count_memory` numbers, which nothing needs to write before.
-    """
-    problems = left.shape[0]
-    for one in made if problems else ():
-        if one.shared is not None:
-            halve_shared(variant, resident, one, tables, draws, left, kept, memory, stream)
-            continue
-        first_round, last_round, share, threads, _ = one
-        kernel = make_kernel(variant, threads)[problems * share, threads, stream]
-        kernel(*resident, *tables, first_round, last_round, share, draws, left, kept)
-
-
-def halve_shared(
-    variant: Variant,
-    resident: Resident,
-    one: Launch,
-    tables: tuple[Any, Any],
-    draws: Any,
-    left: Any,
-    kept: Any,
-    memory: Any,
-    stream: Any,
-) -> None:
-    """Launch a round whose buckets are shared between blocks; see `shared`."""
-    i, _, buckets, threads, shared = one
-    assert shared is not None
-    of_all = left.shape[0] * buckets
-    spans = span_launches(shared, of_all, threads)
-
-    def launch(kernel: Any, blocks: int, begin: int) -> None:
-        kernel[blocks, threads, stream](
-            *resident, *tables, i, shared, begin, draws, left, kept, memory
-        )
-
-    if variant.shifted:
-        launch(make_norms(variant, threads), of_all * len(spans), 0)
-    for begin, blocks in spans:
-        launch(make_collect(variant, threads), blocks, begin)
-        launch(make_decide_span(variant, threads), of_all, begin)
+HALF = ("float16", "bfloat16")
 
 
 class Workspace(NamedTuple):
@@ -166,10 +96,13 @@ class Rounds(NamedTuple):
 class Sequences(NamedTuple):
     """The sequences that the problems belong to, and how their points are drawn.
 
-    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is
-    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count, in its first
-        `n_points` columns; or (0, 0) where all rows count
-    n_points : the points that count in each sequence
+    numbers : (problems / heads,) int64 on the GPU, which sequence of the memory each one is; -1 for
+        none, whose problems stay as they are in the workspace
+    tokens : (sequences, any) int64 on the GPU: the rows of each sequence that count come first; or
+        (0, 0) where all rows count
+    counts : (sequences,) int64 on the GPU, the points that count in each sequence; or (0,) where
+        `n_points` count in each
+    n_points : the most points that count in a sequence
     strided : whether ``pre_thin="stride"``
     seed : (1,) int64 on the GPU; or None where the workspace already holds starting points and
         draws, 0 in `largest` and True in `finite`
@@ -177,6 +110,7 @@ class Sequences(NamedTuple):
 
     numbers: Any
     tokens: Any
+    counts: Any
     n_points: int
     strided: bool
     seed: Any
@@ -220,7 +154,8 @@ def select_pairs(
     terms = (
         Term(phi.phi_exponential, "products"), Term(phi.phi_linear, "products"),
     )  # fmt: skip
-    variant = Variant("factors", terms, True, LOAD[stored], dtype)
+    tensor = stored in HALF and has_tensor_cores()
+    variant = Variant("factors", terms, True, LOAD[stored], dtype, tensor)
     resident = Resident(*keys, *values, work.parameters, scales, sequences.numbers)
     halve_work(variant, resident, rounds, work, stream)
 
@@ -274,16 +209,16 @@ def draw_and_measure(
     The first `draw_heads` heads have draws of their own, which the others share in turn.
     """
     dtype, threads = COMPUTED_IN[stored], draw.THREADS
-    numbers, tokens, n_points, strided, seed = sequences
+    numbers, tokens, counts, n_points, strided, seed = sequences
     problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
         draw.make_draw(dtype)[problems, threads, stream](
-            seed, draw_heads, keys[1].heads, numbers, tokens, rounds.table, n_points, int(strided),
-            work.left, work.draws, work.largest, work.finite,
+            seed, draw_heads, keys[1].heads, numbers, tokens, counts, rounds.table, n_points,
+            int(strided), work.left, work.draws, work.largest, work.finite,
         )  # fmt: skip
     draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
-        *keys, *values, numbers, tokens, n_points, rounds.schedule.length, parts, work.left,
-        work.largest, work.finite,
+        *keys, *values, numbers, tokens, counts, n_points, rounds.schedule.length, parts,
+        work.left, work.largest, work.finite,
     )  # fmt: skip
 
 
@@ -417,6 +352,11 @@ def geometry(factor: Factor | Points, stack: tuple[int, ...]) -> Geometry:
 def processors() -> int:
     """Return the number of multiprocessors of the current GPU."""
     return 2 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+def has_tensor_cores() -> bool:
+    """Return whether the current GPU has the instruction of `mma`."""
+    return SIMULATED or cuda.get_current_device().compute_capability >= (8, 0)
 
 
 @contextlib.contextmanager

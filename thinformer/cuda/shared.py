@@ -17,19 +17,11 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from thinformer.cuda.halve import add_signed, make_add_parts, make_decide
+from thinformer.cuda.halve import make_decide
 from thinformer.cuda.jit import ALIGNED, cuda, device_function
-from thinformer.cuda.tiles import (
-    DEPTH,
-    LANES,
-    LOG2_LANES,
-    PAD,
-    PANEL,
-    PATCH,
-    make_largest_in_block,
-    make_largest_norm,
-)
-from thinformer.cuda.values import SQUARE, Variant, make_tabulate, tile_rows
+from thinformer.cuda.patches import make_patches
+from thinformer.cuda.tiles import PANEL, make_largest_in_block, make_largest_norm
+from thinformer.cuda.values import SQUARE, Variant, tile_rows
 
 WIDEST = 1024  # points of a span
 
@@ -125,10 +117,11 @@ def make_norms(variant: Variant, threads: int) -> Any:
         number, span = cuda.blockIdx.x // spans, cuda.blockIdx.x % spans
         problem, bucket = number // table[i, 1], number % table[i, 1]
         positions, _ = bucket_of(problem, bucket, i, table, left, kept)
-        if span * width >= positions.size:  # the same for all threads of the block
+        sequence = sequences[problem // geometry[1]]
+        if sequence < 0 or span * width >= positions.size:  # the same for all threads of the block
             return
         end = min((span + 1) * width, positions.size)
-        place = place_of(geometry, sequences[problem // geometry[1]], problem)
+        place = place_of(geometry, sequence, problem)
         own = parameters[min(problem, parameters.shape[0] - 1)]
         largest = largest_norm(window, place, positions[span * width : end], own[0, 0])
         if cuda.threadIdx.x == 0:
@@ -150,21 +143,9 @@ def make_collect(variant: Variant, threads: int) -> Any:
         begin  the first point of the span
         memory  (problems * buckets * numbers_a_bucket,), written
     """
-    ROWS = tile_rows(threads)
-    ROW_PITCH, PANEL_PITCH = ROWS + PAD, PANEL + PAD
-    dtype, shifted = variant.dtype, variant.shifted
-    ZERO = dtype(0)
-    tabulate = make_tabulate(variant, threads)
-    add_parts = make_add_parts(threads, dtype)
-    largest_in_block = make_largest_in_block(threads, dtype)
-
-    @device_function
-    def largest_of(norms, spans):
-        """Return the largest norm of a bucket's spans to all threads."""
-        largest = ZERO
-        for span in range(cuda.threadIdx.x, spans, threads):
-            largest = max(largest, norms[span])
-        return largest_in_block(largest)
+    ROWS, shifted = tile_rows(threads), variant.shifted
+    largest_of = make_largest_of(threads, variant.dtype)
+    collect_panel = make_collect_panel(variant, threads)
 
     def collect(
         window, geometry, other_window, other_geometry, parameters, scales, sequences,
@@ -178,34 +159,77 @@ def make_collect(variant: Variant, threads: int) -> Any:
         number = cuda.blockIdx.x // (width // PANEL) // blocks
         problem, bucket = number // table[i, 1], number % table[i, 1]
         positions, out = bucket_of(problem, bucket, i, table, left, kept)
-        first, panel_begin = block * tiles * ROWS, begin + in_span
-        end = min(panel_begin + PANEL, positions.size)
-        # the same for all threads of the block
-        if panel_begin >= positions.size or first >= end:
-            return
+        first = block * tiles * ROWS
+        end = min(begin + in_span + PANEL, positions.size)
         sequence = sequences[problem // geometry[1]]
-        place = place_of(geometry, sequence, problem)
-        other_place = place_of(other_geometry, sequence, problem)
+        # the same for all threads of the block
+        if sequence < 0 or begin + in_span >= positions.size or first >= end:
+            return
         own = parameters[min(problem, parameters.shape[0] - 1)]
         stored, sums, norms, _ = part_of(memory, number, sharing, ROWS)
-
-        rows = cuda.shared.array((DEPTH, ROW_PITCH), dtype, ALIGNED)
-        panel = cuda.shared.array((DEPTH, PANEL_PITCH), dtype, ALIGNED)
-        patch = cuda.local.array(SQUARE, dtype)
-        other = cuda.local.array(SQUARE, dtype)
-        part = cuda.local.array(PATCH, dtype)  # this thread's part of the sums
-        row = PATCH * (cuda.threadIdx.x >> LOG2_LANES)
-        point = PATCH * (cuda.threadIdx.x & (LANES - 1))
-        constant, last = own[0, 1], own.shape[0] - 1
+        constant = own[0, 1]
         if shifted:
             constant = largest_of(norms, spans_on_gpu(positions.size, width))
-        for j in range(PATCH):
+        at = block * width + in_span
+        collect_panel(
+            window, place_of(geometry, sequence, problem), other_window,
+            place_of(other_geometry, sequence, problem), own, scales, constant, positions, out,
+            (begin, in_span, first, min(end, first + tiles * ROWS)), width, stored,
+            sums[at : at + PANEL],
+        )  # fmt: skip
+
+    return cuda.jit(collect)
+
+
+def make_largest_of(threads: int, dtype: type) -> Any:
+    """Return the function that finds the largest norm of a bucket's spans."""
+    largest_in_block = make_largest_in_block(threads, dtype)
+    ZERO = dtype(0)
+
+    @device_function
+    def largest_of(norms, spans):
+        """Return the largest of the norms to all threads."""
+        largest = ZERO
+        for span in range(cuda.threadIdx.x, spans, threads):
+            largest = max(largest, norms[span])
+        return largest_in_block(largest)
+
+    return largest_of
+
+
+def make_collect_panel(variant: Variant, threads: int) -> Any:
+    """Return the function that computes some rows of kernel values of one panel."""
+    dtype, ZERO, ROWS = variant.dtype, variant.dtype(0), tile_rows(threads)
+    patches = make_patches(variant, threads)
+    STAGED, STAGED_ROWS, STAGED_PANEL, POINTS = patches.staged
+    corner, tabulate, add_signed, _, store_patch, add_parts = patches.functions
+
+    @device_function
+    def collect_panel(
+        window, place, other_window, other_place, parameters, scales, constant, positions, out,
+        which, width, stored, sums,
+    ):  # fmt: skip
+        """Store the span's values with itself, and write the sums (PANEL,) over pairs before it.
+
+        which : the span's first point, where the panel is in the span, the first row, and the end
+            of the rows
+        """
+        begin, in_span, first, end = which
+        rows = cuda.shared.array(STAGED_ROWS, STAGED, ALIGNED)
+        panel = cuda.shared.array(STAGED_PANEL, STAGED, ALIGNED)
+        patch = cuda.local.array(SQUARE, dtype)
+        other = cuda.local.array(SQUARE, dtype)
+        part = cuda.local.array(POINTS, dtype)  # this thread's part of the sums
+        row, point = corner()
+        last = parameters.shape[0] - 1
+        factor = parameters[0, 0], constant, parameters[0, 2]
+        other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
+        for j in range(POINTS):
             part[j] = ZERO
-        for tile in range(first, min(end, first + tiles * ROWS), ROWS):
+        for tile in range(first, end, ROWS):
             tabulate(
                 patch, other, rows, panel, window, place, other_window, other_place,
-                positions, tile, panel_begin, (own[0, 0], constant, own[0, 2]),
-                (own[last, 0], own[last, 1], own[last, 2]), own, scales,
+                positions, tile, begin + in_span, factor, other_factor, parameters, scales,
             )  # fmt: skip
             at = tile + row
             if at < begin:
@@ -213,18 +237,41 @@ def make_collect(variant: Variant, threads: int) -> Any:
             elif at < end:
                 store_patch(stored, width, at - begin, in_span + point, patch)
         if first < begin:
-            first_sum = block * width + in_span
-            add_parts(sums[first_sum : first_sum + PANEL], part)
+            add_parts(sums, part)
 
-    return cuda.jit(collect)
+    return collect_panel
 
 
 @device_function
-def store_patch(stored, width, row, point, patch):
-    """Write a patch (SQUARE,) to the stored values of a span (width * width,), at its corner."""
-    for i in range(PATCH):
-        for j in range(PATCH):
-            stored[(row + i) * width + point + j] = patch[PATCH * i + j]
+def add_blocks(sums, sums_of_blocks, zero, points, width, blocks):
+    """Write the sums over all pairs before a span, in the order of the blocks."""
+    for point in range(cuda.threadIdx.x, points, cuda.blockDim.x):
+        total = zero
+        for block in range(blocks):
+            total += sums_of_blocks[block * width + point]
+        sums[point] = total
+
+
+@device_function
+def load_panel(own, stored, width, first):
+    """Read a panel's kernel values with itself (PANEL, PANEL)."""
+    for entry in range(cuda.threadIdx.x, PANEL * PANEL, cuda.blockDim.x):
+        row, point = entry // PANEL, entry % PANEL
+        own[row, point] = stored[(first + row) * width + first + point]
+
+
+@device_function
+def signed_sum(stored, width, row, point, chosen, zero):
+    """Return the sum over the pairs of a full panel from `row` on, for a later point.
+
+    chosen : (pairs,), whether a pair's second point was chosen
+    """
+    total = zero
+    for pair in range(PANEL // 2):  # of constant length: many reads at once
+        at = (row + 2 * pair) * width + point
+        step = stored[at] - stored[at + width]
+        total += -step if chosen[pair] else step
+    return total
 
 
 @functools.cache
@@ -238,45 +285,17 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
     ZERO = dtype(0)
     decide = make_decide(dtype, variant.adaptive)
 
-    @device_function
-    def add_blocks(sums, sums_of_blocks, points, width, blocks):
-        """Write the sums over all pairs before a span, in the order of the blocks."""
-        for point in range(cuda.threadIdx.x, points, threads):
-            total = ZERO
-            for block in range(blocks):
-                total += sums_of_blocks[block * width + point]
-            sums[point] = total
-
-    @device_function
-    def load_panel(own, stored, width, first):
-        """Read a panel's kernel values with itself (PANEL, PANEL)."""
-        for entry in range(cuda.threadIdx.x, PANEL * PANEL, threads):
-            row, point = entry // PANEL, entry % PANEL
-            own[row, point] = stored[(first + row) * width + first + point]
-
-    @device_function
-    def signed_sum(stored, width, row, point, chosen):
-        """Return the sum over the pairs of a full panel from `row` on, for a later point.
-
-        chosen : (pairs,), whether a pair's second point was chosen
-        """
-        total = ZERO
-        for pair in range(PANEL // 2):  # of constant length: many reads at once
-            at = (row + 2 * pair) * width + point
-            step = stored[at] - stored[at + width]
-            total += -step if chosen[pair] else step
-        return total
-
     def decide_span(
         window, geometry, other_window, other_geometry, parameters, scales, sequences,
         table, factors, i, sharing, begin, draws, left, kept, memory,
     ):  # fmt: skip
-        width, points, tiles = sharing
+        width, _, tiles = sharing
         pairs, buckets, coins = table[i, 0], table[i, 1], table[i, 2]
         number, thread = cuda.blockIdx.x, cuda.threadIdx.x
         problem, bucket = number // buckets, number % buckets
         positions, out = bucket_of(problem, bucket, i, table, left, kept)
-        if begin >= positions.size:  # the same for all threads of the block
+        # the same for all threads of the block
+        if sequences[problem // geometry[1]] < 0 or begin >= positions.size:
             return
         end = min(begin + width, positions.size)
         stored, sums_of_blocks, _, state_before = part_of(memory, number, sharing, ROWS)
@@ -286,7 +305,8 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
 
         sums = cuda.shared.array(WIDEST, dtype)  # of all pairs before, for each point of the span
         own = cuda.shared.array((PANEL, PANEL), dtype)
-        add_blocks(sums, sums_of_blocks, end - begin, width, blocks_on_gpu(begin, tiles, ROWS))
+        blocks = blocks_on_gpu(begin, tiles, ROWS)
+        add_blocks(sums, sums_of_blocks, ZERO, end - begin, width, blocks)
         state = state_before[0] if begin > 0 else ZERO
         for panel in range(begin, end, PANEL):
             after = min(panel + PANEL, end)
@@ -297,8 +317,9 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
             cuda.syncthreads()  # all is read before the next panel; `out` is written
             for point in range(after + thread, end, threads):
                 sums[point - begin] += signed_sum(
-                    stored, width, panel - begin, point - begin, out[panel // 2 : after // 2]
-                )
+                    stored, width, panel - begin, point - begin, out[panel // 2 : after // 2],
+                    ZERO,
+                )  # fmt: skip
         if thread == 0:
             state_before[0] = state
         if end == positions.size:

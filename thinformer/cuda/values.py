@@ -43,6 +43,7 @@ class Variant(NamedTuple):
     shifted : whether the first factor's constant is the bucket's largest |x|^2
     load : converts a stored number of the points
     dtype : of all computations
+    tensor : whether tensor cores multiply two factors, whose numbers are in half precision
     adaptive : whether to halve with kernel thinning's adaptive thresholds
     function : of two points (dim,), for the form "function"
     """
@@ -52,6 +53,7 @@ class Variant(NamedTuple):
     shifted: bool
     load: Callable
     dtype: type
+    tensor: bool = False
     adaptive: bool = False
     function: Any = None
 

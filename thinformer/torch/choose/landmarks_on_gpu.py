@@ -53,7 +53,7 @@ def choose_valid(
     sampled = torch.full((B, H, m), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
-    parts: list[tuple[Plan, on_gpu.Tokens | None]]
+    parts: list[tuple[Plan, on_gpu.OfLength | None]]
     if valid is None:
         of_all = plan(S, g, S if min_length > S else size, 0.5)
         counts, parts = torch.full((B,), of_all.schedule.size, device=device), [(of_all, None)]

@@ -2,7 +2,8 @@
 
 Only here torch and the CUDA kernels meet. Torch allocates the memory, so its allocator knows what
 is in use on which stream. So a CUDA graph can capture a call, after an equal call has compiled the
-kernels and copied the schedule's tables to the GPU. Only a mask makes the CPU wait, in `by_length`.
+kernels and copied the schedule's tables to the GPU. The lengths of padded sequences stay on the
+GPU too (`select_valid`). Only corrections make the CPU wait for them, in `by_length`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from thinformer.cuda import draw, run
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda
+from thinformer.cuda.launches import plans_by_length
 from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
 from thinformer.cuda.pivots import make_pivots
 from thinformer.halving.plan import Plan, plan
@@ -42,15 +44,13 @@ def select(
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
     The seed, an int64, and both results are on the tensors' device; the function returns before
-    the results are written. With tokens, B is the number of their sequences; other tokens are
-    ignored.
+    the results are written. With tokens, other tokens are ignored, and the results of sequences
+    that are left alone hold anything.
     """
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
     stored = str(key.dtype).removeprefix("torch.")
     dtype = run.COMPUTED_IN[stored]
-    if tokens is not None:
-        B, S = len(tokens.sequences), tokens.length
     with _current(device):
         table, factors, scales, processors = _constants(schedule, dtype, device)
         dims = key.shape[-1] + value.shape[-1]
@@ -59,7 +59,7 @@ def select(
             name: torch.empty(shape, dtype=TORCH[of], device=device)
             for name, (shape, of) in run.workspace(schedule, B * H, dtype, launches).items()
         }
-        everything = Tokens(*_all_tokens(B, device), S) if tokens is None else tokens
+        sequences, positions, counts = tokens or _all_tokens(B, device)
         run.select_pairs(
             stored,
             (_window(key), _geometry(key)),
@@ -67,7 +67,7 @@ def select(
             run.Rounds(schedule, _array(table), _array(factors), launches),
             run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
             run.Sequences(
-                _array(everything.sequences), _array(everything.positions), S,
+                _array(sequences), _array(positions), _array(counts), S,
                 settings.pre_thin == "stride", _array(seed.reshape(1)),
             ),
             scale=scale,
@@ -79,17 +79,17 @@ def select(
 
 
 class Tokens(NamedTuple):
-    """The tokens that count in some sequences of a padded batch, the same number in each.
+    """The tokens that count in the sequences of a padded batch.
 
-    sequences : (b,) int64
+    sequences : (B,) int64, the number of each sequence, or -1 to leave it alone
     positions : (B, any) int64; a sequence's row begins with the tokens that count; (0, 0) where all
         tokens count
-    length : the number of tokens that count in each sequence
+    counts : (B,) int64, how many tokens count in each sequence; (0,) where all tokens count
     """
 
     sequences: torch.Tensor
     positions: torch.Tensor
-    length: int
+    counts: torch.Tensor
 
 
 def select_valid(
@@ -106,29 +106,87 @@ def select_valid(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Select among the tokens that count, valid (B, S), as `attending.thinned.thin_valid_keys`.
 
-    The launches depend on the sequences' lengths, so the CPU waits for these, once. Sequences of
-    one length share their launches.
-
-    Raises
-    ------
-    RuntimeError
-        A CUDA graph is being captured, which allows no waiting.
+    The lengths of the sequences stay on the GPU. All plans that a length up to S can have are
+    launched for all sequences; a block whose sequence has another plan ends at once.
     """
-    B, _, H, _ = key.shape
-    counts, parts = by_length(valid, min_length, g, size, pre_thin)
-    indices = torch.zeros((B, H, width), dtype=torch.int64, device=key.device)
-    finite = torch.ones((B, H), dtype=torch.bool, device=key.device)
-    for of_length, tokens in parts:
-        some = tokens.sequences
-        few, finite[some] = select(key, value, settings=of_length, tokens=tokens, **settings)
-        indices[some] = few[..., :1]
-        indices[some, :, : few.shape[-1]] = few
-    return indices, counts, finite
+    (B, S, H, _), device = key.shape, key.device
+    lengths = valid.sum(dim=1)
+    positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # tokens that count come first
+    plans, number, kept = _plans_by_length(_power(S), min_length, g, size, pre_thin, device)
+    of_sequence, counts = number[lengths], kept[lengths]
+    each, places = torch.arange(B, device=device), torch.arange(width, device=device)
+    # all tokens are kept where no plan is run; a sequence without tokens gets position 0
+    places = torch.where(places < counts[:, None], places, 0)
+    indices = positions.gather(1, places)[:, None].expand(B, H, width)
+    unplanned = torch.where((of_sequence < 0) & (lengths > 0), each, -1)
+    finite = _finite(key, value, Tokens(unplanned, positions, lengths))
+    finite = finite | (unplanned < 0)[:, None]
+    for i, (least, of_some) in enumerate(plans):
+        if least > S:
+            continue
+        here = of_sequence == i
+        tokens = Tokens(torch.where(here, each, -1), positions, lengths)
+        few, good = select(key, value, settings=of_some, tokens=tokens, **settings)
+        few = torch.cat([few, few[..., :1].expand(B, H, width - few.shape[-1])], dim=-1)
+        indices = torch.where(here[:, None, None], few, indices)
+        finite = torch.where(here[:, None], good, finite)
+    return indices.contiguous(), counts, finite
+
+
+def _finite(key: torch.Tensor, value: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Return which heads (B, H) of the sequences that are not left alone are finite."""
+    (B, S, H, _), device = key.shape, key.device
+    stored = str(key.dtype).removeprefix("torch.")
+    dtype = run.COMPUTED_IN[stored]
+    finite = torch.ones(B * H, dtype=torch.bool, device=device)
+    largest = torch.zeros(B * H, dtype=TORCH[dtype], device=device)
+    nothing = torch.empty((B * H, 0), dtype=torch.int64, device=device)
+    if B * H:
+        with _current(device):
+            parts = -(-S // draw.MEASURED_ROWS)
+            measure = draw.make_measure(run.LOAD[stored], dtype, draw.THREADS)
+            measure[B * H * parts, draw.THREADS, _stream(device)](
+                _window(key), _geometry(key), _window(value), _geometry(value),
+                *map(_array, tokens), S, 0, parts, *map(_array, (nothing, largest, finite)),
+            )  # fmt: skip
+    return finite.reshape(B, H)
+
+
+@functools.cache
+def _plans_by_length(
+    longest: int, min_length: int, g: int, size: int | None, pre_thin: str, device: torch.device
+) -> tuple[list[tuple[int, Plan]], torch.Tensor, torch.Tensor]:
+    """Return `thinformer.cuda.launches.plans_by_length`, with its arrays on a device.
+
+    They have few bytes and are kept for good, as CUDA graphs refer to them; `longest` is a power of
+    two, so there are few of them.
+    """
+    plans, *arrays = plans_by_length(longest, g, size, min_length, pre_thin)
+    number, kept = (torch.from_numpy(array).to(device) for array in arrays)
+    return plans, number, kept
+
+
+def _power(length: int) -> int:
+    """Return the smallest power of two that is not below a length."""
+    return 1 << max(length - 1, 0).bit_length()
+
+
+class OfLength(NamedTuple):
+    """The tokens that count in some sequences of a padded batch, the same number in each.
+
+    sequences : (b,) int64
+    positions : (B, any) int64; a sequence's row begins with the tokens that count
+    length : the number of tokens that count in each sequence
+    """
+
+    sequences: torch.Tensor
+    positions: torch.Tensor
+    length: int
 
 
 def by_length(
     valid: torch.Tensor, min_length: int, g: int, size: int | None, pre_thin: str
-) -> tuple[torch.Tensor, list[tuple[Plan, Tokens]]]:
+) -> tuple[torch.Tensor, list[tuple[Plan, OfLength]]]:
     """Return how many keys each sequence of valid (B, S) keeps, and a plan for each length.
 
     The number of keys is (B,) int64; a plan comes with the tokens of the sequences of its length.
@@ -140,8 +198,8 @@ def by_length(
     """
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "a mask cannot be captured in a CUDA graph: what is launched depends on the lengths of"
-            " the sequences; capture attention over tokens without padding"
+            "a mask cannot be captured in a CUDA graph with a correction, which waits for the"
+            " lengths of the sequences; capture attention without a correction, or without padding"
         )
     lengths = np.array(valid.sum(dim=1).tolist(), np.int64)
     plans = {
@@ -156,7 +214,7 @@ def by_length(
     starts = [int((lengths == 0).sum()), *ends]
     positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # tokens that count come first
     return counts, [
-        (of_length, Tokens(sequences[start:end], positions, length))
+        (of_length, OfLength(sequences[start:end], positions, length))
         for (length, of_length), start, end in zip(plans.items(), starts, ends, strict=False)
     ]
 
@@ -206,10 +264,10 @@ def pivots(
 
 
 @functools.cache
-def _all_tokens(sequences: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `Tokens` without their length, for no padding; kept, as CUDA graphs refer to them."""
+def _all_tokens(sequences: int, device: torch.device) -> Tokens:
+    """Return the tokens of sequences without padding; kept, as CUDA graphs refer to them."""
     every = torch.from_numpy(np.arange(sequences)).to(device)
-    return every, every.new_empty((0, 0))
+    return Tokens(every, every.new_empty((0, 0)), every.new_empty(0))
 
 
 @functools.cache
