@@ -74,7 +74,7 @@ def test_sums(name, dtype, monkeypatch):
 @pytest.mark.parametrize("name", ["gaussian", "precomputed"])
 def test_swaps(name, unique, blocks, monkeypatch):
     """Several passes, in one launch each, or in one of several blocks for each point."""
-    monkeypatch.setattr(launches, "LAUNCH_FLOPS", 2**21 if blocks == 1 else 0)
+    monkeypatch.setattr(launches, "SPAN_FLOPS", 2**23 if blocks == 1 else 0)
     problem = problems()[name]
     there = bodies.place("cuda", problem)
     candidates, size = np.arange(2, 70), 5
@@ -98,7 +98,7 @@ def test_swaps(name, unique, blocks, monkeypatch):
 @pytest.mark.parametrize("unique", [True, False])
 def test_swaps_of_equal_points(unique, blocks, monkeypatch):
     """Of equal candidates the first is taken, or the point stays where none is better."""
-    monkeypatch.setattr(launches, "LAUNCH_FLOPS", 2**21 if blocks == 1 else 0)
+    monkeypatch.setattr(launches, "SPAN_FLOPS", 2**23 if blocks == 1 else 0)
     points = np.repeat(unit_points(9), 4, axis=0)
     problem = make_points(points, gaussian(0.3))
     there = bodies.place("cuda", problem)
@@ -118,7 +118,7 @@ def test_swaps_of_equal_points(unique, blocks, monkeypatch):
 @pytest.mark.parametrize("unique", [True, False])
 @pytest.mark.parametrize("name", ["stein", "gaussian"])
 def test_greedy_choice(name, unique, blocks, monkeypatch):
-    monkeypatch.setattr(launches, "LAUNCH_FLOPS", 2**21 if blocks == 1 else 0)
+    monkeypatch.setattr(launches, "SPAN_FLOPS", 2**23 if blocks == 1 else 0)
     problem = problems()[name]
     candidates, mean = np.arange(3, 70), np.zeros(67)
     if name == "gaussian":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import draw, extremes, run
+from thinformer.cuda import extremes, run
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda, device_of
 from thinformer.halving.problem import Factor, Problem, make_factor, make_points, make_problem

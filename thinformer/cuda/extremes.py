@@ -1,8 +1,8 @@
 """What the checks of arguments must know of points and Gram matrices that are on a GPU.
 
-Of points they look at few, which are the points with the least and the largest number of each column, and those of the largest
-norm in units of a bandwidth. So the checks of `thinformer.halving.problem` find in them the range
-of all points.
+Of points they look at few: those with the least and the largest number of each column, and those of
+the largest norm in units of a bandwidth. So the checks of `thinformer.halving.problem` find in them
+the range of all points.
 """
 
 from __future__ import annotations

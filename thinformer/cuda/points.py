@@ -311,7 +311,7 @@ def _shares(problem: PointsOnGpu, n: int, size: int) -> tuple[int, int]:
 
     One block takes all steps where a step takes it less time than a launch.
     """
-    if n * (3 * max(problem.columns, 1) + 8) <= launches.LAUNCH_FLOPS:
+    if n * (3 * max(problem.columns, 1) + 8) <= launches.SPAN_FLOPS:
         return 1, size + 1
     return min(_blocks(n), 4 * run.processors()), 1
 

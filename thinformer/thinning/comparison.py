@@ -111,7 +111,8 @@ def compare(
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
-        See `thin`.
+        See `thin`. For an array on a GPU, MMD and energy distance are computed there, and all other
+        errors from a copy on the CPU.
     coresets : dict of (s,) int arrays, or of pairs (rows, weights)
         For each name, the rows of `points` that are the coreset. They are equally weighted, unless
         there is a pair, as `thin` returns with ``return_weights``: then all errors are of the

@@ -46,9 +46,10 @@ def mmd(
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
-        See `thin`.
+        See `thin`. For an array on a GPU the value is computed there.
     coreset : (s,) int array of rows of `points`, or points (s, d) as an array, frame or posterior
-        Columns that have names are those of `points`, in any order.
+        Columns that have names are those of `points`, in any order. Points (s, d) are in the memory
+        of `points`.
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.cpu.run import draw_numbers
+from thinformer.halving.draws import Draws, seed_from
 from thinformer.halving.problem import Points
 from thinformer.halving.schedule import Schedule
 from thinformer.support.progress import Tell, quiet
@@ -37,4 +38,4 @@ class Task(NamedTuple):
 
     def draws(self, schedule: Schedule) -> Draws:
         """Draws for a schedule; their seed is the next number of the generator."""
-        return make_draws(schedule, seed_from(self.generator))
+        return draw_numbers(schedule, seed_from(self.generator))

@@ -98,6 +98,7 @@ def thin(
         has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D. Columns that have names
         and are of a sampler (``lp__``, ``chain``, ``draw``, ...), an index or constant are left out
         of the distance, with a warning, unless the kernel or bandwidth is made for each column.
+        Arrays on a GPU, of CuPy or of any library with ``__cuda_array_interface__``, stay there.
     size : int or "auto"
         Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
         draws: their squared MMD is at most the expected one of so many draws. It thins to several
@@ -166,9 +167,10 @@ def thin(
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
     device : {"auto", "cpu", "cuda"}
-        Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
-        "halving" with the same draws, under all kernels except `stein`, kernels with labels and
-        your own functions.
+        Where to compute; "auto" is the GPU for points on one, and the CPU for all others. A GPU,
+        "cuda", computes all methods with the same draws, under all kernels but those with labels.
+        Your own function must be compiled by ``numba.njit`` and make no arrays, or it is plain
+        Python, which runs on the CPU.
     progress : None, bool or function
         What is written of a call that takes long, on standard error.
 
@@ -188,7 +190,9 @@ def thin(
     Returns
     -------
     rows : (size,) int64 array
-        Row numbers in increasing order; with ``unique=False`` a number may be there twice.
+        Row numbers in increasing order; with ``unique=False`` a number may be there twice. If the
+        points are on a GPU, so are rows and weights: arrays of CuPy for points of CuPy, otherwise
+        of numba.cuda.
     weights : (size,) float64 array
         Of these rows, with a sum of 1; only with `return_weights`, else `rows` alone is returned.
 
@@ -198,8 +202,8 @@ def thin(
         The points are not finite numbers of shape (n, d); another argument is out of its range or
         contradicts the others; with "auto", no coreset is worth `ess` independent draws.
     RuntimeError, NotImplementedError, MemoryError
-        On a GPU: there is none, and why; the method or the kernel cannot be computed there, or
-        the points are there already; too little memory.
+        On a GPU: there is none, and why; the kernel cannot be computed there; points that are
+        there already take neither `standardize` nor `bandwidth="covariance"`; too little memory.
 
     Warns
     -----
