@@ -124,7 +124,7 @@ def test_the_rest(tmp_path):
     check(sums.make_diagonal(variant), (*first, WHOLE[::1], DOUBLE[::1]), tmp_path, threads, 0)
     check(sums.make_gram(variant), (*first, WHOLE[::1], DOUBLE[:, ::1]), tmp_path, threads, 0)
     check(sums.make_add_up(), (DOUBLE[:, ::1], DOUBLE[::1]), tmp_path, threads)
-    copies = (half, PLACE, WHOLE[::1], types.float32[:, ::1])
+    copies = (half, PLACE, WHOLE[::1], types.float32[::1], PLACE)
     check(sums.make_gather(load), copies, tmp_path, threads, 0)
     found = DOUBLE[:, :, ::1], WHOLE[:, :, ::1]
     check(extremes.make_extremes(load, np.float32, threads),

@@ -76,10 +76,11 @@ def gathered(
 ) -> NDArray:
     """Return rows (m,) of the points at a place in a window, (m, dim), in the CPU's memory."""
     m, dim = rows.size, place[3]
-    out = cuda.device_array((dim, m), dtype)
+    out = cuda.device_array(m * dim, dtype)
     blocks = max(1, -(-dim * m // sums.THREADS))
-    sums.make_gather(load)[blocks, sums.THREADS](window, place, cuda.to_device(rows), out)
-    return np.ascontiguousarray(out.copy_to_host().T)
+    index = cuda.to_device(np.ascontiguousarray(rows))
+    sums.make_gather(load)[blocks, sums.THREADS](window, place, index, out, (0, dim, 1, dim))
+    return out.copy_to_host().reshape(m, dim)
 
 
 def find(

@@ -179,7 +179,7 @@ def diagonal(problem: PointsOnGpu, at: NDArray) -> NDArray:
         out = cuda.device_array(at.size, np.float64)
         with compiling("kernel"):  # the first of all calls: see `as_problem`
             sums.make_diagonal(problem.variant)[_blocks(at.size), sums.THREADS](
-                *problem.arguments, cuda.to_device(at), out
+                *problem.arguments, _to_gpu(at), out
             )
         return out.copy_to_host()
 
@@ -190,7 +190,7 @@ def gram(problem: PointsOnGpu, rows: NDArray) -> NDArray[np.float64]:
     with run.out_of_memory(8 * s * (s + 1)):
         out = cuda.device_array((s, s), np.float64)
         sums.make_gram(problem.variant)[_blocks(s * s), sums.THREADS](
-            *problem.arguments, cuda.to_device(rows), out
+            *problem.arguments, _to_gpu(rows), out
         )
         return out.copy_to_host()
 
@@ -226,9 +226,9 @@ def swap(
     with run.out_of_memory(_nbytes(problem, n)):
         variant, arguments, index = _side_by_side(problem, candidates)
         improve = sums.make_swap(variant, sums.THREADS)[blocks, sums.THREADS]
-        there = cuda.to_device(coreset)
+        there = _to_gpu(coreset)
         state = (
-            *map(cuda.to_device, (index, potential)), cuda.device_array(n, variant.dtype),
+            *map(_to_gpu, (index, potential)), cuda.device_array(n, variant.dtype),
             cuda.to_device(taken), there, 2 / size, int(unique),
         )  # fmt: skip
         found = (
@@ -268,7 +268,7 @@ def grow(
         extend = greedy.make_extend(variant, sums.THREADS)[blocks, sums.THREADS]
         chosen, total = cuda.device_array(size, np.int64), cuda.to_device(np.zeros(1))
         left = cuda.to_device(potential)
-        state = (*map(cuda.to_device, (index, mean)), left, chosen, int(unique))
+        state = (*map(_to_gpu, (index, mean)), left, chosen, int(unique))
         found = *_found(blocks), total
         for first in range(0, size + 1, steps):
             last = min(first + steps, size + 1)
@@ -282,11 +282,17 @@ def grow(
     return places
 
 
+def _to_gpu(array: NDArray) -> Any:
+    """Return a copy on the GPU, which takes arrays without gaps."""
+    return cuda.to_device(np.ascontiguousarray(array))
+
+
 def _gathered(problem: PointsOnGpu, index: NDArray) -> Any:
-    """Return the points at index (n,), on the GPU, as columns (columns, n)."""
-    out = cuda.device_array((problem.columns, index.size), problem.variant.dtype)
+    """Return the points at index (n,), on the GPU: their columns, one after the other."""
+    n, columns = index.size, problem.columns
+    out = cuda.device_array(columns * n, problem.variant.dtype)
     sums.make_gather(problem.variant.load)[_blocks(out.size), sums.THREADS](
-        problem.window, problem.place, cuda.to_device(index), out
+        problem.window, problem.place, _to_gpu(index), out, (0, 1, n, columns)
     )
     return out
 
@@ -301,7 +307,7 @@ def _side_by_side(
     if not problem.columns:  # of a Gram matrix, and of a function, whose points are rows
         return problem.variant, problem.arguments, candidates
     n, dim = candidates.size, problem.geometry.dim
-    window = _gathered(problem, candidates).reshape(problem.columns * n)
+    window = _gathered(problem, candidates)
     variant = problem.variant._replace(load=tiles.same)
     return variant, (window, (0, 1, n, dim), *problem.arguments[2:]), np.arange(n)
 

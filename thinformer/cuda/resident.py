@@ -88,7 +88,7 @@ def with_scores(points: OnGpu, kernel: Kernel) -> PointsOnGpu:
     described = make_points(few, replace(kernel, companion=np.zeros_like(few)))
     variant, _, parameters, scales = run.describe(described)
     with run.out_of_memory(n * (2 * dim * np.dtype(dtype).itemsize + 8)):
-        both, every = cuda.device_array((n, 2 * dim), dtype), cuda.to_device(np.arange(n))
+        both, every = cuda.device_array(n * 2 * dim, dtype), cuda.to_device(np.arange(n))
         window, geometry = arrays.window(points)
         own = geometry.first, *geometry[4:]
         behind = cuda.to_device(np.ascontiguousarray(scores).ravel())
@@ -97,10 +97,10 @@ def with_scores(points: OnGpu, kernel: Kernel) -> PointsOnGpu:
             (window, own, load, 0), (behind, of_scores, tiles.same, dim),
         ):  # fmt: skip
             gather = sums.make_gather(loaded)[-(-n * dim // sums.THREADS), sums.THREADS]
-            gather(source, at, every, both[:, first : first + dim].T)
+            gather(source, at, every, both, (first, 2 * dim, 1, dim))
         on_gpu = tuple(map(cuda.to_device, (parameters, scales)))
     where = Geometry(0, 1, 0, 0, 2 * dim, 1, dim)
-    return PointsOnGpu(variant, both.reshape(2 * n * dim), where, 2 * dim, *on_gpu)
+    return PointsOnGpu(variant, both, where, 2 * dim, *on_gpu)
 
 
 def rows_of(points: OnGpu, rows: NDArray) -> NDArray:

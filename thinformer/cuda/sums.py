@@ -211,19 +211,21 @@ def make_gram(variant: Variant) -> Any:
 
 @functools.cache
 def make_gather(load: Callable) -> Any:
-    """Return the kernel that copies points to the columns of an array; a thread has one number.
+    """Return the kernel that copies points; a thread has one number. `load` converts numbers.
 
-    Threads that are neighbours then read neighbours. `load` converts stored numbers. The kernel's
-    arguments: window, place; index (n,) int64, the points; out (columns, n), written.
+    The kernel's arguments: window, place; index (n,) int64, the points; out (span,), written; to, a
+    place in it, whose columns are copied.
     """
     load = device_function(load)
 
-    def gather(window, place, index, out):
-        i = cuda.grid(1)
-        if i < out.size:
-            column, point = i // out.shape[1], i % out.shape[1]
-            start, row, step, _ = place
-            out[column, point] = load(window[start + index[point] * row + column * step])
+    def gather(window, place, index, out, to):
+        i, n = cuda.grid(1), index.size
+        start, row, step, _ = place
+        begin, apart, across, columns = to
+        if i < n * columns:
+            column, point = i // n, i % n
+            number = load(window[start + index[point] * row + column * step])
+            out[begin + point * apart + column * across] = number
 
     return cuda.jit(gather)
 
