@@ -53,9 +53,9 @@ def shared_signature(stored, computed):
             getattr(types, computed)[::1])  # fmt: skip
 
 
-def attention_variant(stored):
+def attention_variant(stored, tensor=False):
     terms = run.term(EXPONENTIAL), run.term(LINEAR)
-    return Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored])
+    return Variant("factors", terms, True, run.LOAD[stored], run.COMPUTED_IN[stored], tensor)
 
 
 def attention_kernel(stored, threads):
@@ -120,6 +120,35 @@ def test_attention_in_float64(tmp_path):
     check_documented("float64", threads, used)
 
 
+@pytest.mark.parametrize(
+    ("make", "stored", "threads"),
+    [*((halve.make_kernel, "bfloat16", threads) for threads in (64, 128, 256)),
+     (halve.make_kernel, "float16", 256), (shared.make_collect, "float16", 256),
+     *((shared.make_collect, "bfloat16", threads) for threads in (128, 256))],
+)  # fmt: skip
+def test_tensor_cores(make, stored, threads, tmp_path):
+    """Half precision is multiplied by tensor cores: four times for keys, four times for values."""
+    kernel, used = make(attention_variant(stored, tensor=True), threads), []
+    signature = halve_signature if make is halve.make_kernel else shared_signature
+    for capability, code in compiled(kernel, signature(stored, "float32")):
+        assert not re.search(r"\.f64\b", code)
+        assert ".local" not in code
+        of = {"bfloat16": "bf16", "float16": "f16"}[stored]
+        found = code.count(f"mma.sync.aligned.m16n8k16.row.col.f32.{of}.{of}.f32")
+        assert found >= 2 * 4
+        assert found % (2 * 4) == 0  # loops may be unrolled
+        assert not re.search(r"fma\.rn\.f32 .*\n\s*fma\.rn\.f32 .*\n\s*fma\.rn\.f32", code)
+        used.append(resources(code, capability, tmp_path))
+        registers, smem, spilled = used[-1]
+        assert spilled == 0
+        assert smem <= STATIC_LIMIT
+        few = threads == 256 and (make is halve.make_kernel or stored == "float16")
+        blocks = 1 if few else 2
+        assert blocks * threads * registers <= REGISTERS
+    name = f"{stored}, tensor cores"
+    check_documented(name if make is halve.make_kernel else f"`collect`, {name}", threads, used)
+
+
 @pytest.mark.parametrize("stored", ["bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("make", [shared.make_collect, shared.make_decide_span, shared.make_norms])
 def test_shared_buckets(make, stored, tmp_path):
@@ -142,7 +171,8 @@ def test_shared_buckets(make, stored, tmp_path):
         assert spilled == 0
         assert smem <= STATIC_LIMIT
         assert threads * registers <= REGISTERS
-    check_documented(f"`{make.__name__.removeprefix('make_')}`, {stored}", threads, used)
+    name = make.__name__.removeprefix("make_")
+    check_documented(f"`{name}`, {stored}", threads, used)
 
 
 @pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])

@@ -209,6 +209,35 @@ def test_the_count_on_paper(shape, itemsize):
     assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines(), line
 
 
+def test_the_count_of_tensor_cores():
+    """Clocks of a multiprocessor for each part of the tiles; what torch's products would move."""
+    B, _, S, H, E, D = speed.SHAPES["64k-h16"]
+    clock, warp, dims = FLOAT32 / (2 * 128 * H100), 32, E + D
+    values = products = staged = entries = 0
+    for round_ in plan(S, 2, None, 0.5).schedule.rounds:
+        size, of_all = round_.largest_bucket, B * H * round_.buckets
+        tile = threads_for(size, np.float32) // 2
+        ends = np.arange(tiles.PANEL, size + tiles.PANEL, tiles.PANEL)
+        made = of_all * sum(-(-end // tile) for end in ends)
+        values += made * tile * tiles.PANEL
+        # a warp reads 4 words of 16 rows, and 2 words for each 8 points, in 16 columns
+        products += made * (tile // 16) * (4 + 2 * tiles.PANEL // 8) * -(-dims // 16)
+        # two numbers are read and a word is written
+        staged += made * 3 * (tile + tiles.PANEL) * dims / 2 / warp
+        entries += of_all * size**2
+    seconds = {
+        "products, of tensor cores": 2 * dims * values / TENSOR,
+        "exponentials, 16 a clock": values / 16 / H100 / clock,
+        "reads from shared memory for products": products / H100 / clock,
+        "reads and writes to stage columns": staged / H100 / clock,
+        "products by torch: two matrices, written and read": entries * 2 * 2 * 4 / MEMORY,
+    }
+    lines = (ROOT / "docs" / "cuda.md").read_text().splitlines()
+    for name, of_part in seconds.items():
+        row = f"| {name} | {1e6 * of_part:.0f} |"
+        assert row in lines, row
+
+
 def counted_pivots(heads, L, E, n_out):
     """What docs/cuda.md counts of pivots where every proposal is accepted."""
     tile = pivots.COLUMNS * pivots.THREADS

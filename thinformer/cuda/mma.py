@@ -26,9 +26,9 @@ def make_mma(of: str) -> Any:
     from numba import types
 
     try:
-        from numba.cuda.extending import intrinsic
+        from numba.cuda import extending
     except ImportError:  # numba-cuda before it had extensions of its own
-        from numba.extending import intrinsic
+        from numba import extending  # type: ignore[no-redef]
 
     number, word = ir.FloatType(), ir.IntType(32)
     called = ir.FunctionType(ir.LiteralStructType([number] * 4), [word] * 6 + [number] * 4)
@@ -36,7 +36,7 @@ def make_mma(of: str) -> Any:
         called, TEXT.format(of=of), "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True
     )
 
-    @intrinsic
+    @extending.intrinsic
     def mma(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         def generate(context, builder, signature, arguments):
             sums = builder.call(instruction, arguments)

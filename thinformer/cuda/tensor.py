@@ -17,18 +17,11 @@ import numpy as np
 
 from thinformer.cuda.jit import SIMULATED, cuda, device_function
 from thinformer.cuda.mma import make_mma
-from thinformer.cuda.tiles import (
-    LANES,
-    LOG2_LANES,
-    PANEL,
-    TO_SIGN,
-    of_bfloat16,
-    of_float16,
-)
+from thinformer.cuda.tiles import LANES, LOG2_LANES, PANEL, TO_SIGN, of_bfloat16, of_float16
 from thinformer.cuda.values import SQUARE, Variant, tile_rows
 
 WORD = np.uint32
-WARP = 32
+WARP, LOG2_WARP = 32, 5
 WARP_ROWS = 16  # of a tile
 POINTS = 8  # of a patch
 WORDS = 32  # staged at once: 64 columns
@@ -36,6 +29,8 @@ STEP = 8  # words of one instruction
 # words of a staged row and point: lanes of a warp read from different banks
 ROW_WORDS, PANEL_WORDS = WORDS + 2, WORDS + 4
 LOWER = np.uint32(0xFFFF)
+
+to_float32 = device_function(of_bfloat16)
 
 
 def raw(bits, scale):
@@ -45,7 +40,7 @@ def raw(bits, scale):
 
 def scaled_bfloat16(bits, scale):
     """Return the bits of a bfloat16 times a power of two; they are exact in the normal range."""
-    number = np.float32(of_bfloat16(bits) * scale)
+    number = np.float32(to_float32(bits) * scale)
     return np.uint32(number.view(np.uint32) >> TO_SIGN)
 
 
@@ -53,19 +48,26 @@ def scaled_bfloat16(bits, scale):
 def corner():
     """Return the first row and point of this thread's patch in its tile."""
     thread = cuda.threadIdx.x
-    return thread // WARP * WARP_ROWS + 2 * (thread % WARP // 4), 2 * (thread % 4)
+    # shifts and masks of what is not negative: others would cost registers
+    return (thread >> LOG2_WARP) * WARP_ROWS + 2 * ((thread & 31) >> 2), 2 * (thread & 3)
 
 
 @device_function
 def place_in(point, j):
     """Return the point of the panel that is point j of a patch."""
-    return point + 8 * (j // 2) + j % 2
+    return point + 8 * (j >> 1) + (j & 1)
+
+
+@device_function
+def words_of(depth):
+    """Return how many words an instruction multiplies of `depth` columns."""
+    return ((depth + 15) >> 4) << 3
 
 
 @device_function
 def add_signed(part, patch, out, at):
     """Add a patch's decided pair, with its sign, to a thread's part (POINTS,) of the sums."""
-    chosen = out[at // 2]
+    chosen = out[at >> 1]
     for j in range(POINTS):
         step = patch[j] - patch[POINTS + j]
         part[j] += -step if chosen else step
@@ -90,28 +92,29 @@ def store_patch(stored, width, row, point, patch):
 
 def make_add_parts(threads: int, dtype: type) -> Any:
     """Return the function that adds up the sums' parts, which the threads hold."""
-    WARPS = threads // WARP
+    WARPS, IN_WARP = threads // WARP, WARP // 4  # lanes of a warp that hold the same points
+    GROUPS = WARPS * IN_WARP
     ZERO = dtype(0)
 
     @device_function
     def add_parts(sums, part):
         """Write the sums (PANEL,) of all parts (POINTS,): of each warp, then of all warps."""
-        parts = cuda.shared.array((WARPS * WARP // 4, PANEL), dtype)
+        parts = cuda.shared.array((GROUPS, PANEL), dtype)
         of_warps = cuda.shared.array((WARPS, PANEL), dtype)
         thread = cuda.threadIdx.x
         _, point = corner()
         for j in range(POINTS):
-            parts[thread // 4, place_in(point, j)] = part[j]
+            parts[thread >> 2, place_in(point, j)] = part[j]
         cuda.syncthreads()  # the parts and the panel's own values before they are read
-        warp, total = thread // WARP, ZERO
-        for lane in range(WARP // 4):
-            total += parts[warp * (WARP // 4) + lane, thread % WARP]
-        of_warps[warp, thread % WARP] = total
+        warp, lane, total = thread >> LOG2_WARP, thread & 31, ZERO
+        for group in range(IN_WARP):
+            total += parts[warp * IN_WARP + group, lane]
+        of_warps[warp, lane] = total
         cuda.syncthreads()
         if thread < PANEL:
             total = ZERO
-            for warp in range(WARPS):
-                total += of_warps[warp, thread]
+            for i in range(WARPS):
+                total += of_warps[i, thread]
             sums[thread] = total
 
     return add_parts
@@ -132,9 +135,9 @@ def make_stage(convert: Any, threads: int) -> Any:
         lane, last = cuda.threadIdx.x & (LANES - 1), positions.size - 1
         for r in range(cuda.threadIdx.x >> LOG2_LANES, rows, AT_ONCE):
             at = start + positions[min(first + r, last)] * row_stride + column * column_stride
-            for step in range(WORDS // LANES):  # of constant length: unrolled, many reads at once
-                word, low, high = lane + LANES * step, WORD(0), WORD(0)
-                d = 2 * word
+            # as many words as are multiplied
+            for word in range(lane, words_of(depth), LANES):
+                low, high, d = WORD(0), WORD(0), 2 * word
                 if d < depth:
                     low = convert(window[at + d * column_stride], scale)
                 if d + 1 < depth:
@@ -152,9 +155,10 @@ def make_multiply(load: Any) -> Any:
 
     @device_function
     def multiply(patch, rows, panel, row, words):
-        lane = cuda.threadIdx.x % WARP
-        group, t = lane // 4, lane % 4
-        for word in range(t, words, STEP):
+        lane = cuda.threadIdx.x & 31
+        group, t = lane >> 2, lane & 3
+        for first in range(0, words, STEP):
+            word = first + t
             a0, a1 = rows[row, word], rows[row + 1, word]
             a2, a3 = rows[row, word + 4], rows[row + 1, word + 4]
             for n in range(0, POINTS, 2):
@@ -204,7 +208,7 @@ def make_sum_up(convert: Any, load: Any, threads: int) -> Any:
             stage(rows, ROWS, window, place, positions, tile, column, depth, scale)
             stage(panel, PANEL, window, place, positions, begin, column, depth, scale)
             cuda.syncthreads()  # staged before it is read
-            multiply(patch, rows, panel, row, (depth + 2 * STEP - 1) // (2 * STEP) * STEP)
+            multiply(patch, rows, panel, row, words_of(depth))
             cuda.syncthreads()  # read before it is staged anew
 
     return sum_up

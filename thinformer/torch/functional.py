@@ -213,7 +213,7 @@ def thinformer_attention(
         (B, 1, 1, S), bool); nested tensors that are not jagged; a temperature without a
         correction on a GPU; other devices.
     RuntimeError
-        A mask, or nested keys, while a CUDA graph is captured.
+        A mask and a correction, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
         Arguments that do not fit; a temperature of herding so low that keys over it overflow;
         weights or indices beside a fallback, as exact attention has those of all keys.
