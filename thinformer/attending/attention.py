@@ -236,9 +236,8 @@ def attention(
     device = bodies.choose(device, query=query, key=key, value=value)
     if bodies.on_gpu(query):
         raise NotImplementedError(
-            "attention computes its softmax on the CPU and takes no arrays on a GPU: compress_kv"
-            " chooses the keys there, and thinformer.torch.thinformer_attention attends to them, on"
-            " tensors such as torch.as_tensor(key)"
+            "attention takes no arrays on a GPU: compress_kv chooses the keys there, and"
+            " thinformer.torch.thinformer_attention attends to them, on torch.as_tensor(key), ..."
         )
     query, key, value, given = _computed(query, key, value)
     scale = softmax_scale(scale, key.shape[-1])
