@@ -37,7 +37,6 @@ PHI: dict[int, Callable] = {
     phi.RATIONAL_QUADRATIC: phi.phi_rational_quadratic,
     phi.ENERGY: phi.phi_energy,
     phi.SOBOLEV: phi_sobolev,
-    phi.STEIN: phi.stein_of,
 }
 # by the name of a dtype, what converts its numbers; half precision is given as int16
 LOAD = {
@@ -324,8 +323,10 @@ def _factor(problem: Points) -> Factor:
 
 def term(tag: int) -> Term:
     """Return the term of a kernel's tag."""
+    if tag == STEIN:  # in no sum
+        return Term(phi.stein_of, "stein")
     of = "products" if tag < OF_DISTANCE else "distances" if tag < SOBOLEV else "sobolev"
-    return Term(PHI[tag], "stein" if tag == STEIN else of)
+    return Term(PHI[tag], of)
 
 
 def entries(
