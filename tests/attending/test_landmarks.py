@@ -308,7 +308,7 @@ def test_not_finite(name, bad, temperature, correction):
 
 def test_not_on_a_gpu(monkeypatch):
     monkeypatch.setattr(bodies, "choose", lambda device, **arrays: device)  # as if there were one
-    with pytest.raises(NotImplementedError, match="^correction is None only on a GPU"):
+    with pytest.raises(NotImplementedError, match="^correction must be None for device='cuda'"):
         attention(*qkv(), size=20, correction="queries", device="cuda")
     monkeypatch.setattr(bodies, "on_gpu", lambda array: isinstance(array, SimpleNamespace))
     with pytest.raises(NotImplementedError, match="takes no arrays on a GPU"):

@@ -1,10 +1,8 @@
 """The CUDA kernels as machine code of real GPUs, compiled without one: what they must not hold."""
 
 import re
-import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +12,9 @@ from checkout import ROOT
 if sys.platform != "linux":
     pytest.skip("the compiler is installed on Linux only", allow_module_level=True)
 
-import nvidia
+from machine_code import CAPABILITIES, compiled, resources
 from numba import types
-from numba.cuda import compiler, dispatcher
+from numba.cuda import dispatcher
 
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import draw, halve, pivots, run, shared, tiles
@@ -26,12 +24,10 @@ from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 
 pytestmark = pytest.mark.slow
 
-CAPABILITIES = [(8, 0), (9, 0)]
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
 GEOMETRY = types.NamedUniTuple(types.int64, 7, halve.Geometry)
 DOCUMENTED = (ROOT / "docs" / "cuda.md").read_text().splitlines()
-(PTXAS,) = (Path(folder) / "cu13" / "bin" / "ptxas" for folder in nvidia.__path__)
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +35,6 @@ def a_gpu(monkeypatch):
     """A GPU that functions called by kernels are compiled for; the code of both is made of that."""
     gpu = SimpleNamespace(compute_capability=CAPABILITIES[0])
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: gpu)
-
-
-def compiled(kernel, signature):
-    """The PTX of a kernel for each capability; what Numba makes of the Python is made once."""
-    library, _ = compiler._compile_pyfunc_with_fixup(
-        kernel.py_func, signature, device=False, abi="numba", cc=CAPABILITIES[0]
-    )
-    for capability in CAPABILITIES:
-        (code,) = library.get_asm_strs(cc=capability)
-        assert f".target sm_{capability[0]}{capability[1]}\n" in code
-        yield capability, code
 
 
 def halve_signature(stored, computed):
@@ -76,23 +61,6 @@ def attention_variant(stored, tensor=False):
 def attention_kernel(stored, threads):
     variant = attention_variant(stored)
     return halve.make_kernel(variant, threads), variant.dtype
-
-
-def resources(code, capability, tmp_path):
-    """Registers a thread, bytes of shared memory a block, and bytes spilled, as ptxas reports."""
-    path = tmp_path / "kernel.ptx"
-    path.write_text(code)
-    arch = f"-arch=sm_{capability[0]}{capability[1]}"
-    done = subprocess.run(
-        [PTXAS, "-v", arch, path, "-o", tmp_path / "kernel.cubin"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-
-    def found(pattern):
-        return sum(int(n) for n in re.findall(pattern, done.stderr))
-
-    return (found(r"Used (\d+) registers"), found(r"(\d+) bytes smem"),
-            found(r"(\d+) bytes spill") + found(r"(\d+) bytes stack frame"))  # fmt: skip
 
 
 def check_documented(stored, threads, used):

@@ -7,7 +7,7 @@ import pytest
 from files_of_points import HEADER, POINTS, RECORDS, N, command, succeed
 
 from thinformer import mmd, thin
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.files import comparison
 from thinformer.kernels.catalogue import as_kernel
 from thinformer.thinning.arguments import as_problem

@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import linear_kernel, polynomial_kernel, rbf_kerne
 
 from reference import kernels as reference_kernels
 from thinformer import kernels, mmd
-from thinformer.cpu.run import diagonal, embed, square
+from thinformer.cpu.points import diagonal, embed, square
 from thinformer.kernels import catalogue, phi
 from thinformer.thinning.arguments import as_problem, resolve
 

@@ -24,7 +24,7 @@ from thinformer import (
     mmd2_unbiased,
     thin,
 )
-from thinformer.cpu.run import diagonal, embed
+from thinformer.cpu.points import diagonal, embed
 from thinformer.thinning.arguments import as_problem, resolve
 
 RNG = np.random.default_rng(5)

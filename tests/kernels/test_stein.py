@@ -7,7 +7,7 @@ from scipy import stats
 from reference import kernels as reference_kernels
 from reference.greedy import greedy
 from thinformer import compare, kernels, kh_compress, median_distance, mmd, thin
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.thinning.arguments import as_problem, resolve
 from thinformer.thinning.scales import deviations
 

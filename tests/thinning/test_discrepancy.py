@@ -19,7 +19,7 @@ from thinformer import (
     mmd2_unbiased,
     set_num_threads,
 )
-from thinformer.cpu.run import embed, square
+from thinformer.cpu.points import embed, square
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.moments import column_errors
 

@@ -9,7 +9,7 @@ from points import X
 from reference import greedy as specified
 from reference import kernels as reference_kernels
 from thinformer import KernelThinner, debias, error_curve, kernels, mmd, set_num_threads, thin
-from thinformer.cpu.run import grow
+from thinformer.cpu.points import grow
 from thinformer.halving.problem import make_points
 from thinformer.kernels.phi import TABLE
 from thinformer.support import threads

@@ -12,7 +12,7 @@ from points import X, assert_rows
 from reference import kernels as reference_kernels
 from thinformer import kernels, kh_compress, median_distance, mmd, thin
 from thinformer.cpu import halve, jit
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.kernels import phi
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.methods import BLIND, METHODS

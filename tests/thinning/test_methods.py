@@ -9,7 +9,7 @@ from points import SWAPPED, X, assert_rows, mixture
 from reference import kernels as reference_kernels
 from thinformer import kernels, kh_compress, mmd, thin
 from thinformer.cpu import sums
-from thinformer.cpu.run import diagonal, embed
+from thinformer.cpu.points import diagonal, embed
 from thinformer.thinning import methods
 from thinformer.thinning.arguments import as_problem
 from thinformer.thinning.methods import METHODS

@@ -236,8 +236,8 @@ def attention(
     device = bodies.choose(device, query=query, key=key, value=value)
     if bodies.on_gpu(query):
         raise NotImplementedError(
-            "attention computes its softmax on the CPU and takes no arrays on a GPU: compress_kv"
-            " chooses the keys there, and thinformer_attention attends to them, on torch tensors"
+            "attention takes no arrays on a GPU: compress_kv chooses the keys there, and"
+            " thinformer.torch.thinformer_attention attends to them, on torch.as_tensor(key), ..."
         )
     query, key, value, given = _computed(query, key, value)
     scale = softmax_scale(scale, key.shape[-1])
@@ -284,7 +284,10 @@ def _check_special(special: str, of_thinning: bool, device: str) -> None:
             f"pre_thin, delta and draws belong to thinning: with a {special} they may not be given"
         )
     if device == "cuda":
-        raise NotImplementedError(f"{special} is None only on a GPU; use device='cpu'")
+        raise NotImplementedError(
+            f"{special} must be None for device='cuda': it is computed on the CPU, or by"
+            " thinformer.torch.thinformer_attention on torch tensors"
+        )
 
 
 def _computed(*given: ArrayLike) -> tuple[NDArray, NDArray, NDArray, np.dtype]:

@@ -1,4 +1,4 @@
-"""The compiled loops over many problems, on threads: schedules, scans, sums, draws.
+"""The compiled loops over many problems, on threads: schedules, scans, draws.
 
 Each function allocates the results of a compiled loop, and runs the loop.
 """
@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.halving.draws import Draws, from_streams, head_keys
+from thinformer.halving.draws import Draws, from_streams, head_keys, of_one_head
 from thinformer.halving.plan import Plan, check_draws, draw_rows
 from thinformer.halving.problem import Factor, Points, Problem, value_cost
 from thinformer.halving.schedule import Schedule
@@ -81,18 +81,19 @@ def stratified(n_points: int, uniforms: NDArray) -> NDArray[np.int64]:
     return positions
 
 
-def draw_numbers(schedule: Schedule, seed: int, heads: int) -> Draws:
+def draw_numbers(schedule: Schedule, seed: int, heads: int | None = None) -> Draws:
     """Return the draws of `make_draws`, in a sixth of its time."""
     from thinformer.cpu import draw  # imports Numba
 
-    keys = head_keys(seed, heads)
+    keys = head_keys(seed, heads or 1)
 
     def numbers(stream: int, size: int) -> NDArray:
         out = np.empty((keys.size, size))
         draw.unit_numbers(keys, stream, out)
         return out
 
-    return from_streams(schedule, numbers)
+    draws = from_streams(schedule, numbers)
+    return draws if heads is not None else of_one_head(draws)
 
 
 def run_schedule(
@@ -253,140 +254,3 @@ def compiled_for(problem: Problem, kernel: Callable) -> Callable:
 
     with_function = isinstance(problem, Points) and callable(problem.companion)
     return jit.uncached(kernel) if with_function else kernel
-
-
-def embed(
-    problem: Points,
-    at: NDArray,
-    index: NDArray,
-    weights: NDArray,
-    done: Callable[[float], None] = ignore,
-) -> NDArray:
-    """Return sum_j w_j k(x, y_j) for the points x at (n,) and y_j at index (m,): (n,) float64.
-
-    done(fraction) receives the part that is done.
-    """
-    from thinformer.cpu import sums  # imports Numba
-
-    out = np.empty(at.size, np.float64)
-    kernel = compiled_for(problem, sums.embed)
-
-    def task(first: int, last: int) -> None:
-        totals = np.empty(sums.PANEL)
-        kernel(first, last, problem, at, index, weights, out, totals, _workspace(problem))
-
-    panels = -(-at.size // sums.PANEL)
-    threads.run(task, panels, at.size * index.size * value_cost(problem), done)
-    return out
-
-
-def embed_bins(
-    problem: Points,
-    at: NDArray,
-    index: NDArray,
-    weights: NDArray,
-    starts: NDArray,
-    done: Callable[[float], None] = ignore,
-) -> NDArray:
-    """Return `embed` for each bin of the points y_j: (bins, n) float64.
-
-    Bin b has the points y_j at index[starts[b] : starts[b + 1]], and their weights.
-    """
-    from thinformer.cpu import bins  # imports Numba
-
-    out = np.empty((starts.size - 1, at.size), np.float64)
-    kernel = compiled_for(problem, bins.embed_bins)
-
-    def task(first: int, last: int) -> None:
-        totals = np.empty(bins.PANEL)
-        work = _workspace(problem)
-        kernel(first, last, problem, at, index, weights, starts, out, totals, work)
-
-    panels = -(-at.size // bins.PANEL)
-    threads.run(task, panels, at.size * index.size * value_cost(problem), done)
-    return out
-
-
-def square(
-    problem: Points, sets: NDArray, weights: NDArray, done: Callable[[float], None] = ignore
-) -> NDArray:
-    """Return sum_ij w_i w_j k(x_i, x_j) for each row of sets (sets, n): (sets,) float64.
-
-    done(fraction) receives the part that is done.
-    """
-    from thinformer.cpu import sums  # imports Numba
-
-    parts = np.empty((len(sets), -(-sets.shape[1] // sums.PANEL)), np.float64)
-    kernel = compiled_for(problem, sums.square)
-
-    def task(first: int, last: int) -> None:
-        totals = np.empty((2, sums.PANEL))
-        kernel(first, last, problem, sets, weights, parts, *totals, _workspace(problem))
-
-    def panels_done(fraction: float) -> None:
-        whole, rest = divmod(fraction * len(sets), 1)  # a panel meets all panels before it
-        done((whole + rest**2) / len(sets))
-
-    threads.run(task, parts.size, sets.size * sets.shape[1] * value_cost(problem), panels_done)
-    return parts.sum(axis=1)
-
-
-def diagonal(problem: Points, at: NDArray) -> NDArray:
-    """Return k(x, x) for the points x at (n,): (n,) float64."""
-    from thinformer.cpu import sums  # imports Numba
-
-    out = np.empty(at.size, np.float64)
-    kernel = compiled_for(problem, sums.diagonal)
-    kernel(0, -(-at.size // sums.PANEL), problem, at, out, _workspace(problem))
-    return out
-
-
-def grow(
-    problem: Points,
-    candidates: NDArray,
-    size: int,
-    mean: NDArray,
-    unique: bool,
-    done: Callable[[float], None] = ignore,
-) -> NDArray[np.int64]:
-    """Return `size` places in `candidates` (n,), each in turn the one that makes the MMD least.
-
-    It runs on one thread: to share out a pass over 10,000 points costs about what it saves.
-
-    Parameters
-    ----------
-    mean : (n,) float64 array
-        The target's mean embedding at the candidates; 0 for the measure of mean zero.
-    unique : bool
-        Whether a candidate may be taken only once.
-    done : function
-        done(fraction) receives the part that is done.
-    """
-    from thinformer.cpu import greedy, simd  # imports Numba
-
-    n, dtype = candidates.size, problem.window.dtype
-    padded = simd.padded_size(n)
-    means, potential = np.zeros(padded), np.full(padded, np.inf)
-    means[:n] = mean
-    potential[:n] = diagonal(problem, candidates) / 2 - mean
-    chosen = np.empty(size, np.int64)
-    memory, work = np.empty(2 * padded * problem.dim, dtype), _workspace(problem)
-    extend = compiled_for(problem, greedy.extend)
-    piece = max(1, int(threads.PIECE_FLOPS / (n * value_cost(problem))))
-    total = 0.0
-    for first in range(0, size, piece):  # an interrupt is noticed between them
-        last = min(first + piece, size)
-        total += extend(
-            first, last, problem, candidates, means, potential, chosen, unique, memory, work
-        )
-        done(last / size)
-    potential[chosen] = 0  # infinite where they are taken
-    if not (np.isfinite(total) and np.isfinite(potential[:n]).all()):
-        raise ValueError("kernel must have finite values; between some of the points it has not")
-    return chosen
-
-
-def _workspace(problem: Points) -> NDArray:
-    from thinformer.cpu import sums  # imports Numba
-
-    return sums.workspace(problem.dim, problem.window.dtype)

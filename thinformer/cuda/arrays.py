@@ -15,15 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cuda import draw, run
+from thinformer.cuda import extremes, run
 from thinformer.cuda.halve import Geometry
 from thinformer.cuda.jit import cuda, device_of
-from thinformer.halving.problem import Factor, make_factor, make_points, make_problem
+from thinformer.halving.problem import Factor, Problem, make_factor, make_points, make_problem
 from thinformer.halving.schedule import Schedule
 from thinformer.kernels import Kernel, linear
-from thinformer.kernels.phi import ENERGY, EXPONENTIAL, MATERN_3_2, MATERN_5_2, SOBOLEV
+from thinformer.kernels.phi import (
+    ENERGY,
+    EXPONENTIAL,
+    MATERN_3_2,
+    MATERN_5_2,
+    SOBOLEV,
+    STEIN,
+)
 from thinformer.support import checks
 
+RANGED = (MATERN_3_2, MATERN_5_2, ENERGY, SOBOLEV)  # kernels that not all points may have
 Source = int | tuple[NDArray, NDArray]
 """Where draws come from: a seed; or starting points (problems, length) and numbers (problems, ...),
 the uniforms of all rounds and then the coins."""
@@ -38,6 +46,7 @@ class OnGpu(NamedTuple):
     shape, strides : strides in elements
     dtype : float16, float32 or float64
     stream : what to wait for before reading: a stream, 0 for the whole GPU, None for nothing
+    computed : the dtype of computations, if another one than that of its numbers
     """
 
     name: str
@@ -47,6 +56,7 @@ class OnGpu(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype
     stream: int | None
+    computed: type | None = None
 
     @property
     def ndim(self) -> int:
@@ -56,7 +66,11 @@ class OnGpu(NamedTuple):
     @property
     def computed_in(self) -> type:
         """The dtype of computations with its numbers."""
-        return run.COMPUTED_IN[self.dtype.name]
+        return self.computed or run.COMPUTED_IN[self.dtype.name]
+
+    def astype(self, dtype: type, copy: bool = False) -> OnGpu:
+        """Return the same memory, to be computed in another dtype; nothing is copied."""
+        return self._replace(computed=dtype)
 
     def transpose(self, *axes: int) -> OnGpu:
         """Return the same memory with its axes in another order."""
@@ -86,6 +100,12 @@ def from_interface(name: str, array: Any) -> OnGpu:
             f"{name} must be float16, float32 or float64; got {got!r} (ThinformerAttention takes"
             " bfloat16 tensors of torch)"
         )
+    return described(name, array, dtype)
+
+
+def described(name: str, array: Any, dtype: np.dtype) -> OnGpu:
+    """Return an array of any dtype as its interface describes it."""
+    interface = array.__cuda_array_interface__
     shape = tuple(map(int, interface["shape"]))
     if (given := interface.get("strides")) is None:
         given = dtype.itemsize * np.cumprod([1, *shape[:0:-1]])[::-1] if shape else ()
@@ -126,23 +146,21 @@ def compress_points(
     *stack, S, dim = points.shape
     if 0 in stack:
         return of_nothing(points, stack, schedule.size)
-    summed = kernel.terms and any(t.tag == EXPONENTIAL for t in kernel.terms)
-    if kernel.labels or summed or any(t.tag >= SOBOLEV for t in kernel.summands):
+    if kernel.labels or any(t.tag >= STEIN for t in kernel.summands):
         raise NotImplementedError(
-            "points on a GPU take kernels of products and of distances, and sums of those without"
-            f" an exponential one; points in the CPU's memory take others; got {kernel.name}"
-            f"{' with labels' if kernel.labels else ''}"
+            "kh_compress takes points on a GPU under kernels of points alone; `thin` takes Stein"
+            f" kernels and functions; got {kernel.name}{' with labels' if kernel.labels else ''}"
         )
-    if kernel.tag == EXPONENTIAL and isinstance(kernel.scale, tuple):
-        raise NotImplementedError(
-            "points on a GPU take one bandwidth for an exponential kernel; got one a dimension"
-        )
-    # checks that the kernel fits the dimensions; the GPU checks the points themselves
-    without_points: NDArray = np.empty((0, dim), points.computed_in)
     describe = make_points if isinstance(kernel.scale, tuple) else make_problem
-    variant, _, parameters, scales = run.describe(
-        describe(without_points, kernel), run.LOAD[points.dtype.name]
-    )
+    few: NDArray = np.empty((0, dim), points.computed_in)
+    describe(few, kernel)  # checks that the kernel fits the dimensions
+    if describe is make_points or any(t.tag in RANGED for t in kernel.summands) or kernel.terms:
+        few = few_of(points, kernel)
+    if describe is make_points:
+        problem: Problem = make_points(few, kernel, shift=True)
+    else:
+        problem = make_problem(few, kernel)
+    variant, _, parameters, scales = run.describe(problem, run.LOAD[points.dtype.name])
     with (
         readable(points),
         allocated(schedule, math.prod(stack), dim, points, source) as (work, rounds),
@@ -152,18 +170,30 @@ def compress_points(
             points.dtype.name, window(points), variant, rounds, work,
             sequences_of(points, S, strided, source), scales=cuda.to_device(scales),
         )  # fmt: skip
-        finite, largest = work.finite.copy_to_host(), work.largest.copy_to_host()
+        finite = work.finite.copy_to_host()
         kept = result(work, schedule, points, stack)
     checks.finite(points.name, bool(finite.all()))
-    for term in kernel.summands:
-        with np.errstate(over="ignore"):
-            span = 2 * largest.max(initial=0) * np.full(dim, term.scale, points.computed_in)
-            if term.tag in (MATERN_3_2, MATERN_5_2, ENERGY) and not np.isfinite(np.sum(span**2)):
-                raise ValueError(
-                    f"kernel {term.name} overflows: squared distances over the squared bandwidth "
-                    f"are beyond the range of {points.computed_in.__name__}"
-                )
     return kept
+
+
+def few_of(points: OnGpu, kernel: Kernel) -> NDArray:
+    """Return few points (m, dim), in which the checks of a kernel find what they do in all points.
+
+    Raises
+    ------
+    ValueError
+        The points are not finite.
+    """
+    *stack, S, dim = points.shape
+    norms = [term.scale for term in kernel.summands if term.tag == EXPONENTIAL]
+    scales: NDArray = np.empty((len(norms), dim), points.computed_in)
+    for row, scale in zip(scales, norms, strict=True):
+        row[:] = scale
+    with readable(points):
+        load = run.LOAD[points.dtype.name]
+        few, finite = extremes.find(*window(points), math.prod(stack), S, load, scales)
+    checks.finite(points.name, finite)
+    return few
 
 
 def compress_pairs(
@@ -218,12 +248,8 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
     nbytes = left.nbytes + kept.nbytes
     nbytes += (problems * drawn.shape[1] + shared) * np.dtype(dtype).itemsize
     with readable(K), run.out_of_memory(nbytes):
-        largest, off = (cuda.to_device(np.zeros(problems, dtype)) for _ in range(2))
-        finite = cuda.to_device(np.ones(problems, np.bool_))
-        parts, threads = -(-S // draw.INSPECTED_ROWS), draw.THREADS
         kept = cuda.to_device(kept)
-        inspect = draw.make_inspect(variant.load, dtype, threads)
-        inspect[problems * parts, threads](*window(K), S, parts, largest, off, finite)
+        found = extremes.inspected(*window(K), problems, S, run.LOAD[K.dtype.name], dtype)
         if pairs:
             place, geometry = window(K)
             resident = run.Resident(
@@ -236,15 +262,8 @@ def halve_gram(K: Any, schedule: Schedule, drawn: NDArray) -> Any:
                 cuda.to_device(np.ascontiguousarray(left)), kept[:, :pairs],
                 cuda.device_array(shared, dtype),
             )  # fmt: skip
-        checks.finite(K.name, bool(finite.copy_to_host().all()))
-        tolerance = np.sqrt(np.finfo(dtype).eps) * largest.copy_to_host()
-        differences = off.copy_to_host()
         kept = like(K.owner, kept.reshape(*stack, pairs + S % 2))
-    if (differences > tolerance).any():
-        raise ValueError(
-            f"{K.name} must be symmetric; got entries that differ by {differences.max():.3g} from"
-            " their mirror"
-        )
+        extremes.check_matrices(K.name, *found)
     return kept
 
 

@@ -24,6 +24,8 @@ from thinformer.halving import steps
 
 pair_distance = device_function(steps.pair_distance)
 simple_threshold = device_function(steps.simple_threshold)
+adaptive_threshold = device_function(steps.adaptive_threshold)
+next_variance = device_function(steps.next_variance)
 swaps = device_function(steps.swaps)
 
 
@@ -130,7 +132,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
     STAGED, STAGED_ROWS, STAGED_PANEL, POINTS = patches.staged
     corner, tabulate, add_signed, copy_patch, _, add_parts = patches.functions
     largest_norm = make_largest_norm(variant.load, threads, dtype)
-    decide = make_decide(dtype)
+    decide = make_decide(dtype, variant.adaptive)
 
     @device_function
     def halve_bucket(
@@ -153,7 +155,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
         other_factor = parameters[last, 0], parameters[last, 1], parameters[last, 2]
         if shifted:
             constant = largest_norm(window, place, positions, scale)
-        b_max, points = ZERO, positions.size
+        state, points = ZERO, positions.size
 
         for begin in range(0, points, PANEL):
             end = min(begin + PANEL, points)
@@ -171,7 +173,7 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
                 elif at < end:
                     copy_patch(own, at - begin, point, patch)
             add_parts(sums, part)
-            b_max = decide(own, sums, begin, end, b_max, factor, uniforms, out)
+            state = decide(own, sums, begin, end, state, factor, uniforms, out)
             cuda.syncthreads()  # all is read before the next panel; `out` is written
         for pair in range(thread, points // 2, threads):
             swap = out[pair] != 0
@@ -180,17 +182,17 @@ def make_halve_bucket(variant: Variant, threads: int) -> Any:
     return halve_bucket
 
 
-def make_decide(dtype: type) -> Any:
-    """Return the function that decides the pairs of a panel."""
+def make_decide(dtype: type, adaptive: bool) -> Any:
+    """Return the function that decides the pairs of a panel, with either kind of thresholds."""
     PAIRS = PANEL // 2
 
     @device_function
-    def decide(own, sums, begin, end, b_max, factor, uniforms, out):
-        """Write whether the pairs of points begin .. end-1 are swapped to `out`; return max b.
+    def decide(own, sums, begin, end, state, factor, uniforms, out):
+        """Write whether the pairs of points begin .. end-1 are swapped to `out`; return the state.
 
         own, sums : (PANEL, PANEL) and (PANEL,), the panel's kernel values with itself and the sums
             over all pairs before it, the latter updated
-        b_max : the largest b of the pairs before
+        state : of the pairs before, the largest b; or the variance of adaptive thresholds
         uniforms, out : (pairs,), of the bucket
         """
         distance = cuda.shared.array(PAIRS, dtype)
@@ -205,17 +207,22 @@ def make_decide(dtype: type) -> Any:
             cuda.syncthreads()
             i, j = 2 * pair, 2 * pair + 1
             b = distance[pair]
-            b_max = max(b_max, b)
-            a = simple_threshold(b, b_max, factor)
-            # every thread takes the decision; the bucket's first pair keeps its first point
-            swap = begin + pair > 0 and swaps(uniform[pair], a, sums[i] - sums[j])
+            if adaptive:
+                a = adaptive_threshold(b, state, factor)
+                state = next_variance(state, b, a)
+            else:
+                state = max(state, b)
+                a = simple_threshold(b, state, factor)
+            # every thread takes the decision; KH's first pair keeps its first point
+            drawn = adaptive or begin + pair > 0
+            swap = drawn and swaps(uniform[pair], a, sums[i] - sums[j])
             # only sums of later pairs change, so none is read at the same time
             if j < thread and thread < PANEL:
                 step = own[i, thread] - own[j, thread]
                 sums[thread] += -step if swap else step
             if thread == 0:
                 out[begin // 2 + pair] = swap
-        return b_max
+        return state
 
     return decide
 

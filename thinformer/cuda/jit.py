@@ -7,12 +7,16 @@ name, only this file changes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import CellType, FunctionType
 from typing import Any
 
 from numba import config
+from numba.core.errors import NumbaError
 
 from thinformer.support.checks import CudaUnavailableError
 from thinformer.support.version import version
@@ -41,6 +45,42 @@ def device_function(function: Callable) -> Any:
     It may be a plain function that the CPU body compiles for itself too.
     """
     return cuda.jit(device=True)(function)
+
+
+@functools.cache
+def user_function(compiled: Any) -> Any:
+    """Compile a user's function for kernels; `numba.njit` compiled it for the CPU.
+
+    Functions of `numba.njit` that it calls by their names are compiled for the GPU too.
+    """
+    function = compiled.py_func
+    cells = function.__closure__ or ()
+    values = {name: cell.cell_contents for name, cell in zip(
+        function.__code__.co_freevars, cells, strict=True)}  # fmt: skip
+    names = {**function.__globals__, **values}
+    called = {
+        name: user_function(names[name])
+        for name in (*function.__code__.co_names, *values)
+        if hasattr(names.get(name), "py_func")
+    }
+    if not called:
+        return device_function(function)
+    closure = tuple(CellType(called.get(name, value)) for name, value in values.items())
+    return device_function(
+        FunctionType(
+            function.__code__, function.__globals__ | called, function.__name__, None, closure
+        )
+    )
+
+
+@contextlib.contextmanager
+def compiling(name: str) -> Iterator[None]:
+    """Raise a TypeError that names an argument where a user's function cannot be compiled."""
+    try:
+        yield
+    except NumbaError as error:
+        reason = " ".join(str(error).split())
+        raise TypeError(f"{name} cannot be compiled for a GPU: {reason}") from error
 
 
 def why_unavailable() -> str | None:
@@ -96,9 +136,11 @@ __all__ = [
     "ALIGNED",
     "SIMULATED",
     "check_available",
+    "compiling",
     "cuda",
     "device_function",
     "device_of",
     "gpu_names",
+    "user_function",
     "why_unavailable",
 ]

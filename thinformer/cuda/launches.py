@@ -17,7 +17,7 @@ from thinformer.cuda.tiles import PANEL
 from thinformer.cuda.values import tile_rows
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule
-from thinformer.halving.steps import simple_factor
+from thinformer.halving.steps import adaptive_factor, simple_factor
 
 LAUNCH_FLOPS = 2**21  # operations that one block computes in the time of a launch
 # the same for the launches of a span, of which there are many: the CPU needs longer for one, if no
@@ -116,8 +116,14 @@ def count_memory(made: list[Launch], problems: int) -> int:
     )
 
 
-def round_tables(schedule: Schedule, dtype: type) -> tuple[NDArray, NDArray]:
-    """Return a schedule as the kernel's `table` (rounds, 3) and `factors` (rounds, 2)."""
+def round_tables(
+    schedule: Schedule, dtype: type, adaptive: bool = False
+) -> tuple[NDArray, NDArray]:
+    """Return a schedule as the kernel's `table` (rounds, 3) and `factors` (rounds, 2).
+
+    `adaptive` says which thresholds the factors are of.
+    """
+    factor = adaptive_factor if adaptive else simple_factor
     table = np.empty((len(schedule.rounds), 3), np.int64)
     factors: NDArray = np.empty((len(schedule.rounds), 2), dtype)
     coins = schedule.length - schedule.size
@@ -125,7 +131,7 @@ def round_tables(schedule: Schedule, dtype: type) -> tuple[NDArray, NDArray]:
         table[i] = pairs, buckets, coins
         coins += buckets
         least = pairs // buckets
-        factors[i] = [simple_factor(2 * n, delta) if n else 0 for n in (least, least + 1)]
+        factors[i] = [factor(2 * n, delta) if n else 0 for n in (least, least + 1)]
     return table, factors
 
 

@@ -8,7 +8,7 @@ GPU already, of any library; they allocate nothing and do not wait. `select_pair
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from thinformer.cuda import draw, tiles
 from thinformer.cuda.halve import Geometry
-from thinformer.cuda.jit import SIMULATED, cuda
+from thinformer.cuda.jit import SIMULATED, cuda, user_function
 from thinformer.cuda.launches import Launch, count_draws, count_memory, launches, round_tables
 from thinformer.cuda.rounds import Resident, halve_rounds
 from thinformer.cuda.values import FIRST, Term, Variant, phi_sobolev
 from thinformer.halving.problem import CONSTANT, Factor, Points, Problem, Products
 from thinformer.halving.schedule import Schedule
 from thinformer.kernels import exponential, phi
-from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, TABLE
+from thinformer.kernels.phi import OF_DISTANCE, SOBOLEV, STEIN, TABLE
 
-PHI = {
+PHI: dict[int, Callable] = {
     phi.LINEAR: phi.phi_linear,
     phi.POLYNOMIAL: phi.phi_polynomial,
     phi.EXPONENTIAL: phi.phi_exponential,
@@ -300,10 +300,14 @@ def describe(
         n = len(problem.companion)
         matrix = _factor(problem)._replace(window=problem.companion.ravel(), row=n, column=1, dim=n)
         return entries(matrix, load, dtype)
-    if max(problem.tags) > SOBOLEV or problem.companion.ndim == 1:
+    if callable(problem.companion):
+        own = user_function(problem.companion)
+        variant = Variant("function", (), False, load, dtype, function=own)
+        return variant, [_factor(problem)], problem.parameters[None], problem.scales
+    if problem.companion.ndim == 1:
         raise NotImplementedError(
-            'device="cuda" takes the kernels of thinformer.kernels, but for stein, their sums, and'
-            ' Gram matrices; device="cpu" takes stein and functions of your own too, and labels'
+            'device="cuda" takes the kernels of thinformer.kernels, their sums, functions of your'
+            ' own and Gram matrices; device="cpu" takes kernels with labels too'
         )
     variant = Variant("terms", tuple(map(term, problem.tags.tolist())), False, load, dtype)
     parameters = problem.parameters.copy()
@@ -313,11 +317,14 @@ def describe(
 
 def _factor(problem: Points) -> Factor:
     """Return where points are, as a factor; no kernel reads its parameters."""
-    return Factor(*problem[:5], int(problem.tags[0]), problem.parameters)
+    dim = problem.scales.shape[1]  # scores are in columns behind these
+    return Factor(*problem[:4], dim, int(problem.tags[0]), problem.parameters)
 
 
 def term(tag: int) -> Term:
     """Return the term of a kernel's tag."""
+    if tag == STEIN:  # in no sum
+        return Term(phi.stein_of, "stein")
     of = "products" if tag < OF_DISTANCE else "distances" if tag < SOBOLEV else "sobolev"
     return Term(PHI[tag], of)
 

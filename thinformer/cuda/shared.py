@@ -7,8 +7,9 @@ span are added up with their signs, and values of the span with itself are store
 then decides the span's pairs, one block a bucket, and reads what is stored.
 
 A bucket has its own part of `memory`, `numbers_a_bucket` numbers: the values of a span with itself,
-the sums of each block of `collect`, the largest norm of each span's points, and the largest b. All
-sums are added up in one order, so the result is the same in every run.
+the sums of each block of `collect`, the largest norm of each span's points, and the largest b, or
+the variance of adaptive thresholds. All sums are added up in one order, so the result is the same
+in every run.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def bucket_of(problem, bucket, i, table, left, kept):
 
 @device_function
 def part_of(memory, number, sharing, rows):
-    """Return a bucket's part of the memory: stored values, sums, norms, and the largest b."""
+    """Return a bucket's part of the memory: stored values, sums, norms, and the state."""
     width, points, tiles = sharing
     blocks, spans = blocks_on_gpu(points, tiles, rows), spans_on_gpu(points, width)
     stored, sums, norms = width * width, blocks * width, spans
@@ -282,7 +283,7 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
     """
     ROWS, dtype = tile_rows(threads), variant.dtype
     ZERO = dtype(0)
-    decide = make_decide(dtype)
+    decide = make_decide(dtype, variant.adaptive)
 
     def decide_span(
         window, geometry, other_window, other_geometry, parameters, scales, sequences,
@@ -297,7 +298,7 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
         if sequences[problem // geometry[1]] < 0 or begin >= positions.size:
             return
         end = min(begin + width, positions.size)
-        stored, sums_of_blocks, _, largest_b = part_of(memory, number, sharing, ROWS)
+        stored, sums_of_blocks, _, state_before = part_of(memory, number, sharing, ROWS)
         at = left.shape[1] // 2 - 2 * pairs + bucket * pairs // buckets
         uniforms = draws[problem, at : at + out.size]
         factor = factors[i, out.size - pairs // buckets]
@@ -306,13 +307,13 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
         own = cuda.shared.array((PANEL, PANEL), dtype)
         blocks = blocks_on_gpu(begin, tiles, ROWS)
         add_blocks(sums, sums_of_blocks, ZERO, end - begin, width, blocks)
-        b_max = largest_b[0] if begin > 0 else ZERO
+        state = state_before[0] if begin > 0 else ZERO
         for panel in range(begin, end, PANEL):
             after = min(panel + PANEL, end)
             load_panel(own, stored, width, panel - begin)
             cuda.syncthreads()  # the panel's values and the sums before they are read
             of_panel = sums[panel - begin : panel - begin + PANEL]
-            b_max = decide(own, of_panel, panel, after, b_max, factor, uniforms, out)
+            state = decide(own, of_panel, panel, after, state, factor, uniforms, out)
             cuda.syncthreads()  # all is read before the next panel; `out` is written
             for point in range(after + thread, end, threads):
                 sums[point - begin] += signed_sum(
@@ -320,7 +321,7 @@ def make_decide_span(variant: Variant, threads: int) -> Any:
                     ZERO,
                 )  # fmt: skip
         if thread == 0:
-            largest_b[0] = b_max
+            state_before[0] = state
         if end == positions.size:
             coin = draws[problem, coins + bucket] != ZERO
             for pair in range(thread, out.size, threads):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from thinformer.cuda.jit import cuda, device_function
+from thinformer.cuda.stein import make_stein
 from thinformer.cuda.tiles import (
     LANES,
     LOG2_LANES,
@@ -31,18 +32,20 @@ class Term(NamedTuple):
     """A term of a kernel: phi of inner products, of squared distances, or the Sobolev kernel's."""
 
     phi: Callable
-    of: str  # "products", "distances" or "sobolev"
+    of: str  # "products", "distances", "sobolev" or "stein"
 
 
 class Variant(NamedTuple):
     """What one version of the CUDA kernel is compiled for.
 
-    form : "factors", "terms" or "entries"
+    form : "factors", "terms", "entries" or "function"
     terms : one term a factor, or one a summand
     shifted : whether the first factor's constant is the bucket's largest |x|^2
     load : converts a stored number of the points
     dtype : of all computations
     tensor : whether tensor cores multiply two factors, whose numbers are in half precision
+    adaptive : whether to halve with kernel thinning's adaptive thresholds
+    function : of two points (dim,), for the form "function"
     """
 
     form: str
@@ -51,6 +54,8 @@ class Variant(NamedTuple):
     load: Callable
     dtype: type
     tensor: bool = False
+    adaptive: bool = False
+    function: Any = None
 
 
 def make_tabulate(variant: Variant, threads: int) -> Any:
@@ -69,9 +74,13 @@ def make_tabulate(variant: Variant, threads: int) -> Any:
     """
     if variant.form == "entries":
         return make_entries(variant)
+    if variant.form == "function":
+        return make_calls(variant)
     stage = make_stage(variant.load, threads)
     if variant.form == "factors":
         return make_factors(variant, stage, threads)
+    if variant.terms[0].of == "stein":
+        return make_stein(variant.dtype, stage, tile_rows(threads))
     tabulate = nothing
     for i, term in enumerate(variant.terms):
         tabulate = make_next_term(tabulate, i, term, variant.dtype, stage, threads)
@@ -159,6 +168,29 @@ def make_entries(variant: Variant) -> Any:
             for j in range(PATCH):
                 entry = window[at + positions[min(point + j, last)] * column_stride]
                 patch[PATCH * i + j] = load(entry)
+
+    return tabulate
+
+
+def make_calls(variant: Variant) -> Any:
+    """Return the function that calls a user's function; the columns of a point are neighbours."""
+    function, number = variant.function, variant.dtype
+
+    @device_function
+    def tabulate(
+        patch, other, rows, panel, window, place, other_window, other_place, positions, tile,
+        begin, factor, other_factor, parameters, scales,
+    ):  # fmt: skip
+        start, step, _, dim = place
+        last, weight = positions.size - 1, parameters[0, WEIGHT]
+        row = tile + PATCH * (cuda.threadIdx.x >> LOG2_LANES)
+        point = begin + PATCH * (cuda.threadIdx.x & (LANES - 1))
+        for i in range(PATCH):
+            x = start + positions[min(row + i, last)] * step
+            for j in range(PATCH):
+                y = start + positions[min(point + j, last)] * step
+                value = function(window[x : x + dim], window[y : y + dim])
+                patch[PATCH * i + j] = weight * number(value)
 
     return tabulate
 

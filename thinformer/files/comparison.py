@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import diagonal, embed, square
+from thinformer.cpu.points import diagonal, embed, square
 from thinformer.files.job import Job
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel

@@ -72,10 +72,13 @@ def make_draws(schedule: Schedule, seed: int, heads: int | None = None) -> Draws
         heads = checks.integer("heads", heads, 1)
     keys = head_keys(seed, heads or 1)
     draws = from_streams(schedule, lambda stream, size: unit_numbers(keys, stream, size))
-    if heads is None:
-        uniforms, coins = (tuple(array[0] for array in arrays) for arrays in draws[:2])
-        return Draws(uniforms, coins, None if draws.strata is None else draws.strata[0])
-    return draws
+    return draws if heads is not None else of_one_head(draws)
+
+
+def of_one_head(draws: Draws) -> Draws:
+    """Return the draws of head 0, without an axis of heads."""
+    uniforms, coins = (tuple(array[0] for array in arrays) for arrays in draws[:2])
+    return Draws(uniforms, coins, None if draws.strata is None else draws.strata[0])
 
 
 def head_keys(seed: int, heads: int) -> NDArray[np.uint64]:

@@ -64,15 +64,13 @@ class Row(NamedTuple):
 def validate(device: Device = "cpu") -> list[Row]:
     """Compare a body of this installation with the recorded vectors, and with the torch module.
 
-    On "cuda" the cases of `thin` are left out, which run on the CPU only. So are those of
-    activations that are not installed.
+    Cases of activations that are not installed are left out.
     """
     vectors = load_vectors()
     rows = []
     groups: dict[tuple[str, str], list] = {}
     for case, fields in vectors:
-        there = case.get("activations") in (None, *installed_activations())
-        if there and (device == "cpu" or case["kind"] != "thin"):
+        if case.get("activations") in (None, *installed_activations()):
             groups.setdefault((case["family"], case["dtype"]), []).append((case, fields))
     for (family, dtype), cases in groups.items():
         failed = [_name(case) for case, fields in cases if not _agrees(case, fields, device)]
@@ -180,7 +178,7 @@ def _compute(
         return kept, None
     if case["kind"] == "thin":
         chosen = {name: case[name] for name in ("size", "kernel", "bandwidth", "g")}
-        return thin(**inputs, **chosen, rng=case["seed"]), None
+        return thin(**inputs, **chosen, rng=case["seed"], device=device), None
     settings = {name: case[name] for name in ("g", "size", "delta", "pre_thin")}
     _, S, H, _ = inputs["key"].shape
     if "seed" in case:

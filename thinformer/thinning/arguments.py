@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import diagonal, function_of_points, is_finite
+from thinformer import bodies
+from thinformer.cpu.run import function_of_points, is_finite
 from thinformer.halving.problem import Points, check_function, make_factor, make_points
 from thinformer.kernels import Kernel, linear, pairwise, stein
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel, makes_kernels
@@ -43,8 +44,9 @@ def resolve(
         kernel = pairwise(kernel)
     if isinstance(kernel, Kernel) and kernel.scale in (MEDIAN, SCALED_MEDIAN):
         length = _median(points, rng)
-        if kernel.scale == SCALED_MEDIAN and len(points) > 1:
-            length /= math.sqrt(math.log(min(len(points), MEDIAN_ROWS)))
+        n = points.shape[0]
+        if kernel.scale == SCALED_MEDIAN and n > 1:
+            length /= math.sqrt(math.log(min(n, MEDIAN_ROWS)))
         of_scores = kernel.tag == STEIN
         made = stein(kernel.companion, length) if of_scores else as_kernel(kernel.name, length)
         kernel = replace(made, weight=kernel.weight, labels=kernel.labels)
@@ -68,7 +70,7 @@ def resolve(
 
 def _median(points: NDArray, rng: int | np.random.Generator | None) -> float:
     """The median distance of points (n, d), or 1 for one point, for which no bandwidth matters."""
-    return median_distance(points, rng) if len(points) > 1 else 1.0
+    return _median_of(points, rng) if points.shape[0] > 1 else 1.0
 
 
 def median_distance(points: Any, rng: int | np.random.Generator | None = None) -> float:
@@ -80,7 +82,7 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
-        See `thin`.
+        See `thin`. Of an array on a GPU, the points that are compared are copied to the CPU.
     rng : None, int or numpy.random.Generator
         Draws the 1000 points, if there are more (SPEC 7).
 
@@ -98,13 +100,19 @@ def median_distance(points: Any, rng: int | np.random.Generator | None = None) -
     -----
     O(m^2 d) time and O(m^2) memory, m = min(n, 1000).
     """
+    (table,) = counted({"points": read(points, there=True)})
+    return _median_of(table.values, rng)
+
+
+def _median_of(points: NDArray, rng: int | np.random.Generator | None) -> float:
+    """The median distance of points (n, d), which may be on a GPU."""
     from scipy.spatial.distance import pdist
 
-    (table,) = counted({"points": read(points)})
-    array = table.values
-    if len(array) > MEDIAN_ROWS:
-        drawn = np.random.default_rng(rng).choice(len(array), MEDIAN_ROWS, replace=False)
-        array = array[np.sort(drawn)]
+    n = points.shape[0]
+    drawn = np.arange(n)
+    if n > MEDIAN_ROWS:
+        drawn = np.sort(np.random.default_rng(rng).choice(n, MEDIAN_ROWS, replace=False))
+    array = bodies.rows_of(points, drawn)
     checks.finite("points", bool(np.isfinite(array).all()))
     # scaling by a power of two is exact; without it the squares may overflow or underflow
     _, exponent = np.frexp(np.abs(array).max())
@@ -172,13 +180,22 @@ def warn_if_reversed(points: NDArray, scores: NDArray, weights: NDArray | None) 
         )
 
 
-def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell = quiet) -> Points:
-    """Return points (n, d) and a kernel as a problem.
+def as_problem(
+    points: NDArray,
+    kernel: Kernel,
+    shift: bool = False,
+    tell: Tell = quiet,
+    device: str = "cpu",
+) -> Points | Any:
+    """Return points (n, d) and a kernel as a problem, on "cpu" or "cuda"; see `bodies.place`.
 
     It checks that the points and k(x, x) are finite, and that a Gram matrix is (n, n) and
     symmetric. `shift` is that of `make_points`; `tell` receives the progress of a plain function.
     """
-    n = len(points)
+    n = points.shape[0]
+    if not isinstance(points, np.ndarray):
+        problem = bodies.under(points, _compiled(kernel), shift)
+        return _with_finite_diagonal(problem, kernel, n)
     check_finite(points)
     if kernel.tag == TABLE:
         if points.shape != (n, n):
@@ -190,8 +207,22 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell 
         check_function(kernel.companion, points)
         table = _tabulated(kernel.companion, points, tell)
         kernel = Kernel("precomputed", TABLE, weight=kernel.weight, companion=table)
-    problem = make_points(points, function_of_points(kernel), shift)
-    if not np.isfinite(diagonal(problem, np.arange(n))).all():
+    problem = bodies.place(device, make_points(points, function_of_points(kernel), shift))
+    return _with_finite_diagonal(problem, kernel, n)
+
+
+def _compiled(kernel: Kernel) -> Kernel:
+    """The kernel for points on a GPU, where no function runs in plain Python."""
+    if kernel.tag == PAIRWISE and not hasattr(kernel.companion, "py_func"):
+        raise NotImplementedError(
+            f"kernel must be compiled by numba.njit for points on a GPU; got {kernel.companion!r}"
+        )
+    return function_of_points(kernel)
+
+
+def _with_finite_diagonal(problem: Points | Any, kernel: Kernel, n: int) -> Points | Any:
+    """The problem of n points; k(x, x) is checked."""
+    if not np.isfinite(bodies.diagonal(problem, np.arange(n))).all():
         raise ValueError(
             f"kernel {kernel.name} must have finite values; k(x, x) of some points is not. "
             "Centre or scale the points, or take a larger bandwidth"
@@ -200,7 +231,10 @@ def as_problem(points: NDArray, kernel: Kernel, shift: bool = False, tell: Tell 
 
 
 def check_finite(points: NDArray) -> None:
-    """Check that points (..., n, d) hold no NaN and no infinity."""
+    """Check that points (..., n, d) hold no NaN and no infinity; they may be on a GPU."""
+    if not isinstance(points, np.ndarray):
+        checks.finite("points", bodies.is_finite(points))
+        return
     checks.finite("points", is_finite(make_factor(points, linear()), points.shape[-2]))
 
 
@@ -213,7 +247,7 @@ def as_weights(
     """
     if weights is None:
         return np.full(n, 1 / n)
-    array = np.asarray(weights)
+    array = np.asarray(bodies.to_cpu(weights))
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(
             f"{name} must be numbers of shape ({n},); got dtype {array.dtype}, shape {array.shape}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import embed_bins
+from thinformer.cpu.points import embed_bins
 from thinformer.halving.problem import Points
 from thinformer.kernels.kernel import Kernel
 from thinformer.thinning.thin import thin

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import square
+from thinformer import bodies
 from thinformer.halving.problem import Points
 from thinformer.kernels import energy
 from thinformer.support.progress import Progress, begin, showing
@@ -111,7 +111,8 @@ def compare(
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
-        See `thin`.
+        See `thin`. For an array on a GPU, MMD and energy distance are computed there, and all other
+        errors from a copy on the CPU.
     coresets : dict of (s,) int arrays, or of pairs (rows, weights)
         For each name, the rows of `points` that are the coreset. They are equally weighted, unless
         there is a pair, as `thin` returns with ``return_weights``: then all errors are of the
@@ -141,19 +142,20 @@ def compare(
     O(n^2 d) time, O(n d) memory.
     """
     shown = showing(progress)
-    unit, (held,) = samples({"points": points}, standardize, kernel, bandwidth)
-    array = held.values.astype(np.float64, copy=False)
+    unit, (held,) = samples({"points": points}, standardize, kernel, bandwidth, there=True)
+    there = held.values.astype(np.float64, copy=False)
+    array = bodies.to_cpu(points).astype(np.float64) if bodies.on_gpu(points) else there
     n = len(array)
     if isinstance(kernel, str) and kernel == "precomputed":
         raise ValueError("kernel='precomputed' says nothing of energy and moments; see `mmd`")
     chosen = _by_name(coresets, n)
     represents = target_of(target, kernel)
     share = as_weights(weights, n)
-    measured, kernel = standardized(array, unit, kernel)
-    resolved = resolve(kernel, bandwidth, measured, rng)
-    check_definite(represents, resolved)
     listed = list(chosen.values())
-    with shown as tell:
+    with shown as tell, bodies.reading(points):
+        measured, kernel = standardized(there, unit, kernel)
+        resolved = resolve(kernel, bandwidth, measured, rng)
+        check_definite(represents, resolved)
         problem = as_problem(measured, resolved, tell=tell)
         if represents == "mean-zero":
             mmds = [square_of(problem, *each) for each in listed]
@@ -201,7 +203,7 @@ def _by_name(
     for name, coreset in coresets.items():
         given: Any = coreset
         # a pair of arrays; two numbers are two rows
-        weighted = isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 1
+        weighted = isinstance(given, tuple) and len(given) == 2 and _has_an_axis(given[0])
         given, weights = given if weighted else (given, None)
         rows = row_numbers(given)
         if rows is None:
@@ -210,6 +212,11 @@ def _by_name(
         own = as_weights(weights, rows.size, f"the weights of coresets[{name!r}]", signed=True)
         chosen[name] = _Coreset(rows, own)
     return chosen
+
+
+def _has_an_axis(given: Any) -> bool:
+    """Whether an array, which may be on a GPU, has one axis."""
+    return bodies.on_gpu(given) or np.ndim(given) == 1
 
 
 def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
@@ -221,8 +228,8 @@ def _covariance(points: NDArray, weights: NDArray | None) -> NDArray:
 
 
 def _squares_to_points(
-    problem: Points, coresets: list[_Coreset], share: NDArray, done: Callable[[float], None]
+    problem: Points | Any, coresets: list[_Coreset], share: NDArray, done: Callable[[float], None]
 ) -> list[float]:
     """The squared MMD of each coreset to the points of a problem, weighted (n,)."""
-    of_points = square(problem, np.arange(share.size)[None], share, done)[0]
+    of_points = bodies.square(problem, np.arange(share.size)[None], share, done)[0]
     return [of_points + terms_of_coreset(problem, *each, share) for each in coresets]

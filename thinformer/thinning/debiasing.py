@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import grow
+from thinformer.cpu.points import grow
 from thinformer.support import checks
 from thinformer.support.progress import Progress, begin, showing
 from thinformer.thinning.arguments import (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import diagonal, embed, square
+from thinformer import bodies
 from thinformer.halving.problem import Points
 from thinformer.kernels import Kernel
 from thinformer.kernels.phi import STEIN, TABLE
@@ -47,9 +47,10 @@ def mmd(
     Parameters
     ----------
     points : (n, d) array, data frame or posterior
-        See `thin`.
+        See `thin`. For an array on a GPU the value is computed there.
     coreset : (s,) int array of rows of `points`, or points (s, d) as an array, frame or posterior
-        Columns that have names are those of `points`, in any order.
+        Columns that have names are those of `points`, in any order. Points (s, d) are in the memory
+        of `points`.
     kernel, bandwidth
         See `thin`. A median bandwidth is computed from `points`. For more than 1000 points it
         depends on `rng`: compare values with the same seed, or give a number.
@@ -98,11 +99,13 @@ def mmd(
     given = compared(points, coreset, kernel, bandwidth, standardize, weights, target, rng)
     rows, share = given.rows, given.share
     own = as_weights(coreset_weights, rows.size, "coreset_weights", signed=True)
-    with shown as tell:
-        problem = as_problem(given.array, given.kernel, tell=tell)
+    with shown as tell, bodies.reading(points, coreset):
+        problem = as_problem(given.array, given.kernel, tell=tell, device=given.device)
         if given.target == "mean-zero":
             return root(square_of(problem, rows, own))
-        of_points = square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[0]
+        of_points = bodies.square(problem, np.arange(share.size)[None], share, begin(tell, "MMD"))[
+            0
+        ]
         return root(of_points + terms_of_coreset(problem, rows, own, share))
 
 
@@ -114,6 +117,7 @@ class Compared(NamedTuple):
     share : (n,) the weights of the points, of sum 1
     kernel : with its bandwidth
     target : "sample" or "mean-zero"
+    device : "cpu" or "cuda"
     """
 
     array: NDArray
@@ -121,6 +125,7 @@ class Compared(NamedTuple):
     share: NDArray
     kernel: Kernel
     target: str
+    device: str
 
 
 def compared(
@@ -136,9 +141,12 @@ def compared(
     """Return the arguments of `mmd`, read and checked."""
     rows = row_numbers(coreset)
     given = {"points": points} if rows is not None else {"points": points, "coreset": coreset}
-    unit, tables = samples(given, standardize, kernel, bandwidth)
+    device = bodies.choose("auto", **given)
+    if rows is None:  # few points, or two samples: they are put together on the CPU
+        given = {name: bodies.to_cpu(each) for name, each in given.items()}
+    unit, tables = samples(given, standardize, kernel, bandwidth, there=True)
     array = tables[0].values.astype(np.float64, copy=False)
-    n = len(array)
+    n = array.shape[0]
     if rows is None:
         own = tables[1].values.astype(np.float64, copy=False)
         checks.finite("coreset", bool(np.isfinite(own).all()))
@@ -146,21 +154,27 @@ def compared(
     else:
         check_rows("coreset", rows, n)
     represents = target_of(target, kernel)
-    array, kernel = standardized(array, unit, kernel, of=array[:n])
-    resolved = resolve(kernel, bandwidth, array[:n], rng)
+    with bodies.reading(points):
+        array, kernel = standardized(array, unit, kernel, of=_first(array, n))
+        resolved = resolve(kernel, bandwidth, _first(array, n), rng)
     check_definite(represents, resolved)
-    if len(array) > n and (resolved.tag in (STEIN, TABLE) or resolved.labels):
+    if array.shape[0] > n and (resolved.tag in (STEIN, TABLE) or resolved.labels):
         labelled = " with labels" if resolved.labels else ""
         raise ValueError(
             f"coreset must hold rows of points for kernel {resolved.name}{labelled}; "
-            f"got points of its own, shape {(len(array) - n, array.shape[1])}"
+            f"got points of its own, shape {(array.shape[0] - n, array.shape[1])}"
         )
     if represents == "mean-zero" and weights is not None:
         raise ValueError(
             "weights are of the points, with which target='mean-zero' has no part; leave them "
             "out, or compare with the points: target='sample'"
         )
-    return Compared(array, rows, as_weights(weights, n), resolved, represents)
+    return Compared(array, rows, as_weights(weights, n), resolved, represents, device)
+
+
+def _first(array: NDArray, n: int) -> NDArray:
+    """The first n points, which may be all."""
+    return array if array.shape[0] == n else array[:n]
 
 
 def mmd2_unbiased(
@@ -223,26 +237,28 @@ def mmd2_unbiased(
         problem = as_problem(both, resolved, tell=tell)
         done = begin(tell, "MMD")
         part = within(done, 0.0, shares[0])
-        total = -2 * embed(problem, of_x, of_y, np.full(m, 1 / m), part).mean()
+        total = -2 * bodies.embed(problem, of_x, of_y, np.full(m, 1 / m), part).mean()
         for i, rows in enumerate((of_x, of_y)):
             size, part = rows.size, within(done, *shares[i : i + 2])
-            pairs = square(problem, rows[None], np.ones(size), part)[0]
-            total += (pairs - diagonal(problem, rows).sum()) / (size * (size - 1))
+            pairs = bodies.square(problem, rows[None], np.ones(size), part)[0]
+            total += (pairs - bodies.diagonal(problem, rows).sum()) / (size * (size - 1))
     return float(total)
 
 
-def square_of(problem: Points, rows: NDArray, weights: NDArray) -> float:
+def square_of(problem: Points | Any, rows: NDArray, weights: NDArray) -> float:
     """The squared norm of the mean embedding of rows (s,) with weights (s,)."""
-    return square(problem, rows[None], weights)[0]
+    return bodies.square(problem, rows[None], weights)[0]
 
 
-def terms_of_coreset(problem: Points, rows: NDArray, weights: NDArray, share: NDArray) -> float:
+def terms_of_coreset(
+    problem: Points | Any, rows: NDArray, weights: NDArray, share: NDArray
+) -> float:
     """The two terms of a squared MMD that depend on the coreset.
 
     rows, weights : (s,) the coreset's rows in `problem`, and their weights
     share : (n,) the weights of the points, which are the first n rows of `problem`
     """
-    between = embed(problem, rows, np.arange(share.size), share) @ weights
+    between = bodies.embed(problem, rows, np.arange(share.size), share) @ weights
     return square_of(problem, rows, weights) - 2 * between
 
 
@@ -256,6 +272,10 @@ def root(squared: float) -> float:
 def row_numbers(coreset: Any) -> NDArray[np.int64] | None:
     """The rows (s,) of a coreset; None where it has points of its own."""
     check_in_memory(coreset, "coreset")
+    if bodies.on_gpu(coreset) and len(coreset.__cuda_array_interface__["shape"]) == 1:
+        coreset = bodies.to_cpu(coreset)
+    elif bodies.on_gpu(coreset):
+        return None
     rows = np.asarray(coreset)
     of_rows = rows.ndim == 1 and rows.dtype.kind in "iu" and rows.size
     return rows.astype(np.int64) if of_rows else None

@@ -22,8 +22,8 @@ def of_rows(array: NDArray, weights: NDArray | None, in_order: bool) -> float:
     weights : (n,) with a sum of 1, or None; they lower it by the factor 1 / (n sum_i w_i^2) (Kish,
         1965)
     """
-    ess = of_draws(array) if in_order else float(len(array))
-    return ess if weights is None else ess * float(1 / (len(array) * (weights @ weights)))
+    ess = of_draws(array) if in_order else float(array.shape[0])
+    return ess if weights is None else ess * float(1 / (array.shape[0] * (weights @ weights)))
 
 
 def _of_column(column: NDArray) -> float:

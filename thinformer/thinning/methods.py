@@ -12,15 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import (
-    compiled_for,
-    diagonal,
-    embed,
-    grow,
-    run_schedule,
-    square,
-    starting_points,
-)
+from thinformer.cpu.run import starting_points
 from thinformer.halving.draws import Draws
 from thinformer.halving.plan import Plan, plan
 from thinformer.halving.schedule import Round, Schedule, compress_schedule
@@ -40,7 +32,6 @@ Method = Literal[
     "compress++", "kernel-thinning", "kh-compress", "halving", "greedy", "standard", "random"
 ]  # fmt: skip
 METHODS = get_args(Method)
-ON_GPU = ("kh-compress", "halving")  # the methods that a GPU computes
 SWAPPED = METHODS[:2]  # the methods that end in KT-SWAP
 OF_MEAN_ZERO = (*SWAPPED, "greedy")  # the methods that take a measure of mean zero
 BLIND = METHODS[5:]  # the methods that do not look at the points
@@ -142,9 +133,8 @@ def _compress_block(task: Task, rows: NDArray, g: int, spare: NDArray, every: bo
     draws = task.draws(schedule)
     start = _starting_rows(rows, schedule, draws)
     done = begin(task.tell, "halving")
-    levels = run_schedule(task.problem, schedule, draws, start, (), adaptive=True, done=done)
-    kept = levels[-1][0]
-    before = next(level[0] for level in levels if level.shape[1] <= max(left, TARGET * task.size))
+    most = max(left, TARGET * task.size)
+    kept, before = bodies.halve(task.problem, schedule, draws, start, True, done, most)
     candidates = np.union1d(kept, spare[:: max(1, spare.size // left)])
     if task.unique and candidates.size < task.size:  # a few rows carry all the weight
         candidates = eligible(task)
@@ -160,7 +150,7 @@ def kernel_thinning(
     """
     rounds = halvings_to(rows.size, task.size)
     no_rounds = Schedule(task.size << rounds, task.size, ())
-    start = _starting_rows(rows, no_rounds, task.draws(no_rounds))[0]
+    start = _starting_rows(rows, no_rounds, task.draws(no_rounds))
     coresets = _split(task, start, rounds, delta)
     if not task.refine:
         return coresets[task.generator.integers(len(coresets))]
@@ -183,10 +173,8 @@ def _split(task: Task, rows: NDArray, rounds: int, delta: float) -> NDArray:
         schedule = Schedule(2 * pairs, pairs, (Round(pairs, buckets, delta / rounds),))
         draws = task.draws(schedule)
         draws = draws._replace(coins=(np.zeros(buckets, np.bool_),))
-        flat = sets.reshape(1, -1)
-        one = run_schedule(
-            task.problem, schedule, draws, flat, (), adaptive=True, done=part
-        )[-1][0]  # fmt: skip
+        flat = sets.reshape(-1)
+        one, _ = bodies.halve(task.problem, schedule, draws, flat, adaptive=True, done=part)
         other = flat.reshape(-1, 2).sum(axis=1) - one
         halves = one.reshape(buckets, -1), other.reshape(buckets, -1)
         sets = np.stack(halves, axis=1).reshape(2 * buckets, -1)
@@ -201,32 +189,24 @@ def _swap(
     candidates : (m,) increasing rows; coresets : (any, size) rows, all of them candidates
     target, weights : (t,) rows to compare with and their weights
     """
-    from thinformer.cpu import simd, sums  # imports Numba
-
     problem, size = task.problem, task.size
     mean = np.zeros(candidates.size)
     if task.target == "sample":
-        mean = embed(problem, candidates, target, weights, begin(task.tell, "mean embedding"))
+        done = begin(task.tell, "mean embedding")
+        mean = bodies.embed(problem, candidates, target, weights, done)
     places = np.searchsorted(candidates, coresets)
     equal = np.full(size, 1 / size)
-    errors = square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
+    errors = bodies.square(problem, coresets, equal) - 2 * mean[places].mean(axis=1)
     coreset = places[np.argmin(errors)]
     if task.unique:
         coreset = repeats_to_first_free(coreset, candidates.size)
-    potential = diagonal(problem, candidates) / size - 2 * mean
-    potential += 2 * embed(problem, candidates, candidates[coreset], equal)
-    memory = np.empty(2 * simd.padded_size(candidates.size) * problem.dim, problem.window.dtype)
-    work = sums.workspace(problem.dim, problem.window.dtype)
+    potential = bodies.diagonal(problem, candidates) / size - 2 * mean
+    potential += 2 * bodies.embed(problem, candidates, candidates[coreset], equal)
     if not (np.isfinite(potential).all() and np.isfinite(errors).all()):
         raise ValueError("kernel must have finite values; between some of the points it has not")
-    improve = compiled_for(problem, sums.swap)
     done = begin(task.tell, "KT-SWAP")
-    for i in range(PASSES):  # an interrupt is noticed between them
-        changes = improve(problem, candidates, potential, coreset, task.unique, 1, memory, work)
-        done((i + 1) / PASSES if changes else 1.0)
-        if not changes:
-            break
-    return candidates[coreset]
+    found = bodies.swap(problem, candidates, potential, coreset, task.unique, PASSES, done)
+    return candidates[found]
 
 
 def kh_compress_rows(task: Task) -> NDArray:
@@ -245,9 +225,10 @@ def greedy_rows(task: Task) -> NDArray:
     if task.target == "sample":
         every, weights = np.arange(task.n), as_weights(task.weights, task.n)
         done = begin(task.tell, "mean embedding")
-        mean = embed(task.problem, candidates, every, weights, done)
+        mean = bodies.embed(task.problem, candidates, every, weights, done)
     done = begin(task.tell, "greedy choice")
-    return candidates[grow(task.problem, candidates, task.size, mean, task.unique, done)]
+    found = bodies.grow(task.problem, candidates, task.size, mean, task.unique, done)
+    return candidates[found]
 
 
 def halve_repeatedly(task: Task) -> NDArray:
@@ -263,16 +244,16 @@ def halve_repeatedly(task: Task) -> NDArray:
 
 
 def _run(task: Task, rows: NDArray, schedule: Schedule) -> NDArray:
-    """Run a schedule with kernel halving, on the task's device; returns (size,) rows."""
+    """Run a schedule with kernel halving; returns (size,) rows."""
     draws = task.draws(schedule)
     start = _starting_rows(rows, schedule, draws)
     done = begin(task.tell, "halving")
-    return bodies.run_schedule(task.device, task.problem, schedule, draws, start, (), done)[0]
+    return bodies.halve(task.problem, schedule, draws, start, done=done)[0]
 
 
 def _starting_rows(rows: NDArray, schedule: Schedule, draws: Draws) -> NDArray:
-    """The (1, length) rows that a schedule starts from: one from each stratum of `rows`."""
-    return rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())]
+    """The (length,) rows that a schedule starts from: one from each stratum of `rows`."""
+    return rows[starting_points(rows.size, Plan(schedule, "even"), draws, ())[0]]
 
 
 def standard_rows(n: int, size: int, weights: NDArray | None) -> NDArray:

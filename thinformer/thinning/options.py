@@ -24,11 +24,10 @@ from thinformer.thinning.methods import (
     BLIND,
     METHODS,
     OF_MEAN_ZERO,
-    ON_GPU,
     SWAPPED,
     Method,
 )
-from thinformer.thinning.scales import Standardize, standardized
+from thinformer.thinning.scales import LOOKED_AT, Standardize, standardized
 from thinformer.thinning.task import Task
 
 
@@ -47,19 +46,14 @@ class ThinOptions(NamedTuple):
     target: Target
     device: bodies.Device
 
-    def checked(self) -> ThinOptions:
-        """Return the options with all that depends on no points checked.
+    def checked(self, points: Any) -> ThinOptions:
+        """Return the options with all checked that depends only on the memory of the points.
 
         `target` is what "auto" stands for, and `device` is "cpu" or "cuda".
         """
         checks.choice("method", self.method, METHODS)
         represents = target_of(self.target, self.kernel)
-        device = bodies.choose(self.device)
-        if device == "cuda" and self.method not in ON_GPU:
-            raise NotImplementedError(
-                f'device="cuda" computes method {" or ".join(map(repr, ON_GPU))}; '
-                f"got {self.method!r}"
-            )
+        device = bodies.choose(self.device, points=points)
         blind = self.target == "auto" and self.method in BLIND  # which has no target
         able = self.method in OF_MEAN_ZERO and (self.refine or self.method not in SWAPPED)
         if represents == "mean-zero" and not (able or blind):
@@ -111,12 +105,24 @@ def task_of(
     array, kernel = standardized(array, unit, options.kernel)
     kernel = resolve(kernel, options.bandwidth, array, generator)
     check_definite(options.target, kernel)
-    if options.device == "cuda":
+    if options.device == "cuda" and isinstance(array, np.ndarray):
         array = np.ascontiguousarray(array)
-    problem = as_problem(array, kernel, shift=True, tell=tell)
+    problem = as_problem(array, kernel, shift=True, tell=tell, device=options.device)
     if holds_scores(kernel):
-        warn_if_reversed(array, kernel.companion, weights)
+        warn_if_reversed(*_looked_at(array, kernel.companion, weights))
     return Task(
-        problem, len(array), size, weights, options.delta, options.refine, options.unique,
-        options.target, generator, options.device, tell,
+        problem, array.shape[0], size, weights, options.delta, options.refine, options.unique,
+        options.target, generator, tell,
     )  # fmt: skip
+
+
+def _looked_at(
+    array: NDArray, scores: NDArray, weights: NDArray | None
+) -> tuple[NDArray, NDArray, NDArray | None]:
+    """The points that a look at their scores takes: evenly spaced rows, if they are on a GPU."""
+    if isinstance(array, np.ndarray):
+        return array, scores, weights
+    n = array.shape[0]
+    rows = np.arange(0, n, -(-n // LOOKED_AT))
+    share = None if weights is None or not weights[rows].any() else weights[rows]
+    return bodies.rows_of(array, rows), scores[rows], share

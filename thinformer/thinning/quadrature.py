@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import embed
+from thinformer import bodies
 from thinformer.halving.problem import Points
 from thinformer.support import checks
 from thinformer.support.progress import Progress, Tell, begin, showing
@@ -98,13 +98,13 @@ def fit_weights(
     shown = showing(progress)
     checks.choice("constraint", constraint, CONSTRAINTS)
     given = compared(points, coreset, kernel, bandwidth, standardize, weights, target, rng)
-    with shown as tell:
-        problem = as_problem(given.array, given.kernel, tell=tell)
+    with shown as tell, bodies.reading(points, coreset):
+        problem = as_problem(given.array, given.kernel, tell=tell, device=given.device)
         return best_weights(problem, given.rows, given.share, given.target, constraint, tell)
 
 
 def best_weights(
-    problem: Points,
+    problem: Points | Any,
     rows: NDArray,
     share: NDArray,
     target: str,
@@ -125,13 +125,13 @@ def best_weights(
     """
     s = rows.size
     equal = np.full(s, 1 / s)
-    problem = _in_float64(problem)
-    gram = _gram(problem, rows)
+    problem = bodies.in_float64(problem)
+    gram = bodies.gram(problem, rows)
     mean = gram.mean(axis=1)
     slope = mean
     if target == "sample":
         done = begin(tell, "mean embedding")
-        slope = mean - embed(problem, rows, np.arange(share.size), share, done)
+        slope = mean - bodies.embed(problem, rows, np.arange(share.size), share, done)
     if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
         raise ValueError("kernel must have finite values; between some of the points it has not")
     done = begin(tell, "weights")
@@ -162,34 +162,8 @@ def best_weights(
     return found if found @ centred @ found + 2 * (slope @ found) < 0 else equal
 
 
-def _gram(problem: Points, rows: NDArray) -> NDArray[np.float64]:
-    """The Gram matrix (s, s) of rows."""
-    gram = np.empty((rows.size, rows.size))
-    one = np.ones(1)
-    for j in range(rows.size):
-        gram[j:, j] = gram[j, j:] = embed(problem, rows[j:], rows[j : j + 1], one)
-    return gram
-
-
 def _solve(matrix: NDArray, right: NDArray) -> NDArray:
     """The solution of a positive definite system."""
     from scipy.linalg import cho_factor, cho_solve
 
     return cho_solve(cho_factor(matrix, check_finite=False), right, check_finite=False)
-
-
-def _in_float64(problem: Points) -> Points:
-    """The problem in float64: in float32 the MMD of many rows is below the rounding of k."""
-    if problem.window.dtype == np.float64:
-        return problem
-    window, scales, parameters = (
-        part.astype(np.float64) for part in (problem.window, problem.scales, problem.parameters)
-    )
-    companion = problem.companion
-    if isinstance(companion, np.ndarray):
-        companion = companion.astype(np.float64)
-        companion.flags.writeable = False  # one type, so the loops are compiled once
-    window.flags.writeable = False
-    return problem._replace(
-        window=window, scales=scales, parameters=parameters, companion=companion
-    )

@@ -16,7 +16,7 @@ except ImportError as error:
         "pip install 'scikit-learn>=1.6'"
     ) from error
 
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.kernels import Kernel, with_labels
 from thinformer.kernels.phi import GAUSSIAN, RATIONAL_QUADRATIC, SOBOLEV
 from thinformer.support import checks

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer import bodies
 from thinformer.kernels.catalogue import makes_kernels, stein
 from thinformer.kernels.kernel import COVARIANCE, Kernel
 from thinformer.kernels.phi import PAIRWISE, STEIN, TABLE
@@ -36,6 +37,7 @@ def samples(
     kernel: Any,
     bandwidth: Any,
     every: bool = False,
+    there: bool = False,
 ) -> tuple[Standardize, list[Table]]:
     """Read points, and a sample beside them, by one rule.
 
@@ -48,6 +50,8 @@ def samples(
     every : bool
         Keep columns that are no data, for a method that computes no distance. They are kept too
         where the kernel is made for each column.
+    there : bool
+        Take arrays that are on a GPU.
 
     Returns
     -------
@@ -58,7 +62,8 @@ def samples(
     """
     unit = for_columns(standardize, kernel, bandwidth, any(map(has_columns, given.values())))
     every = every or belongs_to_columns(kernel, bandwidth)
-    return unit, counted({name: read(each, name, every) for name, each in given.items()}, every)
+    tables = {name: read(each, name, every, there) for name, each in given.items()}
+    return unit, counted(tables, every)
 
 
 def for_columns(standardize: Standardize, kernel: Any, bandwidth: Any, named: bool) -> Standardize:
@@ -98,10 +103,26 @@ def standardized(
         The first of the points, whose scales are taken; all by default.
     """
     of = array if of is None else of
+    if not isinstance(array, np.ndarray):
+        _check_as_they_are(standardize, kernel)
     scaled, kernel = _in_one_unit(array, standardize, kernel, of)
     if holds_scores(kernel) and kernel.scale == COVARIANCE:
         return _rotated(scaled, kernel, len(of))
     return scaled, kernel
+
+
+def _check_as_they_are(standardize: Standardize, kernel: Any) -> None:
+    """Check that points that are on a GPU are taken as they are."""
+    if standardize in ("scale", "whiten"):
+        raise NotImplementedError(
+            "standardize must be 'auto' or False for points on a GPU: divide their columns by a "
+            f"unit before; got {standardize!r}"
+        )
+    if holds_scores(kernel) and kernel.scale == COVARIANCE:
+        raise NotImplementedError(
+            "bandwidth must not be 'covariance' for points on a GPU: rotate them and their scores "
+            "before, or give points in the CPU's memory"
+        )
 
 
 def _in_one_unit(
@@ -217,7 +238,9 @@ def belongs_to_columns(kernel: Any, bandwidth: Any) -> bool:
 
 def _warn_if_unlike(array: NDArray, remedy: str) -> None:
     """Warn of columns (n, d) whose deviations are far apart; looks at evenly spaced rows."""
-    rows = array[:: -(-len(array) // LOOKED_AT)].astype(np.float64, copy=False)
+    n = array.shape[0]
+    rows = bodies.rows_of(array, np.arange(0, n, -(-n // LOOKED_AT)))
+    rows = rows.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
         spread = rows.std(axis=0)
     varying = np.flatnonzero(spread > 0)

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.cpu.run import diagonal, embed, square
 from thinformer.halving.draws import seed_from
 from thinformer.halving.problem import Points
 from thinformer.support import checks
@@ -131,8 +130,8 @@ def error_curve(
     shown = showing(progress)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
-    ).checked()
-    with shown as tell:
+    ).checked(points)
+    with shown as tell, bodies.reading(points):
         task, worth = prepared(points, options, ess, rng, tell)
         if sizes is not None:
             sizes = _increasing(sizes, task.n)
@@ -161,14 +160,15 @@ def prepared(
     `options` are as `ThinOptions.checked` returns them.
     """
     unit, (table,) = samples(
-        {"points": points}, options.standardize, options.kernel, options.bandwidth
+        {"points": points}, options.standardize, options.kernel, options.bandwidth, there=True
     )
     array = table.values
     if ess is not None:
         ess = checks.positive("ess", ess)
-    weights = unequal_weights(options.weights, len(array))
+    n = array.shape[0]
+    weights = unequal_weights(options.weights, n)
     generator = np.random.default_rng(seed_from(rng))
-    task = task_of(array, len(array), options, unit, weights, generator, tell)
+    task = task_of(array, n, options, unit, weights, generator, tell)
     if ess is None:
         ess = effective.of_rows(array, weights, are_draws(points))
     return task, ess
@@ -221,7 +221,7 @@ class Yardstick(NamedTuple):
     unit : the mean of k(x, x), less |mu|^2: the expected squared MMD of one independent draw
     """
 
-    problem: Points
+    problem: Points | Any
     rows: NDArray
     weights: NDArray
     squared: float
@@ -229,8 +229,8 @@ class Yardstick(NamedTuple):
 
     def squared_error(self, rows: NDArray) -> float:
         """The squared MMD of equally weighted rows (s,)."""
-        own = square(self.problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
-        between = embed(self.problem, rows, self.rows, self.weights).mean()
+        own = bodies.square(self.problem, rows[None], np.full(rows.size, 1 / rows.size))[0]
+        between = bodies.embed(self.problem, rows, self.rows, self.weights).mean()
         return max(0.0, float(self.squared - 2 * between + own))
 
     def draws(self, squared: float) -> float:
@@ -242,7 +242,7 @@ def yardstick(task: Task) -> Yardstick:
     """Return what coresets of the task's points are compared with."""
     rows, weights = np.arange(task.n), as_weights(task.weights, task.n)
     if task.target == "mean-zero":
-        unit = float(weights @ diagonal(task.problem, rows))
+        unit = float(weights @ bodies.diagonal(task.problem, rows))
         return Yardstick(task.problem, rows[:0], weights[:0], 0.0, unit)
     tell = labelled(task.tell, "all points")
     halvings = max(0, math.ceil(math.log2(task.n / COMPARED)))
@@ -251,8 +251,8 @@ def yardstick(task: Task) -> Yardstick:
         part = task._replace(size=task.n >> halvings, generator=generator, tell=tell)
         rows = kh_compress_rows(part)
         weights = np.full(rows.size, 1 / rows.size)
-    mean_diagonal = float(weights @ diagonal(task.problem, rows))
-    squared = float(square(task.problem, rows[None], weights, begin(tell, "MMD"))[0])
+    mean_diagonal = float(weights @ bodies.diagonal(task.problem, rows))
+    squared = float(bodies.square(task.problem, rows[None], weights, begin(tell, "MMD"))[0])
     return Yardstick(task.problem, rows, weights, squared, mean_diagonal - squared)
 
 

@@ -148,11 +148,11 @@ def kh_compress(
     draws : Draws, optional
         The draws themselves; `rng` is then not used.
     device : {"auto", "cpu", "cuda"}
-        Where to compute. A GPU, "cuda", computes all kernels except `stein`, kernels with labels
-        and your own functions, with the same draws; the points are copied there and the positions
-        are copied back. Points that are on a GPU already, in an array of CuPy or of any library
-        with ``__cuda_array_interface__``, are read in place. "auto" is the GPU for such points, and
-        the CPU otherwise.
+        Where to compute. A GPU, "cuda", computes all kernels except those with labels, with the
+        same draws; the points are copied there and the positions are copied back. Points that are
+        on a GPU already, in an array of CuPy or of any library with ``__cuda_array_interface__``,
+        are read in place, and take no `stein` kernel and no function. "auto" is the GPU for such
+        points, and the CPU otherwise.
 
     Returns
     -------

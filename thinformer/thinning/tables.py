@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer import bodies
 from thinformer.support import checks
 from thinformer.thinning.columns import (
     OF_A_SAMPLER,
@@ -39,7 +40,7 @@ def as_points(points: Any, name: str = "points") -> NDArray:
     return read(points, name, every=True).values
 
 
-def read(points: Any, name: str = "points", every: bool = False) -> Table:
+def read(points: Any, name: str = "points", every: bool = False, there: bool = False) -> Table:
     """Return points as a float array (n, d), float32 or float64, with the names of their columns.
 
     Parameters
@@ -54,6 +55,8 @@ def read(points: Any, name: str = "points", every: bool = False) -> Table:
         What error messages call the argument.
     every : bool
         Read columns of a sampler too.
+    there : bool
+        Take arrays that are on a GPU: the values are a `thinformer.cuda.arrays.OnGpu`.
 
     Raises
     ------
@@ -70,16 +73,28 @@ def read(points: Any, name: str = "points", every: bool = False) -> Table:
         return _of_dataset(draws, name, every)
     if isinstance(points, Mapping):
         return _of_mapping(points, name, every)
+    if bodies.on_gpu(points):
+        if not there:
+            raise NotImplementedError(
+                f"{name} must be in the CPU's memory here; thin, mmd and compare take arrays that"
+                " are on a GPU"
+            )
+        bodies.choose("auto", **{name: points})  # is there a GPU?
+        return Table(_two_axes(name, bodies.float_array(name, points)))
     if np.ma.is_masked(points):
         raise ValueError(f"{name} must have no masked entries; drop or fill them")
     array = np.asarray(points.to_numpy() if hasattr(points, "to_numpy") else points)
-    array = _real(name, array)
+    return Table(_two_axes(name, _real(name, array)))
+
+
+def _two_axes(name: str, array: NDArray) -> NDArray:
+    """The points, of shape (n, d)."""
     if array.ndim != 2:
         hint = f" (one column is {name}[:, None])" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (n, d); got shape {array.shape}{hint}")
     checks.not_empty(name, array, 0, "point")
     checks.not_empty(name, array, 1, "dimension")
-    return Table(array)
+    return array
 
 
 def check_in_memory(points: Any, name: str) -> None:

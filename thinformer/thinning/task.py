@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.halving.draws import Draws, make_draws, seed_from
+from thinformer.cpu.run import draw_numbers
+from thinformer.halving.draws import Draws, seed_from
 from thinformer.halving.problem import Points
 from thinformer.halving.schedule import Schedule
 from thinformer.support.progress import Tell, quiet
@@ -16,16 +17,15 @@ from thinformer.support.progress import Tell, quiet
 class Task(NamedTuple):
     """What `thin` is to do.
 
-    problem : the points under their kernel
+    problem : the points under their kernel, where they are computed with; see `bodies.place`
     n : the number of points; size : the number of rows to choose
     weights : (n,) float64 with a sum of 1; None where they are equal
     delta, refine, unique, target : the arguments of `thin`
     generator : the source of all draws
-    device : "cpu" or "cuda"
     tell : tell(stage, fraction) receives the progress
     """
 
-    problem: Points
+    problem: Points | Any
     n: int
     size: int
     weights: NDArray | None
@@ -34,9 +34,8 @@ class Task(NamedTuple):
     unique: bool
     target: str
     generator: np.random.Generator
-    device: str = "cpu"
     tell: Tell = quiet
 
     def draws(self, schedule: Schedule) -> Draws:
         """Draws for a schedule; their seed is the next number of the generator."""
-        return make_draws(schedule, seed_from(self.generator))
+        return draw_numbers(schedule, seed_from(self.generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from thinformer import bodies
 from thinformer.halving.draws import seed_from
 from thinformer.support import checks
-from thinformer.support.progress import Progress, showing
+from thinformer.support.progress import Progress, Tell, showing
 from thinformer.thinning import sizes
 from thinformer.thinning.arguments import Target, as_weights, check_finite, unequal_weights
 from thinformer.thinning.methods import BLIND, Method, blind_rows, choose_rows
@@ -97,6 +98,7 @@ def thin(
         has arrays (chain, draw, ...), or (n, ...) if one of them is 1-D. Columns that have names
         and are of a sampler (``lp__``, ``chain``, ``draw``, ...), an index or constant are left out
         of the distance, with a warning, unless the kernel or bandwidth is made for each column.
+        Arrays on a GPU, of CuPy or of any library with ``__cuda_array_interface__``, stay there.
     size : int or "auto"
         Rows to choose, from 1 to n. "auto" chooses as few rows as are worth `ess` independent
         draws: their squared MMD is at most the expected one of so many draws. It thins to several
@@ -165,9 +167,10 @@ def thin(
         The source of all random numbers (SPEC 7): None for fresh ones, a seed, or a generator,
         which is advanced by one number.
     device : {"auto", "cpu", "cuda"}
-        Where to compute; "auto" is the CPU. A GPU, "cuda", computes the methods "kh-compress" and
-        "halving" with the same draws, under all kernels except `stein`, kernels with labels and
-        your own functions.
+        Where to compute; "auto" is the GPU for points on one, and the CPU for all others. A GPU,
+        "cuda", computes all methods with the same draws, under all kernels but those with labels.
+        Your own function must be compiled by ``numba.njit`` and make no arrays, or it is plain
+        Python, which runs on the CPU.
     progress : None, bool or function
         What is written of a call that takes long, on standard error.
 
@@ -187,7 +190,9 @@ def thin(
     Returns
     -------
     rows : (size,) int64 array
-        Row numbers in increasing order; with ``unique=False`` a number may be there twice.
+        Row numbers in increasing order; with ``unique=False`` a number may be there twice. If the
+        points are on a GPU, so are rows and weights: arrays of CuPy for points of CuPy, otherwise
+        of numba.cuda.
     weights : (size,) float64 array
         Of these rows, with a sum of 1; only with `return_weights`, else `rows` alone is returned.
 
@@ -197,8 +202,8 @@ def thin(
         The points are not finite numbers of shape (n, d); another argument is out of its range or
         contradicts the others; with "auto", no coreset is worth `ess` independent draws.
     RuntimeError, NotImplementedError, MemoryError
-        On a GPU: there is none, and why; the method or the kernel cannot be computed there, or
-        the points are there already; too little memory.
+        On a GPU: there is none, and why; the kernel cannot be computed there; points that are
+        there already take neither `standardize` nor `bandwidth="covariance"`; too little memory.
 
     Warns
     -----
@@ -232,15 +237,28 @@ def thin(
     >>> x[rows].shape
     (20, 2)
     """
-    if bodies.on_gpu(points):
-        raise NotImplementedError(
-            "thin takes points in the CPU's memory; kh_compress takes those on a GPU"
-        )
     shown = showing(progress)
     constraint = _constraint(return_weights)
     options = ThinOptions(
         kernel, bandwidth, standardize, method, g, delta, refine, unique, weights, target, device
-    ).checked()
+    ).checked(points)
+    with bodies.reading(points):
+        rows, of_rows = _chosen(points, size, options, ess, rng, shown, constraint)
+    rows = bodies.beside(points, rows)
+    return rows if of_rows is None else (rows, bodies.beside(points, of_rows))
+
+
+def _chosen(
+    points: Any,
+    size: int | Literal["auto"],
+    options: ThinOptions,
+    ess: float | None,
+    rng: int | np.random.Generator | None,
+    shown: AbstractContextManager[Tell],
+    constraint: Constraint | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """The rows that are chosen, and with a constraint their weights."""
+    method, weights = options.method, options.weights
     if isinstance(size, str):
         if size != "auto":
             raise ValueError(f"size must be an integer or 'auto'; got {size!r}")
@@ -250,9 +268,12 @@ def thin(
     if ess is not None:
         raise ValueError(f"ess is for size='auto'; got ess={ess!r} with size={size!r}")
     every = method in BLIND and constraint is None
-    unit, (table,) = samples({"points": points}, standardize, kernel, bandwidth, every)
+    unit, (table,) = samples(
+        {"points": points}, options.standardize, options.kernel, options.bandwidth, every,
+        there=True,
+    )  # fmt: skip
     array = table.values
-    n = len(array)
+    n = array.shape[0]
     size = checks.integer("size", size, 1)
     if size > n:
         raise ValueError(f"size must be at most the {n} points there are; got {size}")
@@ -263,7 +284,7 @@ def thin(
         check_finite(array)
         rows = blind_rows(n, size, method, share, options.unique, generator)
         if constraint is None:
-            return rows
+            return rows, None
     with shown as tell:
         task = task_of(array, size, options, unit, share, generator, tell)
         if not blind:
@@ -285,9 +306,9 @@ def _constraint(return_weights: bool | Constraint) -> Constraint | None:
 
 def _with_weights(
     task: Task, rows: NDArray, constraint: Constraint | None
-) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """The rows, and with a constraint their weights."""
     if constraint is None:
-        return rows
+        return rows, None
     share = as_weights(task.weights, task.n)
     return rows, best_weights(task.problem, rows, share, task.target, constraint, task.tell)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thinformer.cpu.run import embed
+from thinformer.cpu.points import embed
 from thinformer.kernels.catalogue import WITHOUT_BANDWIDTH, as_kernel
 from thinformer.kernels.kernel import Kernel
 from thinformer.support import checks
