@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.cpu.run import diagonal, embed, embed_bins, square
+from thinformer.cpu.points import diagonal, embed, embed_bins, square
 from thinformer.halving.problem import Points
 
 BINS = 32  # of a sample, at most
