@@ -89,10 +89,7 @@ def test_compress_plus_plus():
     points = np.random.default_rng(0).standard_normal((POINTS, 10), np.float32)
     options = {"size": int(POINTS**0.5), "method": "compress++", "bandwidth": 4.0, "rng": 0}
     size = options.pop("size")
-    try:
-        seconds = timed(lambda: thin(points, size, device="cuda", **options), 2)
-    except NotImplementedError as error:
-        pytest.skip(f"not there yet: {error}")
+    seconds = timed(lambda: thin(points, size, device="cuda", **options), 2)
     few = points[: POINTS // 10]
     set_num_threads(2)
     of_cpu = 10 * timed(lambda: thin(few, int(len(few) ** 0.5), **options), 1)
