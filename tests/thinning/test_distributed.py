@@ -327,6 +327,7 @@ def test_equal_kernels_are_the_same():
         ({"method": "best"}, "method must be one of"),
         ({"points": np.ones(3)}, r"points must have shape \(rows, d\); got shape \(3,\)"),
         ({"points": np.full((3, 2), np.nan)}, "points must be finite"),
+        ({"points": np.ma.masked_less(np.eye(3), 1.0)}, "points must have no masked entries"),
         ({"weights": np.ones(3)}, r"weights must be numbers of shape \(500,\); got dtype float64"),
         ({"weights": np.full(500, -1)}, "weights must be finite, and none of them negative"),
         ({"weights": np.full(500, np.inf)}, "weights must be finite, and none of them negative"),

@@ -189,6 +189,8 @@ def coreset(
             f"frame[columns].to_numpy(); got {type(points).__name__}"
         )
     check_in_memory(points, "points")
+    if np.ma.is_masked(points):
+        raise ValueError("points must have no masked entries; drop or fill them")
     array = np.asarray(points)
     checks.shape("points", array, 2, "(rows, d)")
     if len(array):
@@ -278,6 +280,7 @@ def weights_of_rows(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
     """Return the weights (n,) of a part as they are; ones for None."""
     if weights is None:
         return np.ones(n)
+    checks.in_memory("weights", weights)
     array = np.asarray(weights)
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(
