@@ -24,12 +24,12 @@ def halved(small, monkeypatch):
     monkeypatch.setattr(merging, "LEAST", 32)
 
 
-def write(path, rows=slice(None), group=70):
+def write(path, rows=slice(None), group=70, more=()):
     columns = {
         "x": POINTS[rows, 0], "id": np.arange(N)[rows],
         "y": POINTS[rows, 1], "w": WEIGHTS[rows],
         "name": pa.array(NAMES[rows], pa.string_view()),
-    }  # fmt: skip
+    } | dict(more)  # fmt: skip
     pq.write_table(pa.table(columns), path, row_group_size=group)
     return path
 
@@ -66,6 +66,20 @@ def test_the_same_rows_and_records(options, tmp_path):
     np.testing.assert_allclose(*errors, atol=1e-12)
     assert told[1] == told[0]
     assert reports[1]["settings"]["scheduler"] == "threads"
+
+
+def test_chunks_cross_row_groups(tmp_path):
+    """Batches of a dictionary end where a row group does."""
+    source = write(tmp_path / "in.parquet", more={"other": pa.array(NAMES).dictionary_encode()})
+    chunks, tables = [], []
+    for name, more in (("plain", []), ("dask", ["--scheduler", "threads"])):
+        out, report = tmp_path / f"{name}.parquet", tmp_path / f"{name}.json"
+        succeed(source, "-o", out, "--report", report, "--size", 20, "--seed", 3,
+                "--chunk-rows", 80, *more)  # fmt: skip
+        chunks.append(json.loads(report.read_text())["chunks"])
+        tables.append(pq.read_table(out))
+    assert chunks == [-(-N // 80)] * 2
+    assert tables[1].equals(tables[0])
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["files", "folder"])
