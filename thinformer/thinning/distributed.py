@@ -146,7 +146,7 @@ def coreset(
     -------
     Coresets
         Of one part. It has max(2^g `size`, 4096) to twice as many rows; those of a shorter part are
-        all kept.
+        all kept. With unequal weights it may have fewer, since heavy rows are chosen several times.
 
     Raises
     ------
