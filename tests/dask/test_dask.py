@@ -118,6 +118,13 @@ def test_errors_come_before_a_block_is_computed(x, wrong, kind, message):
         thin(x, **{"size": 5} | wrong)
 
 
+def test_an_error_names_the_block():
+    points = POINTS.copy()
+    points[2000, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^block 2 of x: points must be finite; it holds NaN"):
+        thin(da.from_array(points, chunks=(1000, 3)), 20, bandwidth=2.0)
+
+
 def test_blocks_of_unknown_length():
     """Rows are pairs: the block, and the row in it."""
     x = da.from_array(POINTS, chunks=(BLOCKS, 3))

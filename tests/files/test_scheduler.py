@@ -124,7 +124,8 @@ def test_a_plot_is_drawn(tmp_path):
          "--scheduler takes threads or an address, tcp://HOST:PORT; got yarn"),
         ("nan.parquet", ["--size", 5, "--columns", "x"],
          "row 171 (the first is 0), column 'x' holds nan"),
-        ("negative.parquet", ["--size", 5, "--weights", "w"], "must be finite, and none of them"),
+        ("negative.parquet", ["--size", 5, "--weights", "w"],
+         "negative.parquet: --weights 'w' must not be negative; it holds -1.0"),
     ],
 )  # fmt: skip
 def test_errors(name, options, message, tmp_path, monkeypatch, capsys):

@@ -147,6 +147,8 @@ def _of_posterior(x: Any, every: bool, name: str) -> tuple[Any, list[str], dict[
         x, every = x.to_dataset(name=x.name or "points"), True
     dataset = posterior_group(x)
     dims = sample_dimensions(dataset, name)
+    if not all(dataset.sizes[dim] for dim in dims):
+        raise ValueError(f"{name} must have at least one draw")
     drawn, others = drawn_variables(dataset, dims)
     kept = [label for label in drawn if every or not is_of_a_sampler(str(label))]
     left_out = {str(label): WITHOUT_DRAWS for label in others}

@@ -151,7 +151,10 @@ def _coreset(
 ) -> Coresets:
     """The coreset of a block, of its columns that count in their units."""
     points = columns_of(block, places)
-    return coreset(points if divisors is None else points / divisors, size, **settings)
+    try:
+        return coreset(points if divisors is None else points / divisors, size, **settings)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"block {settings['part']} of x: {error}") from None
 
 
 def _choose(coresets: Coresets, parts: int, numbered: bool) -> NDArray[np.int64]:

@@ -95,10 +95,18 @@ def _array(job: Job, source: Source, request: Request, parts: Sequence[Part]) ->
     """The columns of the distance, and behind them the weights, in chunks."""
     weights = matched(request, [name for name, _ in source.fields]).weights
     columns = [*source.labels, *([] if weights is None else [weights])]
-    calls = [(part, columns) for part in parts]
+    calls = [(job, part, columns, weights is not None) for part in parts]
     lengths = [part.rows for part in parts]
-    array = tasks.array_of(numbers_of_part, calls, lengths, len(columns))
+    array = tasks.array_of(_read, calls, lengths, len(columns))
     return array.rechunk({0: chunk_rows(job)})
+
+
+def _read(job: Job, part: Part, columns: Sequence[str], weighted: bool) -> NDArray[np.float64]:
+    """The columns of a part, of which the last may be of weights."""
+    values = numbers_of_part(part, columns)
+    if weighted:
+        check_weights(job, values[:, -1].min())
+    return values
 
 
 def _of_one_chunk(
@@ -107,7 +115,6 @@ def _of_one_chunk(
     """Choose rows of the only chunk here, as `thin` does."""
     values = array.compute()
     points, weights = values[:, :d], values[:, d] if values.shape[1] > d else np.ones(len(values))
-    check_weights(job, weights.min())
     chosen = merge_and_reduce([(points, weights)], job.size or 1, **settings)
     seen = see(None, points, weights, job.size or 1, np.random.default_rng([settings["rng"], 1]))
     return chosen.rows, chosen.points, seen
