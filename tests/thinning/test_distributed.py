@@ -341,6 +341,7 @@ def test_equal_kernels_are_the_same():
         ({"points": np.ma.masked_less(np.eye(3), 1.0)}, "points must have no masked entries"),
         ({"weights": np.ones(3)}, r"weights must be numbers of shape \(500,\); got dtype float64"),
         ({"weights": np.full(500, -1)}, "weights must be finite, and none of them negative"),
+        ({"weights": np.full(500, 1e308)}, "weights must have a finite sum; divide them by the"),
         ({"weights": np.full(500, np.inf)}, "weights must be finite, and none of them negative"),
     ],
 )

@@ -288,7 +288,11 @@ def weights_of_rows(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
         )
     if not np.isfinite(array).all() or (array < 0).any():
         raise ValueError("weights must be finite, and none of them negative")
-    return array.astype(np.float64)
+    array = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(array.sum()):
+            raise ValueError("weights must have a finite sum; divide them by the largest")
+    return array
 
 
 def _is_word(value: Any, word: str) -> bool:
