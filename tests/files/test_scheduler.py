@@ -8,6 +8,7 @@ import pytest
 from files_of_points import POINTS, N, run, succeed
 
 from thinformer.dask import tasks
+from thinformer.files import spread
 from thinformer.thinning import merging
 
 pytest.importorskip("dask.array")
@@ -102,6 +103,21 @@ def test_several_files(folder, tmp_path):
     assert other.equals(plain)
     assert other.num_rows == 25
     assert len(set(other["chain"].to_pylist())) == 3
+
+
+def test_rows_without_weight_are_not_drawn(tmp_path, monkeypatch):
+    """All rows that weigh are compared with, if the sample may have as many."""
+    monkeypatch.setattr(spread, "SAMPLE", 3)
+    weights = np.zeros(N)
+    weights[[7, N - 9]] = 1.0
+    source, report = write(tmp_path / "in.parquet", more={"w": weights}), tmp_path / "r.json"
+    options = ["--size", 2, "--columns", "x,y", "--weights", "w", "--chunk-rows", 80, "--seed", 0]
+    out = tmp_path / "out.parquet"
+    succeed(source, "-o", out, *options, "--scheduler", "threads", "--report", report)
+    told = json.loads(report.read_text())
+    assert told["compared_with"] == "all rows"
+    assert told["mmd"] == pytest.approx(0, abs=1e-7)
+    assert [each["mean"] for each in told["errors"]] == pytest.approx([0, 0], abs=1e-12)
 
 
 def test_a_plot_is_drawn(tmp_path):
