@@ -101,6 +101,8 @@ def untouched(*shape):
     [
         (np.ones((3, 2)), {}, TypeError, "whose variables are Dask arrays; got ndarray"),
         (untouched(30), {}, ValueError, r"x must have shape \(n, d\); got shape \(30,\) \(one col"),
+        (da.ma.masked_greater(untouched(30, 2), 1.0), {}, TypeError,
+         r"^x must have no mask; dask.array.ma.filled\(x\) fills its entries"),
         (untouched(0, 2), {}, ValueError, r"at least one row; got shape \(0, 2\)"),
         (untouched(30, 2), {"size": 31}, ValueError, "size must be at most the 30 rows of x"),
         (untouched(30, 2), {"size": 0}, ValueError, "size must be an integer of at least 1; got 0"),
@@ -114,6 +116,13 @@ def untouched(*shape):
 def test_errors_come_before_a_block_is_computed(x, wrong, kind, message):
     with pytest.raises(kind, match=message):
         thin(x, **{"size": 5} | wrong)
+
+
+def test_an_error_names_the_block():
+    points = POINTS.copy()
+    points[2000, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^block 2 of x: points must be finite; it holds NaN"):
+        thin(da.from_array(points, chunks=(1000, 3)), 20, bandwidth=2.0)
 
 
 def test_blocks_of_unknown_length():
@@ -185,6 +194,8 @@ def test_a_column_of_weights():
 
 def test_no_column_counts():
     _, x = frame()
+    with pytest.raises(TypeError, match=r"^x must be a frame; got a series \(x.to_frame\(\) makes"):
+        thin(x["a"], 5)
     with pytest.raises(ValueError, match="^x must have a column to compute with"):
         thin(x[["a"]].rename(columns={"a": "lp__"}), 5)
 

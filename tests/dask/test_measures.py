@@ -200,6 +200,9 @@ def test_the_number():
         (ROWS, {"bandwidth": -1.0}, "^bandwidth must be"),
         (ROWS, {"standardize": True}, "^standardize must be 'auto'"),
         (ROWS, {"weights": np.ones(3)}, r"^weights must have shape \(400,\); got \(3,\)"),
+        (ROWS, {"weights": np.eye(400)[0], "sample": 20, "seed": 1},
+         "^sample must be larger: all 20 rows that were drawn have the weight 0"),
+        (POINTS[:3], {"weights": np.eye(400)[0], "sample": 20, "seed": 1}, "^sample must be larg"),
         (ROWS, {"weights": np.zeros(400)}, "^weights must be finite, none of them neg"),
         (ROWS, {"weights": -np.ones(400)}, "^weights must be finite, and none of them negative"),
         (ROWS, {"coreset_weights": np.ones(3)}, r"^coreset_weights must be numbers of shape \(10,"),
@@ -223,6 +226,21 @@ def test_errors(coreset, more, message):
 def test_pairs(coreset, message):
     with pytest.raises(ValueError, match=message):
         mmd(unknown(), coreset)
+
+
+@pytest.mark.parametrize("lazy_points", [lambda x: da.from_array(x, chunks=100), None])
+def test_rows_that_are_not_drawn_must_be_finite(lazy_points):
+    """Means and covariances are of all rows."""
+    points = POINTS.copy()
+    drawn = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(0,)))
+    points[np.setdiff1d(np.arange(400), drawn.choice(400, 50, replace=False))[-1], 1] = np.nan
+    rows = [3, 4]
+    if lazy_points is None:
+        dd, pd = pytest.importorskip("dask.dataframe"), pytest.importorskip("pandas")
+        lazy_points, rows = lambda x: dd.from_pandas(pd.DataFrame(x), npartitions=2), [[0, 3]]
+    assert mmd(lazy_points(points), rows, sample=50) > 0
+    with pytest.raises(ValueError, match="^x must be finite; it holds NaN or infinity"):
+        compare(lazy_points(points), {"a": rows}, sample=50)
 
 
 def test_what_is_no_coreset():
@@ -256,6 +274,32 @@ def test_functions_in_memory_load_nothing(function):
     x = da.zeros((400, 2), chunks=100).map_blocks(pytest.fail, dtype=float)
     message = "must be in memory; got a Dask Array. thinformer.dask.thin, .mmd and .compare read it"
     with pytest.raises(TypeError, match=message):
+        function(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("K", lambda x: thinformer.kernel_halve(x)),
+        ("points", lambda x: thinformer.kh_compress(x, g=1)),
+        ("points", lambda x: thinformer.compress(x, lambda part: np.arange(0, len(part), 2))),
+        ("key", lambda x: thinformer.compress_kv(x[None], POINTS[None], g=1)),
+        ("query", lambda x: thinformer.attention(x[None], POINTS[None], POINTS[None], g=1)),
+        ("weights", lambda x: thinformer.thin(POINTS, 5, weights=x[:, 0])),
+        ("weights", lambda x: thinformer.coreset(
+            POINTS, 5, part=0, bandwidth=1.0, weights=x[:, 0])),
+        ("coreset_weights", lambda x: thinformer.mmd(POINTS, POINTS, coreset_weights=x[:, 0])),
+        ("scores", lambda x: kernels.stein(x)),
+        ("labels", lambda x: kernels.with_labels("gaussian", x)),
+        ("log_ratio", lambda x: kernels.gradient_free_stein(POINTS, x[:, 0])),
+        ("sample_weight", lambda x: thinformer.KernelThinner(5).fit(POINTS, sample_weight=x[:, 0])),
+        ("X", lambda x: thinformer.ThinnedKernelRidge().fit(x, POINTS[:, 0])),
+        ("y", lambda x: thinformer.ThinnedKernelRidge().fit(POINTS, x[:, 0])),
+    ],
+)  # fmt: skip
+def test_no_array_of_dask_is_loaded(name, function):
+    x = da.zeros((400, 2), chunks=100).map_blocks(pytest.fail, dtype=float)
+    with pytest.raises(TypeError, match=f"^{name} must be in memory; got a Dask Array"):
         function(x)
 
 

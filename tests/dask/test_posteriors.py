@@ -145,6 +145,7 @@ def test_measures_are_those_of_the_array():
         (in_memory(), TypeError, "^x must be a dask.array.Array, .* got Dataset"),
         ({"mu": da.zeros((4, 10))}, TypeError, "^x must be a dask.array.Array, .* got dict"),
         (lazy()[["tau"]].rename(tau="lp__"), ValueError, "^x must have a column to compute with"),
+        (lazy().isel(draw=slice(0, 0)), ValueError, "^x must have at least one draw"),
         (lazy()[["tau"]].astype("M8[s]"), TypeError, "^x has a variable 'tau' of datetime64"),
     ],
 )

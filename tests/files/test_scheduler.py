@@ -8,6 +8,7 @@ import pytest
 from files_of_points import POINTS, N, run, succeed
 
 from thinformer.dask import tasks
+from thinformer.files import spread
 from thinformer.thinning import merging
 
 pytest.importorskip("dask.array")
@@ -24,12 +25,12 @@ def halved(small, monkeypatch):
     monkeypatch.setattr(merging, "LEAST", 32)
 
 
-def write(path, rows=slice(None), group=70):
+def write(path, rows=slice(None), group=70, more=()):
     columns = {
         "x": POINTS[rows, 0], "id": np.arange(N)[rows],
         "y": POINTS[rows, 1], "w": WEIGHTS[rows],
         "name": pa.array(NAMES[rows], pa.string_view()),
-    }  # fmt: skip
+    } | dict(more)  # fmt: skip
     pq.write_table(pa.table(columns), path, row_group_size=group)
     return path
 
@@ -68,6 +69,20 @@ def test_the_same_rows_and_records(options, tmp_path):
     assert reports[1]["settings"]["scheduler"] == "threads"
 
 
+def test_chunks_cross_row_groups(tmp_path):
+    """Batches of a dictionary end where a row group does."""
+    source = write(tmp_path / "in.parquet", more={"other": pa.array(NAMES).dictionary_encode()})
+    chunks, tables = [], []
+    for name, more in (("plain", []), ("dask", ["--scheduler", "threads"])):
+        out, report = tmp_path / f"{name}.parquet", tmp_path / f"{name}.json"
+        succeed(source, "-o", out, "--report", report, "--size", 20, "--seed", 3,
+                "--chunk-rows", 80, *more)  # fmt: skip
+        chunks.append(json.loads(report.read_text())["chunks"])
+        tables.append(pq.read_table(out))
+    assert chunks == [-(-N // 80)] * 2
+    assert tables[1].equals(tables[0])
+
+
 @pytest.mark.parametrize("folder", [False, True], ids=["files", "folder"])
 def test_several_files(folder, tmp_path):
     """Several get a column chain, a folder has one by its names; chunks cross the files."""
@@ -90,6 +105,21 @@ def test_several_files(folder, tmp_path):
     assert len(set(other["chain"].to_pylist())) == 3
 
 
+def test_rows_without_weight_are_not_drawn(tmp_path, monkeypatch):
+    """All rows that weigh are compared with, if the sample may have as many."""
+    monkeypatch.setattr(spread, "SAMPLE", 3)
+    weights = np.zeros(N)
+    weights[[7, N - 9]] = 1.0
+    source, report = write(tmp_path / "in.parquet", more={"w": weights}), tmp_path / "r.json"
+    options = ["--size", 2, "--columns", "x,y", "--weights", "w", "--chunk-rows", 80, "--seed", 0]
+    out = tmp_path / "out.parquet"
+    succeed(source, "-o", out, *options, "--scheduler", "threads", "--report", report)
+    told = json.loads(report.read_text())
+    assert told["compared_with"] == "all rows"
+    assert told["mmd"] == pytest.approx(0, abs=1e-7)
+    assert [each["mean"] for each in told["errors"]] == pytest.approx([0, 0], abs=1e-12)
+
+
 def test_a_plot_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     source = write(tmp_path / "in.parquet")
@@ -110,7 +140,8 @@ def test_a_plot_is_drawn(tmp_path):
          "--scheduler takes threads or an address, tcp://HOST:PORT; got yarn"),
         ("nan.parquet", ["--size", 5, "--columns", "x"],
          "row 171 (the first is 0), column 'x' holds nan"),
-        ("negative.parquet", ["--size", 5, "--weights", "w"], "must be finite, and none of them"),
+        ("negative.parquet", ["--size", 5, "--weights", "w"],
+         "negative.parquet: --weights 'w' must not be negative; it holds -1.0"),
     ],
 )  # fmt: skip
 def test_errors(name, options, message, tmp_path, monkeypatch, capsys):

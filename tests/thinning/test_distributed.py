@@ -208,6 +208,17 @@ def test_weights_of_the_rows():
     assert rows.weights.sum() == pytest.approx(weights.sum(), rel=0.05)
 
 
+def test_rows_without_weight_are_not_counted():
+    """Of 500 rows 100 weigh: halved to 64 or more they are all there, with their own weights."""
+    weights = np.zeros(500)
+    weights[::5] = 1.0
+    (one,) = coreset(PARTS[0], 10, part=0, weights=weights, g=2, **SETTINGS).nodes.values()
+    np.testing.assert_array_equal(one.rows, np.arange(0, 500, 5))
+    np.testing.assert_array_equal(one.weights, np.ones(100))
+    every = [coreset(PARTS[0], 60, part=i, weights=weights, g=0, **SETTINGS) for i in range(5)]
+    assert merge(every).choose().rows.size == 60
+
+
 def test_a_heavy_row_does_not_make_the_others_too_few():
     parts = [POINTS[:1], *(POINTS[300 * i : 300 * i + 300] for i in range(1, 4))]
     weights = [[1000.0], *[np.ones(300)] * 3]
@@ -327,8 +338,10 @@ def test_equal_kernels_are_the_same():
         ({"method": "best"}, "method must be one of"),
         ({"points": np.ones(3)}, r"points must have shape \(rows, d\); got shape \(3,\)"),
         ({"points": np.full((3, 2), np.nan)}, "points must be finite"),
+        ({"points": np.ma.masked_less(np.eye(3), 1.0)}, "points must have no masked entries"),
         ({"weights": np.ones(3)}, r"weights must be numbers of shape \(500,\); got dtype float64"),
         ({"weights": np.full(500, -1)}, "weights must be finite, and none of them negative"),
+        ({"weights": np.full(500, 1e308)}, "weights must have a finite sum; divide them by the"),
         ({"weights": np.full(500, np.inf)}, "weights must be finite, and none of them negative"),
     ],
 )

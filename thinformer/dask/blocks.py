@@ -77,7 +77,7 @@ def blocks_of(x: Any, weights: Any, every: bool, name: str = "x") -> Blocks:
     every : whether a posterior's variables of a sampler are kept
     """
     if hasattr(x, "map_partitions") and hasattr(x, "columns"):
-        return _of_frame(x, weights)
+        return _of_frame(x, weights, name)
     if (hasattr(posterior_group(x), "data_vars") or is_variable(x)) and is_of_dask(x):
         array, names, left_out = _of_posterior(x, every, name)
         blocks = _of_array(_checked(array, name), weights, name)
@@ -95,6 +95,8 @@ def _checked(x: Any, name: str) -> Any:
             f"variables are Dask arrays; got {type(x).__name__} (thinformer.thin takes points in "
             "memory)"
         )
+    if isinstance(x._meta, np.ma.MaskedArray):
+        raise TypeError(f"{name} must have no mask; dask.array.ma.filled({name}) fills its entries")
     if x.ndim != 2:
         hint = f" (one column is {name}[:, None])" if x.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (n, d); got shape {x.shape}{hint}")
@@ -124,8 +126,10 @@ def _of_array(x: Any, weights: Any, name: str) -> Blocks:
     return blocks._replace(weights=array.rechunk((x.chunks[0],)).to_delayed().tolist())
 
 
-def _of_frame(x: Any, weights: Any) -> Blocks:
+def _of_frame(x: Any, weights: Any, name: str) -> Blocks:
     """The partitions of a frame."""
+    if x.ndim == 1:
+        raise TypeError(f"{name} must be a frame; got a series ({name}.to_frame() makes a frame)")
     values = list(x.to_delayed())
     blocks = Blocks(values, [None] * len(values), None, len(x.columns), frame=x)
     if weights is None:
@@ -143,6 +147,8 @@ def _of_posterior(x: Any, every: bool, name: str) -> tuple[Any, list[str], dict[
         x, every = x.to_dataset(name=x.name or "points"), True
     dataset = posterior_group(x)
     dims = sample_dimensions(dataset, name)
+    if not all(dataset.sizes[dim] for dim in dims):
+        raise ValueError(f"{name} must have at least one draw")
     drawn, others = drawn_variables(dataset, dims)
     kept = [label for label in drawn if every or not is_of_a_sampler(str(label))]
     left_out = {str(label): WITHOUT_DRAWS for label in others}

@@ -14,6 +14,7 @@ from thinformer.dask.estimates import SampledMMD, own, squared_mmd
 from thinformer.dask.sampling import numbers_of
 from thinformer.halving.problem import Points
 from thinformer.kernels import energy
+from thinformer.support import checks
 from thinformer.thinning.arguments import as_problem, as_weights
 from thinformer.thinning.comparison import Comparison, Comparisons
 from thinformer.thinning.moments import ColumnError, column_errors
@@ -165,7 +166,9 @@ def _moments(points: NDArray, weights: NDArray | None) -> _Moments:
 
 
 def _of_block(block: Any, weights: Any, places: NDArray | None) -> _Moments:
-    return _moments(columns_of(block, places), weights)
+    points = columns_of(block, places)
+    checks.finite("x", bool(np.isfinite(points).all()))  # also rows that are not drawn
+    return _moments(points, weights)
 
 
 def _together(found: Sequence[_Moments]) -> _Moments:

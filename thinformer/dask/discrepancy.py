@@ -87,6 +87,9 @@ def mmd(
     what is left of k(x, y) without the means over x and over y. It falls as :math:`1 / \sqrt m`
     where the MMD is large, and as 1 / m where it is near 0. There it is somewhat too large.
 
+    Rows are drawn whatever their weights are. If few rows have most of the weight, and `sample` is
+    so small that none of these may be drawn, the standard error can be far too small.
+
     Examples
     --------
     >>> import dask.array as da
@@ -182,7 +185,7 @@ def with_rows(
     values = table.values.astype(np.float64, copy=False)
     if table.places is not None and of_points.places is not None:
         values = values[:, np.flatnonzero(np.isin(table.places, of_points.places))]
-    points = points._replace(rows=np.arange(m), weights=taken.weights[:m])
+    points = points._replace(rows=np.arange(m), weights=_some(taken.weights[:m]))
     ends = m + np.cumsum([0, *map(len, sets)])
     others = [_every(start, end) for start, end in itertools.pairwise(ends.tolist())]
     return Held(values, points, others, of_points)
@@ -207,8 +210,17 @@ def _beside(
     named = taken.table.names is not None or own_table.names is not None
     tables = counted({"x": taken.table, "coreset": own_table}, asked.every)
     array = np.concatenate([table.values for table in tables], dtype=np.float64)
-    points = points._replace(rows=np.arange(m), weights=taken.weights)
+    points = points._replace(rows=np.arange(m), weights=_some(taken.weights))
     return Held(array, points, [other], tables[0]), named
+
+
+def _some(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weights of the rows that were drawn, of which one at least must not be 0."""
+    if not weights.any():
+        raise ValueError(
+            f"sample must be larger: all {weights.size} rows that were drawn have the weight 0"
+        )
+    return weights
 
 
 def _every(start: int, end: int) -> Drawn:

@@ -87,8 +87,8 @@ def thin(
     together have 1000 rows, which are then computed twice. Give a bandwidth, and
     ``standardize=False``, if the first blocks differ from the others.
 
-    Each task holds a block or four coresets; these have at most 2^l times
-    2 max(2^g `size`, 4096) rows on level l of the tree.
+    Each task holds a block or four coresets. On level l of the tree these have at most 2^l times
+    2 max(2^g `size`, 4096) rows, and above level 3 no more than on level 3.
 
     Examples
     --------
@@ -151,7 +151,10 @@ def _coreset(
 ) -> Coresets:
     """The coreset of a block, of its columns that count in their units."""
     points = columns_of(block, places)
-    return coreset(points if divisors is None else points / divisors, size, **settings)
+    try:
+        return coreset(points if divisors is None else points / divisors, size, **settings)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"block {settings['part']} of x: {error}") from None
 
 
 def _choose(coresets: Coresets, parts: int, numbered: bool) -> NDArray[np.int64]:

@@ -193,8 +193,7 @@ def _open_file(pa: Any, path: Path, stack: contextlib.ExitStack) -> _Stored:
     file = stack.enter_context(optional("pyarrow.parquet", "Parquet").ParquetFile(path))
 
     def tables(rows: int, columns: Sequence[str] | None) -> Iterator[Any]:
-        for batch in file.iter_batches(batch_size=rows, columns=columns):
-            yield pa.Table.from_batches([batch])
+        yield from _of_length(pa, file.iter_batches(batch_size=rows, columns=columns), rows)
 
     return _Stored(file.schema_arrow, file.metadata.num_rows, tables)
 
@@ -208,22 +207,31 @@ def _open_folder(pa: Any, path: Path) -> _Stored:
         raise ValueError("the folder has no files")
 
     def tables(rows: int, columns: Sequence[str] | None) -> Iterator[Any]:
-        held, count = [], 0
-        # a batch ends where a file does
-        for batch in dataset.to_batches(columns=columns, batch_size=rows, batch_readahead=1,
-                                        fragment_readahead=1):  # fmt: skip
-            while batch.num_rows:
-                part = batch.slice(0, rows - count)
-                batch = batch.slice(part.num_rows)
-                held.append(part)
-                count += part.num_rows
-                if count == rows:
-                    yield pa.Table.from_batches(held)
-                    held, count = [], 0
-        if held:
-            yield pa.Table.from_batches(held)
+        batches = dataset.to_batches(
+            columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1
+        )
+        yield from _of_length(pa, batches, rows)
 
     return _Stored(dataset.schema, dataset.count_rows(), tables)
+
+
+def _of_length(pa: Any, batches: Iterable[Any], rows: int) -> Iterator[Any]:
+    """Yield tables of so many rows, the last one of fewer.
+
+    A batch ends where a file does; with dictionaries also where a row group does.
+    """
+    held, count = [], 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, rows - count)
+            batch = batch.slice(part.num_rows)
+            held.append(part)
+            count += part.num_rows
+            if count == rows:
+                yield pa.Table.from_batches(held)
+                held, count = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _is_numeric(pa: Any, kind: Any) -> bool:

@@ -84,8 +84,11 @@ def choose(
         reading.bandwidth = bandwidth_of_rows(job, first[:, :d], settings["rng"])
         reading.seconds += time.perf_counter() - clock
         tell(f"thinning on {job.scheduler}", None)
-        of_chunks = _of_one_chunk if len(array.chunks[0]) == 1 else _of_chunks
-        rows, points, reading.seen = of_chunks(job, array, d, settings, reading.bandwidth)
+        if len(array.chunks[0]) == 1:
+            rows, points, reading.seen = _of_one_chunk(job, array, d, settings)
+        else:
+            found = _of_chunks(job, array, d, settings, reading.bandwidth)
+            rows, points, reading.seen = found
         tell(f"reading the rows chosen on {job.scheduler}", None)
         reading.held = _records(parts, rows)
     return rows, points
@@ -95,19 +98,26 @@ def _array(job: Job, source: Source, request: Request, parts: Sequence[Part]) ->
     """The columns of the distance, and behind them the weights, in chunks."""
     weights = matched(request, [name for name, _ in source.fields]).weights
     columns = [*source.labels, *([] if weights is None else [weights])]
-    calls = [(part, columns) for part in parts]
+    calls = [(job, part, columns, weights is not None) for part in parts]
     lengths = [part.rows for part in parts]
-    array = tasks.array_of(numbers_of_part, calls, lengths, len(columns))
+    array = tasks.array_of(_read, calls, lengths, len(columns))
     return array.rechunk({0: chunk_rows(job)})
 
 
+def _read(job: Job, part: Part, columns: Sequence[str], weighted: bool) -> NDArray[np.float64]:
+    """The columns of a part, of which the last may be of weights."""
+    values = numbers_of_part(part, columns)
+    if weighted:
+        check_weights(job, values[:, -1].min())
+    return values
+
+
 def _of_one_chunk(
-    job: Job, array: Any, d: int, settings: dict[str, Any], bandwidth: Any
+    job: Job, array: Any, d: int, settings: dict[str, Any]
 ) -> tuple[NDArray[np.int64], NDArray, Seen]:
     """Choose rows of the only chunk here, as `thin` does."""
     values = array.compute()
     points, weights = values[:, :d], values[:, d] if values.shape[1] > d else np.ones(len(values))
-    check_weights(job, weights.min())
     chosen = merge_and_reduce([(points, weights)], job.size or 1, **settings)
     seen = see(None, points, weights, job.size or 1, np.random.default_rng([settings["rng"], 1]))
     return chosen.rows, chosen.points, seen
@@ -127,18 +137,27 @@ def _of_chunks(
     stride = 1
     while n // stride > SPACED * size:
         stride *= 2
-    drawn = drawn_rows(n, SAMPLE, seed, 0).rows
-    sets = [rows, drawn, np.arange(stride - 1, n, stride)]
+    evenly = np.arange(stride - 1, n, stride)
+    if weighted:  # rows without weight are none to compare with
+        weighing = array[array[:, d] > 0].compute_chunk_sizes()
+        count = weighing.shape[0]
+        chosen, spaced = _taken(array, rows, evenly)
+        (sample,) = _taken(weighing, drawn_rows(count, SAMPLE, seed, 0).rows)
+    else:
+        count = n
+        chosen, spaced, sample = _taken(array, rows, evenly, drawn_rows(n, SAMPLE, seed, 0).rows)
+    return rows, chosen[:, :d], Seen(
+        rows=n, chunks=len(array.chunks[0]), weighing=count, only=None, keys=np.empty(0),
+        points=sample[:, :d], weights=sample[:, d] if weighted else np.ones(len(sample)),
+        stride=stride, spaced=spaced[:, :d],
+    )  # fmt: skip
+
+
+def _taken(array: Any, *sets: NDArray[np.int64]) -> list[NDArray]:
+    """The rows of an array by their numbers, one array for each set of them."""
     blocks = blocks_of(array, None, every=True)
     values = take(blocks, lengths_of(blocks), np.concatenate(sets), every=True).table.values
-    chosen, sample, spaced = np.split(values, np.cumsum([len(each) for each in sets[:-1]]))
-    weights = sample[:, d] if weighted else np.ones(len(sample))
-    weighing = int((array[:, d] > 0).sum().compute()) if weighted else n
-    held = weights > 0
-    return rows, chosen[:, :d], Seen(
-        rows=n, chunks=len(array.chunks[0]), weighing=weighing, only=None, keys=np.empty(0),
-        points=sample[held, :d], weights=weights[held], stride=stride, spaced=spaced[:, :d],
-    )  # fmt: skip
+    return np.split(values, np.cumsum([len(each) for each in sets[:-1]]))
 
 
 def _records(parts: Sequence[Part], rows: NDArray[np.int64]) -> list[tuple[NDArray, Any]]:

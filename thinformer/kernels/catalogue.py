@@ -282,6 +282,7 @@ def stein(scores: ArrayLike, bandwidth: ArrayLike | str = 1.0) -> Kernel:
         The scores are not finite numbers of shape (n, d); the bandwidth is not positive, or it is
         another word.
     """
+    checks.in_memory("scores", scores)
     scores = np.asarray(scores, dtype=np.float64)
     checks.shape("scores", scores, 2, "(n, d)")
     checks.finite("scores", bool(np.isfinite(scores).all()))

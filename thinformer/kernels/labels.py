@@ -50,6 +50,7 @@ def with_labels(
     -----
     A kernel value takes O(d + e) time for points (n, d). The CUDA body has no such kernels.
     """
+    checks.in_memory("labels", labels)
     values = np.asarray(labels)
     if values.dtype.kind not in "biuf":
         raise TypeError(
@@ -99,6 +100,7 @@ def gradient_free_stein(
     there cost nothing: too many of them are chosen, or have large weights from `debias`.
     """
     kernel = stein(scores, bandwidth)
+    checks.in_memory("log_ratio", log_ratio)
     ratios = np.asarray(log_ratio, dtype=np.float64)
     if ratios.shape != (len(kernel.companion),):
         raise ValueError(

@@ -16,6 +16,7 @@ COMPUTED_IN = {"float16": np.float32, "float32": np.float32, "float64": np.float
 
 def float_array(name: str, value: Any) -> NDArray:
     """Return `value` as an array, float16, float32 or float64."""
+    in_memory(name, value)
     array = np.asarray(value)
     if array.dtype.name not in COMPUTED_IN:
         hint = " (convert it with .astype(float))" if array.dtype.kind in "biu" else ""
@@ -23,6 +24,16 @@ def float_array(name: str, value: Any) -> NDArray:
             f"{name} must be float16, float32 or float64; got dtype {array.dtype}{hint}"
         )
     return array
+
+
+def in_memory(name: str, value: Any) -> None:
+    """Raise for an array or a column of Dask, which NumPy would load silently."""
+    graph = getattr(value, "__dask_graph__", None)
+    if callable(graph) and graph() is not None:  # None of an array of xarray that is in memory
+        raise TypeError(
+            f"{name} must be in memory; got a Dask {type(value).__name__}. "
+            f"{name}.compute() loads it"
+        )
 
 
 def computed(array: NDArray) -> NDArray:

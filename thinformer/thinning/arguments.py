@@ -247,6 +247,7 @@ def as_weights(
     """
     if weights is None:
         return np.full(n, 1 / n)
+    checks.in_memory(name, weights)
     array = np.asarray(bodies.to_cpu(weights))
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(

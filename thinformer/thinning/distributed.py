@@ -146,7 +146,7 @@ def coreset(
     -------
     Coresets
         Of one part. It has max(2^g `size`, 4096) to twice as many rows; those of a shorter part are
-        all kept.
+        all kept. With unequal weights it may have fewer, since heavy rows are chosen several times.
 
     Raises
     ------
@@ -189,6 +189,8 @@ def coreset(
             f"frame[columns].to_numpy(); got {type(points).__name__}"
         )
     check_in_memory(points, "points")
+    if np.ma.is_masked(points):
+        raise ValueError("points must have no masked entries; drop or fill them")
     array = np.asarray(points)
     checks.shape("points", array, 2, "(rows, d)")
     if len(array):
@@ -278,6 +280,7 @@ def weights_of_rows(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
     """Return the weights (n,) of a part as they are; ones for None."""
     if weights is None:
         return np.ones(n)
+    checks.in_memory("weights", weights)
     array = np.asarray(weights)
     if array.dtype.kind not in "biuf" or array.shape != (n,):
         raise ValueError(
@@ -285,7 +288,11 @@ def weights_of_rows(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
         )
     if not np.isfinite(array).all() or (array < 0).any():
         raise ValueError("weights must be finite, and none of them negative")
-    return array.astype(np.float64)
+    array = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(array.sum()):
+            raise ValueError("weights must have a finite sum; divide them by the largest")
+    return array
 
 
 def _is_word(value: Any, word: str) -> bool:

@@ -150,6 +150,7 @@ class KernelThinner(BaseEstimator):
             points = counted({"X": table}, every)[0].values
         seed = seed_of(self.random_state)
         if sample_weight is not None:
+            checks.in_memory("sample_weight", sample_weight)
             sample_weight = np.asarray(sample_weight)
             as_weights(sample_weight, n, "sample_weight")
         found = thin(

@@ -104,8 +104,7 @@ def leaf(every: WeightedRows, settings: Settings, part: int) -> WeightedRows:
     """Halve the rows of a part. A part without weight is empty."""
     if not every.weights.any():
         return taken(every, np.empty(0, np.int64), np.empty(0))
-    halvings = halvings_to(len(every.rows), settings.least)
-    return _halved(every, halvings, settings, settings.generator(0, part))
+    return _fewer(every, len(every.rows), settings, settings.generator(0, part))
 
 
 def joined(settings: Settings, found: Iterable[tuple[Node, WeightedRows]]) -> Nodes:
@@ -119,8 +118,7 @@ def joined(settings: Settings, found: Iterable[tuple[Node, WeightedRows]]) -> No
                 generator = settings.generator(level + 1, index)
                 union = evened([nodes.pop(node) for node in four], settings, generator)
                 wanted = 1 if level < GROWING else 2
-                halvings = min(wanted, halvings_to(len(union.rows), settings.least))
-                nodes[level + 1, index] = _halved(union, halvings, settings, generator)
+                nodes[level + 1, index] = _fewer(union, wanted, settings, generator)
         level += 1
     return dict(sorted(nodes.items(), key=lambda item: span(item[0])))
 
@@ -166,6 +164,18 @@ def _aim(lengths: list[int], means: list[float], least: int) -> float:
         if left >= least:
             return aim
     return min(means)
+
+
+def _fewer(
+    coreset: WeightedRows, most: int, settings: Settings, generator: np.random.Generator
+) -> WeightedRows:
+    """Halve a coreset at most `most` times, and not to less than the least number of rows."""
+    halvings = halvings_to(len(coreset.rows), settings.least)
+    if halvings and not coreset.weights.all():  # rows without weight are no rows to halve
+        weighing = np.flatnonzero(coreset.weights)
+        coreset = taken(coreset, weighing, coreset.weights[weighing])
+        halvings = halvings_to(len(weighing), settings.least)
+    return _halved(coreset, min(most, halvings), settings, generator)
 
 
 def _halved(

@@ -22,6 +22,7 @@ from thinformer.kernels.phi import GAUSSIAN, RATIONAL_QUADRATIC, SOBOLEV
 from thinformer.support import checks
 from thinformer.thinning.arguments import as_problem, resolve
 from thinformer.thinning.estimator import sample_size, seed_of
+from thinformer.thinning.tables import check_in_memory
 from thinformer.thinning.thin import thin
 
 DTYPES = [np.float64, np.float32]
@@ -39,6 +40,8 @@ class _OnCoreset(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _choose(self, X: Any, y: Any, constant: float, squared: float) -> tuple[NDArray, NDArray]:
         """Set the kernel and the coreset; return targets (n, t) float64 and their means (t,)."""
+        check_in_memory(X, "X")
+        checks.in_memory("y", y)
         X, y = validate_data(
             self, X, y, dtype=DTYPES, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
@@ -61,6 +64,7 @@ class _OnCoreset(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _points(self, X: Any) -> NDArray:
         check_is_fitted(self)
+        check_in_memory(X, "X")
         return validate_data(self, X, dtype=DTYPES, reset=False)
 
     def _predictions(self, values: NDArray) -> NDArray:

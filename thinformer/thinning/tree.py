@@ -73,6 +73,7 @@ def compress(
     >>> compress(np.arange(16.0), lambda x: np.argsort(x)[1::2])
     array([ 3,  7, 11, 15])
     """
+    checks.in_memory("points", points)
     array = np.asarray(points)
     checks.shape("points", array, 1, "(n, ...)")
     checks.not_empty("points", array, 0, "point")
