@@ -6,7 +6,7 @@ from devices import OnGpu, at, host
 
 from thinformer import compare, kernels, mmd, thin
 
-S, SIZE = at((4096, 64), (16, 4))
+S, SIZE = at((4096, 64), (8, 2))
 POINTS = np.random.default_rng(0).standard_normal((S, 2))
 
 
