@@ -143,8 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m examples.lost_workers",
         description="What slow and lost workers cost, and that the chosen rows stay the same.",
     )
-    parser.add_argument("--parts", type=count, default=1024)
-    parser.add_argument("--workers", type=count, default=32)
+    parser.add_argument("--parts", type=count, default=256)
+    parser.add_argument("--workers", type=count, default=16)
     arguments = parser.parse_args(argv)
     parts, workers = arguments.parts, arguments.workers
     print(f"{parts:,} parts, {workers} workers; a task takes about 1, a slow one {SLOW:g},")

@@ -25,6 +25,7 @@ from thinformer.thinning.merging import FULL, GROWING
 SIZE, DIM = 1000, 4  # rows to choose, and columns of points in float64
 BANDWIDTH = 2.0
 PART = 1_000_000  # rows of a part
+FEW = 100_000  # rows to measure the choice with, and eight times as many
 NETWORK = 1e9  # bytes a second that a worker sends or receives: an assumption
 
 TOKENS, HEADS, WIDTH, KEPT = 2**20, 16, 128, 1024  # attention; KEPT keys on each GPU
@@ -32,11 +33,12 @@ HALF, SINGLE = 989e12, 66.9e12  # operations a second of an H100: tensor cores, 
 
 
 class Constants(NamedTuple):
-    """What is measured: seconds and bytes of one row.
+    """What is measured, in seconds and bytes.
 
     coreset : of a row of a part
     halve : of a row of the four coresets that are merged, for one halving
-    choose : of a row of the coresets at the end
+    choose : of the choice from FEW rows
+    double : by which the choice takes longer for each doubling of its rows
     size : bytes of a row of a coreset, as it is sent
     left : rows of the coreset of a part
     """
@@ -44,6 +46,7 @@ class Constants(NamedTuple):
     coreset: float
     halve: float
     choose: float
+    double: float
     size: float
     left: int
 
@@ -77,17 +80,18 @@ def measure(part: int = PART) -> Constants:
         for i in range(1, FULL)
     ]
     start = time.perf_counter()
-    merged = merge([first, *others])
+    merge([first, *others])
     of_merge = time.perf_counter() - start
-    left = sum(len(each.rows) for each in merged.nodes.values())
-    merged.choose()  # compiles
-    start = time.perf_counter()
-    merged.choose()
-    of_choice = time.perf_counter() - start
-    n = len(rows.rows)
-    return Constants(
-        of_part / part, of_merge / (FULL * n), of_choice / left, len(pickle.dumps(first)) / n, n
-    )
+    thin(points[:2000], SIZE, bandwidth=BANDWIDTH, rng=0)  # compiles
+    seconds = []
+    for times in (1, 8):
+        few = rng.normal(size=(times * FEW, DIM))
+        start = time.perf_counter()
+        thin(few, SIZE, bandwidth=BANDWIDTH, rng=0)
+        seconds.append(time.perf_counter() - start)
+    n, double = len(rows.rows), (seconds[1] - seconds[0]) / 3
+    sent = len(pickle.dumps(first)) / n
+    return Constants(of_part / part, of_merge / (FULL * n), seconds[0], double, sent, n)
 
 
 def cost(points: float, workers: int, constants: Constants) -> Cost:
@@ -107,7 +111,7 @@ def cost(points: float, workers: int, constants: Constants) -> Cost:
             memory = max(memory, moved)
         nodes, rows, level = parents, FULL * rows >> halvings, level + 1
     last = union * constants.size
-    choice = union * constants.choose + last / NETWORK
+    choice = constants.choose + constants.double * max(0, np.log2(union / FEW)) + last / NETWORK
     return Cost(of_parts, merges, choice, max(memory, last), sent + last)
 
 
@@ -197,9 +201,11 @@ def main(argv: list[str] | None = None) -> None:
     set_num_threads(1)
     constants = measure(arguments.part)
     print("measured on one thread:")
-    for name in ("coreset", "halve", "choose"):
-        print(f"  {name:8}  {1e6 * getattr(constants, name):6.2f} microseconds a row")
-    print(f"  a row of a coreset has {constants.size:.0f} bytes")
+    print(f"  coreset of a part: {1e6 * constants.coreset:.2f} microseconds a row")
+    print(f"  a halving of a merge: {1e6 * constants.halve:.2f} microseconds a row")
+    print(f"  choice from {FEW:,} rows: {constants.choose:.1f} s, and", end=" ")
+    print(f"{constants.double:.1f} s for each doubling")
+    print(f"  a row of a coreset: {constants.size:.0f} bytes")
     print()
     for line in points_table(constants):
         print(line)

@@ -7,7 +7,9 @@ from examples import lost_workers, many_machines
 from examples.many_machines import Constants, cost
 from thinformer import coreset, get_num_threads, merge, set_num_threads
 
-CONSTANTS = Constants(coreset=1e-6, halve=2e-6, choose=3e-6, size=100, left=20_000)
+CONSTANTS = Constants(
+    coreset=1e-6, halve=2e-6, choose=3.0, double=0.5, size=100, left=20_000
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def test_one_worker_does_all_parts():
     moved = [4 * 80_000, 160_000]
     assert found.merge == pytest.approx(sum(moved) * (2e-6 + 100 / 1e9))
     assert found.sent == 100 * (sum(moved) + 80_000)  # the last has 80,000 rows
-    assert found.choose == pytest.approx(80_000 * (3e-6 + 100 / 1e9))
+    assert found.choose == pytest.approx(3.0 + 80_000 * 100 / 1e9)
 
 
 def test_workers_share_levels():
@@ -49,7 +51,7 @@ def test_model_has_the_rows_of_the_tree():
     left = len(next(iter(parts[0].nodes.values())).rows)
     found = merge(parts)
     rows = sum(len(each.rows) for each in found.nodes.values())
-    constants = Constants(0, 0, 1, 0, left)
+    constants = Constants(0, 0, 0, 0, size=many_machines.NETWORK, left=left)
     assert cost(70e6, 1, constants).choose == pytest.approx(rows, rel=0.01)
 
 
@@ -64,7 +66,8 @@ def test_quality(capsys):
     assert max(errors.values()) < 1.5 * min(errors.values())
 
 
-def test_tables(capsys):
+def test_tables(capsys, monkeypatch):
+    monkeypatch.setattr(many_machines, "FEW", 2000)
     many_machines.main(["--part", "20000"])
     measured, points, tokens = capsys.readouterr().out.strip().split("\n\n")
     assert measured.splitlines()[0] == "measured on one thread:"
