@@ -89,7 +89,7 @@ def test_the_wheel_is_small_and_has_the_whole_package(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 2_100_000
+    assert wheel.stat().st_size < 2_200_000
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if name.startswith("thinformer/")}
     tracked = {name for name in project_files() if name.startswith("thinformer/")}

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 
 import pytest
+from checkout import ROOT
 
 import thinformer
 from thinformer.commands.main import main
@@ -18,6 +19,7 @@ def test_the_version_of_a_checkout(monkeypatch, tmp_path, capsys):
 
     expected = installed("thinformer")
     monkeypatch.setattr(module, "installed", nothing)
+    monkeypatch.setattr(module, "CHECKOUT", ROOT)
     assert module.version("thinformer") == expected == thinformer.__version__
     with pytest.raises(SystemExit):
         main(["--version"])

@@ -231,8 +231,8 @@ class _Part(NamedTuple):
 
 def _group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
     """The process group that is meant."""
-    if group is None or isinstance(group, dist.ProcessGroup):
-        return group
+    if not hasattr(group, "get_group"):  # the group of a rank outside it is a number
+        return group  # type: ignore[return-value]
     if group.ndim != 1:
         raise ValueError(
             f"group must be a mesh of one dimension, such as mesh['sequence']; got {group.ndim} "
