@@ -124,7 +124,13 @@ def test_four_texts_of_four_lengths():
         torch.testing.assert_close(together[i, -length:], expected, rtol=1e-4, atol=1e-4)
 
 
-@EACH_MODEL
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("llama", "gemma3") else pytest.param(kind, marks=pytest.mark.nightly)
+        for kind in CONFIGURATIONS
+    ],
+)
 def test_memory_is_as_size_says(kind):
     model = make(kind)
     for length in (300, 1200):

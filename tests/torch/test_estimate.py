@@ -276,6 +276,7 @@ def test_compile_breaks_no_graph(correction):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_compile_takes_changing_lengths_without_compiling_again():
     fast, counter = compiled(thinformer_attention, dynamic=True)
     graphs = []

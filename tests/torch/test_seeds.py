@@ -211,7 +211,9 @@ def test_checkpoints_recompute_the_same(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", ["default", "some heads fall back"])
+@pytest.mark.parametrize(
+    "settings", ["some heads fall back", pytest.param("default", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("name", ALL)
 def test_compiled_whole_and_exported(name, settings):
     model, call = ALL[name]()
