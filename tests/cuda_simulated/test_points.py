@@ -190,6 +190,7 @@ def test_stacks():
     np.testing.assert_array_equal(kept, kh_compress(points, size=6, rng=0))
 
 
+@pytest.mark.nightly
 def test_validate(monkeypatch):
     """The command's comparison with what was recorded, on its smallest cases."""
     few = {}

@@ -62,7 +62,13 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.nightly) if name in ("sum", "sobolev") else name
+        for name in KERNELS
+    ],
+)
 def test_kernels(name):
     points = unit_points()
     options = {"kernel": KERNELS[name], "g": 1, "rng": 0}

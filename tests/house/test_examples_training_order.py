@@ -57,6 +57,7 @@ def test_table():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command(capsys):
     arguments = "--data cancer --epochs 5 --seeds 2 --target 0.03 --learning-rate 0.1 --batch 8"
     compare.main(arguments.split())

@@ -122,6 +122,7 @@ def soak(seconds):
     """, timeout=seconds * 3 + 120))  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_soak_briefly():
     soak(6)
 

@@ -240,6 +240,7 @@ def test_a_peer_that_does_not_end(stub, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_command(stub, tmp_path, monkeypatch, capsys):
     stub(FIRST_ROWS)
     shown = {"MMD": ("coreax, RPCholesky", "evenly spaced rows"),

@@ -44,6 +44,7 @@ def faulty_copy(folder, file, right, wrong):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_fails_on_a_fault(tmp_path):
     """It says so and exits with 1."""
     options = faulty_copy(tmp_path, "halving/steps.py", "a <= alpha", "a > alpha")
@@ -134,6 +135,7 @@ def test_upstream(scale, agrees, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_specification_live():
     """``python -m reference.validate``, briefly."""
     result = subprocess.run(

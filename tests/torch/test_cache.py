@@ -127,7 +127,7 @@ def test_four_texts_of_four_lengths():
 @pytest.mark.parametrize(
     "kind",
     [
-        kind if kind in ("llama", "gemma3") else pytest.param(kind, marks=pytest.mark.nightly)
+        kind if kind == "gemma3" else pytest.param(kind, marks=pytest.mark.nightly)
         for kind in CONFIGURATIONS
     ],
 )
