@@ -229,10 +229,10 @@ class _Part(NamedTuple):
         return math.log(self.key[1] / self.kept)
 
 
-def _group(group: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
+def _group(group: Any) -> dist.ProcessGroup | None:
     """The process group that is meant."""
     if not hasattr(group, "get_group"):  # the group of a rank outside it is a number
-        return group  # type: ignore[return-value]
+        return group
     if group.ndim != 1:
         raise ValueError(
             f"group must be a mesh of one dimension, such as mesh['sequence']; got {group.ndim} "
