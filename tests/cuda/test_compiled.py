@@ -1,17 +1,12 @@
 """The CUDA kernels as machine code of real GPUs, compiled without one: what they must not hold."""
 
 import re
-import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from checkout import ROOT
-
-if sys.platform != "linux":
-    pytest.skip("the compiler is installed on Linux only", allow_module_level=True)
-
 from machine_code import CAPABILITIES, compiled, resources
 from numba import types
 from numba.cuda import dispatcher

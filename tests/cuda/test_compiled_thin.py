@@ -2,17 +2,12 @@
 
 import math
 import re
-import sys
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from checkout import ROOT
-
-if sys.platform != "linux":
-    pytest.skip("the compiler is installed on Linux only", allow_module_level=True)
-
 from machine_code import CAPABILITIES, compiled, resources
 from numba import njit, types  # noqa: TID251
 from numba.cuda import dispatcher

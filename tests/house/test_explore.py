@@ -15,6 +15,7 @@ import explore_cases
 import numpy as np
 import pytest
 from checkout import ROOT
+from programs import BROWSERS, program
 
 from thinformer import Draws, mmd
 from thinformer.halving.draws import make_draws
@@ -22,7 +23,6 @@ from thinformer.halving.schedule import compress_schedule
 
 FOLDER = ROOT / "docs" / "_static" / "explore"
 HELPERS = ROOT / "tests" / "helpers"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCRIPTS = ("thinformer", "experiment", "drawing", "panels", "picture", "explore")
 
 
@@ -37,12 +37,6 @@ def cases():
         "attention": 17 + 18 + 6,
     }
     return found
-
-
-def program(name):
-    """Where a program is, or a skipped test."""
-    path = shutil.which(name)
-    return path or pytest.skip(f"{name} is not installed")
 
 
 def in_node(script, *arguments):
@@ -168,9 +162,7 @@ def test_figures_of_the_page_are_what_it_computes():
 
 def in_browser(page, folder, query=""):
     """The document of a page after half a minute of the browser's own, virtual time."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    browser = program(*BROWSERS)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
                "--window-size=1280,1700", "--virtual-time-budget=30000", "--dump-dom",
                f"--user-data-dir={folder / 'profile'}"]  # fmt: skip

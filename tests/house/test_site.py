@@ -4,13 +4,13 @@ import html.parser
 import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
 
 import pytest
 from checkout import ROOT
+from programs import BROWSERS, program
 
 pytest.importorskip("myst_nb")
 PUBLIC = (
@@ -21,7 +21,6 @@ PUBLIC = (
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src",
           "audio": "src", "video": "src", "embed": "src", "object": "data", "image": "href",
           "use": "href"}  # fmt: skip
-CHROMIUM = shutil.which("chromium")
 # visits pages in a frame, and counts formulas, formulas without an area, and pictures without one
 VISITS = """<!doctype html><body><script>
 async function visit(page) {
@@ -197,7 +196,7 @@ def visited(paths, folder):
     """What a browser without a network counts on each page."""
     harness = folder / "visits.html"
     harness.write_text(VISITS.replace("PAGES", json.dumps([path.as_uri() for path in paths])))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+    command = [program(*BROWSERS), "--headless", "--no-sandbox", "--disable-gpu",
                "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND",
                f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=600000",
                "--dump-dom", harness.as_uri()]  # fmt: skip
@@ -206,7 +205,6 @@ def visited(paths, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_browser_shows_every_formula_and_picture(pages, tmp_path):
     for (path, page), (formulas, empty, broken) in zip(
         pages.items(), visited(pages, tmp_path), strict=True
@@ -216,7 +214,6 @@ def test_a_browser_shows_every_formula_and_picture(pages, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_browser_finds_what_is_not_there(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<math><mi>x</mi></math><math></math><img src="none.png">')

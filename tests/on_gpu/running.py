@@ -1,5 +1,6 @@
 """Runs stages within limits of time, and writes each result as it ends."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 PASSED, FAILED, CUT, SKIPPED = "PASS", "FAIL", "CUT", "SKIP"
@@ -79,15 +81,16 @@ class Runner:
                 self.report.add(stage, CUT, 0, "not begun: the time of the run is over")
             else:
                 running.append(Running(stage, self))
-        try:
-            while running:
-                for one in [one for one in running if one.over()]:
+        with ThreadPoolExecutor(max(1, len(running))) as threads:
+            waiting = {threads.submit(one.wait): one for one in running}
+            try:
+                for future in as_completed(waiting):
+                    one = waiting[future]
                     self.report.add(one.stage, *one.result())
                     running.remove(one)
-                time.sleep(0.05)
-        finally:  # interrupted
-            for one in running:
-                self.report.add(one.stage, *one.result())
+            finally:  # interrupted: what is stopped ends its thread
+                for one in running:
+                    self.report.add(one.stage, *one.result())
 
 
 class Running:
@@ -107,8 +110,10 @@ class Running:
                 env=environment, cwd=runner.temporary.name, start_new_session=True,
             )  # fmt: skip
 
-    def over(self):
-        return self.process.poll() is not None or time.monotonic() > self.end
+    def wait(self):
+        """Wait until the process ends, or its time is over."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(max(0, self.end - time.monotonic()))
 
     def result(self):
         """Return the outcome, seconds, a few words and the output; stop what still runs."""

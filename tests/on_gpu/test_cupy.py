@@ -7,13 +7,16 @@ from devices import at, host
 from thinformer import compress_kv, kernel_halve, kh_compress
 from thinformer.cuda.jit import SIMULATED
 
-if SIMULATED:
-    pytest.skip("CuPy and CUDA tensors need a GPU", allow_module_level=True)
-cupy = pytest.importorskip("cupy")
+pytestmark = pytest.mark.skipif(SIMULATED, reason="CuPy and CUDA tensors need a GPU")
 SIZES = at((3000, 60), (20, 5))
 
 
-def test_points_of_cupy():
+@pytest.fixture
+def cupy():
+    return pytest.importorskip("cupy")
+
+
+def test_points_of_cupy(cupy):
     """Read in place, by their strides; the result is CuPy's, and it can be used there."""
     S, size = SIZES
     points = np.random.default_rng(0).standard_normal((S, 6))
@@ -30,7 +33,7 @@ def test_points_of_cupy():
             assert len(np.unique(kept.get())) == size
 
 
-def test_keys_of_cupy():
+def test_keys_of_cupy(cupy):
     S, size = SIZES
     key, value = np.random.default_rng(1).standard_normal((2, 2, S, 3, 8))
     expected = compress_kv(key, value, size=size, rng=0)
@@ -38,7 +41,7 @@ def test_keys_of_cupy():
     np.testing.assert_array_equal(kept.get(), expected)
 
 
-def test_a_stream_of_cupy():
+def test_a_stream_of_cupy(cupy):
     """What is still being written there is waited for."""
     S, size = SIZES
     points = np.random.default_rng(2).standard_normal((S, 6))
@@ -53,7 +56,7 @@ def test_a_stream_of_cupy():
     np.testing.assert_array_equal(kept.get(), expected)
 
 
-def test_a_gram_matrix_of_cupy():
+def test_a_gram_matrix_of_cupy(cupy):
     x = np.random.default_rng(3).standard_normal(301)
     K = np.exp(-(np.subtract.outer(x, x) ** 2))
     kept = kernel_halve(cupy.asarray(K), rng=0)
