@@ -49,7 +49,8 @@ computation, torch and scikit-learn by the first use of a name that needs them.
 
 from typing import TYPE_CHECKING, Any
 
-from thinformer.attending.attention import Attended, attention, compress_kv
+from thinformer.arrays import Attended, attention
+from thinformer.attending.attention import compress_kv
 from thinformer.attending.cache import CompressedCache, compress_cache
 from thinformer.attending.causal import causal_attention
 from thinformer.halving.draws import Draws, make_draws

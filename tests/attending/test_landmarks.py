@@ -1,13 +1,12 @@
 """Attention to landmarks is near exact, finite, and refuses what it cannot do."""
 
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from specified_landmarks import activations, corrections, error, everything, qkv, specified
 
-from thinformer import attention, bodies, compress_schedule, make_draws
+from thinformer import attention, compress_schedule, make_draws
 from thinformer.attending.landmarks import (
     fit_landmarks,
 )
@@ -304,12 +303,3 @@ def test_not_finite(name, bad, temperature, correction):
     arrays[name][0, 3, 1, 0] = bad
     with pytest.raises(ValueError, match=f"^{name} must be finite"):
         attention(**arrays, size=20, correction=correction, temperature=temperature)
-
-
-def test_not_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(bodies, "choose", lambda device, **arrays: device)  # as if there were one
-    with pytest.raises(NotImplementedError, match="^correction must be None for device='cuda'"):
-        attention(*qkv(), size=20, correction="queries", device="cuda")
-    monkeypatch.setattr(bodies, "on_gpu", lambda array: isinstance(array, SimpleNamespace))
-    with pytest.raises(NotImplementedError, match="takes no arrays on a GPU"):
-        attention(SimpleNamespace(), *qkv()[1:], size=20, correction="queries")

@@ -16,6 +16,7 @@ import torch
 from numba.cuda.simulator import kernel as simulator
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from simulator import THREADS, Turns, memory
+from tensors import OnCuda
 
 from thinformer.cuda import arrays, draw, launches
 from thinformer.cuda.jit import SIMULATED
@@ -50,13 +51,20 @@ def torch_on_the_simulator(monkeypatch):
     from thinformer.torch.choose import on_gpu as bridge
 
     gpu = SimpleNamespace(multi_processor_count=1)
-    monkeypatch.setattr(bridge, "_current", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(bridge, "current", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(bridge, "_stream", lambda device: 0)
     monkeypatch.setattr(bridge, "_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
+    monkeypatch.setattr(bridge, "as_tensor", tensor_in_place)
     monkeypatch.setattr(bridge, "PIVOT_THREADS", THREADS)
+    monkeypatch.setattr(bridge, "HERD_THREADS", THREADS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return bridge
+
+
+def tensor_in_place(array):
+    """A tensor of the CPU that says it is on a GPU, so that kernels choose from it."""
+    return torch.from_numpy(array.copy_to_host()).as_subclass(OnCuda)
 
 
 @pytest.fixture

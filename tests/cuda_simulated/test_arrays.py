@@ -8,7 +8,6 @@ import pytest
 from simulator import OnGpu, host
 
 from thinformer import (
-    attention,
     compress_kv,
     compress_schedule,
     kernel_halve,
@@ -139,8 +138,6 @@ def test_bad_arrays_on_a_gpu(arrays_on_the_simulator, monkeypatch):
          lambda: compress_kv(key, OnGpu(key))),
         (TypeError, 'points must be in the CPU\'s memory for device="cpu"',
          lambda: kh_compress(OnGpu(points), device="cpu")),
-        (NotImplementedError, "compress_kv chooses the keys there",
-         lambda: attention(OnGpu(key), OnGpu(key), OnGpu(key))),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             call()

@@ -10,7 +10,6 @@ from problems import (
 from simulator import FLOAT32_TOLERANCE, THREADS
 
 from thinformer import (
-    attention,
     compress_kv,
     compress_schedule,
     make_draws,
@@ -63,15 +62,6 @@ def test_largest_in_block():
     cuda.jit(find)[12, THREADS](cuda.to_device(numbers.ravel()), found)
     expected = np.repeat(numbers.max(axis=1), THREADS)
     np.testing.assert_array_equal(found.copy_to_host(), expected)
-
-
-def test_attention_over_the_keys_chosen():
-    rng = np.random.default_rng(0)
-    query, key, value = rng.standard_normal((3, 1, 20, 1, 2))
-    expected = attention(query, key, value, size=5, rng=0, return_indices=True)
-    found = attention(query, key, value, size=5, rng=0, return_indices=True, device="cuda")
-    np.testing.assert_array_equal(found.indices, expected.indices)
-    np.testing.assert_allclose(found.output, expected.output, rtol=1e-12)
 
 
 def selected(key, value, size, seed, pre_thin="even"):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thinformer.attending.options import KeySelection
 from thinformer.halving.plan import plan
-from thinformer.torch.choose import on_cpu
+from thinformer.torch.choose import on_cpu, padding_on_gpu
 from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.operators import select
 from thinformer.torch.choose.seeds import bits_of_seed
@@ -117,11 +117,12 @@ class NoValues(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_a_mask_is_not_captured_with_a_correction(torch_on_the_simulator, monkeypatch):
+def test_a_mask_is_not_captured_with_a_correction(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     valid = torch.ones(1, 4, dtype=torch.bool)
+    x = torch.zeros(1, 4, 1, 2)
     with pytest.raises(RuntimeError, match="captured in a CUDA graph with a correction"):
-        torch_on_the_simulator.by_length(valid, 0, 0, 2, "even")
+        padding_on_gpu.unpadded(x, x, x, valid, min_length=0, g=0, size=2, group=1)
 
 
 @pytest.mark.parametrize(("E", "D"), [(1, 1), (300, 1), (1, 260)])

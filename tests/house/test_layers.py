@@ -28,8 +28,9 @@ KNOWS = {
     "dask": ("thinning", "cpu", "halving", "kernels", "support"),
     "files": ("plot", "dask", "thinning", "cpu", "halving", "kernels", "support"),
     "torch": ("attending", "bodies", "cpu", "cuda", "halving", "kernels", "support"),
-    "measuring": ("files", "torch", "thinning", "attending", "halving", "kernels", "support",
-                  "data"),
+    "arrays": ("torch", "attending", "bodies", "halving", "support"),
+    "measuring": ("arrays", "files", "torch", "thinning", "attending", "halving", "kernels",
+                  "support", "data"),
     "commands": ("measuring", "files", "torch", "attending", "cpu", "cuda", "support", "data"),
 }  # fmt: skip
 # and inside torch/

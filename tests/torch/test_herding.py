@@ -1,12 +1,11 @@
 """Herding in torch: a temperature without a correction."""
 
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from compiling import compiled
-from tensors import OnCuda, drawn, everything, qkv, seeded
+from tensors import drawn, everything, qkv, seeded
 
 from reference import herding as reference
 from thinformer import ThinformerAttention, attention, thinformer_attention
@@ -227,15 +226,6 @@ def test_auto_beside_a_correction_is_its_formula(correction):
         attention(*arrays, size=20, correction=correction, temperature="auto", rng=0).output,
         attention(*arrays, size=20, correction=correction, rng=0).output,
     )
-
-
-def test_not_on_a_gpu():
-    tensors = [x.as_subclass(OnCuda) for x in qkv()]
-    where = "thinformer.torch.attend.arguments.check_tensors"
-    with patch(where), patch("thinformer.torch.module.check_tensors"):
-        for function in (thinformer_attention, lambda *x, **o: ThinformerAttention(**o)(*x)):
-            with pytest.raises(NotImplementedError, match="temperature must be None .*GPU.*'auto'"):
-                function(*tensors, **HERDED)
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,18 @@ def check_overflow(query: NDArray, key: NDArray, value: NDArray, output: NDArray
         centred = key - key.mean(axis=1, keepdims=True)
     checks.squared_norms("key", np.nan_to_num(centred), checks.SMALLER_KEYS)
     checks.squared_norms("query", query, "Give a number as temperature")
-    largest = ", ".join(
-        f"{name} {float(np.abs(array).max()):.2g}"
+    largest = {
+        name: float(np.abs(array).max())
         for name, array in (("query", query), ("key", key), ("value", value))
-    )
-    raise ValueError(
-        f"query, key, value and scale are too large for a correction in {output.dtype}; got the "
-        f"largest numbers {largest}. Give a number as temperature, or divide value by a number and "
-        f"multiply the output by it{checks.or_float64(output.dtype)}"
+    }
+    raise too_large("a correction", str(output.dtype), **largest)
+
+
+def too_large(method: str, dtype: str, **largest: float) -> ValueError:
+    """The error where finite arguments give an output that is not; they have these numbers."""
+    got = ", ".join(f"{name} {number:.2g}" for name, number in largest.items())
+    return ValueError(
+        f"query, key, value and scale are too large for {method} in {dtype}; got the largest "
+        f"numbers {got}. Give a larger number as temperature, or divide value by a number and "
+        f"multiply the output by it{checks.or_float64(np.dtype(dtype))}"
     )

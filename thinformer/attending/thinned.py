@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -101,6 +103,25 @@ def thin_valid_keys(
         indices[sequences] = few[..., :1]
         indices[sequences, :, : few.shape[-1]] = few
     return indices, kept, finite
+
+
+def thin_keys_there(
+    key: Any, value: Any, selection: KeySelection, *, scale: float, draws: Draws | int, delta: float
+) -> Any:
+    """Return the positions (B, H, n_out) kept of arrays on a GPU, `OnGpu`s, as an array there.
+
+    Raises
+    ------
+    ValueError
+        A key or value is not finite.
+    """
+    from thinformer.cuda import arrays  # imports numba.cuda
+
+    B, S, H, _ = key.shape
+    halvings = selection.plan(S, delta)
+    source = bodies.source_on_gpu(S, halvings, draws, (B, H))
+    strided = selection.pre_thin == "stride"
+    return arrays.compress_pairs(key, value, scale, halvings.schedule, strided, source)
 
 
 def _some(factor: Factor, problems: NDArray) -> Factor:

@@ -344,24 +344,34 @@ def window(array: OnGpu) -> tuple[Any, Geometry]:
         The problems of several leading axes are not at equal distances.
     """
     *stack, _, dim = array.shape
-    reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
-    before = -sum(min(r, 0) for r in reach)
+    whole, before = flat(array)
     first = np.full(stack, before)
     for axis, stride in enumerate(array.strides[:-2]):
         steps = np.arange(stack[axis]) * stride
         first += steps.reshape(-1, *(1,) * (len(stack) - 1 - axis))
-    span = 1 + sum(map(abs, reach))
-    stored = np.dtype(np.int16) if array.dtype == np.float16 else array.dtype
-    flat = memory(array.pointer - before * stored.itemsize, span, stored, array.owner)
     row, column = array.strides[-2:]
-    factor = Factor(flat, first.ravel(), row, column, dim, 0, np.empty(0))
+    factor = Factor(whole, first.ravel(), row, column, dim, 0, np.empty(0))
     try:
-        return flat, run.geometry(factor, tuple(stack))
+        return whole, run.geometry(factor, tuple(stack))
     except ValueError as error:
         raise NotImplementedError(
             f"{array.name} has leading axes that are not at equal distances on the GPU; make it"
             " contiguous"
         ) from error
+
+
+def flat(array: OnGpu) -> tuple[Any, int]:
+    """Return an array's memory from its lowest number to its highest, and where its first one is.
+
+    Half precision is given as int16.
+    """
+    stored = np.dtype(np.int16) if array.dtype == np.float16 else array.dtype
+    if 0 in array.shape:
+        return cuda.device_array(0, stored), 0
+    reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    before = -sum(min(r, 0) for r in reach)
+    address = array.pointer - before * stored.itemsize
+    return memory(address, 1 + sum(map(abs, reach)), stored, array.owner), before
 
 
 def memory(pointer: int, span: int, dtype: np.dtype, owner: Any) -> Any:

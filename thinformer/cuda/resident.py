@@ -119,14 +119,11 @@ def to_cpu(array: Any) -> NDArray:
     if 0 in shape:
         return np.empty(shape, dtype)
     there = arrays.described("array", array, dtype)
-    reach = [(n - 1) * stride for n, stride in zip(shape, there.strides, strict=True)]
-    before = -sum(min(r, 0) for r in reach)
     with arrays.readable(there):
-        span = 1 + sum(map(abs, reach))
-        address = there.pointer - before * dtype.itemsize
-        flat = arrays.memory(address, span, dtype, array).copy_to_host()
+        whole, first = arrays.flat(there)
+        copied = whole.copy_to_host().view(dtype)
     strides = [stride * dtype.itemsize for stride in there.strides]
-    return as_strided(flat[before:], shape, strides).copy()
+    return as_strided(copied[first:], shape, strides).copy()
 
 
 def beside(owner: Any, array: NDArray) -> Any:

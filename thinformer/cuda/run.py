@@ -208,16 +208,30 @@ def draw_and_measure(
     The first `draw_heads` heads have draws of their own, which the others share in turn.
     """
     dtype, threads = COMPUTED_IN[stored], draw.THREADS
-    numbers, tokens, counts, n_points, strided, seed = sequences
+    numbers, tokens, counts, n_points, _, seed = sequences
     problems, parts = work.left.shape[0], -(-n_points // draw.MEASURED_ROWS)
     if seed is not None:
-        draw.make_draw(dtype)[problems, threads, stream](
-            seed, draw_heads, keys[1].heads, numbers, tokens, counts, rounds.table, n_points,
-            int(strided), work.left, work.draws, work.largest, work.finite,
-        )  # fmt: skip
+        draw_all(rounds, work, sequences, dtype, draw_heads, keys[1].heads, stream)
     draw.make_measure(LOAD[stored], dtype, threads)[problems * parts, threads, stream](
         *keys, *values, numbers, tokens, counts, n_points, rounds.schedule.length, parts,
         work.left, work.largest, work.finite,
+    )  # fmt: skip
+
+
+def draw_all(
+    rounds: Rounds,
+    work: Workspace,
+    sequences: Sequences,
+    dtype: type,
+    draw_heads: int,
+    heads: int,
+    stream: Any = 0,
+) -> None:
+    """Write a seed's draws and starting points to the workspace; `heads` problems a sequence."""
+    numbers, tokens, counts, n_points, strided, seed = sequences
+    draw.make_draw(dtype)[work.left.shape[0], draw.THREADS, stream](
+        seed, draw_heads, heads, numbers, tokens, counts, rounds.table, n_points, int(strided),
+        work.left, work.draws, work.largest, work.finite,
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.arrays import attention
 from thinformer.attending.arguments import softmax_scale
-from thinformer.attending.attention import attention
 from thinformer.attending.softmax import attend
 from thinformer.data import installed_activations, load_activations
 from thinformer.halving.schedule import coreset_size

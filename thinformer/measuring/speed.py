@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thinformer.attending.attention import attention, compress_kv
+from thinformer.arrays import attention
+from thinformer.attending.attention import compress_kv
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.plan import plan
 from thinformer.halving.schedule import Schedule, compress_schedule

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.attending.attention import attention
+from thinformer.arrays import attention
 from thinformer.data import installed_activations, load_activations, load_vectors
 from thinformer.halving.draws import Draws, make_draws
 from thinformer.halving.plan import plan

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinformer.attending.attention import attention
+from thinformer.arrays import attention
 from thinformer.attending.causal import causal_attention
 from thinformer.thinning.comparison import compare
 from thinformer.thinning.thin import thin

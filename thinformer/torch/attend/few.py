@@ -17,8 +17,22 @@ def attend_to_few(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
+    return attend_to_kept(heads, *choose_keys(heads, selection, seed), wanted)
+
+
+def attend_to_kept(
+    heads: Heads,
+    indices: torch.Tensor,
+    counts: torch.Tensor,
+    finite: torch.Tensor,
+    wanted: Wanted,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Attend to keys at indices (B, H_kv, n_out), of which the first counts (B,) are meant.
+
+    The output of heads that are not finite, (B, H_kv) bool, is NaN. Returns what `attend_to_few`
+    does.
+    """
     query, key, value, valid, scale = heads
-    indices, counts, finite = choose_keys(heads, selection, seed)
     key, value = _gather(key, indices), _gather(value, indices)
     used = slots = None
     if valid is not None:

@@ -65,21 +65,9 @@ def checked_attention(
 
 
 def attend(heads: Heads, layer: LayerOptions, wanted: Wanted) -> Estimated:
-    """Attend to the keys that the layer selects; where the error is too large, to all keys.
-
-    Raises
-    ------
-    NotImplementedError
-        Herding on a GPU.
-    """
+    """Attend to the keys that the layer selects; where the error is too large, to all keys."""
     device = heads.key.device
     selection = ALL_KEYS if layer.exact else layer.selection.on(device.type)
-    if selection.method == "herding" and heads.key.is_cuda:
-        raise NotImplementedError(
-            f"temperature must be None without a correction on a GPU, where keys are not herded; "
-            f"got {selection.temperature!r}. Use temperature=None, or a correction, or tensors on "
-            f"the CPU"
-        )
     (B, _, H, _), S = heads.query.shape, heads.key.shape[1]
     seed = wanted.seed
     if seed is None:

@@ -21,8 +21,8 @@ from thinformer.attending.landmarks import (
 )
 from thinformer.cpu.drawn import FLOOR
 from thinformer.cpu.pivots import BLOCK
-from thinformer.halving.plan import Plan, plan
 from thinformer.torch.choose import on_gpu
+from thinformer.torch.choose.padding_on_gpu import is_finite, pick, take, unpadded
 
 NEWTON_STEPS = 5  # for all digits of a double
 
@@ -47,43 +47,27 @@ def choose_valid(
     RuntimeError
         There is a mask, and a CUDA graph is being captured.
     """
-    (B, S, H, _), n_queries, device = key.shape, query.shape[1], key.device
-    m = number_of_queries(n_queries, width) if settings["correction"] == "queries" else 0
+    (B, _, H, _), device = key.shape, key.device
+    m = number_of_queries(query.shape[1], width) if settings["correction"] == "queries" else 0
     indices = torch.zeros((B, H, width), dtype=torch.int64, device=device)
     sampled = torch.full((B, H, m), -1, device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
     tau = torch.ones((B, H), dtype=torch.float64, device=device)
-    parts: list[tuple[Plan, on_gpu.OfLength | None]]
-    if valid is None:
-        of_all = plan(S, g, S if min_length > S else size, 0.5)
-        counts, parts = torch.full((B,), of_all.schedule.size, device=device), [(of_all, None)]
-    else:
-        counts, with_tokens = on_gpu.by_length(valid, min_length, g, size, "even")
-        parts = [*with_tokens]
-    for of_length, some in parts:
-        few = of_length.schedule.size
-        if some is None:
-            sequences = torch.arange(B, device=device)
-            tokens = torch.arange(S, device=device).expand(B, S)
-            queries, keys, values, own = query, key, value, None
-        else:
-            sequences, length = some.sequences, some.length
-            tokens = some.positions[sequences, :length]
-            keys, values = (x[sequences[:, None], tokens] for x in (key, value))
-            queries, own = query[sequences], None
-            if n_queries == S * group:
-                own = tokens[:, :, None] * group + torch.arange(group, device=device)
-                own = own.flatten(1)
-                queries = query[sequences[:, None], own]
-        finite[sequences] = _finite(keys) & _finite(values)
-        if few == tokens.shape[1]:
-            indices[sequences, :, :few] = tokens[:, None].expand(-1, H, -1)
+    counts, parts = unpadded(
+        query, key, value, valid, min_length=min_length, g=g, size=size, group=group
+    )
+    for some in parts:
+        numbers, few, (queries, keys, values) = some.numbers, some.kept, some.arrays
+        finite[numbers] = is_finite(keys) & is_finite(values)
+        if few == some.tokens.shape[1]:
+            indices[numbers, :, :few] = some.tokens[:, None].expand(-1, H, -1)
             continue
         chosen, drawn, tau_of = _choose(queries, keys, n_out=few, **settings)
-        indices[sequences, :, :few] = _pick(tokens, chosen)
-        tau[sequences] = tau_of
-        sampled[sequences, :, : drawn.shape[2]] = drawn if own is None else _pick(own, drawn)
-        finite[sequences] &= _finite(queries)
+        indices[numbers, :, :few] = pick(some.tokens, chosen)
+        tau[numbers] = tau_of
+        drawn = drawn if some.queries is None else pick(some.queries, drawn)
+        sampled[numbers, :, : drawn.shape[2]] = drawn
+        finite[numbers] &= is_finite(queries)
     return indices, counts, finite, sampled, tau
 
 
@@ -113,14 +97,14 @@ def _choose(
     numbers = on_gpu.unit_numbers(seed, H, STREAMS + 2, 1 if m else 2 * PROPOSALS * n_out)
     if m:
         keys = centred.transpose(1, 2)
-        attention = torch.softmax(scale * _take(query, sampled) @ keys.mT, -1)
+        attention = torch.softmax(scale * take(query, sampled) @ keys.mT, -1)
         squares = (keys * to_x).square().sum(-1)
         exponents = _exponents(attention, squares.double())
         return _draw(exponents, n_out, numbers), sampled, tau
     length = min(S, CANDIDATES * n_out)
     candidates = _strata(S, length, on_gpu.unit_numbers(seed, H, STREAMS + 1, length + 1))
     candidates = candidates.expand(B, H, length)
-    x = _take(centred, candidates) * to_x
+    x = take(centred, candidates) * to_x
     rows = torch.cat([x.mT, x.new_empty((B, H, n_out, length))], dim=2)
     exponents = x.square().sum(-1) / 2
     weights = torch.exp(2 * (exponents.double() - exponents.amax(-1, keepdim=True).double()))
@@ -194,19 +178,3 @@ def _temperature(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.
         w = w * (1 + y.log() - w.log()) / (1 + w)
     tau = (k / q * b / (2 * w)).sqrt()
     return tau.where((q > 0) & (k > 0), 1.0)
-
-
-def _finite(tokens: torch.Tensor) -> torch.Tensor:
-    """Return whether all tokens (B, n, H, dim) of a head are finite, (B, H)."""
-    return tokens.isfinite().all(3).all(1)
-
-
-def _take(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return tokens (B, S, H, dim) at positions (B, H, n), as (B, H, n, dim)."""
-    at = positions[..., None].expand(-1, -1, -1, tokens.shape[-1])
-    return tokens.transpose(1, 2).gather(2, at)
-
-
-def _pick(numbers: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return numbers (B, n) of sequences at positions (B, H, few), as (B, H, few)."""
-    return numbers[:, None].expand(-1, positions.shape[1], -1).gather(2, positions)

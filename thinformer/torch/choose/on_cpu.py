@@ -1,11 +1,13 @@
 """The operators on the CPU: tensors as arrays to the NumPy path, on torch's threads, and back.
 
-Nothing here is differentiable. On CUDA tensors the work goes on to `on_gpu` and `landmarks_on_gpu`.
+Nothing here is differentiable. On CUDA tensors the work goes on to `on_gpu`, `herding_on_gpu`
+and `landmarks_on_gpu`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -32,9 +34,7 @@ def select(
     """
     _, key, value, valid, scale = heads
     if key.is_cuda:
-        from thinformer.cuda.jit import check_available  # imports numba.cuda
-
-        check_available(f"a tensor on {key.device}")
+        _check_available(key)
         from thinformer.torch.choose import on_gpu
 
         if valid is not None:
@@ -61,7 +61,13 @@ def select(
 def herd(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `operators.herd` does, on the CPU."""
+    """Return what `operators.herd` does; `landmarks` says what is waited for."""
+    if heads.key.is_cuda:
+        _check_available(heads.key)
+        from thinformer.torch.choose.herding_on_gpu import herd_valid as herd_on_gpu
+
+        found, n_kept, good = _on_gpu(herd_on_gpu, heads, selection, seed, kept)
+        return found, n_kept, good
     with threads.on(team()):
         indices, counts, finite = herd_valid_keys(
             *_arrays(heads), kept, selection, group=heads.group, scale=heads.scale,
@@ -74,27 +80,45 @@ def landmarks(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, ...]:
     """Return what `operators.landmarks` does; `select` says what is waited for."""
-    query, key, value, valid, scale = heads
-    if key.is_cuda:
-        from thinformer.cuda.jit import check_available  # imports numba.cuda
-
-        check_available(f"a tensor on {key.device}")
+    if heads.key.is_cuda:
+        _check_available(heads.key)
         from thinformer.torch.choose.landmarks_on_gpu import choose_valid as choose_on_gpu
 
-        wide = COMPUTED_IN[key.dtype]
-        queries = grouped(query, key.shape[2]).to(wide)
-        with torch.autocast(key.device.type, enabled=False):
-            return choose_on_gpu(
-                queries, key.to(wide), value.to(wide), valid, kept, selection.least_length(),
-                g=selection.g, size=selection.size, seed=seed, group=heads.group, scale=scale,
-                correction=selection.correction, temperature=selection.tau,
-            )  # fmt: skip
+        correction = {"correction": selection.correction}
+        return _on_gpu(choose_on_gpu, heads, selection, seed, kept, **correction)
     with threads.on(team()):
         chosen = choose_valid_landmarks(
-            *_arrays(heads), kept, selection, group=heads.group, scale=scale,
+            *_arrays(heads), kept, selection, group=heads.group, scale=heads.scale,
             seed=seed_from(int(seed)),
         )  # fmt: skip
     return tuple(map(torch.from_numpy, chosen))
+
+
+def _check_available(tensor: torch.Tensor) -> None:
+    """Check that kernels run on the GPU of a tensor."""
+    from thinformer.cuda.jit import check_available  # imports numba.cuda
+
+    check_available(f"a tensor on {tensor.device}")
+
+
+def _on_gpu(
+    choose: Callable,
+    heads: Heads,
+    selection: KeySelection,
+    seed: torch.Tensor,
+    kept: int,
+    **more: str | None,
+) -> tuple[torch.Tensor, ...]:
+    """Choose from CUDA tensors, in the dtype that they are computed in."""
+    query, key, value, valid, scale = heads
+    wide = COMPUTED_IN[key.dtype]
+    queries = grouped(query, key.shape[2]).to(wide)
+    with torch.autocast(key.device.type, enabled=False):
+        return choose(
+            queries, key.to(wide), value.to(wide), valid, kept, selection.least_length(),
+            g=selection.g, size=selection.size, seed=seed, group=heads.group, scale=scale,
+            temperature=selection.tau, **more,
+        )  # fmt: skip
 
 
 def attend_to_landmarks(

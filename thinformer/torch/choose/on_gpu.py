@@ -3,7 +3,8 @@
 Only here torch and the CUDA kernels meet. Torch allocates the memory, so its allocator knows what
 is in use on which stream. So a CUDA graph can capture a call, after an equal call has compiled the
 kernels and copied the schedule's tables to the GPU. The lengths of padded sequences stay on the
-GPU too (`select_valid`). Only corrections make the CPU wait for them, in `by_length`.
+GPU too (`select_valid`). Only corrections and herding make the CPU wait for them, in
+`padding_on_gpu`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from thinformer.cuda import draw, run
 from thinformer.cuda.halve import Geometry
+from thinformer.cuda.herd import THREADS as HERD_THREADS
+from thinformer.cuda.herd import make_herd
 from thinformer.cuda.jit import cuda
 from thinformer.cuda.launches import plans_by_length
 from thinformer.cuda.pivots import THREADS as PIVOT_THREADS
 from thinformer.cuda.pivots import make_pivots
-from thinformer.halving.plan import Plan, plan
+from thinformer.halving.plan import Plan
 from thinformer.halving.schedule import Schedule
 
 TORCH = {
@@ -40,18 +43,20 @@ def select(
     scale: float,
     seed: torch.Tensor,
     tokens: Tokens | None = None,
+    greedy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
     The seed, an int64, and both results are on the tensors' device; the function returns before
     the results are written. With tokens, other tokens are ignored, and the results of sequences
-    that are left alone hold anything.
+    that are left alone hold anything. Greedy halvings choose of each pair what makes the walk
+    shorter: their uniforms are 0.
     """
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
     stored = str(key.dtype).removeprefix("torch.")
     dtype = run.COMPUTED_IN[stored]
-    with _current(device):
+    with current(device):
         table, factors, scales, processors = _constants(schedule, dtype, device)
         dims = key.shape[-1] + value.shape[-1]
         launches = run.launches(schedule, B * H, dims, processors, dtype)
@@ -59,20 +64,19 @@ def select(
             name: torch.empty(shape, dtype=TORCH[of], device=device)
             for name, (shape, of) in run.workspace(schedule, B * H, dtype, launches).items()
         }
-        sequences, positions, counts = tokens or _all_tokens(B, device)
+        rounds = run.Rounds(schedule, _array(table), _array(factors), launches)
+        work = run.Workspace(**{name: _array(tensor) for name, tensor in made.items()})
+        numbers, positions, counts = map(_array, tokens or _all_tokens(B, device))
+        strided = settings.pre_thin == "stride"
+        sequences = run.Sequences(numbers, positions, counts, S, strided, _array(seed.reshape(1)))
+        stream = _stream(device)
+        if greedy:
+            run.draw_all(rounds, work, sequences, dtype, H, H, stream)
+            made["draws"][:, : schedule.length - schedule.size].zero_()
+            sequences = sequences._replace(seed=None)
         run.select_pairs(
-            stored,
-            (_window(key), _geometry(key)),
-            (_window(value), _geometry(value)),
-            run.Rounds(schedule, _array(table), _array(factors), launches),
-            run.Workspace(**{name: _array(tensor) for name, tensor in made.items()}),
-            run.Sequences(
-                _array(sequences), _array(positions), _array(counts), S,
-                settings.pre_thin == "stride", _array(seed.reshape(1)),
-            ),
-            scale=scale,
-            scales=_array(scales),
-            stream=_stream(device),
+            stored, (_window(key), _geometry(key)), (_window(value), _geometry(value)), rounds,
+            work, sequences, scale=scale, scales=_array(scales), stream=stream,
         )  # fmt: skip
     kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
@@ -142,7 +146,7 @@ def _finite(key: torch.Tensor, value: torch.Tensor, tokens: Tokens) -> torch.Ten
     largest = torch.zeros(B * H, dtype=TORCH[dtype], device=device)
     nothing = torch.empty((B * H, 0), dtype=torch.int64, device=device)
     if B * H:
-        with _current(device):
+        with current(device):
             parts = -(-S // draw.MEASURED_ROWS)
             measure = draw.make_measure(run.LOAD[stored], dtype, draw.THREADS)
             measure[B * H * parts, draw.THREADS, _stream(device)](
@@ -171,52 +175,21 @@ def _power(length: int) -> int:
     return 1 << max(length - 1, 0).bit_length()
 
 
-class OfLength(NamedTuple):
-    """The tokens that count in some sequences of a padded batch, the same number in each.
+def herd(gram: torch.Tensor, n_out: int) -> torch.Tensor:
+    """Return places (problems, n_out) int64 of the points that herding keeps, in no order.
 
-    sequences : (b,) int64
-    positions : (B, any) int64; a sequence's row begins with the tokens that count
-    length : the number of tokens that count in each sequence
+    gram (problems, n, n) is contiguous. The function does not wait.
     """
-
-    sequences: torch.Tensor
-    positions: torch.Tensor
-    length: int
-
-
-def by_length(
-    valid: torch.Tensor, min_length: int, g: int, size: int | None, pre_thin: str
-) -> tuple[torch.Tensor, list[tuple[Plan, OfLength]]]:
-    """Return how many keys each sequence of valid (B, S) keeps, and a plan for each length.
-
-    The number of keys is (B,) int64; a plan comes with the tokens of the sequences of its length.
-
-    Raises
-    ------
-    RuntimeError
-        A CUDA graph is being captured.
-    """
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a mask cannot be captured in a CUDA graph with a correction, which waits for the"
-            " lengths of the sequences; capture attention without a correction, or without padding"
-        )
-    lengths = np.array(valid.sum(dim=1).tolist(), np.int64)
-    plans = {
-        length: plan(length, g, length if length < min_length else size, 0.5, pre_thin)
-        for length in np.unique(lengths[lengths > 0]).tolist()
-    }
-    kept = [plans[n].schedule.size if n else 0 for n in lengths.tolist()]
-    # copied before the launches, as a copy waits for them
-    in_order = np.argsort(lengths, kind="stable")
-    counts, sequences = torch.from_numpy(np.array([kept, in_order], np.int64)).to(valid.device)
-    ends = np.searchsorted(lengths[in_order], list(plans), side="right").tolist()
-    starts = [int((lengths == 0).sum()), *ends]
-    positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # tokens that count come first
-    return counts, [
-        (of_length, OfLength(sequences[start:end], positions, length))
-        for (length, of_length), start, end in zip(plans.items(), starts, ends, strict=False)
-    ]
+    problems, n, _ = gram.shape
+    kept = torch.zeros((problems, n_out), dtype=torch.int64, device=gram.device)
+    if problems:
+        mean = gram.mean(dim=1)
+        taken = torch.zeros((problems, n), dtype=torch.bool, device=gram.device)
+        made = make_herd(HERD_THREADS)
+        with current(gram.device):
+            arrays = map(_array, (gram, mean, torch.empty_like(mean), taken, kept))
+            made[problems, HERD_THREADS, _stream(gram.device)](*arrays)
+    return kept
 
 
 def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torch.Tensor:
@@ -224,7 +197,7 @@ def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torc
     numbers = torch.empty((heads, size), dtype=torch.float64, device=seed.device)
     if numbers.numel():
         blocks = -(-numbers.numel() // draw.THREADS)
-        with _current(seed.device):
+        with current(seed.device):
             draw.make_units()[blocks, draw.THREADS, _stream(seed.device)](
                 _array(seed.reshape(1)), stream, _array(numbers)
             )
@@ -253,7 +226,7 @@ def pivots(
         dtype = np.float32 if rows.dtype == torch.float32 else np.float64
         kernel = make_pivots(dtype, block, PIVOT_THREADS)
         diagonal = torch.empty_like(exponents)
-        with _current(rows.device):
+        with current(rows.device):
             rows, exponents, weights, uniforms, diagonal, written = map(
                 _array, (rows.flatten(1), exponents, weights, uniforms, diagonal, taken)
             )
@@ -304,8 +277,18 @@ def _array(tensor: torch.Tensor) -> Any:
     return cuda.as_cuda_array(tensor, sync=False)
 
 
+def as_tensor(array: Any) -> torch.Tensor:
+    """Return an array of numba.cuda as a tensor, in place."""
+    return torch.as_tensor(array)  # on the GPU of its memory
+
+
+def as_array(tensor: torch.Tensor) -> Any:
+    """Return a tensor as an array of numba.cuda, in place."""
+    return _array(tensor.detach())
+
+
 @contextlib.contextmanager
-def _current(device: torch.device) -> Iterator[None]:
+def current(device: torch.device) -> Iterator[None]:
     """Make a device the current one, of torch and of numba.cuda."""
     with torch.cuda.device(device), cuda.gpus[device.index]:
         yield
