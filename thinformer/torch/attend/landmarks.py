@@ -94,6 +94,7 @@ def fit_landmarks(heads: Heads, selection: KeySelection, seed: torch.Tensor) -> 
         hidden = ~valid[:, None, :, None] | ~finite[:, :, None, None]
         key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
         tokens = scaled(key, value, valid, tau.to(wide), scale)
+        finite = finite & _in_range(tokens.x, tau)
         if sampled.shape[-1]:
             fitted = fit_groups(tokens, queries, indices, used, sampled, scale)
         else:
@@ -103,6 +104,11 @@ def fit_landmarks(heads: Heads, selection: KeySelection, seed: torch.Tensor) -> 
     known = None if fitted.known is None else fitted.known[..., :-1]
     values, masses = fitted.values[..., :-1], fitted.values[..., -1]
     return Landmarks(fitted.keys, values, masses, low, high, used, finite, indices, sampled, known)
+
+
+def _in_range(x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+    """Return which heads (B, H) have temperatures and scaled keys (B, H, S, E) with squares."""
+    return tau.isfinite() & x.detach().square().sum(-1).isfinite().all(-1)
 
 
 def _differentiated(*tensors: torch.Tensor) -> bool:
