@@ -12,7 +12,7 @@ from numba import types
 from numba.cuda import dispatcher
 
 from thinformer.cpu.pivots import BLOCK
-from thinformer.cuda import draw, halve, pivots, run, shared, tiles
+from thinformer.cuda import draw, halve, herd, pivots, run, shared, tiles
 from thinformer.cuda.halve import threads_for
 from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
@@ -258,6 +258,25 @@ def test_pivots(computed, tmp_path):
         assert shared <= STATIC_LIMIT
         assert pivots.THREADS * registers <= REGISTERS
     check_documented(f"`pivots`, {computed}", pivots.THREADS, used)
+
+
+@pytest.mark.parametrize("computed", ["float32", "float64"])
+def test_herding(computed, tmp_path):
+    """A turn reads two rows and adds; in float32 scores are compared in doubles, and not added."""
+    number, whole = getattr(types, computed), types.int64
+    signature = (number[:, :, ::1], number[:, ::1], number[:, ::1], types.boolean[:, ::1],
+                 whole[:, ::1])  # fmt: skip
+    kernel, used = herd.make_herd(getattr(np, computed), herd.THREADS), []
+    for capability, code in compiled(kernel, signature):
+        assert ".local" not in code
+        if computed == "float32":
+            assert not re.search(r"(add|sub|mul|fma|div)\S*\.f64\b", code)
+        used.append(resources(code, capability, tmp_path))
+        registers, shared, spilled = used[-1]
+        assert spilled == 0
+        assert shared <= STATIC_LIMIT
+        assert 2 * herd.THREADS * registers <= REGISTERS
+    check_documented(f"`herd`, {computed}", herd.THREADS, used)
 
 
 def check_measure(kernel, signature, dtype, tmp_path):

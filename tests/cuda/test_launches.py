@@ -7,6 +7,7 @@ from checkout import ROOT
 from thinformer import (
     compress_schedule,
 )
+from thinformer.attending.herding import CANDIDATES
 from thinformer.cpu.pivots import BLOCK
 from thinformer.cuda import launches, pivots, run, tiles
 from thinformer.cuda.halve import threads_for
@@ -263,3 +264,14 @@ def counted_pivots(heads, L, E, n_out):
 def test_the_count_of_pivots_on_paper(name, shape):
     line = " | ".join([name, str(shape), *counted_pivots(*shape)])
     assert f"| {line} |" in (ROOT / "docs" / "cuda.md").read_text().splitlines(), line
+
+
+def test_the_count_of_herding():
+    """Of 64k tokens, as docs/cuda.md gives it: the Gram matrices, two rows of them a turn."""
+    heads, n_out, itemsize = 16, 1024, 4
+    candidates = CANDIDATES * n_out
+    gram = heads * candidates**2 * itemsize
+    read = 2 * n_out * 2 * heads * candidates * itemsize
+    text = " ".join((ROOT / "docs" / "cuda.md").read_text().split())
+    assert f"the Gram matrices have {gram / 1e6:.0f} MB in float32" in text
+    assert f"so {read / 1e6:.0f} MB in all: {read / MEMORY * 1e6:.0f} us" in text

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tensors import OnCuda, padding, qkv
+from tensors import NoValues, OnCuda, forbidden, padding, qkv
 
 from reference import herding as reference
 from thinformer.attending.options import KeySelection
@@ -99,3 +99,19 @@ def test_half_precision(dtype, torch_on_the_simulator):
     tensors = [x.to(dtype) for x in qkv(B=1, T=5, S=40, H=2, E=4, D=3)]
     for expected, found in zip(*both(tensors, size=5), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_nothing_waits(torch_on_the_simulator, monkeypatch):
+    """Without padding no operation looks at a value, so that a CUDA graph can capture it."""
+    query, key, value = qkv(B=1, T=3, S=20, H=2, E=4, D=3)
+    heads = Heads(query, key.as_subclass(OnCuda), value, None, 0.5)
+    selection = KeySelection(size=3, correction=None, temperature="auto", min_length=0)
+    seed = torch.tensor(bits_of_seed(5))
+    expected = on_cpu.herd(heads, selection, seed, 3)  # copies the tables
+    for name in ("item", "tolist", "__bool__", "__int__", "__index__", "nonzero", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, forbidden)
+    monkeypatch.setattr(torch, "from_numpy", forbidden)
+    with NoValues():
+        found = on_cpu.herd(heads, selection, seed, 3)
+    monkeypatch.undo()
+    assert all(map(torch.equal, found, expected))

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tensors import OnCuda
-from torch.utils._python_dispatch import TorchDispatchMode
+from tensors import NoValues, OnCuda, forbidden
 
 from thinformer.attending.options import KeySelection
 from thinformer.halving.plan import plan
@@ -100,21 +99,6 @@ def test_a_mask_does_not_wait(torch_on_the_simulator, monkeypatch):
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
     assert found[1].tolist() == [8, 4, 1]
-
-
-def forbidden(*_, **__):
-    raise AssertionError("a value was looked at, or copied to the GPU")
-
-
-class NoValues(TorchDispatchMode):
-    """Refuses operations whose results depend on values in their shapes."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique"), name
-        if name in ("index", "index_put", "index_put_"):
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index"
-        return function(*args, **kwargs or {})
 
 
 def test_a_mask_is_not_captured_with_a_correction(monkeypatch):

@@ -83,15 +83,28 @@ def test_magnitudes():
         np.testing.assert_array_equal(host(kept), expected)
 
 
-def test_attention_over_the_keys_kept():
+WAYS = {
+    "halving": {},
+    "herding": {"temperature": "auto"},
+    "nystrom": {"correction": "nystrom"},
+    "queries": {"correction": "queries"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_to_the_keys_kept(way):
+    """Of arrays in either memory, in any layout: keys, outputs and weights."""
     S, size = at((2048, 128), (12, 3))
     key, value = pairs((1, None, 2), S, 16, 16)
-    query = key[:, : S // 2] + 1
-    options = {"size": size, "rng": 4, "return_indices": True}
-    expected = attention(query, key, value, **options)
-    found = attention(query, key, value, device="cuda", **options)
-    np.testing.assert_array_equal(found.indices, expected.indices)
-    np.testing.assert_allclose(found.output, expected.output, rtol=1e-12)
+    given = key[:, S // 2 :: -1] + 1, key[..., ::-1], value
+    options = WAYS[way] | {"size": size, "rng": 4, "return_weights": True, "return_indices": True}
+    expected = attention(*given, **options)
+    copied = attention(*given, device="cuda", **options)
+    there = map(host, attention(*map(OnGpu, given), **options))
+    for output, weights, indices in (copied, there):
+        np.testing.assert_array_equal(indices, expected.indices)
+        np.testing.assert_allclose(output, expected.output, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(weights, expected.weights, rtol=1e-7, atol=1e-7)
 
 
 def test_numbers_that_are_not_finite():

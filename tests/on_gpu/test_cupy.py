@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from devices import at, host
 
-from thinformer import compress_kv, kernel_halve, kh_compress
+from thinformer import attention, compress_kv, kernel_halve, kh_compress
 from thinformer.cuda.jit import SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="CuPy and CUDA tensors need a GPU")
@@ -39,6 +39,17 @@ def test_keys_of_cupy(cupy):
     expected = compress_kv(key, value, size=size, rng=0)
     kept = compress_kv(cupy.asarray(key), cupy.asarray(value), size=size, rng=0)
     np.testing.assert_array_equal(kept.get(), expected)
+
+
+def test_attention_of_cupy(cupy):
+    S, size = SIZES
+    given = np.random.default_rng(1).standard_normal((3, 2, S, 3, 8))
+    options = {"size": size, "correction": "queries", "rng": 0, "return_indices": True}
+    expected = attention(*given, **options)
+    found = attention(*map(cupy.asarray, given), **options)
+    assert isinstance(found.output, cupy.ndarray)
+    np.testing.assert_array_equal(found.indices.get(), expected.indices)
+    np.testing.assert_allclose(found.output.get(), expected.output, rtol=1e-7, atol=1e-7)
 
 
 def test_a_stream_of_cupy(cupy):

@@ -27,11 +27,13 @@ def attend(tensors, seed, **options):
     return found.output, found.indices
 
 
-@pytest.mark.parametrize("correction", [None, "queries", "nystrom"])
-def test_a_graph_computes_what_a_call_does(correction):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"correction": "queries"}, {"correction": "nystrom"}, {"temperature": "auto"}],
+)
+def test_a_graph_computes_what_a_call_does(options):
     """Also of numbers that are written where the graph reads them."""
     tensors = drawn(0)
-    options = {"correction": correction} if correction else {}
     replay, (output, indices) = captured(lambda: attend(tensors, 1, **options))
     for seed in (2, 3):
         tensors.copy_(drawn(seed))

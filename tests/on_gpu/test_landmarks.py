@@ -1,4 +1,4 @@
-"""Corrections of CUDA tensors: the landmarks and outputs of the CPU for the same generator."""
+"""Corrections and herding of CUDA tensors: the keys and outputs of the CPU for one generator."""
 
 import numpy as np
 import pytest
@@ -26,21 +26,24 @@ def both(tensors, mask=None, **options):
     return results
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_corrections(correction):
+WAYS = [*({"correction": correction} for correction in CORRECTIONS), {"temperature": "auto"}]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_corrections_and_herding(way):
     tensors = drawn(*at((512, 1024, 4, 32), (9, 16, 2, 4)))
-    expected, found = both(tensors, size=at(64, 4), correction=correction)
+    expected, found = both(tensors, size=at(64, 4), **way)
     assert torch.equal(found.indices.cpu(), expected.indices)
     torch.testing.assert_close(found.output.cpu(), expected.output, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_masks(correction):
+@pytest.mark.parametrize("way", WAYS)
+def test_masks(way):
     S = at(500, 14)
     tensors, mask = drawn(S, S, 2, 8), torch.arange(S) >= torch.tensor([[S], [S // 2]])
     for x in tensors:
         x[mask] = torch.nan
-    expected, found = both(tensors, mask, size=at(40, 3), correction=correction)
+    expected, found = both(tensors, mask, size=at(40, 3), **way)
     assert torch.equal(found.indices.cpu(), expected.indices)
     for i, length in enumerate((S, S // 2)):
         torch.testing.assert_close(

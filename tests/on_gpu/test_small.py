@@ -1,6 +1,7 @@
 """Each kernel once, on a small problem: what compute-sanitizer watches; and what ncu profiles."""
 
 import numpy as np
+import pytest
 from devices import OnGpu, at, host, placed
 
 from thinformer import compress_kv, kernel_halve, kh_compress
@@ -35,14 +36,15 @@ def test_gram_matrices():
     np.testing.assert_array_equal(host(kernel_halve(OnGpu(K), rng=0)), kernel_halve(K, rng=0))
 
 
-def test_pivots():
-    """`units` and `pivots`."""
+@pytest.mark.parametrize("way", [{"correction": "nystrom"}, {"temperature": "auto"}])
+def test_pivots_and_herding(way):
+    """`units` and `pivots`; `herd`."""
     import torch
 
     from thinformer import thinformer_attention
 
     tensors = torch.randn(3, 1, S, 2, 4, generator=torch.Generator().manual_seed(0)).double()
-    options = {"size": SIZE - 1, "correction": "nystrom", "return_indices": True}
+    options = way | {"size": SIZE - 1, "return_indices": True}
     kept = []
     for there in (False, True):
         generator = torch.Generator().manual_seed(1)

@@ -1,6 +1,5 @@
 """Herding in torch: a temperature without a correction."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -9,6 +9,7 @@ step of the algorithm:
 - `halve`: halves buckets, panel by panel.
 - `draw`: draws random numbers and starting points from a seed, and measures keys and values.
 - `pivots`: chooses landmarks as pivots of a Cholesky factorisation.
+- `herd`: keeps points one by one, by kernel herding.
 - `sums`: sums of kernel values over point sets, and the swaps of KT-SWAP.
 - `greedy`: greedy choice of points.
 - `run`: hands a schedule to the kernels, launch after launch.

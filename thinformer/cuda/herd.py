@@ -18,7 +18,7 @@ THREADS = 256
 
 
 @functools.cache
-def make_herd(threads: int) -> Any:
+def make_herd(dtype: type, threads: int) -> Any:
     """Return the kernel that keeps points, one by one, with a mean close to that of all.
 
     After the last one, each kept point is dropped once, in the order in which it was kept, and
@@ -31,6 +31,7 @@ def make_herd(threads: int) -> Any:
         taken  (problems, n) bool, False; to work in
         kept  (problems, n_out) int64, places; written. Where gram has NaN: any places
     """
+    HALF = dtype(0.5)
     best_of_block = make_best_of_block(threads)
 
     def herd(gram, mean, scores, taken, kept):
@@ -39,7 +40,7 @@ def make_herd(threads: int) -> Any:
         least, best = np.inf, np.int64(n)
         for i in range(thread, n, threads):
             # K_ii / 2, and K_ij for each kept point j, each minus the mean of row i
-            score = gram[problem, i, i] / 2 - mean[problem, i]
+            score = HALF * gram[problem, i, i] - mean[problem, i]
             scores[problem, i] = score
             if precedes(np.float64(score), i, least, best, -1):
                 least, best = np.float64(score), np.int64(i)

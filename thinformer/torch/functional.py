@@ -182,7 +182,7 @@ def thinformer_attention(
 
         Without a correction: keys are selected by herding, as in `thinformer.attention`. The output
         is mostly nearer than by default, without a guarantee. "auto" uses the norms of all queries
-        of a group of heads; with T = S, queries of masked positions are left out. Not on a GPU.
+        of a group of heads; with T = S, queries of masked positions are left out.
     return_weights : bool
         Also return the attention weights, before dropout.
     return_indices : bool
@@ -210,12 +210,12 @@ def thinformer_attention(
     NotImplementedError
         ``is_causal``; an ``attn_mask`` that differs by query or by head, or that is a bias; under
         `torch.compile`, a mask whose values would have to be looked at to know (give it the shape
-        (B, 1, 1, S), bool); nested tensors that are not jagged; a temperature without a
-        correction on a GPU; other devices.
+        (B, 1, 1, S), bool); nested tensors that are not jagged; other devices.
     RuntimeError
-        A mask and a correction, or nested keys, while a CUDA graph is captured.
+        A mask and a correction or a temperature, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
-        Arguments that do not fit; a temperature of herding so low that keys over it overflow;
+        Arguments that do not fit; a temperature of herding so low that keys over it overflow (on
+        the CPU; on a GPU the output is NaN);
         weights or indices beside a fallback, as exact attention has those of all keys.
 
     Notes
@@ -229,8 +229,8 @@ def thinformer_attention(
     numbers are too large: squared norms of keys, less their mean, or of queries that overflow
     (norms above 1.8e19 in float32), for which `thinformer.attention` raises.
 
-    On CUDA tensors with a mask, the CPU waits for the sequences' lengths; otherwise it waits for
-    nothing.
+    On CUDA tensors with a mask, and a correction or a temperature, the CPU waits for the sequences'
+    lengths; otherwise it waits for nothing.
 
     Gradients flow to the queries and to the kept keys and values; the selection itself is not
     differentiated. Keys are selected in float32 for float16 and bfloat16. `torch.utils.checkpoint`

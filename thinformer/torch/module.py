@@ -67,7 +67,7 @@ class ThinformerAttention(nn.Module):
     temperature : float or "auto", optional
         With a correction: the temperature of its kernel on keys; None and "auto" use WildCat's
         formula for each head. Without a correction: keys are selected by herding, as in
-        `thinformer.attention`: mostly nearer than by default, without a guarantee, not on a GPU.
+        `thinformer.attention`: mostly nearer than by default, without a guarantee.
     generator : torch.Generator, optional
         The source of each forward pass's seed; torch's default generator of the tensors' device if
         None, so ``torch.manual_seed`` reproduces a result. A generator of the CPU draws the same
@@ -124,7 +124,7 @@ class ThinformerAttention(nn.Module):
     TypeError, ValueError
         Arguments that do not fit.
     NotImplementedError
-        Tensors of another device; a temperature without a correction on a GPU.
+        Tensors of another device.
     RuntimeError
         CUDA tensors without the packages that they need; says what to install.
 

@@ -185,7 +185,8 @@ def herd(gram: torch.Tensor, n_out: int) -> torch.Tensor:
     if problems:
         mean = gram.mean(dim=1)
         taken = torch.zeros((problems, n), dtype=torch.bool, device=gram.device)
-        made = make_herd(HERD_THREADS)
+        dtype = np.float32 if gram.dtype == torch.float32 else np.float64
+        made = make_herd(dtype, HERD_THREADS)
         with current(gram.device):
             arrays = map(_array, (gram, mean, torch.empty_like(mean), taken, kept))
             made[problems, HERD_THREADS, _stream(gram.device)](*arrays)

@@ -87,7 +87,7 @@ def herd(
     temperature: float | None,
     min_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose keys as `select` does, but by `thinformer.attending.herding`, and on the CPU only.
+    """Choose keys as `select` does, but by `thinformer.attending.herding`.
 
     query (B, T, H, E), where a group of heads shares a head of the keys; temperature, given by the
     formula for each head if None.
