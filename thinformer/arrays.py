@@ -176,7 +176,7 @@ def _on_gpu() -> Callable:
         from thinformer.torch.arrays import attend  # imports torch
     except ImportError as error:
         raise ImportError(
-            "attention on a GPU needs torch: pip install 'thinformer[torch]'; compress_kv chooses"
-            f" the keys there without it ({error})"
+            "attention on a GPU needs torch: pip install torch; compress_kv chooses the keys there"
+            f" without it ({error})"
         ) from error
     return attend

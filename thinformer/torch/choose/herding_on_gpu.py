@@ -7,6 +7,7 @@ lengths behind a mask.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -27,9 +28,7 @@ def herd_valid(
     g: int,
     size: int | None,
     group: int,
-    scale: float,
-    temperature: float | None,
-    seed: torch.Tensor,
+    **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Herd as `attending.herding.herd_valid_keys`: its arguments and results.
 
@@ -51,16 +50,35 @@ def herd_valid(
         good = is_finite(keys) & is_finite(values)
         chosen = some.tokens[:, None].expand(-1, H, -1)
         if few < some.tokens.shape[1]:
-            x = _scaled(queries, keys, scale, temperature)
-            if temperature is not None:
-                good = good & is_finite(x.square().sum(-1, keepdim=True))
-            good = good & is_finite(queries)
-            chosen = pick(some.tokens, _herd(x, values, few, seed))
+            places, in_range = _choose(queries, keys, values, n_out=few, **settings)
+            good = good & is_finite(queries) & in_range
+            chosen = pick(some.tokens, places)
         finite[numbers] = good
         # all slots first, so that those without a key of their own repeat the first
         indices[numbers] = chosen[..., :1]
         indices[numbers, :, :few] = chosen
     return indices, counts, finite
+
+
+def _choose(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    n_out: int,
+    scale: float,
+    temperature: float | None,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return positions (B, H, n_out), and the heads (B, H) whose temperature is large enough.
+
+    query (B, T, H, E), key (B, S, H, E), value (B, S, H, D).
+    """
+    x = _scaled(query, key, scale, temperature)
+    places = _herd(x, value, n_out, seed)
+    if temperature is None:  # where a square overflows, the values alone tell keys apart
+        return places, torch.ones_like(places[..., 0], dtype=torch.bool)
+    return places, is_finite(x.square().sum(-1, keepdim=True))
 
 
 def _scaled(
