@@ -176,7 +176,6 @@ def _on_gpu() -> Callable:
         from thinformer.torch.arrays import attend  # imports torch
     except ImportError as error:
         raise ImportError(
-            "attention on a GPU needs torch: pip install torch; compress_kv chooses the keys there"
-            f" without it ({error})"
+            f"attention on a GPU is torch's; compress_kv chooses the keys without it ({error})"
         ) from error
     return attend

@@ -138,5 +138,5 @@ def test_arguments():
 
 def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "thinformer.torch.arrays", None)
-    with pytest.raises(ImportError, match="needs torch: pip install torch; compress_kv"):
+    with pytest.raises(ImportError, match="attention on a GPU is torch's; compress_kv chooses"):
         attention(*map(OnGpu, arrays()), size=3)
