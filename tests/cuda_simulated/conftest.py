@@ -13,9 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from numba.cuda.simulator import kernel as simulator
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-from simulator import THREADS, Turns, memory
+from simulator import THREADS, memory, take_turns
 from tensors import OnCuda
 
 from thinformer.cuda import arrays, draw, launches
@@ -34,7 +33,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     assert SIMULATED
-    monkeypatch.setattr(simulator, "BlockManager", Turns)
+    take_turns(monkeypatch)
     monkeypatch.setattr(launches, "threads_for", lambda largest_bucket, dtype: THREADS)
     monkeypatch.setattr(draw, "THREADS", THREADS)
 

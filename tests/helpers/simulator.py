@@ -1,14 +1,21 @@
-"""Numba's simulator of a GPU, a Python thread for each of its threads, and arrays that are on it.
+"""Numba's simulator of a GPU, a greenlet for each of its threads, and arrays that are on it.
 
-Threads take turns, each up to its next barrier and in a random order, so a missing barrier shows:
-some thread runs ahead and finds what another has not written yet.
+The threads of a block take turns, each up to its next barrier and in a random order, so a missing
+barrier shows: some thread runs ahead and finds what another has not written yet. Numba's own
+simulator takes an operating system's thread for each, and locks at each call of a device function.
 """
 
 import threading
+from contextvars import copy_context
+from types import SimpleNamespace
 
 import numpy as np
+from greenlet import getcurrent, greenlet
+from numba import cuda
 from numba.cuda.simulator import kernel as simulator
+from numba.cuda.simulator import kernelapi
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+from numba.cuda.simulator.kernelapi import Dim3
 
 THREADS = 32
 FLOAT32_TOLERANCE = 1e-4
@@ -22,50 +29,60 @@ class Turns(simulator.BlockManager):
     def run(self, grid_point, *arguments):
         # a grid has no more than 65,535 blocks along its other axes, and problems may be more
         assert tuple(self._grid_dim[1:]) == (1, 1)
-        threads = [
-            Thread(lambda: self._f(*arguments), self, grid_point, point, False)
-            for point in np.ndindex(*self._block_dim)
-        ]
-        while threads:
-            for i in self.rng.permutation(len(threads)):
-                threads[i].take_turn()
-            at_barrier = [thread for thread in threads if thread.is_alive()]
-            for thread in threads:
-                if thread.exception:
-                    raise thread.exception[0].with_traceback(thread.exception[1])
-            assert len(at_barrier) in (0, len(threads)), "some threads miss a barrier"
-            threads = at_barrier
-
-
-class Thread(simulator.BlockThread):
-    """A thread that waits for its turn."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.turn, self.over = threading.Semaphore(0), threading.Semaphore(0)
-        self.begun = False
-
-    def take_turn(self):
-        if self.begun:
-            self.turn.release()
-        else:
-            self.begun = True
-            self.start()
-        self.over.acquire()
-        if self.finished:
-            self.join()
-
-    finished = False
-
-    def run(self):
         with np.errstate(over="ignore", invalid="ignore"):  # random words; points not finite
-            super().run()
-        self.finished = True
-        self.over.release()
+            threads = [Thread(self._f, grid_point, i) for i in range(self._block_dim[0])]
+            while threads:
+                for i in self.rng.permutation(len(threads)):
+                    threads[i].switch(*arguments)
+                at_barrier = [thread for thread in threads if not thread.dead]
+                assert len(at_barrier) in (0, len(threads)), "some threads miss a barrier"
+                threads = at_barrier
+
+
+class Thread(greenlet):
+    """A thread of a block; kernels ask the current one for its place."""
+
+    def __init__(self, function, block, number):
+        super().__init__(function)
+        self.gr_context = copy_context()  # NumPy's errstate
+        self.blockIdx, self.threadIdx, self.thread_id = Dim3(*block), Dim3(number, 0, 0), number
 
     def syncthreads(self):
-        self.over.release()
-        self.turn.acquire()
+        self.parent.switch()
+
+
+class Swapped:
+    """While a kernel runs, modules of its functions have the simulator in place of `cuda`."""
+
+    lock, depth, modules = threading.RLock(), 0, {}
+
+    def __init__(self, function, simulated):
+        self.module, self.simulated = function.__globals__, simulated
+
+    def __enter__(self):
+        self.lock.acquire()
+        Swapped.depth += 1
+        if id(self.module) not in self.modules:
+            names = [name for name, value in self.module.items() if value is cuda]
+            self.modules[id(self.module)] = self.module, names
+            self.module.update(dict.fromkeys(names, self.simulated))
+
+    def __exit__(self, *_):
+        Swapped.depth -= 1
+        if self.depth == 0:  # the kernel's own: its device functions have returned
+            for module, names in self.modules.values():
+                module.update(dict.fromkeys(names, cuda))
+            self.modules.clear()
+        self.lock.release()
+
+
+def take_turns(monkeypatch):
+    """Let kernels run by these classes."""
+    monkeypatch.setattr(simulator, "BlockManager", Turns)
+    monkeypatch.setattr(simulator, "swapped_cuda_module", Swapped)
+    # kernels index arrays of NumPy themselves; a wrapper around them takes as long as the rest
+    monkeypatch.setattr(simulator, "FakeWithinKernelCUDAArray", lambda array: array._ary)
+    monkeypatch.setattr(kernelapi, "threading", SimpleNamespace(current_thread=getcurrent))
 
 
 class OnGpu:
