@@ -13,22 +13,24 @@ settings.register_profile("default", max_examples=50, deadline=None, derandomize
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Threads of torch sleep until there is work. They would spin, on cores that other tests need. This
+# is set before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 for package in ("reference", "examples"):
     load(package)
 
 
 def pytest_configure(config):
-    """Choose what child processes inherit: folders of recordings and of machine code, threads.
+    """Choose what child processes inherit: folders of recordings and of machine code, BLAS threads.
 
-    xdist's workers have a core each: threads of BLAS would wait for each other. Threads of torch
-    sleep until there is work for them. They would spin otherwise, on the cores that the workers
-    need. The wheel has not all recordings. The folder of machine code is set before Numba is imported. Names in it carry a
+    xdist's workers have a core each: threads of BLAS would wait for each other. The wheel has not
+    all recordings. The folder of machine code is set before Numba is imported. Names in it carry a
     hash of the sources, so one folder serves every run. An xdist worker finds the variables that
     the first process sets.
     """
     os.environ["THINFORMER_ACTIVATIONS"] = str(ROOT / "thinformer" / "data" / "activations")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     if hasattr(config, "cache"):
