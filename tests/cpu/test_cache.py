@@ -18,7 +18,7 @@ import thinformer
 from thinformer.cpu import jit, rows
 
 pytestmark = pytest.mark.slow
-FAST = {"NUMBA_OPT": "0"}  # compiled without optimisations, which takes less time
+FAST = {"NUMBA_OPT": "0"}  # less optimised machine code, which cannot be cached
 SOURCES = "kernels/phi.py", "halving/steps.py", "cpu/tiles.py", "cpu/folder/new.py"
 
 
@@ -46,7 +46,7 @@ def cache_hits(folder):
         assert halve.__file__.startswith({str(folder)!r})
         kernel_halve(np.eye(4), rng=0)
         print(sum(halve.halve_gram.stats.cache_hits.values()))
-    """, NUMBA_CACHE_DIR=str(folder / "cache"), **FAST)  # fmt: skip
+    """, NUMBA_CACHE_DIR=str(folder / "cache"))  # fmt: skip
     return int(hits)
 
 
@@ -108,7 +108,7 @@ def test_no_writable_cache(tmp_path):
             RuntimeError("cannot cache function: no locator available"))
         import numpy as np, thinformer
         assert len(thinformer.kernel_halve(np.eye(4), rng=0)) == 2
-    """, **FAST)  # fmt: skip
+    """)
     run("""
         import numpy as np
         from thinformer import kernel_halve
@@ -177,7 +177,7 @@ def test_package_does_not_write_beside_itself_or_into_the_working_directory(tmp_
 
 def test_several_processes_start_at_once_with_an_empty_cache(tmp_path):
     code = "import numpy as np, thinformer; print(thinformer.kernel_halve(np.eye(6), rng=0))"
-    environment = os.environ | FAST | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     starting = [
         subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment, cwd="/",
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -218,7 +218,7 @@ def test_two_processes_that_store_at_once_do_not_mix_their_code(tmp_path, monkey
 def test_read_only_home_and_package(tmp_path):
     read_only = tmp_path / "read-only"
     read_only.mkdir(mode=0o500)
-    environment = FAST | {"HOME": str(read_only), "NUMBA_CACHE_DIR": str(read_only / "cache")}
+    environment = {"HOME": str(read_only), "NUMBA_CACHE_DIR": str(read_only / "cache")}
     assert run("import numpy as np, thinformer; print(len(thinformer.kernel_halve(np.eye(4))))",
                **environment) == "2"  # fmt: skip
 
@@ -227,7 +227,7 @@ def test_cache_that_cannot_be_written_later(tmp_path):
     """A cache folder that turns out to be a file: the first call still succeeds."""
     (tmp_path / "cache").write_text("not a folder")
     assert run("import numpy as np, thinformer; print(len(thinformer.kernel_halve(np.eye(4))))",
-               NUMBA_CACHE_DIR=str(tmp_path / "cache"), **FAST) == "2"  # fmt: skip
+               NUMBA_CACHE_DIR=str(tmp_path / "cache")) == "2"  # fmt: skip
 
 
 def test_processor_with_shorter_vectors():
