@@ -13,6 +13,10 @@ settings.register_profile("default", max_examples=50, deadline=None, derandomize
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Threads of torch sleep until there is work. They would spin, on cores that other tests need. This
+# is set before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 for package in ("reference", "examples"):
     load(package)
 

@@ -18,6 +18,7 @@ from thinformer.cuda.values import Variant
 from thinformer.kernels.phi import EXPONENTIAL, GAUSSIAN, LINEAR
 
 pytestmark = pytest.mark.slow
+nightly = pytest.mark.nightly  # the same code with other numbers
 
 STATIC_LIMIT = 48 * 1024  # bytes of shared memory that need no opting in
 REGISTERS = 64 * 1024  # of a multiprocessor
@@ -66,7 +67,10 @@ def check_documented(stored, threads, used):
         assert row in DOCUMENTED, row
 
 
-@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "stored",
+    [pytest.param("float16", marks=nightly), pytest.param("bfloat16", marks=nightly), "float32"],
+)
 def test_attention(stored, tmp_path):
     """Two blocks of 256 threads fit a multiprocessor, all in registers, read as vectors of four."""
     threads, used = threads_for(4096, np.float32), []
@@ -86,7 +90,7 @@ def test_attention(stored, tmp_path):
     check_documented(stored, threads, used)
 
 
-@pytest.mark.parametrize("threads", [64, 128])
+@pytest.mark.parametrize("threads", [64, pytest.param(128, marks=nightly)])
 def test_attention_in_small_blocks(threads, tmp_path):
     kernel, _ = attention_kernel("float32", threads)
     used = []
@@ -117,9 +121,12 @@ def test_attention_in_float64(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "stored", "threads"),
-    [*((halve.make_kernel, "bfloat16", threads) for threads in (64, 128, 256)),
-     (halve.make_kernel, "float16", 256), (shared.make_collect, "float16", 256),
-     *((shared.make_collect, "bfloat16", threads) for threads in (128, 256))],
+    [(halve.make_kernel, "bfloat16", 256), (shared.make_collect, "float16", 256),
+     *(pytest.param(*more, marks=nightly) for more in (
+         (halve.make_kernel, "bfloat16", 64), (halve.make_kernel, "bfloat16", 128),
+         (halve.make_kernel, "float16", 256),
+         (shared.make_collect, "bfloat16", 128), (shared.make_collect, "bfloat16", 256),
+     ))],
 )  # fmt: skip
 def test_tensor_cores(make, stored, threads, tmp_path):
     """Half precision is multiplied by tensor cores: four times for keys, four times for values."""
@@ -144,7 +151,10 @@ def test_tensor_cores(make, stored, threads, tmp_path):
     check_documented(name if make is halve.make_kernel else f"`collect`, {name}", threads, used)
 
 
-@pytest.mark.parametrize("stored", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "stored",
+    [pytest.param("bfloat16", marks=nightly), "float32", pytest.param("float64", marks=nightly)],
+)
 @pytest.mark.parametrize("make", [shared.make_collect, shared.make_decide_span, shared.make_norms])
 def test_shared_buckets(make, stored, tmp_path):
     """The tiles of attention, the decisions and the norms, where many blocks share a bucket."""
@@ -170,7 +180,9 @@ def test_shared_buckets(make, stored, tmp_path):
     check_documented(f"`{name}`, {stored}", threads, used)
 
 
-@pytest.mark.parametrize("tags", [(GAUSSIAN,), tuple(run.PHI)], ids=["gaussian", "all"])
+@pytest.mark.parametrize(
+    "tags", [pytest.param((GAUSSIAN,), marks=nightly), tuple(run.PHI)], ids=["gaussian", "all"]
+)
 def test_points(tags, tmp_path):
     """Every phi of the package, in a sum of all, in float32 and in registers."""
     variant = Variant("terms", tuple(map(run.term, tags)), False, run.LOAD["float32"], np.float32)
@@ -210,7 +222,10 @@ def test_gram_matrices(tmp_path):
             assert 256 * registers <= REGISTERS
 
 
-@pytest.mark.parametrize("stored", run.LOAD)
+@pytest.mark.parametrize(
+    "stored",
+    [name if name == "float32" else pytest.param(name, marks=nightly) for name in run.LOAD],
+)
 def test_what_comes_before(stored, tmp_path):
     """Drawing and measuring; positions are drawn in float64 whatever the points are."""
     dtype = run.COMPUTED_IN[stored]
@@ -235,7 +250,7 @@ def test_what_comes_before(stored, tmp_path):
     check_measure(draw.make_measure(load, dtype, draw.THREADS), measure, dtype, tmp_path)
 
 
-@pytest.mark.parametrize("computed", ["float32", "float64"])
+@pytest.mark.parametrize("computed", ["float32", pytest.param("float64", marks=nightly)])
 def test_pivots(computed, tmp_path):
     """A thread's columns in registers; in float32 what is in doubles is the drawing alone."""
     number, whole, double = getattr(types, computed), types.int64, types.float64

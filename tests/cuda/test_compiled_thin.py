@@ -28,6 +28,18 @@ PLACE = types.UniTuple(WHOLE, 4)
 GEOMETRY = types.NamedUniTuple(WHOLE, 7, halve.Geometry)
 DOCUMENTED = (ROOT / "docs" / "cuda.md").read_text().splitlines()
 KERNELS = {"gaussian": GAUSSIAN, "stein": STEIN}
+nightly = pytest.mark.nightly  # the same code with other numbers
+
+
+each_variant = pytest.mark.parametrize(
+    ("name", "computed"),
+    [
+        ("gaussian", "float32"),
+        ("stein", "float32"),
+        pytest.param("gaussian", "float64", marks=nightly),
+        pytest.param("stein", "float64", marks=nightly),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +81,7 @@ def check(kernel, signature, tmp_path, threads, doubles=None, name=None):
         assert row in DOCUMENTED, row
 
 
-@pytest.mark.parametrize("computed", ["float32", "float64"])
-@pytest.mark.parametrize("name", KERNELS)
+@each_variant
 def test_sums(name, computed, tmp_path):
     """In float32 a patch's four sums of four values are added in double precision, no value is."""
     threads = threads_for(4096, run.COMPUTED_IN[computed])
@@ -84,8 +95,7 @@ def test_sums(name, computed, tmp_path):
     check(sums.make_square(variant, threads), square, tmp_path, threads, doubles)
 
 
-@pytest.mark.parametrize("computed", ["float32", "float64"])
-@pytest.mark.parametrize("name", KERNELS)
+@each_variant
 def test_swaps_and_greedy_choice(name, computed, tmp_path):
     """In float32 the potentials alone are in double precision."""
     variant, number = variant_of(KERNELS[name], computed), getattr(types, computed)
@@ -100,8 +110,8 @@ def test_swaps_and_greedy_choice(name, computed, tmp_path):
     check(greedy.make_extend(variant, sums.THREADS), extend, tmp_path, sums.THREADS, doubles)
 
 
-@pytest.mark.parametrize("computed", ["float32", "float64"])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("computed", ["float32", pytest.param("float64", marks=nightly)])
+@pytest.mark.parametrize("name", [pytest.param("gaussian", marks=nightly), "stein"])
 def test_adaptive_thresholds(name, computed, tmp_path):
     threads, number = threads_for(4096, run.COMPUTED_IN[computed]), getattr(types, computed)
     signature = (number[::1], GEOMETRY, number[::1], GEOMETRY, number[:, :, ::1], number[:, ::1],

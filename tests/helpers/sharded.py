@@ -17,7 +17,9 @@ from thinformer.torch.choose.heads import grouped
 from thinformer.torch.choose.seeds import seed_of_rank
 from thinformer.torch.distributed import OF_QUERIES
 
-# a rank runs cases (tensors, options), and saves outputs, gradients, errors, and what it gathered
+# A rank runs the cases (tensors, options) that have a shard for it, and saves outputs, gradients,
+# errors, and what it gathered. The first ranks run a case that has fewer shards than there are
+# ranks.
 RANK = """
 import sys
 import torch
@@ -27,7 +29,8 @@ from thinformer.torch.distributed import sharded_attention
 torch.set_num_threads(1)
 rank, ranks, store, cases, result = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
-odd = dist.new_group([1, 3]) if ranks == 4 else None
+groups = [dist.new_group(range(first)) for first in range(1, ranks)]
+odd = dist.new_group(range(1, ranks, 2))
 gathered, all_gather = [], dist.all_gather
 
 def counting(into, tensor, group=None):
@@ -37,10 +40,14 @@ def counting(into, tensor, group=None):
 dist.all_gather = counting
 results = {}
 for name, (shards, options) in torch.load(cases).items():
+    if rank >= len(shards):
+        continue
     gathered.clear()
     found = results[name] = {"gathered": []}
     if options.pop("odd", False):
         options["group"] = odd
+    elif len(shards) < ranks:
+        options["group"] = groups[len(shards) - 1]
     gradients = options.pop("gradients", "")
     if rank == options.pop("without", None):
         gradients = ""

@@ -35,6 +35,13 @@ CONFIGURATIONS = {
 EACH_MODEL = pytest.mark.parametrize("kind", CONFIGURATIONS)
 
 
+def by_default(*kinds):
+    """A test of each model, of which the others are left out of a short run."""
+    nightly = pytest.mark.nightly
+    each = [pytest.param(kind, marks=() if kind in kinds else nightly) for kind in CONFIGURATIONS]
+    return pytest.mark.parametrize("kind", each)
+
+
 def make(kind, seed=0, dtype=torch.float32):
     """A decoder whose next token depends on what it has read: its weights are not tiny."""
     torch.manual_seed(seed)
@@ -88,7 +95,7 @@ def test_equal_to_the_full_cache_where_all_is_kept(kind):
     torch.testing.assert_close(logits[seen], expected[seen], rtol=1e-5, atol=1e-5)
 
 
-@EACH_MODEL
+@by_default("llama", "gemma3")
 def test_greedy_generation_token_by_token(kind):
     model = make(kind)
     ids, mask = padded(tokens(300, batch=2), 110, 300)
@@ -124,13 +131,7 @@ def test_four_texts_of_four_lengths():
         torch.testing.assert_close(together[i, -length:], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind == "gemma3" else pytest.param(kind, marks=pytest.mark.nightly)
-        for kind in CONFIGURATIONS
-    ],
-)
+@by_default("gemma3")
 def test_memory_is_as_size_says(kind):
     model = make(kind)
     for length in (300, 1200):
@@ -140,12 +141,12 @@ def test_memory_is_as_size_says(kind):
             assert layer.keys.shape[2] == layer.values.shape[2] == 96
             assert layer.keys.untyped_storage().nbytes() == 4 * layer.keys.numel()
             assert layer.log_masses.untyped_storage().nbytes() == 4 * layer.log_masses.numel()
-        greedy(model, torch.cat([tokens(length), tokens(1)], 1), 200, cache=cache)
+        greedy(model, torch.cat([tokens(length), tokens(1)], 1), 140, cache=cache)
         assert all(96 <= layer.keys.shape[2] < 96 + 64 for layer in thinned(cache))
-        assert cache.get_seq_length() == length + 200
+        assert cache.get_seq_length() == length + 140
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.nightly), "gemma3"])
 def test_beam_search_follows_its_sequences(kind):
     model, ids = make(kind), tokens(150)
     options = {"max_new_tokens": 40, "num_beams": 4, "do_sample": False}
@@ -177,7 +178,7 @@ def test_operations_on_the_batch():
     torch.testing.assert_close(logits[1], alone[0][190:], rtol=1e-4, atol=1e-4)
 
 
-@EACH_MODEL
+@by_default("llama", "gemma3")
 def test_two_turns_and_a_stop_between(kind):
     """A conversation goes on from a copy of the cache as from the cache."""
     model, ids = make(kind), tokens(400)

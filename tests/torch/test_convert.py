@@ -264,7 +264,7 @@ def test_copies_are_converted_and_reverted_by_themselves():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [vit, encoder])
+@pytest.mark.parametrize("make", [pytest.param(vit, marks=pytest.mark.nightly), encoder])
 def test_compile_breaks_no_graph(make):
     model, inputs = make(), image() if make is vit else tokens()
     convert(model, g=1, **DRAWN)

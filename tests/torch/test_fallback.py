@@ -165,9 +165,9 @@ def test_the_operator_of_a_graph_is_what_runs_without_one(masked, dtype, toleran
 
 def test_the_operators_gradient_is_its_derivative():
     """By finite differences; with dropout, of the weights that are dropped for that seed."""
-    query, key, value = qkv(B=2, T=5, S=6, H=4, H_kv=2, E=3, D=2)
+    query, key, value = qkv(B=2, T=2, S=4, H=4, H_kv=2, E=2, D=1)
     _, above = graph(None, 3, 0.0)
-    valid = ~padding(6, 6, 4)
+    valid = ~padding(4, 4, 3)
     for dropout_p in (0.0, 0.4):
 
         def attend(query, key, value, dropout_p=dropout_p):
@@ -177,10 +177,9 @@ def test_the_operators_gradient_is_its_derivative():
 
         tensors = [x.requires_grad_() for x in (query, key, value)]
         assert torch.autograd.gradcheck(attend, tensors)
-        arguments = (*tensors, valid, 0.7, above, torch.tensor(5), dropout_p)
-        assert set(torch.library.opcheck(torch.ops.thinformer.fall_back, arguments).values()) == {
-            "SUCCESS"
-        }
+    arguments = (*tensors, valid, 0.7, above, torch.tensor(5), 0.4)
+    checked = torch.library.opcheck(torch.ops.thinformer.fall_back, arguments)
+    assert set(checked.values()) == {"SUCCESS"}
 
 
 def test_the_operators_dropout():

@@ -40,9 +40,7 @@ def work(seed=0):
     return select(key, value, None, torch.tensor(seed), 2, None, None, "even", 0)[0]
 """
 
-
-def test_torchs_threads_from_many_threads_at_once():
-    run(TORCH_PROBLEM + """
+MANY_THREADS_AT_ONCE = """
 from concurrent.futures import ThreadPoolExecutor
 from thinformer.torch.choose.openmp import team
 assert team() is not None
@@ -51,7 +49,40 @@ with ThreadPoolExecutor(8) as pool:
     for _ in range(3):
         for got, want in zip(pool.map(work, range(8)), expected, strict=True):
             assert torch.equal(got, want)
-""")  # fmt: skip
+"""
+
+# an error reaches the caller, and the next call works
+ERRORS = """
+from thinformer.support import threads
+def task(first, last):
+    raise ZeroDivisionError(first)
+with threads.on(team()):
+    try:
+        threads.run(task, 100, 1e12)
+    except ZeroDivisionError:
+        done = []
+        threads.run(lambda first, last: done.extend(range(first, last)), 100, 1e12)
+        assert sorted(done) == list(range(100))
+    else:
+        raise AssertionError
+"""
+
+# no library's number of threads is changed, not even for the time of a call
+NUMBERS_OF_THREADS = """
+from scipy.linalg import blas
+arrays = key.numpy(), value.numpy()
+torch.set_num_threads(1)
+expected = thinformer.compress_kv(*arrays, g=2, rng=0)
+assert torch.get_num_threads() == 1
+torch.set_num_threads(2)
+assert np.array_equal(thinformer.compress_kv(*arrays, g=2, rng=0), expected)
+assert torch.get_num_threads() == 2
+"""
+
+
+def test_on_torchs_threads():
+    """Checks in one process, as it takes seconds to import torch."""
+    run(TORCH_PROBLEM + MANY_THREADS_AT_ONCE + ERRORS + NUMBERS_OF_THREADS)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -66,38 +97,4 @@ if child == 0:
     os._exit(0 if torch.equal(work(), expected) else 3)
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(work(), expected)
-""")  # fmt: skip
-
-
-def test_an_error_on_torchs_threads_reaches_the_caller():
-    run("""
-        import torch
-        from thinformer.support import threads
-        from thinformer.torch.choose.openmp import team
-        torch.set_num_threads(2)
-        def task(first, last):
-            raise ZeroDivisionError(first)
-        with threads.on(team()):
-            try:
-                threads.run(task, 100, 1e12)
-            except ZeroDivisionError:
-                done = []
-                threads.run(lambda first, last: done.extend(range(first, last)), 100, 1e12)
-                assert sorted(done) == list(range(100))
-            else:
-                raise AssertionError
-    """)
-
-
-def test_blas_settings_are_left_alone():
-    """No library's number of threads is changed, not even for the time of a call."""
-    run(PROBLEM + """
-from scipy.linalg import blas
-import torch
-before = torch.get_num_threads()
-torch.set_num_threads(1)
-expected = work()
-assert torch.get_num_threads() == 1
-torch.set_num_threads(before)
-assert np.array_equal(work(), expected)
 """)  # fmt: skip

@@ -382,7 +382,7 @@ def test_training_with_dropout_and_checkpointing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("vit", marks=pytest.mark.nightly)])
 def test_compile_breaks_no_graph(name):
     model, inputs = ENCODERS[name]()
     if name == "bert":
