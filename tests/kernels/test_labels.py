@@ -67,7 +67,7 @@ def assert_close(got, expected, tolerance):
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@PRECISION
+@SINGLE
 @pytest.mark.parametrize(("constant", "squared"), NUMBERS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiled_values_are_the_formula(name, constant, squared, dtype, tolerance):
