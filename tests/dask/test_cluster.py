@@ -44,7 +44,9 @@ def test_schedulers_of_this_process(scheduler, expected):
         np.testing.assert_array_equal(thin(lazy(), 50, **SETTINGS), expected)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(
+    "workers", [4, *(pytest.param(few, marks=pytest.mark.nightly) for few in (1, 2))]
+)
 def test_any_number_of_workers(workers, cluster, expected):
     cluster.scale(workers)
     with distributed.Client(cluster) as client:

@@ -84,8 +84,16 @@ NEAR, FAR = thinformer.thin(POINTS, 40, bandwidth=2.0, rng=0), np.arange(30)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
-@pytest.mark.parametrize("rows", [NEAR, POINTS[FAR] + 1.0], ids=["near", "far"])
+@pytest.mark.parametrize(
+    ("rows", "weights"),
+    [
+        (NEAR, None),
+        (POINTS[FAR] + 1.0, WEIGHTS),
+        pytest.param(NEAR, WEIGHTS, marks=pytest.mark.nightly),
+        pytest.param(POINTS[FAR] + 1.0, None, marks=pytest.mark.nightly),
+    ],
+    ids=["near-equal", "far-weighted", "near-weighted", "far-equal"],
+)
 def test_the_mean_over_seeds_is_the_exact_square(rows, weights):
     exact = thinformer.mmd(POINTS, rows, bandwidth=2.0, weights=weights) ** 2
     squared, errors = estimates(lazy(), rows, 300, bandwidth=2.0, weights=weights, sample=80)

@@ -26,9 +26,13 @@ def run(code, names, document):
     exec(compile(code, document, "exec"), names)
 
 
-def run_page(text, document):
-    """Run all Python blocks in turn; what each ``text`` block says, and what was printed."""
-    names, printed, said = {}, io.StringIO(), []
+def run_page(text, document, names=None):
+    """Run all Python blocks in turn; what each ``text`` block says, and what was printed.
+
+    A dict of names receives those that the blocks make.
+    """
+    names = {} if names is None else names
+    printed, said = io.StringIO(), []
     for language, code in blocks(text):
         if language == "python":
             with contextlib.redirect_stdout(printed):

@@ -6,6 +6,7 @@ import pytest
 from examples import lost_workers, many_machines
 from examples.many_machines import Constants, cost
 from thinformer import coreset, get_num_threads, merge, set_num_threads
+from thinformer.thinning import merging
 
 CONSTANTS = Constants(
     coreset=1e-6, halve=2e-6, choose=3.0, double=0.5, size=100, left=20_000
@@ -42,10 +43,11 @@ def test_coresets_stop_growing():
     assert cost(1e12, 1000, CONSTANTS).memory < 4 * cost(1e9, 1000, CONSTANTS).memory
 
 
-def test_model_has_the_rows_of_the_tree():
+def test_model_has_the_rows_of_the_tree(monkeypatch):
     """What is left of 70 parts is what the model of 70 million points chooses from."""
+    monkeypatch.setattr(merging, "LEAST", 512)  # an eighth, as the parts
     parts = [
-        coreset(np.random.default_rng(i).normal(size=(9000, 2)), 200, part=i, bandwidth=1.0)
+        coreset(np.random.default_rng(i).normal(size=(1125, 2)), 25, part=i, bandwidth=1.0)
         for i in range(70)
     ]
     left = len(next(iter(parts[0].nodes.values())).rows)
@@ -56,11 +58,11 @@ def test_model_has_the_rows_of_the_tree():
 
 
 def test_quality(capsys):
-    many_machines.main(["--quality", "--points", "20000"])
+    many_machines.main(["--quality", "--points", "10000"])
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head == "20,000 points that drift, to 100 rows: MMD, the mean of 3 seeds"
+    assert head == "10,000 points that drift, to 100 rows: MMD, the mean of 3 seeds"
     errors = {line[:28].strip(): float(line[28:].split()[0]) for line in lines}
-    evenly = errors.pop("every 200th point")
+    evenly = errors.pop("every 100th point")
     assert len(errors) == 4
     assert max(errors.values()) < evenly / 3
     assert max(errors.values()) < 1.5 * min(errors.values())

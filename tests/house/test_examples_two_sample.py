@@ -48,11 +48,11 @@ def test_power(capsys):
 
 
 def test_level(capsys):
-    two_sample.main(["--level", "--pairs", "20"])
+    two_sample.main(["--level", "--pairs", "8"])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["default", "landmarks", "compress"]
     assert len(lines) == len(two_sample.LEVEL)
     draw = two_sample.LEVEL["blobs"]
-    rngs = map(np.random.default_rng, range(20))
+    rngs = map(np.random.default_rng, range(8))
     shares = [two_sample_test(*draw(rng), permutations=199, rng=rng).reject for rng in rngs]
     assert float(lines[-1].split()[1]) == pytest.approx(np.mean(shares), abs=6e-5)

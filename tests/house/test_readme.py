@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from checkout import ROOT
-from documents import broken_links, examples, run
+from documents import broken_links, examples, run, run_page
 
 from thinformer.attending.softmax import attend
 from thinformer.measuring import demo, points, quality
@@ -23,11 +23,11 @@ SECTIONS = {
 }
 
 
-def run_each(text, together=False):
-    """The names that each example of a text leaves; of one after the other if together."""
-    names, left = {}, []
+def run_each(text):
+    """The names that each example of a text leaves."""
+    left = []
     for code in examples(text):
-        names = names if together else {}
+        names = {}
         run(code, names, "example")
         left.append(names)
     return left
@@ -49,14 +49,16 @@ def test_thin(capsys):
 
 
 @pytest.mark.slow
-def test_thin_a_point_set(capsys):
-    *_, names = run_each(POINTS, together=True)
+def test_thin_a_point_set():
+    names = {}
+    said = run_page(POINTS, "points.md", names)
+    assert len(said) == 3
+    assert all(printed == text for text, printed in said)
     assert names["coreset"].shape == (100, 2)
     assert dict(names["few"]["posterior"].sizes) == {"chain": 1, "draw": 50, "school": 8}
     assert names["few"]["posterior"]["source_chain"].max() == 3
     assert names["few"]["posterior"]["source_draw"].max() < 500
     assert names["rows"].shape == (100,)
-    assert capsys.readouterr().out == "".join(examples(POINTS, "text")[:3])
     # the last ones stand for the standard normal, which the points are not a sample of
     stein = names["points"][names["rows"]]
     assert np.abs(stein.mean(axis=0)).max() < 0.1

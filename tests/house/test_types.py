@@ -117,10 +117,16 @@ def messages(tmp_path_factory):
     lines = [f"assert_type({call}, {expected})" for call, expected in TYPES.items()]
     lines += [*WITHOUT_RESULT, *WRONG]
     path.write_text(HEAD + "\n".join(lines) + "\n")
-    # bare options, as the package's own settings do not reach its users; reading all of
-    # transformers would take half of the time, and no signature has its types
+    # bare options, as the package's own settings do not reach its users; to read all of other
+    # packages takes most of the time, and signatures have types of these modules alone
     settings = path.with_name("mypy.ini")
-    settings.write_text("[mypy]\n[mypy-transformers.*]\nfollow_imports = skip\n")
+    settings.write_text(
+        "[mypy]\n"
+        "[mypy-transformers.*,numba.*,torch.*]\n"
+        "follow_imports = skip\n"
+        "[mypy-torch,torch._C.*,torch.nn.*,torch._tensor,torch.types]\n"
+        "follow_imports = normal\n"
+    )
     command = [sys.executable, "-m", "mypy", "--no-error-summary", path.name]
     root = Path(thinformer.__file__).parents[1]
     # mypy cannot follow an editable installation, and takes no folder of installed packages here

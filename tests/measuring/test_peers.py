@@ -235,8 +235,8 @@ def test_a_peer_that_ends_the_process(stub):
 @pytest.mark.slow
 def test_a_peer_that_does_not_end(stub, monkeypatch):
     stub("import threading\ndef thin(*given, **options):\n    threading.Event().wait()\n")
-    monkeypatch.setattr(peers, "LONGEST", 5)
-    assert peers.in_child("KSD", "stein_thinning", 64, 2) == "left out: more than 5 s for 2 seeds"
+    monkeypatch.setattr(peers, "LONGEST", 1)
+    assert peers.in_child("KSD", "stein_thinning", 64, 2) == "left out: more than 1 s for 2 seeds"
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """The benchmark of thinning: what it measures, and what it stores."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -104,15 +102,10 @@ def test_command(tmp_path, capsys):
     assert stored["qualities"][-1]["n"] == 65536
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--largest", "4"], ["--seeds", "1"], ["--sizes", "x"], ["--json", "/nowhere/x.json"]],
 )
-def test_bad_arguments(arguments):
-    result = subprocess.run(
-        [sys.executable, "-m", "thinformer", "bench-points", *arguments], capture_output=True,
-        text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_bad_arguments(arguments, capsys):
+    assert main(["bench-points", *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -63,8 +63,8 @@ def test_the_command_fails_on_a_fault(tmp_path):
     [
         ("cpu/halve.py", "(sums[x] + first * (a[x] - b[x]))", "(sums[x] - first * (a[x] - b[x]))",
          "activations, text"),
-        ("cpu/sums.py", "value < least", "value > least", "thin"),
         *(pytest.param(*fault, marks=pytest.mark.nightly) for fault in (
+            ("cpu/sums.py", "value < least", "value > least", "thin"),
             ("cpu/halve.py", "state = max(state, b)", "state = b", "activations, text"),
             ("halving/steps.py", "b * sqrt(variance) * factor", "b * variance * factor", "thin"),
             ("halving/draws.py", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7", "points"),

@@ -154,7 +154,8 @@ def third(x, y):
     "options",
     [{"bandwidth": [1.0, 2.0, 3.0, 4.0]}, {"kernel": kernels.gaussian([1.0, 2.0, 3.0, 4.0])},
      {"kernel": kernels.linear() + kernels.laplace([1.0, 2.0, 3.0, 4.0])}, {"kernel": third},
-     {"kernel": kernels.pairwise(third)}, {"kernel": kernels.stein(-np.insert(X, 1, 0, axis=1))},
+     pytest.param({"kernel": kernels.pairwise(third)}, marks=pytest.mark.nightly),
+     {"kernel": kernels.stein(-np.insert(X, 1, 0, axis=1))},
      {"method": "standard"}, {"method": "random"}],
     ids=["bandwidths", "Kernel", "sum", "function", "pairwise", "stein", "standard", "random"],
 )  # fmt: skip

@@ -160,7 +160,7 @@ def test_in_other_processes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("even", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_as_good_as_all_points_together(even):
     points = mixture(12_000)
     ends = np.arange(500, 12_000, 500)

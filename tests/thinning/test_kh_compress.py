@@ -76,7 +76,7 @@ def test_pre_thinning_as_specified(data, S, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("S", [64, 100, 2047])
+@pytest.mark.parametrize("S", [64, 100, pytest.param(2047, marks=pytest.mark.nightly)])
 def test_every_token_has_the_same_chance(S):
     """To be kept in the end, whatever the points: each stacked problem has draws of its own."""
     runs, size = 4000, 8

@@ -27,7 +27,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [512, 1000])
+@pytest.mark.parametrize("rows", [512, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_as_good_as_in_memory(rows, small):
     points = mixture(12_000)
     settings = {"kernel": "gaussian", "bandwidth": 3.0}

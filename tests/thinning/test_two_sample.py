@@ -217,10 +217,21 @@ def rejected(make, pairs=400, **arguments):
     [
         (lambda rng: rng.normal(size=(2, 50, 2)), {}),
         (lambda rng: (rng.normal(size=(20, 10)), rng.normal(size=(75, 10))), {}),
-        (lambda rng: rng.integers(0, 3, size=(2, 40, 2)), {"kernel": "laplace"}),
-        (lambda rng: rng.standard_cauchy(size=(2, 40, 1)), {"kernel": ["energy", "gaussian"]}),
+        (
+            lambda rng: rng.integers(0, 3, size=(2, 40, 2)),
+            {"kernel": "laplace", "bandwidth": "median"},
+        ),
+        pytest.param(
+            lambda rng: rng.standard_cauchy(size=(2, 40, 1)),
+            {"kernel": ["energy", "gaussian"]},
+            marks=pytest.mark.nightly,
+        ),
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bandwidth": "median", "method": "landmarks"}),
-        (lambda rng: rng.normal(size=(2, 128, 2)), {"method": "compress", "g": 0, "bins": 8}),
+        pytest.param(
+            lambda rng: rng.normal(size=(2, 128, 2)),
+            {"method": "compress", "g": 0, "bins": 8},
+            marks=pytest.mark.nightly,
+        ),
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bins": 1000, "bandwidth": "median"}),
         (
             lambda rng: (rng.normal(size=(40, 10)), rng.normal(size=(250, 10))),
@@ -249,7 +260,7 @@ def test_weights_undo_another_distribution(method):
 
     def pairs_rejected(to):
         count = 0
-        for seed in range(100):
+        for seed in range(50):
             rng = np.random.default_rng(seed)
             x, y = rng.normal(size=(400, 1)), rng.normal(0.7, 1, size=(400, 1))
             weights = None if to is None else np.exp((to - 0.7) * y[:, 0])
@@ -258,9 +269,9 @@ def test_weights_undo_another_distribution(method):
             ).reject
         return count
 
-    assert pairs_rejected(0.0) <= 12
-    assert pairs_rejected(0.4) >= 80
-    assert pairs_rejected(None) == 100
+    assert pairs_rejected(0.0) <= 8  # of 50, in all but .1 % of runs
+    assert pairs_rejected(0.4) >= 40
+    assert pairs_rejected(None) == 50
 
 
 def test_weights_count_in_bins_of_one_point():
