@@ -29,7 +29,7 @@ class Attended(NamedTuple):
     output : (B, T, H, D) array
         In the inputs' dtype.
     weights : (B, H, T, n_out) array or None
-        None unless ``return_weights=True``.
+        In the inputs' dtype. None unless ``return_weights=True``.
     indices : (B, H, n_out) int64 array or None
         None unless ``return_indices=True``.
     """
@@ -111,9 +111,9 @@ def attention(
     TypeError, ValueError
         As `compress_kv`, and for a query of another shape, dtype or with NaN or infinity; with a
         correction, also for numbers so large that the output is not finite, such as keys whose
-        squared norms overflow.
+        squared norms overflow; on a GPU so too with a temperature.
     RuntimeError, MemoryError
-        There is no GPU, and why; it has too little memory.
+        There is no GPU, or torch cannot use it, and why; it has too little memory.
     ImportError
         The call is on a GPU, and torch is not installed.
 

@@ -53,7 +53,8 @@ def torch_on_the_simulator(monkeypatch):
     monkeypatch.setattr(bridge, "current", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(bridge, "_stream", lambda device: 0)
     monkeypatch.setattr(bridge, "_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
-    monkeypatch.setattr(bridge, "as_tensor", tensor_in_place)
+    monkeypatch.setattr(bridge, "as_tensor", lambda array: on_cuda(array.copy_to_host()))
+    monkeypatch.setattr(bridge, "to_gpu", on_cuda)
     monkeypatch.setattr(bridge, "PIVOT_THREADS", THREADS)
     monkeypatch.setattr(bridge, "HERD_THREADS", THREADS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
@@ -61,9 +62,9 @@ def torch_on_the_simulator(monkeypatch):
     return bridge
 
 
-def tensor_in_place(array):
+def on_cuda(array):
     """A tensor of the CPU that says it is on a GPU, so that kernels choose from it."""
-    return torch.from_numpy(array.copy_to_host()).as_subclass(OnCuda)
+    return torch.from_numpy(array).as_subclass(OnCuda)
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from simulator import OnGpu
 
 from thinformer import attention, compress_schedule, make_draws
+from thinformer.halving.draws import seed_from
+from thinformer.torch import arrays as module
 
 WAYS = {
     "halving": {"size": 3},
@@ -16,6 +19,7 @@ WAYS = {
     "nystrom": {"size": 3, "correction": "nystrom"},
     "queries": {"size": 3, "correction": "queries"},
     "a temperature": {"size": 3, "correction": "queries", "temperature": 2.0},
+    "all keys, corrected": {"size": 10, "correction": "queries"},
 }
 
 pytestmark = pytest.mark.usefixtures("arrays_on_the_simulator", "torch_on_the_simulator")
@@ -31,6 +35,23 @@ def arrays(dtype=np.float64, T=5, B=1):
 def on_cpu(array):
     """What a call on a GPU returns, as an array of NumPy."""
     return array.copy_to_host()
+
+
+def test_a_large_seed():
+    """Of 64 bits, which torch has as a negative number."""
+    rng = next(rng for rng in range(100) if seed_from(rng) >= 2**63)
+    for way in ("halving", "nystrom"):
+        options = WAYS[way] | {"rng": rng}
+        output = attention(*arrays(), device="cuda", **options).output
+        np.testing.assert_allclose(output, attention(*arrays(), **options).output, rtol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["halving", "herding", "nystrom"])
+def test_autocast_of_the_caller(way):
+    expected = attention(*arrays(np.float32), **WAYS[way], rng=3).output
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attention(*map(OnGpu, arrays(np.float32)), **WAYS[way], rng=3).output
+    np.testing.assert_allclose(on_cpu(output), expected, rtol=1e-4, atol=1e-5)
 
 
 def same(found, expected, rtol=1e-9):
@@ -116,7 +137,10 @@ def test_numbers_that_are_not_finite(role, T, way):
 )
 def test_numbers_that_are_too_large(options, large):
     query, key, value = arrays()
-    message = "are too large for method .* in float64; got the largest numbers query .* a larger"
+    setting, advice = "a correction", "Give a number as temperature"
+    if "temperature" in options:
+        setting, advice = "a temperature", "Give another temperature than 1e-300"
+    message = f"too large for {setting} in float64; got the largest numbers query .* {advice}, or"
     with pytest.raises(ValueError, match=message):
         attention(OnGpu(query), OnGpu(large * key), OnGpu(value), size=3, **options)
 
@@ -134,6 +158,21 @@ def test_arguments():
         attention(OnGpu(query), OnGpu(key), value)
     with pytest.raises(ValueError, match="query must have shape"):
         attention(OnGpu(query[..., 1:]), OnGpu(key), OnGpu(value))
+
+
+def test_a_torch_that_has_no_gpu(monkeypatch):
+    monkeypatch.setattr(module, "SIMULATED", False)
+    with pytest.raises(RuntimeError, match=r"needs a torch that can use it; torch \d.* cannot"):
+        attention(*map(OnGpu, arrays()), size=3)
+
+
+def test_no_memory(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "attend_to_kept", full)
+    with pytest.raises(MemoryError, match="fewer sequences at once .Tried to allocate 2.00 GiB"):
+        attention(*map(OnGpu, arrays()), size=3)
 
 
 def test_without_torch(monkeypatch):

@@ -26,7 +26,7 @@ def both(tensors, valid=None, *, size, temperature=None, min_length=0, scale=0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "size"), [(1, 1), (2, 1), (40, 7), (70, 33), (9, 8)])
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (20, 1), (40, 7), (70, 33), (9, 8)])
 def test_the_kernel(n, size, dtype, torch_on_the_simulator, poisoned_memory):
     """Of two problems, as the specification; integers, so that sums are exact in any order."""
     x = np.random.default_rng(n).integers(-2, 3, (2, n, 2))
@@ -57,9 +57,18 @@ def test_keys(S, T, H_kv, size, temperature, torch_on_the_simulator):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("H_kv", [2, 1])
+@pytest.mark.parametrize("place", [2, 6, 9])
+def test_a_value_that_no_halving_sees(place, torch_on_the_simulator):
+    """The largest value is that of all keys, also where halvings start from the others."""
+    query, key, value = qkv(B=1, T=5, S=40, H=2, E=4, D=3)
+    value[:, place] *= 20
+    (expected, *_), (found, *_) = both((query, key, value), size=5)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("H_kv", "temperature"), [(2, None), (1, 0.7)])
 @pytest.mark.parametrize("min_length", [0, 12])
-def test_padding(H_kv, min_length, torch_on_the_simulator):
+def test_padding(H_kv, temperature, min_length, torch_on_the_simulator):
     """Each sequence keeps what it keeps on the CPU, NaN behind the mask included; none, of none."""
     lengths = [20, 9, 0, 17]
     query, key, value = qkv(B=4, T=20, S=20, H=2, E=4, D=3, H_kv=H_kv)
@@ -68,7 +77,8 @@ def test_padding(H_kv, min_length, torch_on_the_simulator):
     for x in (query, key, value):
         x[hidden] = torch.nan
     tensors = 0.1 * query, key, value
-    expected, found = both(tensors, ~hidden, size=4, min_length=min_length)
+    options = {"size": 4, "temperature": temperature, "min_length": min_length}
+    expected, found = both(tensors, ~hidden, **options)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 

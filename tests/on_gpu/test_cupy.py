@@ -67,6 +67,21 @@ def test_a_stream_of_cupy(cupy):
     np.testing.assert_array_equal(kept.get(), expected)
 
 
+def test_attention_on_a_stream_of_cupy(cupy):
+    S, size = SIZES
+    given = np.random.default_rng(1).standard_normal((3, 2, S, 3, 8))
+    expected = attention(*given, size=size, rng=0).output
+    with cupy.cuda.Stream(non_blocking=True):
+        there = cupy.zeros(given.shape)
+        large = cupy.ones((4096, 4096))
+        for _ in range(3):
+            large = large @ large / 4096
+        there += cupy.asarray(given) + 0 * large[0, 0]
+        output = attention(*there, size=size, rng=0).output
+        found = output.get()
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7)
+
+
 def test_a_gram_matrix_of_cupy(cupy):
     x = np.random.default_rng(3).standard_normal(301)
     K = np.exp(-(np.subtract.outer(x, x) ** 2))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinformer.attending.options import KeySelection
 from thinformer.cpu.run import is_finite
 from thinformer.halving.problem import head_factor
 from thinformer.support import checks
@@ -59,10 +61,10 @@ def check_logits(query: NDArray, key: NDArray, scale: float) -> None:
         )
 
 
-def check_overflow(query: NDArray, key: NDArray, value: NDArray, output: NDArray) -> None:
-    """Check that finite arguments gave a finite output, and name one that is too large."""
-    if is_finite(head_factor(output), output.shape[1]):
-        return
+def raise_overflow(
+    query: NDArray, key: NDArray, value: NDArray, selection: KeySelection
+) -> NoReturn:
+    """Raise the error of finite arguments that a correction cannot take; name one too large."""
     with np.errstate(over="ignore", invalid="ignore"):
         centred = key - key.mean(axis=1, keepdims=True)
     checks.squared_norms("key", np.nan_to_num(centred), checks.SMALLER_KEYS)
@@ -71,14 +73,18 @@ def check_overflow(query: NDArray, key: NDArray, value: NDArray, output: NDArray
         name: float(np.abs(array).max())
         for name, array in (("query", query), ("key", key), ("value", value))
     }
-    raise too_large("a correction", str(output.dtype), **largest)
+    raise too_large(selection, value.dtype, **largest)
 
 
-def too_large(method: str, dtype: str, **largest: float) -> ValueError:
+def too_large(selection: KeySelection, dtype: np.dtype, **largest: float) -> ValueError:
     """The error where finite arguments give an output that is not; they have these numbers."""
     got = ", ".join(f"{name} {number:.2g}" for name, number in largest.items())
+    setting = "a correction" if selection.correction else "a temperature"
+    give = "Give a number as temperature"
+    if selection.tau is not None:
+        give = f"Give another temperature than {selection.tau:g}"
     return ValueError(
-        f"query, key, value and scale are too large for {method} in {dtype}; got the largest "
-        f"numbers {got}. Give a larger number as temperature, or divide value by a number and "
-        f"multiply the output by it{checks.or_float64(np.dtype(dtype))}"
+        f"query, key, value and scale are too large for {setting} in {dtype}; got the largest "
+        f"numbers {got}. {give}, or divide value by a number and multiply the output by it"
+        f"{checks.or_float64(dtype)}"
     )

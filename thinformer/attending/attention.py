@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from thinformer import bodies
-from thinformer.attending.arguments import check_finite, check_overflow, check_shapes, softmax_scale
+from thinformer.attending.arguments import check_finite, check_shapes, raise_overflow, softmax_scale
 from thinformer.attending.herding import herd_keys
 from thinformer.attending.options import KeySelection
 from thinformer.attending.softmax import make_result, write_attention, write_landmark_attention
@@ -148,7 +148,8 @@ def attend(
     if not finite.all():
         check_finite(query=query, key=key, value=value)
     if few and selection.correction is not None:
-        check_overflow(query, key, value, output)
+        if not (finite.all() and is_finite(head_factor(output), output.shape[1])):
+            raise_overflow(query, key, value, selection)
     else:
         write_attention(query, key, value, indices, scale, output, of_keys)
     if of_keys is not None:

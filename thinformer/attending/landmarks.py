@@ -62,7 +62,8 @@ class Chosen(NamedTuple):
     indices : (B, H, n_out) int64, increasing
     sampled : (B, H, m) int64, increasing, the queries that were sampled; m is 0 for "nystrom"
     temperature : (B, H)
-    finite : (B, H) bool, whether all tokens of the head are finite
+    finite : (B, H) bool, whether the head's tokens, its temperature and the squared norms of its
+        keys over that are finite
     """
 
     indices: NDArray
@@ -257,12 +258,16 @@ def _chosen(
 ) -> Chosen:
     """What was chosen, by sequence and head."""
     B, _, H, _ = key.shape
-    finite = np.isfinite(heads.sums).reshape(B, H)
-    if not finite.all():  # or a square overflows
+    finite, tau = np.isfinite(heads.sums).reshape(B, H), heads.temperature.reshape(B, H)
+    if not finite.all():  # or a square overflows; of queries it may, where tau is given
         finite = np.all([np.isfinite(x).all((1, 3)) for x in (query, key, value)], axis=0)
+        with np.errstate(all="ignore"):
+            to_x = np.sqrt(heads.query.parameters[:1, SCALE]) / tau
+            x = (key - key.mean(1, keepdims=True)) * to_x[:, None, :, None].astype(key.dtype)
+            squares = np.einsum("bshe,bshe->bsh", x, x)
+        finite = finite & np.isfinite(tau) & np.isfinite(squares).all(1)
     m, n_out = draws.queries.shape[1], heads.n_out
     sampled = np.broadcast_to(np.sort(draws.queries, axis=1), (B, H, m))
-    tau = heads.temperature.reshape(B, H)
     return Chosen(indices.reshape(B, H, n_out), sampled, tau, finite)
 
 

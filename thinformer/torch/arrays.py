@@ -18,14 +18,16 @@ from thinformer.attending.options import KeySelection
 from thinformer.attending.thinned import thin_keys_there
 from thinformer.cuda import arrays
 from thinformer.cuda.arrays import OnGpu
-from thinformer.cuda.jit import cuda
+from thinformer.cuda.jit import SIMULATED, cuda
 from thinformer.halving.draws import Draws
 from thinformer.support import checks
+from thinformer.support.checks import CudaUnavailableError
 from thinformer.torch.attend.arguments import Wanted
 from thinformer.torch.attend.few import attend_to_few, attend_to_kept
 from thinformer.torch.attend.landmarks import attend_to_landmarks
 from thinformer.torch.choose import on_gpu
 from thinformer.torch.choose.heads import Heads
+from thinformer.torch.choose.seeds import signed
 
 
 def attend(
@@ -49,14 +51,41 @@ def attend(
     ValueError
         An array is not finite, or its numbers are too large for the method.
     """
+    if not (SIMULATED or torch.cuda.is_available()):
+        raise CudaUnavailableError(
+            f"attention on a GPU needs a torch that can use it; torch {torch.__version__} cannot"
+        )
+    try:
+        output, of_keys, indices = _attend(
+            query, key, value, selection, scale=scale, delta=delta, draws=draws, weights=weights
+        )
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU has not enough memory for this attention; take fewer sequences at once "
+            f"({error})"
+        ) from error
+    return like(query, output), like(query, of_keys), like(query, indices)
+
+
+def _attend(
+    query: NDArray | OnGpu,
+    key: NDArray | OnGpu,
+    value: NDArray | OnGpu,
+    selection: KeySelection,
+    *,
+    scale: float,
+    delta: float,
+    draws: Draws | int,
+    weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return what `attend` does as tensors, when they are written."""
     there = [array for array in (query, key, value) if isinstance(array, OnGpu)]
     with arrays.readable(*there) if there else contextlib.nullcontext():
         heads = Heads(as_tensor(query), as_tensor(key), as_tensor(value), None, scale)
     given = {"query": heads.query, "key": heads.key, "value": heads.value}
-    wanted, S = Wanted(weights=weights), heads.key.shape[1]
-    n_out = selection.plan(S, delta).schedule.size
-    halved = selection.method == "halving" or n_out == S
-    with torch.no_grad(), on_gpu.current(heads.key.device):
+    wanted, S, device = Wanted(weights=weights), heads.key.shape[1], heads.key.device
+    halved = selection.method == "halving" or selection.plan(S, delta).schedule.size == S
+    with torch.autocast(device.type, enabled=False), on_gpu.current(device):
         for name, tensor in given.items():
             if name == "query" or not halved:  # halving finds the others on its way
                 checks.finite(name, bool(tensor.isfinite().all()))
@@ -64,18 +93,16 @@ def attend(
             attended = _attend_to_thinned(heads, selection, delta, draws, wanted)
         else:
             assert isinstance(draws, int)
-            bits = int(np.uint64(draws).astype(np.int64))
-            seed = torch.full((), bits, device=heads.key.device)
+            seed = torch.full((), signed(draws), device=device)
             few = attend_to_few if selection.method == "herding" else attend_to_landmarks
             attended = few(heads, selection, seed, wanted)
         output, of_keys, indices = attended
         if not halved and not bool(output.isfinite().all()):
             largest = {name: float(tensor.abs().max()) for name, tensor in given.items()}
-            raise too_large(f"method {selection.method}", query.dtype.name, **largest)
-        results = [like(query, x) for x in (output.contiguous(), of_keys, indices)]
-        if not isinstance(query, np.ndarray):
-            cuda.synchronize()
-    return results[0], results[1], results[2]
+            raise too_large(selection, query.dtype, **largest)
+        output = output.contiguous()
+        cuda.synchronize()
+    return output, of_keys, indices
 
 
 def _attend_to_thinned(
@@ -85,6 +112,7 @@ def _attend_to_thinned(
     (B, _, H, _), device = heads.key.shape, heads.key.device
     key, value = (arrays.from_interface(name, getattr(heads, name)) for name in ("key", "value"))
     kept = thin_keys_there(key, value, selection, scale=heads.scale, draws=draws, delta=delta)
+    cuda.synchronize()  # torch's stream may be another one
     indices = on_gpu.as_tensor(kept)
     counts = torch.full((B,), indices.shape[2], device=device)
     finite = torch.ones((B, H), dtype=torch.bool, device=device)
@@ -97,11 +125,12 @@ def as_tensor(array: NDArray | OnGpu) -> torch.Tensor:
     An array that runs backwards along some axes is copied, as torch has no negative strides.
     """
     if isinstance(array, np.ndarray):
-        native = array.astype(array.dtype.newbyteorder("="), copy=False).ravel()
-        words = native.view(np.int16) if native.dtype == np.float16 else native
-        return _floats(on_gpu.as_tensor(cuda.to_device(words)), array).reshape(array.shape)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return on_gpu.to_gpu(np.require(native, requirements=["C", "W"]))
     memory, _ = arrays.flat(array)
-    flat = _floats(on_gpu.as_tensor(memory), array)
+    words = on_gpu.as_tensor(memory)
+    # half precision is given as int16
+    flat = words.view(torch.float16) if array.dtype == np.float16 else words
     tensor = flat.as_strided(array.shape, tuple(map(abs, array.strides)))
     backwards = [axis for axis, stride in enumerate(array.strides) if stride < 0]
     return tensor.flip(backwards) if backwards else tensor
@@ -112,10 +141,6 @@ def like(array: NDArray | OnGpu, tensor: torch.Tensor | None) -> Any:
     if tensor is None:
         return None
     if isinstance(array, np.ndarray):
-        return tensor.cpu().numpy()
+        floats = tensor.is_floating_point()
+        return tensor.cpu().numpy().astype(array.dtype if floats else np.int64, copy=False)
     return arrays.like(array.owner, on_gpu.as_array(tensor))
-
-
-def _floats(words: torch.Tensor, array: NDArray | OnGpu) -> torch.Tensor:
-    """Return the numbers of an array; half precision is given as int16."""
-    return words.view(torch.float16) if array.dtype == np.float16 else words

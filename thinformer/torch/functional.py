@@ -214,8 +214,8 @@ def thinformer_attention(
     RuntimeError
         A mask and a correction or a temperature, or nested keys, while a CUDA graph is captured.
     TypeError, ValueError
-        Arguments that do not fit; a temperature of herding so low that keys over it overflow (on
-        the CPU; on a GPU the output is NaN);
+        Arguments that do not fit; on the CPU, a temperature of herding so low that keys over it
+        overflow (on a GPU the output is NaN then);
         weights or indices beside a fallback, as exact attention has those of all keys.
 
     Notes
@@ -226,8 +226,9 @@ def thinformer_attention(
     have an influence. A sequence that is masked entirely gets zeros. NaN or infinity in an unmasked
     key or value of a head makes the head's output NaN; so does NaN or infinity in its queries with
     a temperature or a correction, which use them. With a correction it is NaN also where finite
-    numbers are too large: squared norms of keys, less their mean, or of queries that overflow
-    (norms above 1.8e19 in float32), for which `thinformer.attention` raises.
+    numbers are too large: where squared norms of keys, less their mean and over the temperature,
+    overflow (norms above 1.8e19 in float32), or those of queries, which give the temperature if
+    none is given. `thinformer.attention` raises then.
 
     On CUDA tensors with a mask, and a correction or a temperature, the CPU waits for the sequences'
     lengths; otherwise it waits for nothing.

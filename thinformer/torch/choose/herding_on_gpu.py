@@ -112,6 +112,7 @@ def _herd(x: torch.Tensor, value: torch.Tensor, n_out: int, seed: torch.Tensor) 
     power = power.where(vmax > 0, 1.0)
     values, constant = values * power, (vmax * power).square()
     largest = keys.square().sum(-1).amax(-1)[..., None, None]
-    gram = torch.exp(keys @ keys.mT - largest) * (values @ values.mT + constant)
+    gram, of_values = keys @ keys.mT, values @ values.mT  # in place: they are large
+    gram.sub_(largest).exp_().mul_(of_values.add_(constant))
     places = on_gpu.herd(gram.flatten(0, 1), n_out).unflatten(0, (B, H))
     return candidates.gather(2, places.sort(2).values)

@@ -30,7 +30,7 @@ def select(
     """Return what `operators.select` does, of which at most `kept` a sequence.
 
     The tensors are read in place, but for half precision on the CPU. The results are on their
-    device; nothing waits for a GPU but a mask, for its lengths.
+    device; nothing waits for a GPU.
     """
     _, key, value, valid, scale = heads
     if key.is_cuda:
@@ -61,7 +61,7 @@ def select(
 def herd(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what `operators.herd` does; `landmarks` says what is waited for."""
+    """Return what `operators.herd` does; of a GPU only the lengths of a mask are waited for."""
     if heads.key.is_cuda:
         _check_available(heads.key)
         from thinformer.torch.choose.herding_on_gpu import herd_valid as herd_on_gpu
@@ -79,7 +79,7 @@ def herd(
 def landmarks(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, ...]:
-    """Return what `operators.landmarks` does; `select` says what is waited for."""
+    """Return what `operators.landmarks` does; a GPU is waited for as in `herd`."""
     if heads.key.is_cuda:
         _check_available(heads.key)
         from thinformer.torch.choose.landmarks_on_gpu import choose_valid as choose_on_gpu

@@ -73,6 +73,8 @@ def select(
         if greedy:
             run.draw_all(rounds, work, sequences, dtype, H, H, stream)
             made["draws"][:, : schedule.length - schedule.size].zero_()
+            # of all values, not of the starting points alone: `measure` only raises it
+            made["largest"].copy_(value.abs().amax((1, 3)).flatten())
             sequences = sequences._replace(seed=None)
         run.select_pairs(
             stored, (_window(key), _geometry(key)), (_window(value), _geometry(value)), rounds,
@@ -279,8 +281,14 @@ def _array(tensor: torch.Tensor) -> Any:
 
 
 def as_tensor(array: Any) -> torch.Tensor:
-    """Return an array of numba.cuda as a tensor, in place."""
-    return torch.as_tensor(array)  # on the GPU of its memory
+    """Return an array of numba.cuda, which is on the current GPU, as a tensor in place."""
+    # another device, such as torch's default device, would make it a copy
+    return torch.as_tensor(array, device=torch.device("cuda", cuda.get_current_device().id))
+
+
+def to_gpu(array: NDArray) -> torch.Tensor:
+    """Return a copy of a contiguous, writeable array of NumPy on torch's current GPU."""
+    return torch.from_numpy(array).cuda()
 
 
 def as_array(tensor: torch.Tensor) -> Any:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from thinformer.halving.plan import Plan, plan
+from thinformer.halving.plan import plan
 
 
 class Sequences(NamedTuple):
@@ -60,33 +60,29 @@ def unpadded(
         tokens = torch.arange(S, device=device).expand(B, S)
         of_all = Sequences(every, tokens, None, (query, key, value), kept)
         return torch.full((B,), kept, device=device), iter([of_all])
-    counts, with_tokens = _by_length(valid, min_length, g, size)
+    counts, lengths = _by_length(valid, min_length, g, size)
     positions = torch.argsort((~valid).byte(), dim=1, stable=True)  # tokens that count come first
 
     def parts() -> Iterator[Sequences]:
-        for of_length, numbers in with_tokens:
-            tokens, own = positions[numbers, : of_length.length], None
+        for length, kept, numbers in lengths:
+            tokens, own = positions[numbers, :length], None
             if query.shape[1] == S * group:
                 own = tokens[:, :, None] * group + torch.arange(group, device=device)
                 own = own.flatten(1)
             queries = query[numbers] if own is None else query[numbers[:, None], own]
             keys, values = (x[numbers[:, None], tokens] for x in (key, value))
-            yield Sequences(numbers, tokens, own, (queries, keys, values), of_length.kept)
+            yield Sequences(numbers, tokens, own, (queries, keys, values), kept)
 
     return counts, parts()
 
 
-class OfLength(NamedTuple):
-    """A number of tokens, and how many of their keys are kept."""
-
-    length: int
-    kept: int
-
-
 def _by_length(
     valid: torch.Tensor, min_length: int, g: int, size: int | None
-) -> tuple[torch.Tensor, list[tuple[OfLength, torch.Tensor]]]:
-    """Return how many keys each sequence of valid (B, S) keeps, and those of each length."""
+) -> tuple[torch.Tensor, list[tuple[int, int, torch.Tensor]]]:
+    """Return how many keys each sequence of valid (B, S) keeps, and what there is of each length.
+
+    That is the length, how many keys are kept of it, and the sequences of that length.
+    """
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a mask cannot be captured in a CUDA graph with a correction or a temperature, which"
@@ -94,20 +90,19 @@ def _by_length(
             " padding"
         )
     lengths = np.array(valid.sum(dim=1).tolist(), np.int64)
-    some = np.unique(lengths[lengths > 0]).tolist()
-    plans: dict[int, Plan] = {
-        length: plan(length, g, length if length < min_length else size, 0.5) for length in some
-    }
-    few = {length: plans[length].schedule.size for length in some}
-    kept = [few.get(length, 0) for length in lengths.tolist()]
+    lengths_there = np.unique(lengths[lengths > 0]).tolist()
+    kept_of = {0: 0}
+    for n in lengths_there:
+        kept_of[n] = plan(n, g, n if n < min_length else size, 0.5).schedule.size
+    kept = [kept_of[n] for n in lengths.tolist()]
     # copied before the launches, as a copy waits for them
     in_order = np.argsort(lengths, kind="stable")
     counts, sequences = torch.from_numpy(np.array([kept, in_order], np.int64)).to(valid.device)
-    ends = np.searchsorted(lengths[in_order], some, side="right").tolist()
+    ends = np.searchsorted(lengths[in_order], lengths_there, side="right").tolist()
     starts = [int((lengths == 0).sum()), *ends]
     return counts, [
-        (OfLength(length, few[length]), sequences[start:end])
-        for length, start, end in zip(some, starts, ends, strict=False)
+        (n, kept_of[n], sequences[start:end])
+        for n, start, end in zip(lengths_there, starts, ends, strict=False)
     ]
 
 

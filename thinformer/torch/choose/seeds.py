@@ -64,7 +64,12 @@ def under_vmap() -> bool:
 
 def bits_of_seed(drawn: int) -> int:
     """The 64 bits of a seed drawn on the CPU, as the int64 that a GPU reads."""
-    return int(np.uint64(seed_from(drawn)).astype(np.int64))
+    return signed(seed_from(drawn))
+
+
+def signed(seed: int) -> int:
+    """The 64 bits of a seed of `thinformer.halving.draws.seed_from`, as an int64."""
+    return int(np.uint64(seed).astype(np.int64))
 
 
 def seed_of_rank(seed: int, rank: int, device: torch.device) -> torch.Tensor:
