@@ -41,6 +41,14 @@ def pytest_configure(config):
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Costly variants are slow too, so that ``-m "not slow"`` leaves them out."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_lines_of_progress():
     """Commands that tests run print none, however slow the machine is."""

@@ -251,6 +251,7 @@ assert (simd.BYTES, simd.ROWS) == (32, 4)
     assert run(shorter + code, THINFORMER_CACHE="0") == run(code)
 
 
+@pytest.mark.nightly
 def test_what_a_call_does_not_use_is_not_compiled():
     compiled = run("""
         import numpy as np

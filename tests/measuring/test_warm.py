@@ -48,7 +48,7 @@ print(compiled)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_usual_calls_compile_nothing_afterwards(capsys):
     assert main(["warm"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -144,7 +144,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_train_as_one(tmp_path):
     """Gradients of two sequences in two processes of DDP, and of both in one.
 

@@ -44,7 +44,7 @@ def batches(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(batches())
 def test_of_few_queries_it_is_the_error(batch):
     """All of them were fitted to by "queries"; those behind the mask, where T = S, do not count."""

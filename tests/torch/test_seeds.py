@@ -217,7 +217,7 @@ def test_checkpoints_recompute_the_same(settings):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("vit", "timm", "own") else pytest.param(name, marks=pytest.mark.nightly)
+        name if name in ("vit", "own") else pytest.param(name, marks=pytest.mark.nightly)
         for name in ALL
     ],
 )

@@ -49,7 +49,9 @@ def attend(
     Raises
     ------
     ValueError
-        An array is not finite, or its numbers are too large for the method.
+        An array is not finite, or its numbers are too large for a correction or a temperature.
+    CudaUnavailableError, MemoryError
+        Torch cannot use the GPU; it has too little memory.
     """
     if not (SIMULATED or torch.cuda.is_available()):
         raise CudaUnavailableError(
@@ -61,8 +63,8 @@ def attend(
         )
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"the GPU has not enough memory for this attention; take fewer sequences at once "
-            f"({error})"
+            f"the GPU has not enough memory for this attention; take fewer sequences at once"
+            f" ({error})"
         ) from error
     return like(query, output), like(query, of_keys), like(query, indices)
 
