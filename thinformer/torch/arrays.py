@@ -7,6 +7,7 @@ all is written and errors about values have been raised.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,19 @@ from thinformer.torch.choose.heads import Heads
 from thinformer.torch.choose.seeds import signed
 
 
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError where torch has not enough memory of a GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU has not enough memory for this attention; take fewer sequences at once"
+            f" ({error})"
+        ) from error
+
+
+@memory_errors()
 def attend(
     query: NDArray | OnGpu,
     key: NDArray | OnGpu,
@@ -57,30 +71,6 @@ def attend(
         raise CudaUnavailableError(
             f"attention on a GPU needs a torch that can use it; torch {torch.__version__} cannot"
         )
-    try:
-        output, of_keys, indices = _attend(
-            query, key, value, selection, scale=scale, delta=delta, draws=draws, weights=weights
-        )
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"the GPU has not enough memory for this attention; take fewer sequences at once"
-            f" ({error})"
-        ) from error
-    return like(query, output), like(query, of_keys), like(query, indices)
-
-
-def _attend(
-    query: NDArray | OnGpu,
-    key: NDArray | OnGpu,
-    value: NDArray | OnGpu,
-    selection: KeySelection,
-    *,
-    scale: float,
-    delta: float,
-    draws: Draws | int,
-    weights: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Return what `attend` does as tensors, when they are written."""
     there = [array for array in (query, key, value) if isinstance(array, OnGpu)]
     with arrays.readable(*there) if there else contextlib.nullcontext():
         heads = Heads(as_tensor(query), as_tensor(key), as_tensor(value), None, scale)
@@ -104,7 +94,7 @@ def _attend(
             raise too_large(selection, query.dtype, **largest)
         output = output.contiguous()
         cuda.synchronize()
-    return output, of_keys, indices
+    return like(query, output), like(query, of_keys), like(query, indices)
 
 
 def _attend_to_thinned(
