@@ -52,7 +52,7 @@ def torch_on_the_simulator(monkeypatch):
     gpu = SimpleNamespace(multi_processor_count=1)
     monkeypatch.setattr(bridge, "current", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(bridge, "_stream", lambda device: 0)
-    monkeypatch.setattr(bridge, "_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
+    monkeypatch.setattr(bridge, "as_array", lambda tensor: FakeCUDAArray(tensor.numpy()))
     monkeypatch.setattr(bridge, "as_tensor", lambda array: on_cuda(array.copy_to_host()))
     monkeypatch.setattr(bridge, "to_gpu", on_cuda)
     monkeypatch.setattr(bridge, "PIVOT_THREADS", THREADS)

@@ -103,11 +103,11 @@ def _scaled(
 def _herd(x: torch.Tensor, value: torch.Tensor, n_out: int, seed: torch.Tensor) -> torch.Tensor:
     """Return positions (B, H, n_out), increasing, of scaled keys x (B, S, H, E)."""
     (B, S, H, _), dtype = x.shape, x.dtype
-    halvings = Plan(candidate_schedule(S, n_out), "even")
-    candidates, _ = on_gpu.select(x, value, settings=halvings, scale=1.0, seed=seed, greedy=True)
+    halvings, vmax = Plan(candidate_schedule(S, n_out), "even"), value.abs().amax((1, 3))
+    candidates, _ = on_gpu.select(x, value, settings=halvings, scale=1.0, seed=seed, largest=vmax)
     keys, values = take(x, candidates), take(value, candidates)
     # the kernel exp(<x, x'>) (<v, v'> + vmax^2), over two factors that keep it in range
-    vmax = value.abs().amax((1, 3))[..., None, None]
+    vmax = vmax[..., None, None]
     power = (vmax.frexp().mantissa / vmax).clamp(max=1 / torch.finfo(dtype).tiny)  # of two
     power = power.where(vmax > 0, 1.0)
     values, constant = values * power, (vmax * power).square()

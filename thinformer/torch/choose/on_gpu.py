@@ -43,14 +43,15 @@ def select(
     scale: float,
     seed: torch.Tensor,
     tokens: Tokens | None = None,
-    greedy: bool = False,
+    largest: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return positions (B, H, n_out) int64 of the keys kept, and which heads (B, H) are finite.
 
     The seed, an int64, and both results are on the tensors' device; the function returns before
     the results are written. With tokens, other tokens are ignored, and the results of sequences
-    that are left alone hold anything. Greedy halvings choose of each pair what makes the walk
-    shorter: their uniforms are 0.
+    that are left alone hold anything. With `largest` (B, H), the largest magnitudes of all values,
+    these are the greedy halvings before herding: their uniforms are 0, so each pair is decided for
+    the shorter walk.
     """
     B, S, H, _ = key.shape
     schedule, device = settings.schedule, key.device
@@ -64,21 +65,20 @@ def select(
             name: torch.empty(shape, dtype=TORCH[of], device=device)
             for name, (shape, of) in run.workspace(schedule, B * H, dtype, launches).items()
         }
-        rounds = run.Rounds(schedule, _array(table), _array(factors), launches)
-        work = run.Workspace(**{name: _array(tensor) for name, tensor in made.items()})
-        numbers, positions, counts = map(_array, tokens or _all_tokens(B, device))
+        rounds = run.Rounds(schedule, as_array(table), as_array(factors), launches)
+        work = run.Workspace(**{name: as_array(tensor) for name, tensor in made.items()})
+        numbers, positions, counts = map(as_array, tokens or _all_tokens(B, device))
         strided = settings.pre_thin == "stride"
-        sequences = run.Sequences(numbers, positions, counts, S, strided, _array(seed.reshape(1)))
+        sequences = run.Sequences(numbers, positions, counts, S, strided, as_array(seed.reshape(1)))
         stream = _stream(device)
-        if greedy:
+        if largest is not None:
             run.draw_all(rounds, work, sequences, dtype, H, H, stream)
             made["draws"][:, : schedule.length - schedule.size].zero_()
-            # of all values, not of the starting points alone: `measure` only raises it
-            made["largest"].copy_(value.abs().amax((1, 3)).flatten())
+            made["largest"].copy_(largest.flatten())  # `measure` can only raise it
             sequences = sequences._replace(seed=None)
         run.select_pairs(
             stored, (_window(key), _geometry(key)), (_window(value), _geometry(value)), rounds,
-            work, sequences, scale=scale, scales=_array(scales), stream=stream,
+            work, sequences, scale=scale, scales=as_array(scales), stream=stream,
         )  # fmt: skip
     kept = made["kept"] if schedule.rounds else made["left"][:, : schedule.length]
     return kept.reshape(B, H, schedule.size), made["finite"].reshape(B, H)
@@ -153,7 +153,7 @@ def _finite(key: torch.Tensor, value: torch.Tensor, tokens: Tokens) -> torch.Ten
             measure = draw.make_measure(run.LOAD[stored], dtype, draw.THREADS)
             measure[B * H * parts, draw.THREADS, _stream(device)](
                 _window(key), _geometry(key), _window(value), _geometry(value),
-                *map(_array, tokens), S, 0, parts, *map(_array, (nothing, largest, finite)),
+                *map(as_array, tokens), S, 0, parts, *map(as_array, (nothing, largest, finite)),
             )  # fmt: skip
     return finite.reshape(B, H)
 
@@ -190,7 +190,7 @@ def herd(gram: torch.Tensor, n_out: int) -> torch.Tensor:
         dtype = np.float32 if gram.dtype == torch.float32 else np.float64
         made = make_herd(dtype, HERD_THREADS)
         with current(gram.device):
-            arrays = map(_array, (gram, mean, torch.empty_like(mean), taken, kept))
+            arrays = map(as_array, (gram, mean, torch.empty_like(mean), taken, kept))
             made[problems, HERD_THREADS, _stream(gram.device)](*arrays)
     return kept
 
@@ -202,7 +202,7 @@ def unit_numbers(seed: torch.Tensor, heads: int, stream: int, size: int) -> torc
         blocks = -(-numbers.numel() // draw.THREADS)
         with current(seed.device):
             draw.make_units()[blocks, draw.THREADS, _stream(seed.device)](
-                _array(seed.reshape(1)), stream, _array(numbers)
+                as_array(seed.reshape(1)), stream, as_array(numbers)
             )
     return numbers
 
@@ -231,7 +231,7 @@ def pivots(
         diagonal = torch.empty_like(exponents)
         with current(rows.device):
             rows, exponents, weights, uniforms, diagonal, written = map(
-                _array, (rows.flatten(1), exponents, weights, uniforms, diagonal, taken)
+                as_array, (rows.flatten(1), exponents, weights, uniforms, diagonal, taken)
             )
             kernel[problems, PIVOT_THREADS, _stream(taken.device)](
                 rows, dim, n_out, exponents, weights, uniforms, dtype(nugget), diagonal, written
@@ -272,10 +272,10 @@ def _window(tensor: torch.Tensor) -> Any:
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     flat = tensor.as_strided((span if tensor.numel() else 0,), (1,))
-    return _array(flat.view(torch.int16) if tensor.dtype.itemsize == 2 else flat)
+    return as_array(flat.view(torch.int16) if tensor.dtype.itemsize == 2 else flat)
 
 
-def _array(tensor: torch.Tensor) -> Any:
+def as_array(tensor: torch.Tensor) -> Any:
     """Return a tensor's memory as an array that kernels take, without waiting."""
     return cuda.as_cuda_array(tensor, sync=False)
 
@@ -289,11 +289,6 @@ def as_tensor(array: Any) -> torch.Tensor:
 def to_gpu(array: NDArray) -> torch.Tensor:
     """Return a copy of a contiguous, writeable array of NumPy on torch's current GPU."""
     return torch.from_numpy(array).cuda()
-
-
-def as_array(tensor: torch.Tensor) -> Any:
-    """Return a tensor as an array of numba.cuda, in place."""
-    return _array(tensor.detach())
 
 
 @contextlib.contextmanager
