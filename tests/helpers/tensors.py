@@ -6,6 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import thinformer.attending.landmarks
 from thinformer import thinformer_attention
+from thinformer.attending.options import layer_options
+from thinformer.torch.attend.arguments import Call, Wanted
+from thinformer.torch.attend.layer import checked_attention
 from thinformer.torch.choose import operators
 
 
@@ -62,6 +65,13 @@ def seeded(*tensors, seed=0, **options):
 
 def everything(*tensors, **options):
     return seeded(*tensors, return_weights=True, return_indices=True, **options)
+
+
+def by_layer(*tensors, mask=None, weights=False, seed=0, **settings):
+    """What a layer of a model computes with these settings, which thins from `min_length` on."""
+    call = Call(key_padding_mask=mask, enable_gqa=True)
+    wanted = Wanted(weights=weights, seed=torch.tensor(seed))
+    return checked_attention(*tensors, layer_options(fallback=None, **settings), call, wanted)
 
 
 def forbidden(*_, **__):

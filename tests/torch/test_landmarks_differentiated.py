@@ -1,12 +1,13 @@
 """Landmarks in torch: gradients, checkpoints, graphs, and calls that need no gradient."""
 
+from itertools import product
 from unittest.mock import patch
 
 import pytest
 import torch
 from compiling import compiled, graph_breaks
 from landmark_tensors import corrections, equal, output_of, qkv, weighted
-from tensors import everything, padding, seeded
+from tensors import by_layer, everything, padding, seeded
 from tensors import qkv as make_qkv
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -157,15 +158,19 @@ def test_without_gradients_and_in_inference_mode(correction):
 @weighted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [{"H": 2}, {"H": 6, "H_kv": 2}])
-def test_where_no_gradient_is_asked_for_kernels_compute_all(heads, dtype, weights, correction):
+@pytest.mark.parametrize(("T", "lengths"), [(30, None), (30, (200, 130)), (200, (200, 20, 0))])
+def test_where_no_gradient_is_asked_for_kernels_compute_all(
+    T, lengths, heads, dtype, weights, correction
+):
     """Compiled ones, in place of torch's operations; what they compute is the same."""
-    tensors = make_qkv(S=200, T=30, E=4, D=3, **heads, dtype=dtype)
+    tensors = make_qkv(B=len(lengths or (0, 0)), S=200, T=T, E=4, D=3, **heads, dtype=dtype)
     tensors[1][0, 3, 1] = torch.nan
-    options = {"size": 20, "correction": correction, "enable_gqa": True, "return_indices": True}
+    options = {"size": 20, "min_length": 40, "correction": correction, "weights": weights}
+    options["mask"] = padding(200, *lengths) if lengths else None
     with patch.object(operators, "attend_to_landmarks", wraps=without_gradient) as compiled_ones:
-        got = seeded(*tensors, return_weights=weights, **options)
+        got = by_layer(*tensors, **options)
         assert compiled_ones.call_count == 1
-        same = seeded(*(x.requires_grad_() for x in tensors), return_weights=weights, **options)
+        same = by_layer(*(x.requires_grad_() for x in tensors), **options)
         assert compiled_ones.call_count == 1
     close = {torch.float64: 1e-7, torch.float32: 2e-3, torch.bfloat16: 2e-2}[dtype]
     assert torch.equal(got.indices[1:], same.indices[1:])
@@ -181,10 +186,10 @@ def test_where_no_gradient_is_asked_for_kernels_compute_all(heads, dtype, weight
 @corrections
 def test_opcheck_of_attention_without_gradient(correction):
     seed = torch.tensor(3)
-    for with_weights in (False, True):
+    for valid, with_weights in product((None, ~padding(200, 200, 130)), (False, True)):
         torch.library.opcheck(
             without_gradient,
-            (*qkv(), seed, 2, 20, 0.5, correction, None, with_weights),
+            (*qkv(), valid, seed, 2, 20, 0.5, correction, None, 0, with_weights),
             test_utils=("test_schema", "test_faketensor"),
         )
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import equal, everything, exact, padding, qkv, seeded
+from tensors import by_layer, equal, everything, exact, padding, qkv, seeded
 
 from thinformer import coreset_size
+from thinformer.torch.attend import few, landmarks
 
 
 @st.composite
@@ -177,3 +178,34 @@ def test_masks_are_never_silently_ignored(options, message):
     with pytest.raises(NotImplementedError, match=message) as error:
         seeded(*qkv(), **options)
     assert "attn_mask" not in options or "key_padding_mask (B, S)" in str(error.value)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("correction", [None, "nystrom", "queries"])
+def test_a_short_sequence_that_may_be_there_costs_nothing(correction, learning, monkeypatch):
+    """Of `min_length` - 1 slots, which a mask may fill, those of the longest coreset are computed.
+
+    The results have all of them.
+    """
+    slots = []
+    for module in (few, landmarks):
+        attend = module.scaled_dot_product_attention
+
+        def counted(query, key, *arguments, attend=attend, **options):
+            slots.append(key.shape[2])
+            return attend(query, key, *arguments, **options)
+
+        monkeypatch.setattr(module, "scaled_dot_product_attention", counted)
+    tensors = [x.requires_grad_(learning) for x in qkv(S=300, B=2)]
+    options = {"size": 20, "correction": correction, "min_length": 250}
+    mask = padding(300, 300, 260)
+    by_layer(*tensors, mask=mask, **options)
+    compiled = correction is not None and not learning
+    assert slots == ([] if compiled else [20])
+    got = by_layer(*tensors, mask=mask, weights=True, **options)
+    assert got.weights.shape[-1] == got.indices.shape[-1] == 249
+    assert (got.indices[..., :20] >= 0).all()
+    assert (got.indices[..., 20:] == -1).all()
+    assert (got.weights[..., 20:] == 0).all()
+    by_layer(*tensors, mask=padding(300, 300, 200), **options)
+    assert slots == ([] if compiled else [20, 200])

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from thinformer.attending.landmarks import LEAST, SHARE, Chosen, Fitted, fit_landmarks
 from thinformer.attending.options import KeySelection
+from thinformer.attending.padding import Sequences, unpadded
 from thinformer.halving.problem import SCALE, head_factor
 
 
@@ -48,6 +49,85 @@ def write_landmark_attention(
     known = chosen.sampled[0] if len(query) else None
     every = np.tile(np.arange(n_out), (*chosen.indices.shape[:2], 1))
     write_attention(query, fitted.keys, fitted.values, every, scale, output, weights, fitted, known)
+    return chosen
+
+
+def write_valid_landmark_attention(
+    query: NDArray,
+    key: NDArray,
+    value: NDArray,
+    valid: NDArray,
+    output: NDArray,
+    weights: NDArray | None,
+    selection: KeySelection,
+    *,
+    n_out: int,
+    group: int,
+    scale: float,
+    seed: int,
+) -> tuple[NDArray, NDArray]:
+    """Write attention to landmarks among the valid tokens, (B, S) bool; return which landmarks.
+
+    Each sequence has those that it has alone, see `landmarks.choose_valid_landmarks`, whose `query`
+    and `group` these are. All queries have an output, those of padding too. Without a token it is
+    zeros.
+
+    Returns
+    -------
+    indices : (B, H, n_out) int64
+        Behind those of a sequence with fewer stands -1, and the weights are 0.
+    finite : (B, H) bool
+        Which heads are finite.
+    """
+    B, _, H, _ = key.shape
+    indices, finite = np.full((B, H, n_out), -1), np.ones((B, H), bool)
+    none = ~valid.any(axis=1)
+    output[none] = 0
+    if weights is not None:
+        weights[none] = 0
+    for some in unpadded(query, key, value, valid, group):
+        tokens, numbers = some.tokens, some.numbers
+        few, queries = selection.plan(tokens.shape[1]).schedule.size, query[numbers]
+        own, of_keys = make_result(queries, value, few, weights is not None)
+        if few == tokens.shape[1]:
+            _, keys, values = some.arrays
+            places = np.tile(np.arange(few), (len(numbers), H, 1))
+            write_attention(queries, keys, values, places, scale, own, of_keys)
+            finite[numbers] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
+        else:
+            chosen = _write_padded(
+                queries, some, own, of_keys, selection, n_out=few, scale=scale, seed=seed
+            )
+            places, finite[numbers] = chosen.indices, chosen.finite
+        output[numbers] = own
+        indices[numbers, :, :few] = np.take_along_axis(tokens[:, None], places, axis=2)
+        if weights is not None:
+            weights[numbers, :, :, :few], weights[numbers, :, :, few:] = of_keys, 0
+    return indices, finite
+
+
+def _write_padded(
+    query: NDArray,
+    some: Sequences,
+    output: NDArray,
+    weights: NDArray | None,
+    selection: KeySelection,
+    *,
+    n_out: int,
+    scale: float,
+    seed: int,
+) -> Chosen:
+    """Write what all queries of sequences of one length attend to, fitted to those of tokens."""
+    exact = np.empty((*some.queries.shape, *output.shape[2:]), output.dtype)
+    chosen, fitted = fit_landmarks(
+        *some.arrays, exact, selection, n_out=n_out, scale=scale, seed=seed
+    )
+    every = np.tile(np.arange(n_out), (*chosen.indices.shape[:2], 1))
+    write_attention(query, fitted.keys, fitted.values, every, scale, output, weights, fitted)
+    sequence, head = np.ogrid[: len(query), : query.shape[2]]
+    sequence, head = sequence[..., None], head[..., None]
+    rows = np.take_along_axis(some.queries[:, None], chosen.sampled, axis=2)
+    output[sequence, rows, head] = exact[sequence, chosen.sampled, head]
     return chosen
 
 

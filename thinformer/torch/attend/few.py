@@ -9,6 +9,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
+from thinformer.torch.attend.slots import used_ones, widened
 from thinformer.torch.choose.calls import choose_keys
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
 
@@ -17,7 +18,13 @@ def attend_to_few(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
-    return attend_to_kept(heads, *choose_keys(heads, selection, seed), wanted)
+    of_all, counts, finite = choose_keys(heads, selection, seed)
+    if heads.valid is None or of_all.is_cuda:  # counts would be waited for
+        return attend_to_kept(heads, of_all, counts, finite, wanted)
+    few, width = used_ones(of_all, counts), of_all.shape[-1]
+    output, weights, indices = attend_to_kept(heads, few, counts, finite, wanted)
+    weights = None if weights is None else widened(weights, width, 0)
+    return output, weights, widened(indices, width, -1)
 
 
 def attend_to_kept(

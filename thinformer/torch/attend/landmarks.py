@@ -17,6 +17,7 @@ from thinformer.attending.landmarks import LEAST, SHARE
 from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
 from thinformer.torch.attend.fitted import fit_groups, fit_pivots, scaled
+from thinformer.torch.attend.slots import used_ones, widened
 from thinformer.torch.choose import calls
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
@@ -50,8 +51,8 @@ def attend_to_landmarks(
     heads: Heads, selection: KeySelection, seed: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
-    query, key, value, valid, scale = heads
-    if valid is None and wanted.dropout_p == 0 and not _differentiated(query, key, value):
+    query, key, value, _, scale = heads
+    if wanted.dropout_p == 0 and not _differentiated(query, key, value):
         output, of_keys, indices = calls.attend_without_gradient(
             heads, selection, seed, wanted.weights
         )
@@ -72,10 +73,11 @@ def attend_to_landmarks(
         output = torch.minimum(torch.maximum(output, low), high).masked_fill(empty, 0)
         output = output.masked_fill(~finite[..., None, None], math.nan)
     output = output.transpose(1, 2).to(heads.value.dtype)
-    indices = few.indices.masked_fill(~used[:, None], -1)
+    width = calls.keys_kept(heads.key.shape[1], selection, padded=heads.valid is not None)
+    indices = widened(few.indices.masked_fill(~used[:, None], -1), width, -1)
     if weights is None or not wanted.weights:
         return output, None, indices
-    weights = weights.masked_fill(~used[:, None, None], 0)
+    weights = widened(weights.masked_fill(~used[:, None, None], 0), width, 0)
     weights = weights.masked_fill(~finite[..., None, None], math.nan)
     return output, weights.to(heads.value.dtype), indices
 
@@ -84,6 +86,10 @@ def fit_landmarks(heads: Heads, selection: KeySelection, seed: torch.Tensor) -> 
     """Choose landmarks, and fit their values and masses, in torch's own operations."""
     query, key, value, valid, scale = heads
     indices, counts, finite, sampled, tau = calls.choose_landmarks(heads, selection, seed)
+    if valid is not None:
+        indices = used_ones(indices, counts)
+        if sampled.shape[-1]:
+            sampled = used_ones(sampled, (sampled >= 0).sum(-1))
     wide = COMPUTED_IN[value.dtype]
     used = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]
     with torch.autocast(query.device.type, enabled=False):

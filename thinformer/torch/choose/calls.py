@@ -43,8 +43,8 @@ def attend_without_gradient(
     """Attend to landmarks without a gradient: what `operators.attend_to_landmarks` returns."""
     assert selection.correction is not None
     return operators.attend_to_landmarks(
-        heads.query, heads.key, heads.value, seed, selection.g, selection.size, heads.scale,
-        selection.correction, selection.tau, weights,
+        heads.query, heads.key, heads.value, heads.valid, seed, selection.g, selection.size,
+        heads.scale, selection.correction, selection.tau, selection.least_length(), weights,
     )  # fmt: skip
 
 

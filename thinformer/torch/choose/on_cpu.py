@@ -126,25 +126,31 @@ def attend_to_landmarks(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what `operators.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D), dtype = heads.query.shape, heads.value.shape[2:], heads.value.dtype
-    query, key, value, _ = _arrays(heads)
+    (query, key, value, valid), group = _arrays(heads), heads.group
     output, weights = softmax.make_result(query, value, kept, with_weights)
+    number = seed_from(int(seed))
     with threads.on(team()):
-        chosen = softmax.write_landmark_attention(
-            query, key, value, output, weights, selection, n_out=kept, scale=heads.scale,
-            seed=seed_from(int(seed)),
-        )  # fmt: skip
-    group = heads.group
+        if valid is None:
+            chosen = softmax.write_landmark_attention(
+                query, key, value, output, weights, selection, n_out=kept, scale=heads.scale,
+                seed=number,
+            )  # fmt: skip
+            indices, finite = chosen.indices, chosen.finite
+        else:
+            indices, finite = softmax.write_valid_landmark_attention(
+                query, key, value, valid, output, weights, selection, n_out=kept, group=group,
+                scale=heads.scale, seed=number,
+            )  # fmt: skip
     output = output.reshape(B, T, group, H_kv, D).swapaxes(2, 3).reshape(B, T, H, D)
-    finite = torch.from_numpy(chosen.finite)
-    hidden = ~finite.repeat_interleave(group, dim=1)
+    hidden = ~torch.from_numpy(finite).repeat_interleave(group, dim=1)
     of_output = torch.from_numpy(output)
-    if not chosen.finite.all():
+    if not finite.all():
         of_output = of_output.masked_fill(hidden[:, None, :, None], math.nan)
     of_weights = heads.value.new_empty(0)
     if weights is not None:
         weights = weights.reshape(B, H_kv, T, group, kept).swapaxes(2, 3).reshape(B, H, T, kept)
         of_weights = torch.from_numpy(weights).masked_fill(hidden[..., None, None], math.nan)
-    return of_output.to(dtype), of_weights.to(dtype), torch.from_numpy(chosen.indices)
+    return of_output.to(dtype), of_weights.to(dtype), torch.from_numpy(indices)
 
 
 def _arrays(heads: Heads) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:

@@ -216,28 +216,33 @@ def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
 @torch.library.custom_op(
     "thinformer::attend_to_landmarks",
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor seed, int g, int? size, float scale, "
-    "str correction, float? temperature, bool with_weights) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+    "float scale, str correction, float? temperature, int min_length, bool with_weights) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def attend_to_landmarks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    valid: torch.Tensor | None,
     seed: torch.Tensor,
     g: int,
     size: int | None,
     scale: float,
     correction: Correction,
     temperature: float | None,
+    min_length: int,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend to landmarks on the CPU, without a gradient; some keys must be dropped.
+    """Attend to landmarks on the CPU, without a gradient; some keys must be dropped, or masked.
 
     Output (B, T, H, D), weights (B, H, T, n_out) or an empty tensor, positions (B, H_kv, n_out).
     """
-    kept = keys_kept(key.shape[1], g, size, "even", 0, padded=False)
-    heads = Heads(query, key, value, None, scale)
-    selection = KeySelection(g, size, correction=correction, temperature=temperature, min_length=0)
+    kept = keys_kept(key.shape[1], g, size, "even", min_length, valid is not None)
+    heads = Heads(query, key, value, valid, scale)
+    selection = KeySelection(
+        g, size, correction=correction, temperature=temperature, min_length=min_length
+    )
     return on_cpu.attend_to_landmarks(heads, selection, seed, kept, with_weights)
 
 
@@ -246,16 +251,18 @@ def _(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    valid: torch.Tensor | None,
     seed: torch.Tensor,
     g: int,
     size: int | None,
     scale: float,
     correction: Correction,
     temperature: float | None,
+    min_length: int,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (B, T, H, _), (S, H_kv) = query.shape, key.shape[1:3]
-    kept = keys_kept(S, g, size, "even", 0, padded=False)
+    kept = keys_kept(S, g, size, "even", min_length, valid is not None)
     return (
         value.new_empty((B, T, H, value.shape[3])),
         value.new_empty((B, H, T, kept) if with_weights else (0,)),
