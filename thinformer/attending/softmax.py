@@ -52,21 +52,20 @@ def write_landmark_attention(
     return chosen
 
 
-def write_valid_landmark_attention(
+def attend_to_valid_landmarks(
     query: NDArray,
     key: NDArray,
     value: NDArray,
     valid: NDArray,
-    output: NDArray,
-    weights: NDArray | None,
     selection: KeySelection,
     *,
     n_out: int,
     group: int,
     scale: float,
     seed: int,
-) -> tuple[NDArray, NDArray]:
-    """Write attention to landmarks among the valid tokens, (B, S) bool; return which landmarks.
+    weights: bool,
+) -> tuple[NDArray, NDArray | None, NDArray, NDArray]:
+    """Attend to landmarks among the valid tokens, (B, S) bool, of which a sequence has up to n_out.
 
     Each sequence has those that it has alone, see `landmarks.choose_valid_landmarks`, whose `query`
     and `group` these are. All queries have an output, those of padding too. Without a token it is
@@ -74,36 +73,39 @@ def write_valid_landmark_attention(
 
     Returns
     -------
+    output : (B, T * group, H, D)
+    weights : (B, H, T * group, n_out) if wanted
+        0 behind the landmarks of a sequence with fewer.
     indices : (B, H, n_out) int64
-        Behind those of a sequence with fewer stands -1, and the weights are 0.
+        -1 there.
     finite : (B, H) bool
         Which heads are finite.
     """
     B, _, H, _ = key.shape
+    output, of_keys = make_result(query, value, n_out, weights)
     indices, finite = np.full((B, H, n_out), -1), np.ones((B, H), bool)
-    none = ~valid.any(axis=1)
-    output[none] = 0
-    if weights is not None:
-        weights[none] = 0
+    output[~valid.any(axis=1)] = 0
+    if of_keys is not None:
+        of_keys[...] = 0
     for some in unpadded(query, key, value, valid, group):
         tokens, numbers = some.tokens, some.numbers
         few, queries = selection.plan(tokens.shape[1]).schedule.size, query[numbers]
-        own, of_keys = make_result(queries, value, few, weights is not None)
+        own, own_weights = make_result(queries, value, few, weights)
         if few == tokens.shape[1]:
             _, keys, values = some.arrays
             places = np.tile(np.arange(few), (len(numbers), H, 1))
-            write_attention(queries, keys, values, places, scale, own, of_keys)
+            write_attention(queries, keys, values, places, scale, own, own_weights)
             finite[numbers] = np.isfinite(keys).all((1, 3)) & np.isfinite(values).all((1, 3))
         else:
             chosen = _write_padded(
-                queries, some, own, of_keys, selection, n_out=few, scale=scale, seed=seed
+                queries, some, own, own_weights, selection, n_out=few, scale=scale, seed=seed
             )
             places, finite[numbers] = chosen.indices, chosen.finite
         output[numbers] = own
         indices[numbers, :, :few] = np.take_along_axis(tokens[:, None], places, axis=2)
-        if weights is not None:
-            weights[numbers, :, :, :few], weights[numbers, :, :, few:] = of_keys, 0
-    return indices, finite
+        if of_keys is not None:
+            of_keys[numbers, :, :, :few] = own_weights
+    return output, of_keys, indices, finite
 
 
 def _write_padded(

@@ -126,13 +126,15 @@ def compress_heads(first, last, held, rules, indices, values, masses, work):
 @inner(STRICT)
 def order_by_position(kept, n, indices):
     """Write the positions (early,) below n that are kept, increasing; return their places."""
-    place, order = np.empty(n, np.int64), np.empty_like(kept)
+    place, order, s = np.empty(n, np.int64), np.empty_like(kept), 0
+    for j in range(n):
+        place[j] = -1
     for i in range(kept.size):
-        indices[i] = kept[i]
         place[kept[i]] = i
-    indices.sort()
-    for s in range(kept.size):
-        order[s] = place[indices[s]]
+    for j in range(n):
+        if place[j] >= 0:
+            indices[s], order[s] = j, place[j]
+            s += 1
     return order
 
 
@@ -270,7 +272,7 @@ def choose(held, rules, needed, v, absent, early, free):
     for j in first:
         score[j] = TAKEN
     keep_best(score, span.kept[:asked])
-    span.kept[asked : asked + first.size] = first
+    copy_row(first, span.kept[asked : asked + first.size])
     F, free = free[: M * PANEL], free[M * PANEL :]
     columns = fold(needed.sums, M, v, S, D, absent, rules.folded, F)
     pursue(

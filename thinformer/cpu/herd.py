@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from thinformer.cpu import halve
 from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner, kernel
-from thinformer.cpu.rows import add
+from thinformer.cpu.rows import add, sort_positions
 from thinformer.cpu.simd import BYTES, PANEL, padded_size, transpose
 from thinformer.cpu.subnormals import cleared
 from thinformer.cpu.tiles import TILE_ROWS, columns, load, tabulate
@@ -64,7 +64,7 @@ def herd(first, last, problem, index, kept, work):
                 back = chosen[turn - size + 1]
                 bars[back] = 0
                 low = step(scores, gram[best], gram[back], bars, lanes)
-        chosen.sort()
+        sort_positions(chosen, points)
         for i in range(size):
             kept[p, i] = index[p, chosen[i]]
 

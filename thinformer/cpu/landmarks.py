@@ -25,7 +25,7 @@ from thinformer.cpu.measures import measure_values, temperature
 from thinformer.cpu.pivots import BLOCK, choose_pivots, to_exponentials
 from thinformer.cpu.products import tile_of_products
 from thinformer.cpu.ridge import correct
-from thinformer.cpu.rows import add, copy_row, copy_within, fill, multiply
+from thinformer.cpu.rows import add, copy_row, copy_within, fill, multiply, sort_positions
 from thinformer.cpu.simd import PANEL, padded_size, squared_norms
 from thinformer.cpu.softmax import fill_column, gather_with_mass
 from thinformer.cpu.subnormals import cleared
@@ -322,7 +322,8 @@ def write_pivots(p, heads, draws, to_x, nugget, indices, free):
     key, candidates, uniforms = heads.key, draws.candidates[draws.head[p]], draws.uniforms
     E, L = key.dim, candidates.size
     index = np.empty(padded_size(L), np.int64)
-    index[:L], index[L:] = candidates, candidates[L - 1]
+    copy_row(candidates, index[:L])
+    fill(index[L:], candidates[L - 1])
     x, _, free = gather_factor(key, p, index, free)
     centre(x, heads.mean[p], to_x)
     h, free = free[: index.size], free[index.size :]
@@ -332,7 +333,7 @@ def write_pivots(p, heads, draws, to_x, nugget, indices, free):
     numbers = uniforms[draws.head[p]]
     pairs = numbers.reshape(numbers.size // 2, 2)
     pivots = choose_pivots(x, E, h, L, pairs, indices.size, nugget, free)
-    pivots.sort()
+    sort_positions(pivots, L)
     for i in range(pivots.size):
         indices[i] = candidates[pivots[i]]
 

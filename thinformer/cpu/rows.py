@@ -1,6 +1,8 @@
 """Loops over rows of numbers, which the compiler vectorises by itself."""
 
-from thinformer.cpu.jit import ELEMENTWISE, inner
+import numpy as np
+
+from thinformer.cpu.jit import ELEMENTWISE, STRICT, inner
 
 
 @inner(ELEMENTWISE)
@@ -8,6 +10,18 @@ def fill(row, number):
     """Write one number everywhere; in a loop, as a slice assignment takes a second to compile."""
     for i in range(row.size):
         row[i] = number
+
+
+@inner(STRICT)
+def sort_positions(positions, n):
+    """Sort distinct positions below n; NumPy's sort takes a second to compile."""
+    chosen, s = np.zeros(n, np.bool_), 0
+    for i in range(positions.size):
+        chosen[positions[i]] = True
+    for j in range(n):
+        if chosen[j]:
+            positions[s] = j
+            s += 1
 
 
 @inner(ELEMENTWISE)

@@ -127,19 +127,19 @@ def attend_to_landmarks(
     """Return what `operators.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D), dtype = heads.query.shape, heads.value.shape[2:], heads.value.dtype
     (query, key, value, valid), group = _arrays(heads), heads.group
-    output, weights = softmax.make_result(query, value, kept, with_weights)
     number = seed_from(int(seed))
     with threads.on(team()):
         if valid is None:
+            output, weights = softmax.make_result(query, value, kept, with_weights)
             chosen = softmax.write_landmark_attention(
                 query, key, value, output, weights, selection, n_out=kept, scale=heads.scale,
                 seed=number,
             )  # fmt: skip
             indices, finite = chosen.indices, chosen.finite
         else:
-            indices, finite = softmax.write_valid_landmark_attention(
-                query, key, value, valid, output, weights, selection, n_out=kept, group=group,
-                scale=heads.scale, seed=number,
+            output, weights, indices, finite = softmax.attend_to_valid_landmarks(
+                query, key, value, valid, selection, n_out=kept, group=group, scale=heads.scale,
+                seed=number, weights=with_weights,
             )  # fmt: skip
     output = output.reshape(B, T, group, H_kv, D).swapaxes(2, 3).reshape(B, T, H, D)
     hidden = ~torch.from_numpy(finite).repeat_interleave(group, dim=1)
