@@ -294,6 +294,41 @@ def test_what_a_call_does_not_use_is_not_compiled():
     ]
 
 
+@pytest.mark.nightly
+def test_kernels_bring_no_strings_and_no_sort_with_them():
+    """The message of a slice assignment, and NumPy's sort, take seconds to compile."""
+    found = run("""
+        import numpy as np
+        from numba.core import event
+        from thinformer import attention, compress_cache, kernels, thin, two_sample_test
+
+        modules = set()
+
+        class Listener(event.Listener):
+            def on_start(self, event):
+                modules.add(event.data["dispatcher"].py_func.__module__)
+
+            def on_end(self, event):
+                pass
+
+        event.register("numba:compile", Listener())
+        qkv = np.random.default_rng(0).random((3, 1, 64, 1, 8))
+        for options in ({}, {"correction": "nystrom"}, {"correction": "queries"},
+                        {"temperature": "auto"}):
+            attention(*qkv, size=8, rng=0, **options)
+        compress_cache(*qkv, size=48)
+        x = qkv[0, 0, :, 0]
+        for method in ("kh-compress", "kernel-thinning", "compress++", "greedy"):
+            thin(x, 8, method=method, rng=0)
+        thin(x, 8, kernel=kernels.stein(-x), rng=0)
+        for method in ("exact", "landmarks", "compress"):
+            two_sample_test(x, x[::-1], method=method, rng=0)
+        print("thinformer.cpu.rows" in modules,
+              modules & {"numba.cpython.unicode", "numba.misc.quicksort"})
+    """, THINFORMER_CACHE="0", **FAST)  # fmt: skip
+    assert found == "True set()"
+
+
 def test_python_cannot_call_what_only_kernels_call():
     for function in (rows.copy_row, rows.add):
         with pytest.raises(TypeError):

@@ -90,7 +90,8 @@ def test_attention(stored, tmp_path):
     check_documented(stored, threads, used)
 
 
-@pytest.mark.parametrize("threads", [64, pytest.param(128, marks=nightly)])
+@nightly
+@pytest.mark.parametrize("threads", [64, 128])
 def test_attention_in_small_blocks(threads, tmp_path):
     kernel, _ = attention_kernel("float32", threads)
     used = []

@@ -34,7 +34,7 @@ nightly = pytest.mark.nightly  # the same code with other numbers
 each_variant = pytest.mark.parametrize(
     ("name", "computed"),
     [
-        ("gaussian", "float32"),
+        pytest.param("gaussian", "float32", marks=nightly),
         ("stein", "float32"),
         pytest.param("gaussian", "float64", marks=nightly),
         pytest.param("stein", "float64", marks=nightly),
