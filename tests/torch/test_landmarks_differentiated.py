@@ -9,6 +9,7 @@ from compiling import compiled, graph_breaks
 from landmark_tensors import corrections, equal, output_of, qkv, weighted
 from tensors import by_layer, everything, padding, seeded
 from tensors import qkv as make_qkv
+from torch._dynamo.testing import EagerAndRecordGraphs
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -127,6 +128,29 @@ def test_compile_breaks_no_graph(correction):
     assert graph_breaks() == 0
     for got, expected in zip(*results, strict=True):
         equal(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_graph_for_inference_calls_the_kernels(masked):
+    """One graph for any length, also for one of which all tokens are kept."""
+    torch._dynamo.reset()
+    recorded = EagerAndRecordGraphs()
+    fast = torch.compile(thinformer_attention, fullgraph=True, dynamic=True, backend=recorded)
+    for S in (300, 200, 20):
+        tensors = qkv(S=S, T=9)
+        options = {"size": 64, "correction": "queries"}
+        if masked:
+            options["key_padding_mask"] = padding(S, S, S // 2)
+        results = []
+        for function in (thinformer_attention, fast):
+            torch.manual_seed(0)
+            with torch.no_grad():
+                results.append(function(*tensors, **options))
+        equal(*results)
+    (graph,) = recorded.graphs
+    called = {node.target for node in graph.graph.nodes}
+    assert torch.ops.thinformer.attend_to_landmarks.default in called
 
 
 @pytest.mark.slow

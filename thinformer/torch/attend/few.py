@@ -19,7 +19,7 @@ def attend_to_few(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return output (B, T, H, D), weights (B, H, T, n_out) if wanted, indices (B, H_kv, n_out)."""
     of_all, counts, finite = choose_keys(heads, selection, seed)
-    if heads.valid is None or of_all.is_cuda:  # counts would be waited for
+    if heads.valid is None:
         return attend_to_kept(heads, of_all, counts, finite, wanted)
     few, width = used_ones(of_all, counts), of_all.shape[-1]
     output, weights, indices = attend_to_kept(heads, few, counts, finite, wanted)

@@ -118,10 +118,12 @@ def _in_range(x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
 
 
 def _differentiated(*tensors: torch.Tensor) -> bool:
-    """Whether torch must see each operation: for a gradient, a GPU, `torch.vmap` or a graph."""
+    """Whether torch must see each operation: for a gradient, a GPU, or `torch.vmap`."""
     if forward_ad._current_level >= 0 or any(x.is_cuda for x in tensors):
         return True
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling():  # `torch.func.grad` inside a graph shows in no tensor
+        return torch.is_grad_enabled()
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 

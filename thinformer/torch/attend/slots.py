@@ -10,9 +10,10 @@ def used_ones(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Return the first slots of indices (..., n), as many as the largest of counts; at least one.
 
     The shapes alone allow a slot for each token that a short sequence keeps, `min_length` - 1 of
-    them: all would be computed. A graph needs that number, as it serves every mask.
+    them: all would be computed. A graph needs that number, as it serves every mask, and a GPU would
+    be waited for.
     """
-    if counts.numel() == 0 or traced():
+    if counts.numel() == 0 or counts.is_cuda or traced():
         return indices
     return indices[..., : max(1, int(counts.max()))]
 

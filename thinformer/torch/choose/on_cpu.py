@@ -127,7 +127,9 @@ def attend_to_landmarks(
     """Return what `operators.attend_to_landmarks` does."""
     (B, T, H, _), (H_kv, D), dtype = heads.query.shape, heads.value.shape[2:], heads.value.dtype
     (query, key, value, valid), group = _arrays(heads), heads.group
-    number = seed_from(int(seed))
+    number, S = seed_from(int(seed)), key.shape[1]
+    if valid is None and kept == S:  # a graph serves any S
+        valid = np.ones((B, S), bool)
     with threads.on(team()):
         if valid is None:
             output, weights = softmax.make_result(query, value, kept, with_weights)

@@ -6,6 +6,9 @@ An operator returns positions, whose number follows from shapes alone. So `torch
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +20,33 @@ from thinformer.halving.plan import PreThin
 from thinformer.torch.choose import on_cpu
 from thinformer.torch.choose.heads import Heads
 
+LIBRARY = torch.library.Library("thinformer", "FRAGMENT")
 
-@torch.library.custom_op(
-    "thinformer::select",
-    mutates_args=(),
-    schema="(Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, float? scale, "
-    "str pre_thin, int min_length) -> (Tensor, Tensor, Tensor)",
+
+def operator(schema: str) -> Callable[[Callable], Any]:
+    """Register a function as an operator, which takes no gradient and changes no argument.
+
+    `torch.library.custom_op` would import the compiler of graphs at the first call, in two seconds.
+    """
+
+    def register(function: Callable) -> Any:
+        name = function.__name__
+        uncompiled = functools.cache(lambda: torch.compiler.disable(function))
+
+        def call(*arguments: Any) -> Any:
+            imported = "torch._dynamo" in sys.modules  # else nothing is compiled here
+            return (uncompiled() if imported else function)(*arguments)
+
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, call, "CompositeExplicitAutograd")
+        return getattr(torch.ops.thinformer, name).default
+
+    return register
+
+
+@operator(
+    "(Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, float? scale, "
+    "str pre_thin, int min_length) -> (Tensor, Tensor, Tensor)"
 )
 def select(
     key: torch.Tensor,
@@ -49,7 +73,7 @@ def select(
     return on_cpu.select(heads, selection, seed, kept)
 
 
-@select.register_fake
+@torch.library.register_fake("thinformer::select", lib=LIBRARY)
 def _(
     key: torch.Tensor,
     value: torch.Tensor,
@@ -64,16 +88,14 @@ def _(
     return _chosen(key, keys_kept(key.shape[1], g, size, pre_thin, min_length, valid is not None))
 
 
-@select.register_vmap
+@torch.library.register_vmap("thinformer::select", lib=LIBRARY)
 def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     return _one_by_one(torch.ops.thinformer.select, info, in_dims, arguments)
 
 
-@torch.library.custom_op(
-    "thinformer::herd",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
-    "float scale, float? temperature, int min_length) -> (Tensor, Tensor, Tensor)",
+@operator(
+    "(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+    "float scale, float? temperature, int min_length) -> (Tensor, Tensor, Tensor)"
 )
 def herd(
     query: torch.Tensor,
@@ -101,7 +123,7 @@ def herd(
     return on_cpu.herd(heads, selection, seed, kept)
 
 
-@herd.register_fake
+@torch.library.register_fake("thinformer::herd", lib=LIBRARY)
 def _(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -117,7 +139,7 @@ def _(
     return _chosen(key, keys_kept(key.shape[1], g, size, "even", min_length, valid is not None))
 
 
-@herd.register_vmap
+@torch.library.register_vmap("thinformer::herd", lib=LIBRARY)
 def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     return _one_by_one(torch.ops.thinformer.herd, info, in_dims, arguments)
 
@@ -147,12 +169,10 @@ def _one_by_one(operator: Any, info: Any, in_dims: tuple, arguments: tuple) -> t
     return stacked, (0,) * len(stacked)
 
 
-@torch.library.custom_op(
-    "thinformer::landmarks",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+@operator(
+    "(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
     "float scale, str correction, float? temperature, int min_length) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def landmarks(
     query: torch.Tensor,
@@ -180,7 +200,7 @@ def landmarks(
     return on_cpu.landmarks(heads, selection, seed, kept)
 
 
-@landmarks.register_fake
+@torch.library.register_fake("thinformer::landmarks", lib=LIBRARY)
 def _(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -208,17 +228,15 @@ def _(
     )
 
 
-@landmarks.register_vmap
+@torch.library.register_vmap("thinformer::landmarks", lib=LIBRARY)
 def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
     return _one_by_one(torch.ops.thinformer.landmarks, info, in_dims, arguments)
 
 
-@torch.library.custom_op(
-    "thinformer::attend_to_landmarks",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
+@operator(
+    "(Tensor query, Tensor key, Tensor value, Tensor? valid, Tensor seed, int g, int? size, "
     "float scale, str correction, float? temperature, int min_length, bool with_weights) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor)"
 )
 def attend_to_landmarks(
     query: torch.Tensor,
@@ -234,7 +252,7 @@ def attend_to_landmarks(
     min_length: int,
     with_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend to landmarks on the CPU, without a gradient; some keys must be dropped, or masked.
+    """Attend to landmarks on the CPU, without a gradient.
 
     Output (B, T, H, D), weights (B, H, T, n_out) or an empty tensor, positions (B, H_kv, n_out).
     """
@@ -246,7 +264,7 @@ def attend_to_landmarks(
     return on_cpu.attend_to_landmarks(heads, selection, seed, kept, with_weights)
 
 
-@attend_to_landmarks.register_fake
+@torch.library.register_fake("thinformer::attend_to_landmarks", lib=LIBRARY)
 def _(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -268,6 +286,11 @@ def _(
         value.new_empty((B, H, T, kept) if with_weights else (0,)),
         key.new_empty((B, H_kv, kept), dtype=torch.int64),
     )
+
+
+@torch.library.register_vmap("thinformer::attend_to_landmarks", lib=LIBRARY)
+def _(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+    return _one_by_one(torch.ops.thinformer.attend_to_landmarks, info, in_dims, arguments)
 
 
 def keys_kept(
