@@ -46,9 +46,12 @@ def pytest_configure(config):
 def pytest_xdist_make_scheduler(config, log):
     """Give a worker all tests of a file, so that what they call is compiled once, not by each.
 
-    The largest files come first. A notebook has a process of its own, so these are apart.
+    A notebook has a process of its own, so these are apart. Files are taken in their order: the
+    smallest ones, which xdist would take last, have the slowest tests.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):

@@ -182,7 +182,7 @@ def test_shared_buckets(make, stored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tags", [pytest.param((GAUSSIAN,), marks=nightly), tuple(run.PHI)], ids=["gaussian", "all"]
+    "tags", [(GAUSSIAN,), pytest.param(tuple(run.PHI), marks=nightly)], ids=["gaussian", "all"]
 )
 def test_points(tags, tmp_path):
     """Every phi of the package, in a sum of all, in float32 and in registers."""

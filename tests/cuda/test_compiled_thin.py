@@ -111,7 +111,7 @@ def test_swaps_and_greedy_choice(name, computed, tmp_path):
 
 
 @pytest.mark.parametrize("computed", ["float32", pytest.param("float64", marks=nightly)])
-@pytest.mark.parametrize("name", [pytest.param("gaussian", marks=nightly), "stein"])
+@pytest.mark.parametrize("name", ["gaussian", pytest.param("stein", marks=nightly)])
 def test_adaptive_thresholds(name, computed, tmp_path):
     threads, number = threads_for(4096, run.COMPUTED_IN[computed]), getattr(types, computed)
     signature = (number[::1], GEOMETRY, number[::1], GEOMETRY, number[:, :, ::1], number[:, ::1],

@@ -87,7 +87,7 @@ NEAR, FAR = thinformer.thin(POINTS, 40, bandwidth=2.0, rng=0), np.arange(30)
 @pytest.mark.parametrize(
     ("rows", "weights"),
     [
-        (NEAR, None),
+        pytest.param(NEAR, None, marks=pytest.mark.nightly),
         (POINTS[FAR] + 1.0, WEIGHTS),
         pytest.param(NEAR, WEIGHTS, marks=pytest.mark.nightly),
         pytest.param(POINTS[FAR] + 1.0, None, marks=pytest.mark.nightly),

@@ -30,10 +30,10 @@ def test_samples():
 
 
 def test_power(capsys):
-    two_sample.main(["--points", "200", "--pairs", "8"])
+    two_sample.main(["--points", "200", "--pairs", "4"])
     first, *others = capsys.readouterr().out.strip().split("\n\n")
     head, names, *lines = first.splitlines()
-    assert head == "normal, d = 2: 8 pairs of 200 and 200 points"
+    assert head == "normal, d = 2: 4 pairs of 200 and 200 points"
     assert names.split() == ["power", "milliseconds"]
     found = {}
     for line in lines:
@@ -41,18 +41,18 @@ def test_power(capsys):
         assert float(milliseconds) > 0
         found[way] = float(share)
     draw = two_sample.POWER["normal, d = 2"][0]
-    pairs = [(seed, *draw(200, np.random.default_rng(seed))) for seed in range(1, 9)]
+    pairs = [(seed, *draw(200, np.random.default_rng(seed))) for seed in range(1, 5)]
     shares = [two_sample_test(x, y, standardize=False, rng=seed).reject for seed, x, y in pairs]
     assert found["default, 6 bandwidths"] == pytest.approx(np.mean(shares), abs=0.006)
     assert len(others) == 2
 
 
 def test_level(capsys):
-    two_sample.main(["--level", "--pairs", "8"])
+    two_sample.main(["--level", "--pairs", "4"])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["default", "landmarks", "compress"]
     assert len(lines) == len(two_sample.LEVEL)
     draw = two_sample.LEVEL["blobs"]
-    rngs = map(np.random.default_rng, range(8))
+    rngs = map(np.random.default_rng, range(4))
     shares = [two_sample_test(*draw(rng), permutations=199, rng=rng).reject for rng in rngs]
     assert float(lines[-1].split()[1]) == pytest.approx(np.mean(shares), abs=6e-5)
