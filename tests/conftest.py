@@ -25,12 +25,14 @@ for package in ("reference", "examples"):
 def pytest_configure(config):
     """Choose what child processes inherit: folders of recordings and of machine code, BLAS threads.
 
-    xdist's workers have a core each: threads of BLAS would wait for each other. The wheel has not
-    all recordings. The folder of machine code is set before Numba is imported. Names in it carry a
-    hash of the sources, so one folder serves every run. An xdist worker finds the variables that
-    the first process sets.
+    They import the installed package, not the folder that they run in, whose kernels nobody has
+    compiled. xdist's workers have a core each: threads of BLAS would wait for each other. The wheel
+    has not all recordings. The folder of machine code is set before Numba is imported. Names in it
+    carry a hash of the sources, so one folder serves every run. An xdist worker finds the variables
+    that the first process sets.
     """
     os.environ["THINFORMER_ACTIVATIONS"] = str(ROOT / "thinformer" / "data" / "activations")
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if "NUMBA_CACHE_DIR" in os.environ:
         return

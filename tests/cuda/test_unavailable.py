@@ -106,6 +106,8 @@ def test_few_blocks_are_no_warning():
     """Numba would warn at every launch of a last round."""
     from numba.cuda import dispatcher
 
+    import thinformer.cuda.jit  # noqa: F401
+
     assert dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS == 0
 
 
