@@ -103,12 +103,16 @@ def test_numba_cuda_for_another_numba(monkeypatch, capsys):
 
 
 def test_few_blocks_are_no_warning():
-    """Numba would warn at every launch of a last round."""
-    from numba.cuda import dispatcher
+    """Numba would warn at every launch of a last round.
 
-    import thinformer.cuda.jit  # noqa: F401
-
-    assert dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS == 0
+    In a process of its own: Numba reads its settings again where a variable of the environment has
+    changed, as tests of the cache change one.
+    """
+    code = (
+        "import thinformer.cuda.jit; from numba.cuda import dispatcher;"
+        "assert dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_half_precision_is_benched_on_a_gpu(capsys):
