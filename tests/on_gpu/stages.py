@@ -103,6 +103,7 @@ NAMES = tuple(dict.fromkeys(stage.name for x in (True, False) for g in groups(x)
 def environment(simulated):
     """What all stages inherit; `Runner` adds folders for machine code."""
     inherited = os.environ | {
+        "PYTHONSAFEPATH": "",  # stages import what stands beside them
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
