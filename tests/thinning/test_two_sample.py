@@ -224,15 +224,15 @@ def rejected(make, pairs=400, **arguments):
             marks=pytest.mark.nightly,
         ),
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bandwidth": "median", "method": "landmarks"}),
-        (
+        pytest.param(
             lambda rng: rng.normal(size=(2, 128, 2)),
             {"method": "compress", "g": 0, "bins": 8},
+            marks=pytest.mark.nightly,
         ),
         (lambda rng: rng.normal(size=(2, 60, 2)), {"bins": 1000, "bandwidth": "median"}),
-        pytest.param(
+        (
             lambda rng: (rng.normal(size=(40, 10)), rng.normal(size=(250, 10))),
             {"method": "compress", "g": 0, "bins": 16, "bandwidth": 0.3},
-            marks=pytest.mark.nightly,
         ),
     ],
     ids=[
