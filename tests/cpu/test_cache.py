@@ -254,31 +254,37 @@ assert (simd.BYTES, simd.ROWS) == (32, 4)
     assert run(shorter + code, THINFORMER_CACHE="0") == run(code)
 
 
-@pytest.mark.nightly
-def test_what_a_call_does_not_use_is_not_compiled():
-    compiled = run("""
-        import numpy as np
+# the functions that Numba compiles from here on
+LISTENING = """
         from numba.core import event
-        from thinformer import attention, kernels, kh_compress
 
-        compiled = set()
+        functions = set()
 
         class Listener(event.Listener):
             def on_start(self, event):
-                compiled.add(event.data["dispatcher"].py_func.__name__)
+                functions.add(event.data["dispatcher"].py_func)
 
             def on_end(self, event):
                 pass
 
+        event.register("numba:compile", Listener())
+"""
+
+
+@pytest.mark.nightly
+def test_what_a_call_does_not_use_is_not_compiled():
+    compiled = run(LISTENING + """
+        import numpy as np
+        from thinformer import attention, kernels, kh_compress
+
         def compiles(call):
-            compiled.clear()
+            functions.clear()
             call()
             named = {"tabulate_of_products", "tabulate_of_distances", "tabulate_sobolev",
                      "tabulate_stein", "gather_factor", "weigh_sums", "clamp",
                      "products_of_columns"}
-            print(sorted(compiled & named))
+            print(sorted({function.__name__ for function in functions} & named))
 
-        event.register("numba:compile", Listener())
         x = np.random.default_rng(0).random((64, 2))
         both = kernels.gaussian() + kernels.sobolev()
         compiles(lambda: kh_compress(x, size=8, kernel="gaussian", rng=0))
@@ -300,21 +306,10 @@ def test_what_a_call_does_not_use_is_not_compiled():
 @pytest.mark.nightly
 def test_kernels_bring_no_strings_and_no_sort_with_them():
     """The message of a slice assignment, and NumPy's sort, take seconds to compile."""
-    found = run("""
+    found = run(LISTENING + """
         import numpy as np
-        from numba.core import event
         from thinformer import attention, compress_cache, kernels, thin, two_sample_test
 
-        modules = set()
-
-        class Listener(event.Listener):
-            def on_start(self, event):
-                modules.add(event.data["dispatcher"].py_func.__module__)
-
-            def on_end(self, event):
-                pass
-
-        event.register("numba:compile", Listener())
         qkv = np.random.default_rng(0).random((3, 1, 64, 1, 8))
         for options in ({}, {"correction": "nystrom"}, {"correction": "queries"},
                         {"temperature": "auto"}):
@@ -326,6 +321,7 @@ def test_kernels_bring_no_strings_and_no_sort_with_them():
         thin(x, 8, kernel=kernels.stein(-x), rng=0)
         for method in ("exact", "landmarks", "compress"):
             two_sample_test(x, x[::-1], method=method, rng=0)
+        modules = {function.__module__ for function in functions}
         print("thinformer.cpu.rows" in modules,
               modules & {"numba.cpython.unicode", "numba.misc.quicksort"})
     """, THINFORMER_CACHE="0", **FAST)  # fmt: skip

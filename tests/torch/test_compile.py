@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from compiling import compiled, graph_breaks
+from processes import run
 from tensors import equal, padding, qkv
 
 from thinformer import thinformer_attention
@@ -164,3 +165,18 @@ def test_two_processes_train_as_one(tmp_path):
     of_two = [torch.load(result) for result in results]
     assert torch.equal(*of_two)
     equal(of_two[0], project.weight.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_first_call_imports_no_compiler_of_graphs():
+    """It would take most of the time of a first call whose kernels are on disk."""
+    found = run("""
+        import sys
+        import torch
+        from thinformer import thinformer_attention
+        q = torch.zeros(1, 64, 1, 8)
+        for correction in (None, "queries", "nystrom"):
+            thinformer_attention(q, q, q, size=8, correction=correction, fallback="exact")
+        print("torch._dynamo" in sys.modules)
+    """)
+    assert found == "False"

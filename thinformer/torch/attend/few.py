@@ -9,7 +9,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
-from thinformer.torch.attend.slots import used_ones, widened
+from thinformer.torch.attend.slots import used_slots, widened
 from thinformer.torch.choose.calls import choose_keys
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads
 
@@ -21,7 +21,7 @@ def attend_to_few(
     of_all, counts, finite = choose_keys(heads, selection, seed)
     if heads.valid is None:
         return attend_to_kept(heads, of_all, counts, finite, wanted)
-    few, width = used_ones(of_all, counts), of_all.shape[-1]
+    few, width = used_slots(of_all, counts), of_all.shape[-1]
     output, weights, indices = attend_to_kept(heads, few, counts, finite, wanted)
     weights = None if weights is None else widened(weights, width, 0)
     return output, weights, widened(indices, width, -1)

@@ -17,7 +17,7 @@ from thinformer.attending.landmarks import LEAST, SHARE
 from thinformer.attending.options import KeySelection
 from thinformer.torch.attend.arguments import Wanted
 from thinformer.torch.attend.fitted import fit_groups, fit_pivots, scaled
-from thinformer.torch.attend.slots import used_ones, widened
+from thinformer.torch.attend.slots import used_slots, widened
 from thinformer.torch.choose import calls
 from thinformer.torch.choose.heads import COMPUTED_IN, Heads, grouped
 
@@ -87,9 +87,9 @@ def fit_landmarks(heads: Heads, selection: KeySelection, seed: torch.Tensor) -> 
     query, key, value, valid, scale = heads
     indices, counts, finite, sampled, tau = calls.choose_landmarks(heads, selection, seed)
     if valid is not None:
-        indices = used_ones(indices, counts)
+        indices = used_slots(indices, counts)
         if sampled.shape[-1]:
-            sampled = used_ones(sampled, (sampled >= 0).sum(-1))
+            sampled = used_slots(sampled, (sampled >= 0).sum(-1))
     wide = COMPUTED_IN[value.dtype]
     used = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]
     with torch.autocast(query.device.type, enabled=False):

@@ -6,19 +6,19 @@ import torch
 from torch.nn.functional import pad
 
 
-def used_ones(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def used_slots(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Return the first slots of indices (..., n), as many as the largest of counts; at least one.
 
     The shapes alone allow a slot for each token that a short sequence keeps, `min_length` - 1 of
     them: all would be computed. A graph needs that number, as it serves every mask, and a GPU would
     be waited for.
     """
-    if counts.numel() == 0 or counts.is_cuda or traced():
+    if counts.numel() == 0 or counts.is_cuda or _traced():
         return indices
     return indices[..., : max(1, int(counts.max()))]
 
 
-def traced() -> bool:
+def _traced() -> bool:
     """Whether tensors may have no values yet: in a graph, in `torch.vmap`, under a mode."""
     return (
         torch.compiler.is_compiling()

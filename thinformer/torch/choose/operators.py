@@ -26,7 +26,8 @@ LIBRARY = torch.library.Library("thinformer", "FRAGMENT")
 def operator(schema: str) -> Callable[[Callable], Any]:
     """Register a function as an operator, which takes no gradient and changes no argument.
 
-    `torch.library.custom_op` would import the compiler of graphs at the first call, in two seconds.
+    `torch.library.custom_op` imports torch's compiler of graphs at the first call, which then takes
+    2.0 s in place of 0.6 s.
     """
 
     def register(function: Callable) -> Any:
