@@ -48,8 +48,9 @@ def pytest_configure(config):
 def pytest_xdist_make_scheduler(config, log):
     """Give a worker all tests of a file, so that what they call is compiled once, not by each.
 
-    A notebook has a process of its own, so these are apart. Files are taken in their order: the
-    smallest ones, which xdist would take last, have the slowest tests.
+    Files of attention share the kernels that take longest, and are one. A notebook has a process of
+    its own, so these are apart. Files are taken in their order: the smallest ones, which xdist
+    would take last, have the slowest tests.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -58,7 +59,10 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return nodeid if file.endswith("test_notebooks.py") else file
+            if file.endswith("test_notebooks.py"):
+                return nodeid
+            folder = file.rpartition("/")[0]
+            return folder if folder.endswith("/attending") else file
 
     return ByFile(config, log)
 

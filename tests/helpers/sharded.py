@@ -1,7 +1,4 @@
-"""Ranks as processes, each with a shard of a sequence, and what they return as specified."""
-
-import subprocess
-import sys
+"""Shards of a sequence, and what the rank of each returns as specified."""
 
 import numpy as np
 import torch
@@ -16,72 +13,6 @@ from thinformer.torch import KeySelection
 from thinformer.torch.choose.heads import grouped
 from thinformer.torch.choose.seeds import seed_of_rank
 from thinformer.torch.distributed import OF_QUERIES
-
-# A rank runs the cases (tensors, options) that have a shard for it, and saves outputs, gradients,
-# errors, and what it gathered. The first ranks run a case that has fewer shards than there are
-# ranks.
-RANK = """
-import sys
-import torch
-import torch.distributed as dist
-from thinformer.torch.distributed import sharded_attention
-
-torch.set_num_threads(1)
-rank, ranks, store, cases, result = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
-groups = [dist.new_group(range(first)) for first in range(1, ranks)]
-odd = dist.new_group(range(1, ranks, 2))
-gathered, all_gather = [], dist.all_gather
-
-def counting(into, tensor, group=None):
-    gathered.append([(tuple(x.shape), x.dtype) for x in into])
-    return all_gather(into, tensor, group=group)
-
-dist.all_gather = counting
-results = {}
-for name, (shards, options) in torch.load(cases).items():
-    if rank >= len(shards):
-        continue
-    gathered.clear()
-    found = results[name] = {"gathered": []}
-    if options.pop("odd", False):
-        options["group"] = odd
-    elif len(shards) < ranks:
-        options["group"] = groups[len(shards) - 1]
-    gradients = options.pop("gradients", "")
-    if rank == options.pop("without", None):
-        gradients = ""
-    tensors = [x.clone().requires_grad_(role in gradients) for role, x in zip("qkv", shards[rank])]
-    try:
-        output = sharded_attention(*tensors, **options)
-    except Exception as error:
-        found["error"] = f"{type(error).__name__}: {error}"
-        continue
-    found["output"], found["gathered"] = output.detach(), list(gathered)
-    if gradients:
-        output.cos().sum().backward()
-        found["gradients"] = [x.grad for x in tensors]
-torch.save(results, result)
-dist.destroy_process_group()
-"""
-
-
-def run(ranks, cases, folder):
-    """What each rank found, a list of dicts by the names of the cases."""
-    torch.save(cases, folder / "cases")
-    common = [str(ranks), f"file://{folder / 'store'}", str(folder / "cases")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", RANK, str(rank), *common, str(folder / str(rank))]
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * ranks
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / str(rank)) for rank in range(ranks)]
 
 
 def shards_of(T, S, H=2, H_kv=None, E=8, D=5, B=2, dtype=torch.float64, seed=0):

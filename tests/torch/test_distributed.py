@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import pytest
+import ranks
 import sharded
 import torch
 import torch.distributed as dist
@@ -50,7 +51,7 @@ def of_ranks(tmp_path_factory):
             sharded_attention(*shards[0], **options)
     cases = {f"two, {name}": case for name, case in TWO.items()}
     cases |= {f"four, {name}": case for name, case in FOUR.items()}
-    return sharded.run(4, cases, tmp_path_factory.mktemp("ranks"))
+    return ranks.run(4, cases, tmp_path_factory.mktemp("ranks"))
 
 
 def with_prefix(results, prefix):
