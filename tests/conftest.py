@@ -1,6 +1,8 @@
 """Set-up for all tests: the specification, the cache of kernels, memory that is never zero."""
 
+import contextlib
 import gc
+import importlib
 import os
 import tempfile
 
@@ -65,6 +67,17 @@ def pytest_xdist_make_scheduler(config, log):
             return folder if folder.endswith("/attending") else file
 
     return ByFile(config, log)
+
+
+def pytest_sessionstart():
+    """Let one of two workers import other packages first: Python compiles new ones, and keeps that.
+
+    Both would compile the same files of a new environment at the same time.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        for package in "scipy.stats", "pandas", "polars", "sklearn", "distributed":
+            with contextlib.suppress(ImportError):
+                importlib.import_module(package)
 
 
 def pytest_collection_finish():
