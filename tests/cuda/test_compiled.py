@@ -106,6 +106,7 @@ def test_attention_in_small_blocks(threads, tmp_path):
     check_documented("float32", threads, used)
 
 
+@nightly
 def test_attention_in_float64(tmp_path):
     threads, used = threads_for(4096, np.float64), []
     kernel, _ = attention_kernel("float64", threads)
@@ -122,10 +123,10 @@ def test_attention_in_float64(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "stored", "threads"),
-    [(halve.make_kernel, "bfloat16", 256), (shared.make_collect, "float16", 256),
+    [(halve.make_kernel, "bfloat16", 256),
      *(pytest.param(*more, marks=nightly) for more in (
          (halve.make_kernel, "bfloat16", 64), (halve.make_kernel, "bfloat16", 128),
-         (halve.make_kernel, "float16", 256),
+         (halve.make_kernel, "float16", 256), (shared.make_collect, "float16", 256),
          (shared.make_collect, "bfloat16", 128), (shared.make_collect, "bfloat16", 256),
      ))],
 )  # fmt: skip
