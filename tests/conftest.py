@@ -70,9 +70,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_sessionstart():
-    """Let one of two workers import other packages first: Python compiles new ones, and keeps that.
+    """Let one of two workers import other packages first.
 
-    Both would compile the same files of a new environment at the same time.
+    In a new environment Python compiles what is imported, and keeps it. Both workers would compile
+    the same files at the same time.
     """
     if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
         for package in "scipy.stats", "pandas", "polars", "sklearn", "distributed":
