@@ -50,9 +50,9 @@ def pytest_configure(config):
 def pytest_xdist_make_scheduler(config, log):
     """Give a worker all tests of a file, so that what they call is compiled once, not by each.
 
-    Files of attention share the kernels that take longest, and are one. A notebook has a process of
-    its own, so these are apart. Files are taken in their order: the smallest ones, which xdist
-    would take last, have the slowest tests.
+    Files of landmarks share the kernels that take longest, and stay together. A notebook has a
+    process of its own, so these are apart. Files are taken in their order: the smallest ones, which
+    xdist would take last, have the slowest tests.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -63,8 +63,7 @@ def pytest_xdist_make_scheduler(config, log):
             file = nodeid.partition("::")[0]
             if file.endswith("test_notebooks.py"):
                 return nodeid
-            folder = file.rpartition("/")[0]
-            return folder if folder.endswith("/attending") else file
+            return "landmarks" if "/test_landmark" in file else file
 
     return ByFile(config, log)
 

@@ -232,7 +232,7 @@ def test_cache_that_cannot_be_written_later(tmp_path):
                NUMBA_CACHE_DIR=str(tmp_path / "cache")) == "2"  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["f4", pytest.param("f8", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_processor_with_shorter_vectors(dtype):
     """The same keys with blocks of half the rows and half the columns."""
     code = (

@@ -90,8 +90,7 @@ def test_attention(stored, tmp_path):
     check_documented(stored, threads, used)
 
 
-@nightly
-@pytest.mark.parametrize("threads", [64, 128])
+@pytest.mark.parametrize("threads", [64, pytest.param(128, marks=nightly)])
 def test_attention_in_small_blocks(threads, tmp_path):
     kernel, _ = attention_kernel("float32", threads)
     used = []
@@ -106,7 +105,6 @@ def test_attention_in_small_blocks(threads, tmp_path):
     check_documented("float32", threads, used)
 
 
-@nightly
 def test_attention_in_float64(tmp_path):
     threads, used = threads_for(4096, np.float64), []
     kernel, _ = attention_kernel("float64", threads)
@@ -123,10 +121,10 @@ def test_attention_in_float64(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "stored", "threads"),
-    [(halve.make_kernel, "bfloat16", 256),
+    [(halve.make_kernel, "bfloat16", 256), (shared.make_collect, "float16", 256),
      *(pytest.param(*more, marks=nightly) for more in (
          (halve.make_kernel, "bfloat16", 64), (halve.make_kernel, "bfloat16", 128),
-         (halve.make_kernel, "float16", 256), (shared.make_collect, "float16", 256),
+         (halve.make_kernel, "float16", 256),
          (shared.make_collect, "bfloat16", 128), (shared.make_collect, "bfloat16", 256),
      ))],
 )  # fmt: skip
@@ -183,7 +181,7 @@ def test_shared_buckets(make, stored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tags", [(GAUSSIAN,), pytest.param(tuple(run.PHI), marks=nightly)], ids=["gaussian", "all"]
+    "tags", [pytest.param((GAUSSIAN,), marks=nightly), tuple(run.PHI)], ids=["gaussian", "all"]
 )
 def test_points(tags, tmp_path):
     """Every phi of the package, in a sum of all, in float32 and in registers."""

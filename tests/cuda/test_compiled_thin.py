@@ -34,7 +34,7 @@ nightly = pytest.mark.nightly  # the same code with other numbers
 each_variant = pytest.mark.parametrize(
     ("name", "computed"),
     [
-        pytest.param("gaussian", "float32", marks=nightly),
+        ("gaussian", "float32"),
         ("stein", "float32"),
         pytest.param("gaussian", "float64", marks=nightly),
         pytest.param("stein", "float64", marks=nightly),
@@ -111,7 +111,7 @@ def test_swaps_and_greedy_choice(name, computed, tmp_path):
 
 
 @pytest.mark.parametrize("computed", ["float32", pytest.param("float64", marks=nightly)])
-@pytest.mark.parametrize("name", ["gaussian", pytest.param("stein", marks=nightly)])
+@pytest.mark.parametrize("name", [pytest.param("gaussian", marks=nightly), "stein"])
 def test_adaptive_thresholds(name, computed, tmp_path):
     threads, number = threads_for(4096, run.COMPUTED_IN[computed]), getattr(types, computed)
     signature = (number[::1], GEOMETRY, number[::1], GEOMETRY, number[:, :, ::1], number[:, ::1],

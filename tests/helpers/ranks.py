@@ -64,13 +64,16 @@ def run(ranks, cases, folder):
     context = multiprocessing.get_context("forkserver")
     # imported once, in the process that ranks are forked from
     context.set_forkserver_preload(["thinformer.torch.distributed"])
-    processes = [context.Process(target=be_rank, args=(r, ranks, folder)) for r in range(ranks)]
+    processes = [
+        context.Process(target=be_rank, args=(rank, ranks, folder), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
     try:
         for process in processes:
-            process.start()
-        for process in processes:
             process.join(timeout=120)
-        assert [process.exitcode for process in processes] == [0] * ranks
+            assert process.exitcode == 0
     finally:
         for process in processes:
             process.kill()

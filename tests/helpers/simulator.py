@@ -95,7 +95,8 @@ def take_turns(monkeypatch):
     # kernels index arrays of NumPy themselves; a wrapper around them takes as long as the rest
     monkeypatch.setattr(simulator, "FakeWithinKernelCUDAArray", lambda array: array._ary)
     monkeypatch.setattr(kernelapi, "threading", SimpleNamespace(current_thread=getcurrent))
-    # a shared array is known by the line that asks for it; lines above it took a third of the time
+    # a shared array is known by the line that asks for it; reading the whole stack took a third of
+    # the time
     monkeypatch.setattr(kernelapi, "traceback", SimpleNamespace(extract_stack=caller_and_callee))
     monkeypatch.setattr(simulator.FakeCUDAKernel, "__call__", call)
 

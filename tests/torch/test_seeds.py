@@ -216,7 +216,10 @@ def test_checkpoints_recompute_the_same(settings):
 )
 @pytest.mark.parametrize(
     "name",
-    [name if name == "vit" else pytest.param(name, marks=pytest.mark.nightly) for name in ALL],
+    [
+        name if name in ("vit", "own") else pytest.param(name, marks=pytest.mark.nightly)
+        for name in ALL
+    ],
 )
 def test_compiled_whole_and_exported(name, settings):
     model, call = ALL[name]()
